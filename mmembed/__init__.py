@@ -1,0 +1,48 @@
+"""mmembed: texts in any language and images in one embedding space, on a shared LLM backbone.
+
+Names are imported when they are first used, so `import mmembed` costs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "load": "embedder",
+    "compose": "embedder",
+    "Embedder": "embedder",
+    "Report": "embedder",
+    "Text": "inputs",
+    "Image": "images",
+    "ModelSpec": "spec",
+    "EmbeddingModel": "model",
+    "SentencePieceTokenizer": "tokenizer",
+    "Index": "search.index",
+    "Hits": "search.hits",
+}
+__all__ = ["__version__", *_WHERE]
+
+if TYPE_CHECKING:
+    from .embedder import Embedder, Report, compose, load
+    from .images import Image
+    from .inputs import Text
+    from .model import EmbeddingModel
+    from .search.hits import Hits
+    from .search.index import Index
+    from .spec import ModelSpec
+    from .tokenizer import SentencePieceTokenizer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'mmembed' has no attribute {name!r}")
+    value = getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

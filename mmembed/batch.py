@@ -1,0 +1,218 @@
+"""Items become numbers here, once: Sample (one item), Batch (one packed row of many), and the plan by token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from .errors import InputError, TruncationError
+from .images import Image
+from .nn.spans import Counted, Spans
+from .prompts import Run, TextRun
+from .tokenizer import Tokenizer, Tokens
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Pixels = "NDArray[np.uint8]"
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Where the tokens of one image lie in a sample, and its pixels as the tower takes them: uint8 (3, H, W)."""
+
+    first: int
+    count: int
+    pixels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One item as numbers.
+
+    Attributes:
+        ids: (T,) int64; what stands at image slots is never read.
+        counted: (T,) bool, what pooling reads; at least one is true.
+        images: its images in order.
+        truncated: tokens that were cut off.
+    """
+
+    ids: NDArray[np.int64]
+    counted: NDArray[np.bool_]
+    images: tuple[Slots, ...]
+    truncated: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Many samples as one packed row of T tokens.
+
+    Attributes:
+        ids: (T,) token numbers. spans: what attends to what, and positions. counted: what is pooled.
+        pixels: one uint8 (3, H, W) an image, in the order of their slots. slots: (S,) where their tokens lie in the row.
+        rows: the caller's row of each of the B items.
+    """
+
+    ids: Int[Tensor, " T"]
+    spans: Spans
+    counted: Counted
+    pixels: tuple[NDArray[np.uint8], ...]
+    slots: Int[Tensor, " S"]
+    rows: tuple[int, ...]
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(
+            self.ids.to(device, non_blocking=True),
+            self.spans.to(device),
+            self.counted.to(device),
+            self.pixels,
+            self.slots.to(device, non_blocking=True),
+            self.rows,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """Runs of text and images -> Sample, as one model wants them.
+
+    Args:
+        tokenizer: ids and special tokens.
+        max_length: tokens of a sample at most.
+        counted, span, eos: which tokens pooling reads, see `ModelSpec.counted`.
+        prepare: RGB (H, W, 3) -> pixels of the tower; image_tokens: pixels -> number of tokens. None: text only.
+    """
+
+    tokenizer: Tokenizer
+    max_length: int
+    counted: str = "all"
+    span: tuple[int, int] | None = None
+    prepare: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
+    image_tokens: Callable[[NDArray[np.uint8]], int] | None = None
+
+    def samples(self, items: Sequence[Sequence[Run]], truncate: str = "end") -> Iterator[Sample | InputError]:
+        """One sample, or what is wrong with it, for each item; all texts are tokenised in one call."""
+        texts = [run.text for runs in items for run in runs if isinstance(run, TextRun)]
+        tokens = iter(self.tokenizer.encode(texts))
+        for runs in items:
+            own = [(run, next(tokens)) if isinstance(run, TextRun) else run for run in runs]
+            try:
+                yield self._sample(own, truncate)
+            except InputError as error:
+                yield error
+
+    def _sample(self, runs: Sequence[tuple[TextRun, Tokens] | Image], truncate: str) -> Sample:
+        ids: list[int] = list(self.tokenizer.prefix)
+        content: list[bool] = [False] * len(ids)
+        images: list[Slots] = []
+        for run in runs:
+            if isinstance(run, Image):
+                slots = self._slots(run, len(ids))
+                images.append(slots)
+                ids += [0] * slots.count
+                content += [True] * slots.count
+            else:
+                text, tokens = run
+                ids += tokens.ids
+                content += _own(text.content, tokens.spans)
+        ids += self.tokenizer.suffix
+        content += [False] * len(self.tokenizer.suffix)
+        if not ids:
+            raise InputError("the item is empty: it has no token at all")
+        excess = len(ids) - self.max_length
+        if excess > 0:
+            ids, content, images = self._cut(ids, content, images, excess, truncate)
+        row = np.asarray(ids, dtype=np.int64)
+        return Sample(row, self._count(row, content), tuple(images), max(excess, 0))
+
+    def _slots(self, image: Image, first: int) -> Slots:
+        if self.prepare is None or self.image_tokens is None:
+            raise InputError("this model reads text only, and the item holds an image")
+        pixels = self.prepare(image.load())
+        return Slots(first, self.image_tokens(pixels), pixels)
+
+    def _cut(
+        self, ids: list[int], content: list[bool], images: list[Slots], excess: int, truncate: str
+    ) -> tuple[list[int], list[bool], list[Slots]]:
+        """The last tokens of the item's own text go; its images, its prompt and the special tokens stay."""
+        if truncate == "error":
+            raise TruncationError(f"{len(ids)} tokens are more than the {self.max_length} that the model reads")
+        pictured = {k for slots in images for k in range(slots.first, slots.first + slots.count)}
+        own = [k for k, mine in enumerate(content) if mine and k not in pictured]
+        if len(own) < excess:
+            raise InputError(
+                f"prompt and images alone take {len(ids) - len(own)} of the {self.max_length} tokens that the model reads"
+            )
+        gone = set(own[-excess:])
+        kept = [k for k in range(len(ids)) if k not in gone]
+        moved = [Slots(s.first - sum(k < s.first for k in gone), s.count, s.pixels) for s in images]
+        return [ids[k] for k in kept], [content[k] for k in kept], moved
+
+    def _count(self, ids: NDArray[np.int64], content: list[bool]) -> NDArray[np.bool_]:
+        every = np.ones(len(ids), dtype=bool)
+        if self.counted == "content" and any(content):
+            every[: content.index(True)] = False
+        elif self.counted == "eos":
+            if not self.tokenizer.suffix:
+                raise InputError("counted='eos', and the tokenizer closes an item with no token")
+            every[:-1] = False
+        elif self.counted == "span" and self.span is not None:
+            opening, closing = np.flatnonzero(ids == self.span[0]), np.flatnonzero(ids == self.span[1])
+            if len(opening) and len(closing) and opening[0] <= closing[-1]:
+                every[: opening[0]] = False
+                every[closing[-1] + 1 :] = False
+        return every
+
+
+def _own(content: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[bool]:
+    """Which tokens hold a character of the item's own; one that straddles the border does."""
+    return [any(begin < end and a < end and begin < b for a, b in content) for begin, end in spans]
+
+
+def plan(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Rows grouped into batches of at most `budget` tokens (or one row), longest first, equal lengths side by side."""
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    batches: list[list[int]] = []
+    used = 0
+    for row in order:
+        if not batches or used + lengths[row] > budget:
+            batches.append([])
+            used = 0
+        batches[-1].append(row)
+        used += lengths[row]
+    return batches
+
+
+def pack(samples: Sequence[Sample], rows: Sequence[int], mask: str) -> Batch:
+    """Samples laid one after the other as one row."""
+    lengths = [len(sample) for sample in samples]
+    firsts = np.cumsum([0, *lengths[:-1]])
+    block = np.full(sum(lengths), -1, dtype=np.int64)
+    slots: list[NDArray[np.int64]] = []
+    pixels: list[NDArray[np.uint8]] = []
+    for sample, first in zip(samples, firsts, strict=True):
+        for image in sample.images:
+            where = np.arange(image.count) + image.first + first
+            block[where] = len(pixels)
+            slots.append(where)
+            pixels.append(image.pixels)
+    counted = np.concatenate([sample.counted for sample in samples])
+    owner = np.repeat(np.arange(len(samples)), lengths)
+    return Batch(
+        ids=torch.from_numpy(np.concatenate([sample.ids for sample in samples])),
+        spans=Spans.of(lengths, mask, torch.from_numpy(block)),  # type: ignore[arg-type]
+        counted=Counted(
+            torch.from_numpy(np.flatnonzero(counted)), torch.from_numpy(owner[counted].astype(np.int64)), len(samples)
+        ),
+        pixels=tuple(pixels),
+        slots=torch.from_numpy(np.concatenate(slots)) if slots else torch.empty(0, dtype=torch.long),
+        rows=tuple(rows),
+    )

@@ -1,0 +1,501 @@
+"""The door: load or compose an embedder, encode texts and images, compare vectors, save it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from . import hub, prompts
+from .batch import Sample, Sampler, pack, plan
+from .errors import InputError, LoadError, SpecError, UnknownName
+from .inputs import Image, Item, Thing, to_item
+from .model import EmbeddingModel
+from .nn.precision import PRECISIONS, dtype_of, unit
+from .spec import ModelSpec
+from .tokenizer import SentencePieceTokenizer, TransformersTokenizer, load_tokenizer
+from .towers.vision import compose_vision
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+GOLDEN_FILE = "golden.json"
+WINDOW = 4096
+"""Items that are prepared and sorted by length together: with windows of this size 2 % more would be gained by sorting all."""
+BUDGET = {"cpu": 4096, "cuda": 32768}
+"""Tokens of one batch: on a CPU more falls out of cache, on a GPU less leaves it idle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An item that was not embedded: its row in the caller's list, and why."""
+
+    row: int
+    reason: str
+
+
+@dataclass
+class Report:
+    """What an `encode` did; give one to be told.
+
+    Attributes:
+        skipped: items left out under on_error="skip"; their rows are NaN. truncated: rows of texts cut short.
+        items, tokens, images: how many were embedded. seconds: wall time.
+    """
+
+    skipped: list[Skipped] = field(default_factory=list)
+    truncated: list[int] = field(default_factory=list)
+    items: int = 0
+    tokens: int = 0
+    images: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """How far this machine's vectors lie from the golden ones: the greatest difference of any number."""
+
+    count: int
+    greatest_difference: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return self.greatest_difference <= self.tolerance
+
+
+class Embedder:
+    """Texts and images -> unit vectors of one space.
+
+    Made by `load` and `compose`. Calls of `encode` keep no state, so one embedder serves many threads.
+
+    Args:
+        model: the weights. tokenizer: text -> ids. golden: inputs and vectors for `self_test`.
+    """
+
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        tokenizer: SentencePieceTokenizer | TransformersTokenizer,
+        golden: Sequence[Mapping[str, Any]] = (),
+    ):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.golden = tuple(golden)
+        spec = model.spec
+        seeing = model.vision is not None
+        self._sampler = Sampler(
+            tokenizer=tokenizer,
+            max_length=spec.max_length,
+            counted=spec.counted,
+            span=None if spec.span is None else (tokenizer.id_of(spec.span[0]), tokenizer.id_of(spec.span[1])),
+            prepare=model.vision.prepare if model.vision is not None else None,
+            image_tokens=model.image_tokens if seeing else None,
+        )
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.model.spec
+
+    @property
+    def dimension(self) -> int:
+        """Numbers in a vector, unless `truncate_dim` shortens it."""
+        return self.spec.dimension
+
+    @property
+    def precision(self) -> str:
+        dtype = next(self.model.parameters()).dtype
+        return next(name for name, known in PRECISIONS.items() if known == dtype)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of spec, weights and precision: vectors of equal fingerprint may be compared."""
+        return self.model.fingerprint()
+
+    def __repr__(self) -> str:
+        spec = self.spec
+        return (
+            f"<mmembed.Embedder {spec.name!r}: {spec.backbone['config']['model_type']}, {'/'.join(spec.modalities)}, "
+            f"{spec.dimension} numbers, {self.precision} on {self.model.device}>"
+        )
+
+    def encode(
+        self,
+        inputs: Thing | Iterable[Thing],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | Sequence[str] | None = None,
+        instruction: str | Sequence[str] | None = None,
+        language: str | None = None,
+        truncate_dim: int | None = None,
+        truncate: Literal["end", "error"] = "end",
+        on_error: Literal["raise", "skip"] = "raise",
+        batch_tokens: int | None = None,
+        report: Report | None = None,
+        show_progress_bar: bool = False,
+    ) -> NDArray[np.float32]:
+        """Vectors of things, in their order.
+
+        Args:
+            inputs: many things in a list or another iterable, or one thing. A `str` is always text; pictures come as
+                `Image(...)` or PIL images; a tuple or a dict with "text" and "image" is one item of several parts.
+            prompt_name: one of `spec.prompts`; None is the spec's default.
+            prompt: words to put before the item instead, one for all or one an item.
+            instruction: what the prompt's {instruction} says, one for all or one an item.
+            language: picks the prompt of a language where the spec has one.
+            truncate_dim: only the first so many numbers, brought to unit length again (Matryoshka).
+            truncate: what to do with items longer than the model reads: cut their own text at the end, or raise.
+            on_error: "raise" at the first item that cannot be embedded, or "skip": its row is NaN, and it is reported.
+            batch_tokens: tokens of one batch.
+            report: filled with what was done, skipped and truncated.
+            show_progress_bar: with items and time left.
+
+        Returns:
+            float32 (N, D), rows of unit length where the spec normalises.
+
+        Raises:
+            InputError: an item that cannot be embedded, by its row.
+            UnknownName: no such prompt.
+            SpecError: dimensions that the model was not trained for.
+        """
+        began = time.perf_counter()
+        for value, kind, known in ((truncate, "truncate", ("end", "error")), (on_error, "on_error", ("raise", "skip"))):
+            if value not in known:
+                raise UnknownName(kind, value, known)
+        out_dim = self._width(truncate_dim)
+        told = report if report is not None else Report()
+        first_new = len(told.skipped), len(told.truncated)
+        things = _many(inputs)
+        wrapping = _Wrapping(self.spec, prompt_name, prompt, instruction, language)
+        blocks: list[NDArray[np.float32]] = []
+        bar = _progress(things, show_progress_bar)
+        with torch.inference_mode():
+            for first, window in _windows(things):
+                block = np.full((len(window), out_dim), np.nan, dtype=np.float32)
+                rows, samples = self._samples(window, first, wrapping, truncate, on_error, told)
+                for batch_rows in plan([len(s) for s in samples], batch_tokens or self._budget()):
+                    chosen = [samples[k] for k in batch_rows]
+                    vectors = self._vectors(chosen, [rows[k] for k in batch_rows], out_dim)
+                    block[[rows[k] - first for k in batch_rows]] = vectors
+                    bar.update(len(batch_rows))
+                blocks.append(block)
+                told.items += len(samples)
+        bar.close()
+        told.seconds += time.perf_counter() - began
+        wrapping.check_count(sum(len(block) for block in blocks))
+        _warn(told, first_new, report is not None, self.spec.max_length)
+        return np.concatenate(blocks) if blocks else np.empty((0, out_dim), dtype=np.float32)
+
+    def encode_query(self, inputs: Thing | Iterable[Thing], **options: Any) -> NDArray[np.float32]:
+        """`encode` under the prompt "query" where the spec has one; `options` are those of `encode`."""
+        return self.encode(inputs, **self._side("query", options))
+
+    def encode_document(self, inputs: Thing | Iterable[Thing], **options: Any) -> NDArray[np.float32]:
+        """`encode` under the prompt "document" where the spec has one; `options` are those of `encode`."""
+        return self.encode(inputs, **self._side("document", options))
+
+    def similarity(self, a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float32]:
+        """Cosine of every row of `a` (N, D) with every row of `b` (M, D), in fp32: (N, M)."""
+        left, right = (unit(torch.as_tensor(np.atleast_2d(x))) for x in (a, b))
+        return (left @ right.T).numpy()
+
+    def self_test(self, tolerance: float = 1e-4) -> SelfTest:
+        """Embed the golden inputs and compare.
+
+        Raises:
+            LoadError: the embedder came with no golden vectors.
+        """
+        if not self.golden:
+            raise LoadError(f"{self.spec.name!r} came with no {GOLDEN_FILE}")
+        greatest = 0.0
+        for entry in self.golden:
+            thing = {k: Image(v) if k == "image" else v for k, v in entry["input"].items()}
+            vector = self.encode([thing], prompt_name=entry.get("prompt_name"))[0]
+            expected = np.asarray(entry["vector"], dtype=np.float32)
+            greatest = max(greatest, float(np.abs(vector[: len(expected)] - expected).max()))
+        return SelfTest(len(self.golden), greatest, tolerance)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write one folder that `load` opens: spec.json, weights.safetensors, tokenizer, golden vectors if any."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        self.model.save(path)
+        self.tokenizer.save(path)
+        if self.golden:
+            (path / GOLDEN_FILE).write_text(json.dumps(self.golden, ensure_ascii=False, indent=1), encoding="utf-8")
+        return path
+
+    def _samples(
+        self,
+        window: Sequence[Thing],
+        first: int,
+        wrapping: _Wrapping,
+        truncate: str,
+        on_error: str,
+        told: Report,
+    ) -> tuple[list[int], list[Sample]]:
+        """Rows and samples of the things that can be embedded; the others are raised or reported."""
+        wrapped: list[list[prompts.Run]] = []
+        rows: list[int] = []
+
+        def failed(row: int, error: InputError) -> None:
+            if on_error == "raise":
+                error.item = row
+                raise error
+            told.skipped.append(Skipped(row, error.reason))
+
+        for row, thing in enumerate(window, first):
+            try:
+                wrapped.append(wrapping(to_item(thing), row))
+                rows.append(row)
+            except InputError as error:
+                failed(row, error)
+        kept: list[int] = []
+        samples: list[Sample] = []
+        for row, sample in zip(rows, self._sampler.samples(wrapped, truncate), strict=True):
+            if isinstance(sample, InputError):
+                failed(row, sample)
+                continue
+            kept.append(row)
+            samples.append(sample)
+            told.tokens += len(sample)
+            told.images += len(sample.images)
+            if sample.truncated:
+                told.truncated.append(row)
+        told.skipped.sort(key=lambda skipped: skipped.row)
+        return kept, samples
+
+    def _vectors(self, samples: Sequence[Sample], rows: Sequence[int], width: int) -> NDArray[np.float32]:
+        batch = pack(samples, rows, self.spec.mask).to(self.model.device)
+        vectors = self.model(batch).float()[:, :width]
+        if self.spec.normalize:
+            vectors = unit(vectors)
+        out = vectors.cpu().numpy()
+        bad = np.flatnonzero(~np.isfinite(out).all(1))
+        if len(bad):
+            raise InputError(f"the model gave no finite vector in {self.precision}; try precision='fp32'", rows[bad[0]])
+        return out
+
+    def _width(self, truncate_dim: int | None) -> int:
+        spec = self.spec
+        if truncate_dim is None or truncate_dim == spec.dimension:
+            return spec.dimension
+        if truncate_dim not in spec.dimensions:
+            known = ", ".join(map(str, sorted({spec.dimension, *spec.dimensions})))
+            raise SpecError(f"{spec.name!r} was not trained for vectors of {truncate_dim} numbers; known: {known}")
+        return truncate_dim
+
+    def _budget(self) -> int:
+        return BUDGET.get(self.model.device.type, BUDGET["cpu"])
+
+    def _side(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
+        named = {"prompt", "prompt_name"} & options.keys()
+        if name in self.spec.prompts and not named:
+            return {"prompt_name": name, **options}
+        return options
+
+
+class _Wrapping:
+    """The prompt of one call, put around each item."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        name: str | None,
+        prompt: str | Sequence[str] | None,
+        instruction: str | Sequence[str] | None,
+        language: str | None,
+    ):
+        if prompt is not None and name is not None:
+            raise SpecError("give prompt or prompt_name, not both")
+        self.spec, self.language = spec, language
+        self.name = spec.default_prompt_name if name is None and prompt is None else name
+        if self.name is not None and self.name not in spec.prompts:
+            raise UnknownName("prompt", self.name, spec.prompts)
+        self.prompt, self.instruction = prompt, instruction
+
+    def __call__(self, item: Item, row: int) -> list[prompts.Run]:
+        own = _of_row(self.prompt, row, "prompts")
+        if own is not None:
+            template = prompts.literal(own)
+        else:
+            template = prompts.template_for(self.spec.prompts, self.name, item, self.language)
+        instruction = _of_row(self.instruction, row, "instructions")
+        if instruction is not None and "{instruction}" not in template:
+            raise SpecError(f"the prompt {self.name!r} has no place for an instruction; pass prompt='...' instead")
+        if instruction is None and self.name is not None:
+            instruction = self.spec.instructions.get(self.name)
+        return prompts.wrap(item, template, instruction)
+
+    def check_count(self, items: int) -> None:
+        for given, what in ((self.prompt, "prompts"), (self.instruction, "instructions")):
+            if given is not None and not isinstance(given, str) and len(given) != items:
+                raise InputError(f"{len(given)} {what} were given for {items} items")
+
+
+def _of_row(given: str | Sequence[str] | None, row: int, what: str) -> str | None:
+    if given is None or isinstance(given, str):
+        return given
+    if row >= len(given):
+        raise SpecError(f"{len(given)} {what} were given, and there are more items")
+    return given[row]
+
+
+def _many(inputs: Thing | Iterable[Thing]) -> Iterable[Thing]:
+    """A list, a generator, ... is many things; anything that is one item is one."""
+    one = isinstance(inputs, (str, tuple, Mapping)) or not isinstance(inputs, Iterable)
+    return [inputs] if one else inputs  # type: ignore[list-item, return-value]
+
+
+def _windows(things: Iterable[Thing]) -> Iterator[tuple[int, list[Thing]]]:
+    first, window = 0, []
+    for thing in things:
+        window.append(thing)
+        if len(window) == WINDOW:
+            yield first, window
+            first, window = first + len(window), []
+    if window:
+        yield first, window
+
+
+def _progress(things: Iterable[Thing], shown: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    total = len(things) if isinstance(things, Sequence) else None
+    return tqdm(total=total, desc="embedding", unit="item", disable=not shown)
+
+
+def _warn(told: Report, before: tuple[int, int], asked: bool, longest: int) -> None:
+    """Say what a caller who gave no report would otherwise not learn."""
+    skipped, cut = told.skipped[before[0] :], told.truncated[before[1] :]
+    if skipped and not asked:
+        shown = "; ".join(f"item {s.row}: {s.reason}" for s in skipped[:3])
+        warnings.warn(f"{len(skipped)} items were skipped, their rows are NaN: {shown}", stacklevel=3)
+    if cut and not asked:
+        warnings.warn(f"{len(cut)} items were longer than {longest} tokens and were cut (first: {cut[0]})", stacklevel=3)
+
+
+def load(
+    name: str | os.PathLike[str] | None = None,
+    *,
+    device: str | torch.device | None = None,
+    precision: str = "fp32",
+    revision: str | None = None,
+) -> Embedder:
+    """An embedder by name.
+
+    Args:
+        name: a folder, a bundled name ("pico"), or "organisation/name" of a hub; None is the bundled default.
+        device: "cpu", "cuda", ...; None takes CUDA where there is one.
+        precision: "fp32", "bf16" or "fp16": what weights and products are kept in.
+        revision: of a hub repository.
+    """
+    folder = hub.find(name, revision=revision)
+    dtype = dtype_of(precision)
+    model = EmbeddingModel.from_folder(folder)
+    tokenizer = load_tokenizer(folder, dict(model.spec.tokenizer))
+    golden = folder / GOLDEN_FILE
+    entries = json.loads(golden.read_text(encoding="utf-8")) if golden.exists() else ()
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Embedder(model.to(device=torch.device(chosen), dtype=dtype), tokenizer, entries)
+
+
+def compose(
+    *,
+    backbone: PreTrainedModel | Mapping[str, Any] | str | os.PathLike[str],
+    tokenizer: PreTrainedTokenizerBase | SentencePieceTokenizer | str | os.PathLike[str],
+    vision: Mapping[str, Any] | None = None,
+    projector: Mapping[str, Any] | str | None = None,
+    device: str | torch.device | None = None,
+    precision: str = "fp32",
+    **spec: Any,
+) -> Embedder:
+    """An embedder from parts, trained or fresh.
+
+    Args:
+        backbone: a transformers model, a folder or hub name of one, or the dict of a configuration (fresh weights).
+        tokenizer: a fast tokenizer of transformers or its folder, or a `SentencePieceTokenizer`.
+        vision: `{"library": "timm", "name": ...}`, `{"library": "open_clip", "name": ...}` or
+            `{"library": "transformers", "path": ...}`, see the `compose` of each in `mmembed.towers`; None: text only.
+        projector: `{"kind": ...}` or a kind; "mlp" where there is a tower.
+        device, precision: as in `load`.
+        spec: other fields of `ModelSpec`: name, mask, pooling, prompts, max_length, ...
+
+    Raises:
+        SpecError: the parts make no model. UnknownName: a field that the spec does not have.
+    """
+    known = {f.name for f in dataclasses.fields(ModelSpec)}
+    for key in spec:
+        if key not in known:
+            raise UnknownName("field of the spec", key, known)
+    body = _backbone(backbone)
+    words = _tokenizer(tokenizer)
+    tower, entry = compose_vision(vision) if vision is not None else (None, None)
+    seeing = {"vision": entry, "projector": _kind(projector or "mlp")} if tower is not None else {}
+    pooling = _kind(spec.pop("pooling", "last"))
+    width = next((h["out"] for h in reversed(spec.get("heads", ())) if "out" in h), body.config.hidden_size)
+    config = body.config.to_diff_dict()
+    config.pop("architectures", None)
+    described = ModelSpec(
+        **{
+            "name": "composed",
+            "backbone": {"config": {**config, "model_type": body.config.model_type}},
+            "tokenizer": _tokenizer_settings(words),
+            "dimension": width,
+            "pooling": pooling,
+            **seeing,
+            **spec,
+        }
+    )
+    model = EmbeddingModel(described, backbone=body, vision=tower)
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Embedder(model.to(device=torch.device(chosen), dtype=dtype_of(precision)), words)
+
+
+def _kind(part: Mapping[str, Any] | str) -> Mapping[str, Any]:
+    return {"kind": part} if isinstance(part, str) else part
+
+
+def _backbone(given: Any) -> PreTrainedModel:
+    from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+    if isinstance(given, PreTrainedModel):
+        return given
+    if isinstance(given, Mapping):
+        settings = dict(given)
+        return AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+    try:
+        return AutoModel.from_pretrained(given, trust_remote_code=False, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise LoadError(f"no backbone at {given!r}: {str(error).splitlines()[0]}") from None
+
+
+def _tokenizer(given: Any) -> SentencePieceTokenizer | TransformersTokenizer:
+    if isinstance(given, (SentencePieceTokenizer, TransformersTokenizer)):
+        return given
+    if isinstance(given, (str, os.PathLike)):
+        path = Path(given)
+        return SentencePieceTokenizer.from_file(path) if path.is_file() else TransformersTokenizer.from_folder(path)
+    return TransformersTokenizer(given)
+
+
+def _tokenizer_settings(words: SentencePieceTokenizer | TransformersTokenizer) -> dict[str, Any]:
+    if isinstance(words, TransformersTokenizer):
+        return {"kind": "transformers"}
+    pieces = words.processor
+    return {
+        "kind": "sentencepiece",
+        "prefix": [pieces.id_to_piece(k) for k in words.prefix],
+        "suffix": [pieces.id_to_piece(k) for k in words.suffix],
+    }

@@ -1,0 +1,82 @@
+"""Where embedders lie: a folder, the bundled one, adapters/, the local cache of a hub, a hub when it is named."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from .errors import LoadError, MissingExtra, UnknownName
+from .spec import FILE, ModelSpec
+
+DEFAULT = "pico"
+_HERE = Path(__file__).resolve().parent
+SHELVES = (_HERE / "adapters", _HERE.parent / "adapters")
+"""Where named adapters stand: inside an installed package, and beside it in a checkout."""
+
+
+def bundled() -> dict[str, Path]:
+    """Folders of the adapters that came with the package, by name."""
+    found: dict[str, Path] = {}
+    for shelf in SHELVES:
+        for path in sorted(shelf.glob(f"*/{FILE}")):
+            found.setdefault(path.parent.name, path.parent)
+    return found
+
+
+def find(name: str | os.PathLike[str] | None = None, *, revision: str | None = None) -> Path:
+    """The folder of an embedder.
+
+    Args:
+        name: a folder; the name of a bundled adapter; "organisation/name" of the Hugging Face hub, which is the only
+            form that may use the network. None is the bundled default.
+        revision: of a hub repository.
+
+    Raises:
+        UnknownName: no folder, and no bundled adapter of that name.
+        LoadError: the hub could not be reached or has no such repository.
+    """
+    shelf = bundled()
+    asked = DEFAULT if name is None else os.fspath(name)
+    path = Path(asked).expanduser()
+    if path.is_dir():
+        return path
+    if asked in shelf:
+        return shelf[asked]
+    if isinstance(name, os.PathLike) or asked.startswith((".", "/", "~")) or asked.count("/") != 1:
+        raise UnknownName("folder or bundled model", asked, shelf)
+    return _download(asked, revision)
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise MissingExtra("huggingface_hub", "hub") from error
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise LoadError(f"{repository!r} is no folder here and could not be had from the hub: {reason}") from None
+
+
+def known() -> list[dict[str, Any]]:
+    """One row a bundled embedder: name, modalities, dimension, dimensions, languages, licence, size in bytes."""
+    rows = []
+    for name, folder in bundled().items():
+        spec = ModelSpec.from_folder(folder)
+        rows.append(
+            {
+                "name": name,
+                "modalities": list(spec.modalities),
+                "dimension": spec.dimension,
+                "dimensions": list(spec.dimensions),
+                "languages": len(spec.languages),
+                "licence": spec.licence,
+                "bytes": sum(f.stat().st_size for f in folder.iterdir() if f.is_file()),
+                "summary": spec.summary,
+            }
+        )
+    return rows

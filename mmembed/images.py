@@ -1,0 +1,493 @@
+"""The one image loader: path, bytes, PIL image, array, data URI or URL -> upright RGB pixels, or an `ImageError`.
+
+Every picture of the package comes through `open_image`. The contract:
+
+- JPEG, PNG, WEBP, GIF, BMP, TIFF and AVIF, told by content, never by name.
+- The limits below are checked on the header, before any pixel is decoded. A truncated file is an error.
+- EXIF orientation is applied. Transparency is laid on white. Of an animation or a multi-page file, the first frame.
+- Colours become sRGB where the file holds an ICC profile that can be read and fits its mode; an unreadable profile,
+  like unreadable EXIF, counts as absent, as in browsers.
+- Deep pixels are rescaled by a range that hangs on the pixel format alone, so that one value means one brightness
+  in every picture: 16-bit 0..65535; 32-bit integers ("I") 0..65535 too; floats ("F") 0..1. A value outside is an
+  error that names the range found; nothing is stretched to fit.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import os
+import re
+import stat
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from .errors import ImageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import PIL.Image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+MAX_BYTES = 32 * 2**20
+MAX_PIXELS = 64 * 10**6
+MAX_SIDE = 20_000
+MAX_ASPECT = 200  # longer side : shorter side
+MAX_FRAMES = 512
+MAX_READS = 500_000  # parts (chunks, markers, blocks) a parser may read; a 32 MiB GIF of full blocks has 262 144
+MAX_SCANNED = 2**31  # pixels x scans of a progressive JPEG: each scan walks all pixels and costs a few bytes
+URL_SECONDS = 10.0
+
+Source: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | PIL.Image.Image | np.ndarray"
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_DATA_URI = re.compile(r"data:(image/[\w.+-]+)((?:;[^;,]*)*?);base64,", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """What a picture was before it became RGB.
+
+    Attributes:
+        format: one of `FORMATS`; None for an array or a PIL image that came from no file.
+        mode: PIL's pixel mode of the source ("P", "CMYK", "I;16", ...), or the dtype of an array.
+        size: (width, height) of the upright picture.
+        orientation: EXIF orientation 1..8 that was applied; 1 = none.
+        frames: frames or pages in the file; 1 for arrays and PIL images, whose caller has chosen the frame.
+    """
+
+    format: str | None
+    mode: str
+    size: tuple[int, int]
+    orientation: int = 1
+    frames: int = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Image:
+    """A picture, not yet read.
+
+    Args:
+        source: a path (str or os.PathLike), the bytes of an image file, a PIL image, a numpy array ((H, W) or
+            (H, W, 1 | 3 | 4), uint8, uint16 or float 0..1), a data URI ("data:image/png;base64,..."), or an
+            http(s) URL where `allow_url` is set.
+        allow_url: fetch URLs. For trusted callers only: no address is refused, so whoever writes the URL can
+            make this machine ask hosts of its own network. Never set it for what a stranger sends.
+
+    Only the type is checked here; reading is `load`.
+
+    Raises:
+        ImageError: the source is of another type.
+    """
+
+    source: Source
+    allow_url: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        source = self.source
+        known = isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview))
+        if not (known or _is_pil(source) or _is_array(source)):
+            raise ImageError(
+                f"Image takes a path, bytes, a PIL image, a numpy array or a data URI, not {type(source).__name__}"
+            )
+
+    @property
+    def name(self) -> str:
+        """What the source is, in a few words, for messages: a path, "523 bytes", "array uint8 (4, 4, 3)"."""
+        source: Any = self.source
+        if _is_pil(source):
+            return f"PIL image {source.mode} {source.width}x{source.height}"
+        if _is_array(source):
+            return f"array {source.dtype} {source.shape}"
+        if isinstance(source, memoryview):
+            return f"{source.nbytes} bytes"
+        if isinstance(source, (bytes, bytearray)):
+            return f"{len(source)} bytes"
+        if not isinstance(source, str):
+            return _short(os.fsdecode(source))
+        if source[:5].lower() == "data:":
+            return f"data URI {source[:40]!a}... ({len(source)} characters)"
+        if _SCHEME.match(source):
+            return _short(_public(source))
+        return _short(source)
+
+    def __repr__(self) -> str:
+        return f"Image({self.name})"
+
+    def load(self) -> np.ndarray:
+        """The pixels: uint8 (H, W, 3), RGB, upright, contiguous, of its own memory.
+
+        Raises:
+            ImageError: the source holds no picture within the contract above.
+        """
+        return open_image(self)[0]
+
+
+def open_image(source: Source | Image, *, allow_url: bool = False) -> tuple[np.ndarray, ImageInfo]:
+    """Read one picture.
+
+    Args:
+        source: an `Image`, or anything `Image` takes.
+        allow_url: as in `Image`; an `Image` brings its own.
+
+    Returns:
+        uint8 (H, W, 3) RGB, upright, contiguous, of its own memory; and what it was.
+
+    Raises:
+        ImageError: names the source and the reason.
+    """
+    image = source if isinstance(source, Image) else Image(source, allow_url=allow_url)
+    try:
+        content: Any = image.source
+        if _is_array(content):
+            return _from_array(content)
+        if _is_pil(content):
+            return _decode(content, frames=1)
+        data = _read(content, image.allow_url)
+        return _from_bytes(data)
+    except ImageError as error:
+        raise ImageError(f"{image.name}: {error.reason}") from error.__cause__
+    except Exception as error:  # decoders raise of everything on broken bytes; the cause stays attached
+        raise ImageError(f"{image.name}: {_plain(error)}") from error
+
+
+# ---- where the bytes come from --------------------------------------------------------------------------------------
+
+
+def _read(source: Any, allow_url: bool) -> bytes:
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+    elif isinstance(source, str) and source[:5].lower() == "data:":
+        data = _read_data_uri(source)
+    elif isinstance(source, str) and _SCHEME.match(source):
+        data = _read_url(source, allow_url)
+    else:
+        data = _read_file(source)
+    if not data:
+        raise ImageError("it is empty (0 bytes)")
+    if len(data) > MAX_BYTES:
+        raise _too_large(len(data))
+    return data
+
+
+def _read_file(path: str | os.PathLike[str]) -> bytes:
+    try:
+        found = os.stat(path)
+    except ValueError as error:  # a NUL
+        raise ImageError(f"this is no path: {error}") from error
+    except OSError as error:
+        dangling = isinstance(error, FileNotFoundError) and os.path.islink(path)
+        reason = f"a link to nothing, {os.readlink(path)!r}" if dangling else error.strerror or _plain(error)
+        raise ImageError(f"cannot be read: {reason}") from error
+    if stat.S_ISDIR(found.st_mode):
+        raise ImageError("cannot be read: it is a directory, not an image file")
+    if not stat.S_ISREG(found.st_mode):  # a pipe would block, a device never end
+        raise ImageError("cannot be read: it is not a regular file")
+    if found.st_size > MAX_BYTES:
+        raise _too_large(found.st_size)
+    try:
+        with open(path, "rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror or _plain(error)}") from error
+
+
+def _read_data_uri(uri: str) -> bytes:
+    head = _DATA_URI.match(uri[:1000])
+    if head is None:
+        raise ImageError("a data URI of a picture reads data:image/<format>;base64,<data>")
+    if len(uri) > 2 * MAX_BYTES:
+        raise _too_large(len(uri) * 3 // 4)
+    try:
+        text = b"".join(unquote_to_bytes(uri[head.end() :]).split())
+        return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
+    except binascii.Error as error:
+        raise ImageError(f"its base64 is broken: {error}") from error
+
+
+def _read_url(url: str, allowed: bool) -> bytes:
+    if not allowed:
+        raise ImageError("URLs are not fetched by default; Image(url, allow_url=True) fetches one you trust")
+    if urlsplit(url).scheme.lower() not in ("http", "https"):
+        raise ImageError("only http and https URLs are fetched")
+    from http.client import HTTPException
+    from urllib import request
+
+    opener = request.OpenerDirector()  # not build_opener: that one adds file: and ftp:
+    for handler in (
+        request.ProxyHandler,
+        request.HTTPHandler,
+        request.HTTPSHandler,
+        request.HTTPDefaultErrorHandler,
+        request.HTTPRedirectHandler,
+        request.HTTPErrorProcessor,
+        request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
+    deadline = time.monotonic() + URL_SECONDS
+    try:
+        with opener.open(request.Request(url, headers={"User-Agent": "mmembed"}), timeout=URL_SECONDS) as answer:
+            declared = answer.headers.get("Content-Length", "")
+            if declared.isdecimal() and int(declared) > MAX_BYTES:
+                raise _too_large(int(declared))
+            data = bytearray()
+            while part := answer.read1(2**16):
+                data += part
+                if len(data) > MAX_BYTES:
+                    raise _too_large(len(data))
+                if time.monotonic() > deadline:
+                    raise ImageError(f"the answer took more than {URL_SECONDS:.0f} s")
+            if declared.isdecimal() and len(data) < int(declared):
+                raise ImageError(f"the answer broke off after {len(data)} of {declared} bytes")
+            return bytes(data)
+    except ImageError:
+        raise
+    except (OSError, HTTPException, ValueError) as error:
+        raise ImageError(f"cannot be fetched: {_plain(error)}") from error
+
+
+# ---- from bytes to pixels -------------------------------------------------------------------------------------------
+
+
+class _Metered(io.BytesIO):
+    """Bytes that end the reading of a file of millions of tiny parts, which parsers in Python take minutes for."""
+
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads += 1
+        if self.reads > MAX_READS:
+            raise ImageError(f"it has more than {MAX_READS} parts")
+        return super().read(size)
+
+
+def _from_bytes(data: bytes) -> tuple[np.ndarray, ImageInfo]:
+    import PIL
+    import PIL.Image
+
+    try:
+        picture = PIL.Image.open(_Metered(data), formats=FORMATS)
+    except PIL.UnidentifiedImageError:
+        known = ", ".join(FORMATS)
+        raise ImageError(f"its content is none of {known}, or its header is broken; it begins {data[:12]!r}") from None
+    with picture:
+        _check_size(*picture.size)
+        if picture.format in ("JPEG", "MPO"):
+            scans = data.count(b"\xff\xda")
+            if picture.width * picture.height * scans > MAX_SCANNED:
+                raise ImageError(f"it has {scans} scans of {picture.width}x{picture.height} pixels")
+        frames = _count_frames(picture)
+        return _decode(picture, frames)
+
+
+def _count_frames(picture: Any) -> int:
+    if picture.format == "TIFF":  # its n_frames takes quadratic time, so walk, and no further than the limit
+        frames = 1
+        try:
+            while frames <= MAX_FRAMES:
+                picture.seek(frames)
+                frames += 1
+        except ImageError:
+            raise
+        except Exception:  # EOFError is the end; a later page that is broken or of unknown kind is not read anyway
+            pass
+        picture.seek(0)
+    else:
+        frames = getattr(picture, "n_frames", 1)
+    if frames > MAX_FRAMES:
+        raise ImageError(f"it has more than {MAX_FRAMES} frames")
+    return frames
+
+
+def _decode(picture: PIL.Image.Image, frames: int) -> tuple[np.ndarray, ImageInfo]:
+    import numpy as np
+    import PIL.Image
+
+    _check_size(*picture.size)
+    mode, format = picture.mode, "JPEG" if picture.format == "MPO" else picture.format
+    orientation = _orientation(picture)
+    with _whole_files_only():
+        picture.load()
+    _check_size(*picture.size)  # a GIF frame may widen its screen
+    turn = _TURNS.get(_orientation(picture))  # asked again: PIL turns a TIFF while loading
+    rgb = np.array(_to_rgb(picture))
+    if turn:
+        rgb = np.ascontiguousarray(turn(rgb))
+    return rgb, ImageInfo(format, mode, (rgb.shape[1], rgb.shape[0]), orientation, frames)
+
+
+_TURNS = {  # EXIF 2.32, tag 0x0112: what puts an (H, W, 3) array upright
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a[::-1].swapaxes(0, 1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a[:, ::-1].swapaxes(0, 1),
+}
+
+
+def _orientation(picture: PIL.Image.Image) -> int:
+    try:
+        found = picture.getexif().get(0x0112, 1)
+    except Exception:  # broken EXIF raises of everything and counts as absent
+        return 1
+    return found if found in _TURNS else 1
+
+
+_truncation_lock = threading.Lock()
+_truncation_state = {"readers": 0, "before": False}
+
+
+@contextmanager
+def _whole_files_only() -> Iterator[None]:
+    """Hold PIL's process-wide LOAD_TRUNCATED_IMAGES off while any thread reads here; other packages switch it on."""
+    from PIL import ImageFile
+
+    state = _truncation_state
+    with _truncation_lock:
+        if state["readers"] == 0:
+            state["before"], ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        state["readers"] += 1
+    try:
+        yield
+    finally:
+        with _truncation_lock:
+            state["readers"] -= 1
+            if state["readers"] == 0:
+                ImageFile.LOAD_TRUNCATED_IMAGES = state["before"]
+
+
+def _to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Decoded pixels of any mode -> mode RGB, on white."""
+    import numpy as np
+    import PIL.Image
+
+    profile = picture.info.get("icc_profile")
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        deep = np.asarray(picture)
+        gray = _rescale(deep)
+        if picture.mode != "F" and isinstance(clear := picture.info.get("transparency"), int):
+            gray[deep == clear] = 255
+        return _to_srgb(PIL.Image.fromarray(gray), profile)
+    if not picture.has_transparency_data:
+        return _to_srgb(picture, profile)
+    picture = picture.convert("LA" if picture.mode in ("LA", "La") else "RGBA")
+    colour = _to_srgb(picture.convert(picture.mode[:-1]), profile)
+    white = PIL.Image.new("RGB", picture.size, "white")
+    white.paste(colour, mask=picture.getchannel("A"))
+    return white
+
+
+def _to_srgb(picture: PIL.Image.Image, profile: bytes | None) -> PIL.Image.Image:
+    """Opaque pixels of any 8-bit mode -> mode RGB, through the ICC profile where that can be read and fits."""
+    from PIL import ImageCms
+
+    source: Any = None
+    if picture.mode == "LAB":  # PIL's own conversions know no LAB
+        source = ImageCms.createProfile("LAB")
+    elif profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            space, described = source.profile.xcolor_space.strip(), source.profile.profile_description or ""
+        except (OSError, ValueError, ImageCms.PyCMSError):
+            return picture.convert("RGB")
+        if space == "RGB" and picture.mode != "CMYK" and not described.startswith("sRGB"):
+            picture = picture.convert("RGB")
+        elif (space, picture.mode) not in (("GRAY", "L"), ("CMYK", "CMYK")):
+            source = None
+    if source is None:
+        return picture.convert("RGB")
+    try:
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), picture.mode, "RGB")
+    except ImageCms.PyCMSError:  # a profile whose header can be read and whose tables cannot
+        return picture.convert("RGB")
+    converted = ImageCms.applyTransform(picture, transform)
+    assert converted is not None  # None only where it works in place
+    return converted
+
+
+# ---- arrays ---------------------------------------------------------------------------------------------------------
+
+
+def _from_array(array: np.ndarray) -> tuple[np.ndarray, ImageInfo]:
+    import numpy as np
+    import PIL.Image
+
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ImageError("an array is (H, W) or (H, W, 1 | 3 | 4), channels last")
+    if array.dtype != np.uint8 and array.dtype != np.uint16 and array.dtype.kind != "f":
+        raise ImageError("an array is uint8, uint16 (0..65535) or float (0..1)")
+    height, width = array.shape[:2]
+    _check_size(width, height)
+    flat = array[:, :, 0] if array.shape[2:] == (1,) else array
+    flat = np.ascontiguousarray(flat if flat.dtype == np.uint8 else _rescale(flat))
+    rgb = np.array(_to_rgb(PIL.Image.fromarray(flat)))
+    return rgb, ImageInfo(None, str(array.dtype), (width, height))
+
+
+def _rescale(deep: np.ndarray) -> np.ndarray:
+    """Deep pixels -> uint8, by the range of their type: integers 0..65535, floats 0..1."""
+    import numpy as np
+
+    top = 1.0 if deep.dtype.kind == "f" else 65535
+    if deep.dtype.kind != "u":
+        low, high = deep.min(), deep.max()
+        if not (-1e-3 * (top == 1) <= low and high <= top + 1e-3 * (top == 1)):  # `not`: NaN fails too
+            kind = "float" if top == 1 else "32-bit integer"
+            raise ImageError(
+                f"its {kind} values reach from {low:g} to {high:g} and are read as 0..{top:g}: rescale them first"
+            )
+    scaled = deep.astype(np.float32) * np.float32(255 / top)
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+# ---- checks and words -----------------------------------------------------------------------------------------------
+
+
+def _check_size(width: int, height: int) -> None:
+    short, long = sorted((width, height))
+    if short < 1:
+        raise ImageError(f"it has no pixels ({width}x{height})")
+    if long > MAX_SIDE:
+        raise ImageError(f"{width}x{height} pixels: no side may be over {MAX_SIDE}")
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{width}x{height} pixels are over {MAX_PIXELS // 10**6} million")
+    if long > MAX_ASPECT * short:
+        raise ImageError(f"{width}x{height} pixels are longer than {MAX_ASPECT}:1")
+
+
+def _too_large(size: int) -> ImageError:
+    return ImageError(f"{size} bytes are over the limit of {MAX_BYTES} ({MAX_BYTES // 2**20} MiB)")
+
+
+def _is_pil(thing: object) -> bool:
+    module = sys.modules.get("PIL.Image")  # who made one has imported it
+    return module is not None and isinstance(thing, module.Image)
+
+
+def _is_array(thing: object) -> bool:
+    module = sys.modules.get("numpy")
+    return module is not None and isinstance(thing, module.ndarray)
+
+
+def _short(name: str) -> str:
+    return repr(name) if len(name) <= 200 else f"{name[:60]!r}...{name[-120:]!r}"
+
+
+def _public(url: str) -> str:
+    """A URL less what may be secret in it: user, password, query."""
+    return re.sub(r"//[^/@]*@", "//", url.partition("?")[0].partition("#")[0])
+
+
+def _plain(error: Exception) -> str:
+    """An error's text less memory addresses, which tell an attacker where things lie."""
+    text = re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "the data", str(error)) or type(error).__name__
+    return text if len(text) <= 300 else text[:300] + "..."

@@ -1,0 +1,78 @@
+"""What goes in: typed parts (`Text`, `Image`) and items made of them; nothing is guessed from a string."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from .errors import InputError
+from .images import Image
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text. A plain `str` means the same everywhere."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise InputError(f"Text takes a str, not {type(self.text).__name__}")
+
+
+Part: TypeAlias = "Text | Image"
+Item: TypeAlias = tuple[Part, ...]
+Thing: TypeAlias = "str | Text | Image | PIL.Image.Image | tuple[Thing, ...] | Mapping[str, Thing]"
+
+
+def to_item(thing: Thing) -> Item:
+    """One thing as a caller writes it -> its typed parts, in order.
+
+    A `str` is text, always: never a path, never a URL. A tuple, or a dict with "text" and / or "image", is one
+    mixed item; the value of "image" may be anything `Image` takes, or a list of such.
+
+    Raises:
+        InputError: the thing is of no known type; the message says how to wrap it.
+    """
+    if isinstance(thing, (Text, Image)):
+        return (thing,)
+    if isinstance(thing, str):
+        return (Text(thing),)
+    if isinstance(thing, tuple):
+        if not thing:
+            raise InputError("an empty tuple holds no part; a mixed item is e.g. ('a red car', Image(path))")
+        return tuple(part for element in thing for part in to_item(element))
+    if isinstance(thing, Mapping):
+        return _from_mapping(thing)
+    if type(thing).__module__.partition(".")[0] == "PIL":
+        return (Image(thing),)
+    if isinstance(thing, list):
+        raise InputError("a list is always many items; one item of several parts is a tuple or a dict")
+    raise InputError(
+        f"a {type(thing).__name__} is not guessed at: write mmembed.Image(...) for a picture "
+        "(path, bytes, array, data URI) or a str for a text"
+    )
+
+
+def _from_mapping(thing: Mapping[str, Thing]) -> Item:
+    unknown = [key for key in thing if key not in ("text", "image")]
+    if unknown or not thing:
+        raise InputError(f"a mixed item has the keys 'text' and 'image', not {list(thing)}")
+    parts: list[Part] = []
+    for key, value in thing.items():
+        for element in value if isinstance(value, list) else [value]:
+            if key == "text":
+                parts.append(element if isinstance(element, Text) else Text(element))
+            else:
+                parts.append(element if isinstance(element, Image) else Image(element))
+    return tuple(parts)
+
+
+def modality(item: Item) -> str:
+    """The modality of an item: "text", "image" or "image+text", as prompts and balanced search name it."""
+    kinds = {"image" if isinstance(part, Image) else "text" for part in item}
+    return "+".join(sorted(kinds))

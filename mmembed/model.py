@@ -1,0 +1,174 @@
+"""EmbeddingModel: a Batch goes in, one vector an item comes out; how it is built from a spec, loaded and saved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .batch import Batch
+from .errors import LoadError, SpecError
+from .nn.heads import build_head
+from .nn.pooling import build_pooling
+from .nn.precision import dtype_of
+from .nn.projector import Projector, build_projector
+from .spec import ModelSpec
+from .towers import backbone as backbones
+from .towers.vision import VisionTower, build_vision
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+WEIGHTS_FILE = "weights.safetensors"
+
+
+class EmbeddingModel(nn.Module):
+    """Vision tower -> projector -> image slots of the packed row -> backbone -> pooling -> heads.
+
+    Args:
+        spec: what it is. backbone, vision, projector: parts with weights; None builds them fresh from the spec.
+
+    Raises:
+        SpecError: the parts do not fit each other or the spec.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        backbone: PreTrainedModel | None = None,
+        vision: VisionTower | None = None,
+    ):
+        super().__init__()
+        self.spec = spec
+        if backbone is None:
+            self.backbone = backbones.build_backbone(spec.backbone["config"], spec.mask, spec.layout)
+        else:
+            self.backbone = backbones.prepare_backbone(backbone, spec.mask, spec.layout)
+        width = int(self.backbone.config.hidden_size)
+        self.vision: VisionTower | None = None
+        self.projector: Projector | None = None
+        if spec.vision is not None and spec.projector is not None:
+            self.vision = vision or build_vision(spec.vision)
+            self.projector = build_projector(spec.projector, width=self.vision.width, out=width)
+        self.pooling = build_pooling(spec.pooling, width)
+        self.heads = nn.ModuleList()
+        for settings in spec.heads:
+            head = build_head(settings, width)
+            self.heads.append(head)
+            width = int(head.out)  # type: ignore[arg-type]
+        if width != spec.dimension:
+            raise SpecError(f"the parts give vectors of {width} numbers, the spec says dimension={spec.dimension}")
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def layout(self) -> str:
+        return "packed" if backbones.is_packed(self.backbone) else "padded"
+
+    def image_tokens(self, pixels: NDArray[np.uint8]) -> int:
+        """How many tokens an image with these pixels takes in the row."""
+        assert self.vision is not None and self.projector is not None
+        return self.projector.tokens(self.vision.grid(*pixels.shape[-2:]))
+
+    def forward(self, batch: Batch) -> Float[Tensor, "B D"]:
+        """Vectors of full width in fp32, before shortening and unit length."""
+        vectors = self.pooling(self.states(batch), batch.counted)
+        for head in self.heads:
+            vectors = head(vectors.to(_dtype(head, vectors.dtype))).float()
+        return vectors
+
+    def states(self, batch: Batch) -> Float[Tensor, "T D"]:
+        """Last hidden states of the packed row."""
+        if not batch.pixels:
+            return backbones.states(self.backbone, batch.ids, None, batch.spans)
+        embeds = self.backbone.get_input_embeddings()(batch.ids)
+        tokens = self._image_embeds(batch.pixels)
+        if len(tokens) != len(batch.slots):
+            raise SpecError(f"the images give {len(tokens)} tokens and the row has {len(batch.slots)} slots for them")
+        embeds = embeds.index_copy(0, batch.slots, tokens.to(embeds.dtype))
+        return backbones.states(self.backbone, batch.ids, embeds, batch.spans)
+
+    def _image_embeds(self, pixels: Sequence[NDArray[np.uint8]]) -> Float[Tensor, "S D"]:
+        """Tokens of all images in order; images of one size go through the tower together."""
+        if self.vision is None or self.projector is None:
+            raise SpecError(f"the model {self.spec.name!r} has no vision tower, and the batch holds images")
+        places: dict[tuple[int, ...], list[int]] = {}
+        for place, image in enumerate(pixels):
+            places.setdefault(image.shape, []).append(place)
+        parts: list[Tensor | None] = [None] * len(pixels)
+        for shape, of_shape in places.items():
+            stacked = torch.from_numpy(np.stack([pixels[place] for place in of_shape])).to(self.device)
+            tokens = self.projector(self.vision(stacked), self.vision.grid(*shape[-2:]))
+            for place, own in zip(of_shape, tokens, strict=True):
+                parts[place] = own
+        return torch.cat([part for part in parts if part is not None])
+
+    def fingerprint(self) -> str:
+        """sha256 of the spec and of every weight as it is held: equal exactly when vectors are."""
+        said = json.loads(self.spec.to_json())
+        for key in ("name", "languages", "licence", "summary", "weights"):
+            said.pop(key)
+        digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write spec.json and weights.safetensors, weights rounded to `spec.weights`."""
+        from safetensors.torch import save_file
+
+        dtype = dtype_of(self.spec.weights)
+        state = {
+            name: (t.to(dtype) if t.is_floating_point() else t).detach().cpu().contiguous().clone()
+            for name, t in self.state_dict().items()
+        }
+        save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        (folder / "spec.json").write_text(self.spec.to_json(), encoding="utf-8")
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> EmbeddingModel:
+        """Read what `save` wrote; weights are held in fp32 until `to(...)` says otherwise.
+
+        Raises:
+            LoadError: no weights, or weights that do not fit the spec; nothing is dropped silently.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        spec = ModelSpec.from_folder(folder)
+        path = folder / WEIGHTS_FILE
+        try:
+            state = load_file(path)
+        except FileNotFoundError:
+            raise LoadError(f"{folder} holds no {WEIGHTS_FILE}") from None
+        except SafetensorError as error:
+            raise LoadError(f"{path} is broken: {error}") from None
+        with torch.random.fork_rng(devices=[]):  # fresh weights are drawn and replaced: the caller's seed stays his
+            model = cls(spec)
+        try:
+            found = model.load_state_dict(state, strict=False)
+        except RuntimeError as error:
+            raise LoadError(f"{path} does not fit its spec: {error}") from None
+        if found.missing_keys or found.unexpected_keys:
+            raise LoadError(
+                f"{path} does not fit its spec: missing {found.missing_keys or 'none'}, "
+                f"unexpected {found.unexpected_keys or 'none'}"
+            )
+        return model
+
+
+def _dtype(module: nn.Module, otherwise: torch.dtype) -> torch.dtype:
+    return next((p.dtype for p in module.parameters()), otherwise)

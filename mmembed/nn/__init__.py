@@ -1,0 +1,1 @@
+"""Tensors only: spans, the door of attention, pooling, projectors, heads, precision."""

@@ -1,0 +1,58 @@
+"""Heads: layers that a pooled vector goes through before it is shortened and brought to unit length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..errors import UnknownName
+from ..registry import Registry
+
+Vectors = Float[Tensor, "B D"]
+
+heads: Registry[Callable[..., nn.Module]] = Registry("head")
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x,
+    "tanh": lambda x: x.tanh(),
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
+
+
+def build_head(settings: Mapping[str, Any], width: int) -> nn.Module:
+    """The head that `settings["kind"]` names, for vectors of `width`; its `.out` is the width of what it returns."""
+    return heads.build(settings, width=width)
+
+
+@heads.register("dense")
+class Dense(nn.Module):
+    """activation(x W^T + b), as sentence-transformers' Dense module (whose missing activation means tanh)."""
+
+    def __init__(self, width: int, *, out: int, bias: bool = True, activation: str = "identity"):
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise UnknownName("activation", activation, ACTIVATIONS)
+        self.out = out
+        self.activation = activation
+        self.linear = nn.Linear(width, out, bias=bias)
+
+    def forward(self, vectors: Vectors) -> Vectors:
+        return ACTIVATIONS[self.activation](self.linear(vectors))
+
+
+@heads.register("layer_norm")
+class LayerNorm(nn.Module):
+    """Layer normalisation of the pooled vector (nomic-embed v1.5 shortens after it)."""
+
+    def __init__(self, width: int, *, eps: float = 1e-5):
+        super().__init__()
+        self.out = width
+        self.norm = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, vectors: Vectors) -> Vectors:
+        return self.norm(vectors)

@@ -1,0 +1,133 @@
+"""What an embedder is, as data: `ModelSpec`, kept as spec.json beside the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import prompts
+from .errors import LoadError, SpecError, UnknownName
+
+FILE = "spec.json"
+FORMAT = 1
+MASKS = ("causal", "bidirectional", "causal+image")
+LAYOUTS = ("packed", "padded")
+COUNTED = ("all", "content", "eos", "span")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Everything about an embedder but its weights. Plain JSON values throughout.
+
+    Attributes:
+        name: what it is called.
+        backbone: `{"config": {...}}`, the configuration of a transformers decoder or encoder, "model_type" included.
+        tokenizer: `{"kind": "sentencepiece" | "transformers"}`; for sentencepiece also `prefix` and `suffix`, the pieces
+            that open and close an item.
+        max_length: tokens of one item at most, image tokens and special tokens included.
+        mask: "causal", "bidirectional", or "causal+image": causal, and the tokens of an image see each other both ways.
+        layout: "packed" where the backbone allows it, "padded" where it must be; None decides by the backbone.
+        vision: `{"library": "timm" | "open_clip" | "transformers", ...}`, see `mmembed.towers.vision`; None: text only.
+        projector: `{"kind": ...}`, see `mmembed.nn.projector`.
+        pooling: `{"kind": ...}`, see `mmembed.nn.pooling`.
+        counted: what pooling reads: "all" tokens of an item; "content": what stands before the item's own content (the
+            instruction) left out; "eos": the closing token; "span": from `span[0]` to `span[1]`, both included.
+        heads: layers after pooling, in order, see `mmembed.nn.heads`.
+        normalize: bring vectors to unit length.
+        dimension: width of a vector; dimensions: the shorter ones it was trained for (Matryoshka), longest first.
+        prompts: `{name: {modality | modality@language | "any": template}}`, see `mmembed.prompts`.
+        default_prompt_name: prompt of a plain `encode`.
+        instructions: `{prompt name: what {instruction} says unless the caller says otherwise}`.
+        weights: dtype that weights are stored in: "fp32", "bf16" or "fp16".
+        languages, licence, summary: for people, and for `mmembed models`.
+    """
+
+    name: str
+    backbone: Mapping[str, Any]
+    tokenizer: Mapping[str, Any]
+    max_length: int = 512
+    mask: str = "causal"
+    layout: str | None = None
+    vision: Mapping[str, Any] | None = None
+    projector: Mapping[str, Any] | None = None
+    pooling: Mapping[str, Any] = field(default_factory=lambda: {"kind": "last"})
+    counted: str = "all"
+    span: tuple[str, str] | None = None
+    heads: tuple[Mapping[str, Any], ...] = ()
+    normalize: bool = True
+    dimension: int
+    dimensions: tuple[int, ...] = ()
+    prompts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    default_prompt_name: str | None = None
+    instructions: Mapping[str, str] = field(default_factory=dict)
+    weights: str = "fp32"
+    languages: tuple[str, ...] = ()
+    licence: str = ""
+    summary: str = ""
+
+    def __post_init__(self) -> None:
+        for value, kind, known in (
+            (self.mask, "mask", MASKS),
+            (self.layout or "packed", "layout", LAYOUTS),
+            (self.counted, "way of counting", COUNTED),
+        ):
+            if value not in known:
+                raise UnknownName(kind, value, known)
+        if "model_type" not in self.backbone.get("config", {}):
+            raise SpecError("backbone needs a 'config' with the 'model_type' of a transformers model")
+        if (self.vision is None) != (self.projector is None):
+            raise SpecError("a vision tower and a projector come together: give both or neither")
+        if (self.counted == "span") != (self.span is not None):
+            raise SpecError("counted='span' and span=(first token, last token) come together")
+        if any(d > self.dimension or d < 1 for d in self.dimensions):
+            raise SpecError(f"dimensions {self.dimensions} must lie between 1 and {self.dimension}")
+        if self.default_prompt_name is not None and self.default_prompt_name not in self.prompts:
+            raise UnknownName("prompt", self.default_prompt_name, self.prompts)
+        prompts.check(self.prompts)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return ("text",) if self.vision is None else ("text", "image", "image+text")
+
+    def to_json(self) -> str:
+        return json.dumps({"mmembed": FORMAT, **dataclasses.asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelSpec:
+        """Read what `to_json` wrote.
+
+        Raises:
+            SpecError: no JSON object of this format.
+            UnknownName: a key that is none of ours, with the nearest one.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise SpecError(f"no JSON: {error}") from None
+        if not isinstance(values, dict) or values.pop("mmembed", None) != FORMAT:
+            raise SpecError(f"not a spec of format {FORMAT}: the key 'mmembed' says which")
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        for key in values:
+            if key not in fields:
+                raise UnknownName("key of a spec", key, fields)
+        missing = [name for name in ("name", "backbone", "tokenizer", "dimension") if name not in values]
+        if missing:
+            raise SpecError(f"the spec lacks {', '.join(missing)}")
+        for key in ("dimensions", "heads", "languages", "span"):
+            if isinstance(values.get(key), list):
+                values[key] = tuple(values[key])
+        return cls(**values)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> ModelSpec:
+        path = folder / FILE
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise LoadError(f"{folder} holds no {FILE}; mmembed.compose(...) makes an embedder from parts") from None
+        except SpecError as error:
+            raise SpecError(f"{path}: {error}") from None

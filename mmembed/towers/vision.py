@@ -1,0 +1,197 @@
+"""Vision towers: how a picture becomes pixels, and pixels become features on a grid, whatever library the tower is of."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from ..errors import SpecError, UnknownName
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+RESIZES = ("square", "shortest", "patches")
+INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+"""In the order of Pillow's numbers."""
+LIBRARIES = ("timm", "open_clip", "transformers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How an RGB picture becomes pixels; part of the spec, since other pixels are other vectors.
+
+    Attributes:
+        resize: "square" to `size` x `size`, whatever the shape; "shortest": the shorter side to `size`, then the middle
+            `crop` x `crop`; "patches": the shape kept, both sides whole patches, `max_patches` at most (SigLIP 2 NaFlex).
+        size, crop, patch: pixels. interpolation: by Pillow, on uint8, as the reference processors do.
+        mean, std: of the channels in 0..1, applied on the device.
+    """
+
+    resize: str
+    size: int = 0
+    crop: int | None = None
+    patch: int | None = None
+    max_patches: int | None = None
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if self.resize not in RESIZES:
+            raise UnknownName("resize", self.resize, RESIZES)
+        if self.interpolation not in INTERPOLATIONS:
+            raise UnknownName("interpolation", self.interpolation, INTERPOLATIONS)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Preprocess:
+        known = {f.name for f in dataclasses.fields(cls)}
+        for key in values:
+            if key not in known:
+                raise UnknownName("setting of preprocess", key, known)
+        given = dict(values)
+        given["mean"], given["std"] = tuple(given["mean"]), tuple(given["std"])
+        return cls(**given)
+
+    def __call__(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8 -> (3, H', W') uint8."""
+        from PIL import Image
+
+        image = Image.fromarray(rgb)
+        resample = Image.Resampling(INTERPOLATIONS.index(self.interpolation))
+        width, height = self._target(*image.size)
+        if (width, height) != image.size:
+            image = image.resize((width, height), resample)
+        if self.crop is not None:
+            left, top = (width - self.crop) // 2, (height - self.crop) // 2
+            image = image.crop((left, top, left + self.crop, top + self.crop))
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+    def _target(self, width: int, height: int) -> tuple[int, int]:
+        if self.resize == "square":
+            return self.size, self.size
+        if self.resize == "shortest":
+            short, long = min(width, height), max(width, height)
+            other = int(self.size * long / short)
+            return (self.size, other) if width <= height else (other, self.size)
+        assert self.patch is not None and self.max_patches is not None
+        return _whole_patches(width, height, self.patch, self.max_patches)
+
+
+def _whole_patches(width: int, height: int, patch: int, most: int, eps: float = 1e-5) -> tuple[int, int]:
+    """The largest size of this shape whose sides are whole patches, `most` at most, by bisection on the scale, as the
+    authors of NaFlex and transformers' Siglip2ImageProcessor search it."""
+
+    def side(scale: float, pixels: int) -> int:
+        return max(patch, math.ceil(scale * pixels / patch) * patch)
+
+    low, high = eps / 10, 100.0
+    while high - low >= eps:
+        scale = (low + high) / 2
+        if side(scale, width) // patch * (side(scale, height) // patch) <= most:
+            low = scale
+        else:
+            high = scale
+    return side(low, width), side(low, height)
+
+
+class VisionTower(nn.Module):
+    """A vision model of some library, with its own preprocessing and feature layer.
+
+    Attributes:
+        model: the library's module. width: channels C of its features. preprocess: picture -> pixels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, width: int, preprocess: Preprocess):
+        super().__init__()
+        self.model = model
+        self.width = width
+        self.preprocess = preprocess
+        self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(preprocess.std).view(1, 3, 1, 1) * 255, persistent=False)
+
+    def prepare(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8 -> pixels (3, H', W') uint8."""
+        return self.preprocess(rgb)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of features for pixels of a size."""
+        raise NotImplementedError
+
+    def features(self, x: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N P C"]:
+        """Features row by row of normalised pixels, without class or register tokens."""
+        raise NotImplementedError
+
+    def forward(self, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N P C"]:
+        dtype = next(self.model.parameters()).dtype
+        x = ((pixels.float() - self.mean.float()) / self.std.float()).to(dtype)
+        out = self.features(x)
+        rows, columns = self.grid(*pixels.shape[-2:])
+        if out.shape[1] != rows * columns:
+            raise SpecError(f"the tower gave {out.shape[1]} features where {rows} x {columns} were due")
+        return out
+
+
+def build_vision(settings: Mapping[str, Any]) -> VisionTower:
+    """The tower that a spec describes, with fresh weights.
+
+    Args:
+        settings: `library` ("timm", "open_clip" or "transformers"); `name` or `config`, what the library builds it from;
+            `options` for timm; `layer`: "last", or -2, -3, ... for an earlier block's states without the final norm;
+            `preprocess`, see `Preprocess`.
+    """
+    given = dict(settings)
+    library = _library(given)
+    if "preprocess" not in given:
+        raise SpecError("vision needs 'preprocess'; mmembed.compose fills it in from the library's own settings")
+    preprocess = Preprocess.of(given.pop("preprocess"))
+    return _call(library.build, preprocess=preprocess, **given)
+
+
+def compose_vision(settings: Mapping[str, Any]) -> tuple[VisionTower, dict[str, Any]]:
+    """A tower as a caller describes it, pretrained weights included, and its entry in the spec.
+
+    Args:
+        settings: as for `build_vision`, where `preprocess` may hold only what differs from the library's own; besides
+            `pretrained` and `weights` as the library's `compose` says.
+    """
+    given = dict(settings)
+    library = _library(given)
+    changed = given.pop("preprocess", {})
+    model, entry = _call(library.compose, **given)
+    entry["preprocess"] = {**entry["preprocess"], **changed}
+    tower = library.tower(model, Preprocess.of(entry["preprocess"]), entry["layer"])
+    return tower, entry
+
+
+def _library(given: dict[str, Any]) -> Any:
+    name = given.pop("library", None)
+    if name not in LIBRARIES:
+        raise UnknownName("vision library", name, LIBRARIES)
+    return import_module(f"{__package__}.vision_{name}")
+
+
+def _call(part: Callable[..., Any], **given: Any) -> Any:
+    known = inspect.signature(part).parameters
+    for key in given:
+        if key not in known:
+            raise UnknownName(f"setting of {part.__module__.rpartition('.')[2]}", key, known)
+    return part(**given)
+
+
+def check_layer(layer: str | int) -> None:
+    """Raise `SpecError` unless `layer` is "last" or a negative number."""
+    if layer != "last" and not (isinstance(layer, int) and layer < 0):
+        raise SpecError(f"layer is 'last', or -2, -3, ... counted from the end, not {layer!r}")

@@ -1,0 +1,113 @@
+"""Vision towers of open_clip: its VisionTransformer and whatever it builds on timm."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from einops import rearrange
+from jaxtyping import Float
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ..errors import SpecError, UnknownName
+from .vision import Preprocess, VisionTower, check_layer
+from .vision_timm import TimmTower
+
+
+class OpenClipTower(VisionTower):
+    """Patch states of one block of open_clip's VisionTransformer."""
+
+    def __init__(self, model: VisionTransformer, preprocess: Preprocess, layer: str | int):
+        check_layer(layer)
+        super().__init__(model, int(model.conv1.out_channels), preprocess)
+        depth = len(model.transformer.resblocks)
+        self.level, self.norm = (depth - 1, True) if layer == "last" else (depth + int(layer), False)
+        self.patch = model.patch_size
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        return height // self.patch[0], width // self.patch[1]
+
+    def features(self, x: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N P C"]:
+        out = self.model.forward_intermediates(  # type: ignore[operator]
+            x, indices=[self.level], normalize_intermediates=self.norm, output_fmt="NCHW", intermediates_only=True
+        )
+        return rearrange(out["image_intermediates"][0], "n c h w -> n (h w) c")
+
+
+def build(
+    *, preprocess: Preprocess, name: str | None = None, config: Mapping[str, Any] | None = None, layer: str | int = "last"
+) -> VisionTower:
+    """The image side of an open_clip model with fresh weights, by `name` or by its `config` (embed_dim, vision_cfg)."""
+    return tower(_create(name, config, None), preprocess, layer)
+
+
+def tower(visual: nn.Module, preprocess: Preprocess, layer: str | int) -> VisionTower:
+    """The tower around a `visual` module."""
+    if isinstance(visual, VisionTransformer):
+        return OpenClipTower(visual, preprocess, layer)
+    if isinstance(visual, TimmModel):
+        return TimmTower(visual.trunk, preprocess, layer)
+    raise SpecError(f"{type(visual).__name__} of open_clip gives no patch features; use a ViT or a timm trunk")
+
+
+def compose(
+    *,
+    name: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    layer: str | int = "last",
+    pretrained: str | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The `visual` module of an open_clip model and its spec entry, its own preprocessing read from it.
+
+    Args:
+        name: an architecture of open_clip, or "local-dir:folder" (with its weights), or "hf-hub:..." (uses the network).
+        config: instead, `{"embed_dim": ..., "vision_cfg": {...}, "preprocess_cfg": {...}}`.
+        pretrained: a file of weights, or a tag of open_clip, which uses the network.
+
+    Raises:
+        SpecError: it letterboxes ("longest"), which no tower here does.
+    """
+    if name is not None and name.startswith("local-dir:") and config is None:
+        config = json.loads((Path(name.removeprefix("local-dir:")) / "open_clip_config.json").read_text())
+        config = {**config["model_cfg"], "preprocess_cfg": config.get("preprocess_cfg", {})}
+        visual = open_clip.create_model(name).visual
+    else:
+        visual = _create(name, config, pretrained)
+    given = (config or {}).get("preprocess_cfg") or getattr(visual, "preprocess_cfg", None) or {}
+    image_size = visual.image_size
+    size = int(image_size[0] if isinstance(image_size, (tuple, list)) else image_size)
+    mode = given.get("resize_mode", "shortest")
+    if mode not in ("shortest", "squash"):
+        raise SpecError(f"open_clip's resize mode {mode!r} is not supported; known: shortest, squash")
+    kept = {key: config[key] for key in ("embed_dim", "vision_cfg")} if config is not None else None
+    return visual, {
+        "library": "open_clip",
+        **({"name": name} if kept is None else {"config": kept}),
+        "layer": layer,
+        "preprocess": {
+            **({"resize": "square"} if mode == "squash" else {"resize": "shortest", "crop": size}),
+            "size": size,
+            "interpolation": given.get("interpolation", "bicubic"),
+            "mean": list(given.get("mean", open_clip.OPENAI_DATASET_MEAN)),
+            "std": list(given.get("std", open_clip.OPENAI_DATASET_STD)),
+        },
+    }
+
+
+def _create(name: str | None, config: Mapping[str, Any] | None, pretrained: str | None) -> nn.Module:
+    if config is not None:
+        # The text side is never used: the smallest that open_clip builds.
+        text = {"context_length": 8, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
+        vision = copy.deepcopy(dict(config["vision_cfg"]))
+        return open_clip.CLIP(embed_dim=config["embed_dim"], vision_cfg=vision, text_cfg=text).visual
+    if name is None:
+        raise SpecError("an open_clip tower needs a 'name' or a 'config'")
+    if ":" not in name and name not in open_clip.list_models():
+        raise UnknownName("open_clip model", name, open_clip.list_models())
+    return open_clip.create_model(name, pretrained=pretrained, load_weights=pretrained is not None).visual

@@ -1,0 +1,130 @@
+"""Vision towers of transformers: CLIP, SigLIP, SigLIP 2 (NaFlex), DINOv2 and others of their shape."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from ..errors import LoadError, SpecError, UnknownName
+from .vision import INTERPOLATIONS, Preprocess, VisionTower, check_layer
+
+
+class TransformersTower(VisionTower):
+    """Patch states of a ViT of transformers: the last ones as the model gives them, or those of an earlier block."""
+
+    def __init__(self, model: PreTrainedModel, preprocess: Preprocess, layer: str | int):
+        check_layer(layer)
+        super().__init__(model, int(model.config.hidden_size), preprocess)
+        self.layer = layer
+        self.patch = int(model.config.patch_size)
+        self.naflex = model.config.model_type == "siglip2_vision_model"
+        self.fixed = getattr(model.config, "image_size", None)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        return height // self.patch, width // self.patch
+
+    def features(self, x: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N P C"]:
+        rows, columns = self.grid(*x.shape[-2:])
+        out = self.model(**self._inputs(x, rows, columns), output_hidden_states=self.layer != "last")
+        states = out.last_hidden_state if self.layer == "last" else out.hidden_states[self.layer]
+        # Class and register tokens stand in front, where a model has them.
+        return states[:, states.shape[1] - rows * columns :]
+
+    def _inputs(self, x: Float[Tensor, "N 3 H W"], rows: int, columns: int) -> dict[str, Any]:
+        if self.naflex:
+            patches = rearrange(x, "n c (h p) (w q) -> n (h w) (p q c)", p=self.patch, q=self.patch)
+            shape = repeat(torch.tensor([rows, columns], device=x.device), "two -> n two", n=len(x))
+            mask = torch.ones(patches.shape[:2], dtype=torch.long, device=x.device)
+            return {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shape}
+        other_size = self.fixed is not None and tuple(x.shape[-2:]) != (self.fixed, self.fixed)
+        return {"pixel_values": x, **({"interpolate_pos_encoding": True} if other_size else {})}
+
+
+def build(*, config: Mapping[str, Any], preprocess: Preprocess, layer: str | int = "last") -> VisionTower:
+    """A tower with fresh weights from the dict of its transformers configuration."""
+    return tower(_create(config), preprocess, layer)
+
+
+def tower(model: PreTrainedModel, preprocess: Preprocess, layer: str | int) -> VisionTower:
+    return TransformersTower(model, preprocess, layer)
+
+
+def compose(
+    *,
+    path: str | os.PathLike[str] | None = None,
+    config: Mapping[str, Any] | None = None,
+    processor: Any = None,
+    layer: str | int = "last",
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A vision model of transformers and its spec entry.
+
+    Args:
+        path: folder or hub name of a model with its image processor; of a two-tower model the image side is taken.
+        config: instead, the dict of a configuration, for fresh weights.
+        processor: an image processor; needed with `config`, else the one at `path`.
+    """
+    if (path is None) == (config is None):
+        raise SpecError("a transformers tower needs a 'path' or a 'config', one of the two")
+    if config is not None:
+        if processor is None:
+            raise SpecError("a tower from a config needs its image 'processor' as well")
+        model = _create(config)
+    else:
+        try:
+            model = _image_side(AutoModel.from_pretrained(path, trust_remote_code=False, dtype=torch.float32))
+            processor = processor or AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise LoadError(f"no vision tower at {path!r}: {str(error).splitlines()[0]}") from None
+    return model, {
+        "library": "transformers",
+        "config": {**model.config.to_diff_dict(), "model_type": model.config.model_type},
+        "layer": layer,
+        "preprocess": preprocess_of(processor, int(model.config.patch_size)),
+    }
+
+
+def _create(config: Mapping[str, Any]) -> PreTrainedModel:
+    settings = {key: value for key, value in config.items() if key != "model_type"}
+    kind = config.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise UnknownName("model_type of transformers", kind, CONFIG_MAPPING.keys())
+    return _image_side(AutoModel.from_config(AutoConfig.for_model(str(kind), **settings), trust_remote_code=False))
+
+
+def _image_side(model: nn.Module) -> PreTrainedModel:
+    side = getattr(model, "vision_model", model)
+    if not isinstance(side, PreTrainedModel) or not isinstance(getattr(side.config, "patch_size", None), int):
+        raise SpecError(f"{type(model).__name__} of transformers is no vision tower with square patches")
+    return side
+
+
+def preprocess_of(processor: Any, patch: int) -> dict[str, Any]:
+    """What an image processor of transformers does, as `Preprocess` settings.
+
+    Raises:
+        SpecError: it does something that no setting says.
+    """
+    size = dict(processor.size) if getattr(processor, "size", None) else {}
+    common = {
+        "interpolation": INTERPOLATIONS[int(processor.resample)],
+        "mean": list(processor.image_mean),
+        "std": list(processor.image_std),
+    }
+    if getattr(processor, "max_num_patches", None):
+        return {"resize": "patches", "patch": patch, "max_patches": int(processor.max_num_patches), **common}
+    if "shortest_edge" in size:
+        crop = dict(processor.crop_size)["height"] if getattr(processor, "do_center_crop", False) else None
+        if crop is None:
+            raise SpecError(f"{type(processor).__name__} keeps the shape without a crop: not supported")
+        return {"resize": "shortest", "size": int(size["shortest_edge"]), "crop": int(crop), **common}
+    if size.get("height") == size.get("width") and "height" in size and not getattr(processor, "do_center_crop", False):
+        return {"resize": "square", "size": int(size["height"]), **common}
+    raise SpecError(f"{type(processor).__name__} resizes to {size}: not supported")
