@@ -383,7 +383,9 @@ def _warn(told: Report, before: tuple[int, int], asked: bool, longest: int) -> N
         shown = "; ".join(f"item {s.row}: {s.reason}" for s in skipped[:3])
         warnings.warn(f"{len(skipped)} items were skipped, their rows are NaN: {shown}", stacklevel=3)
     if cut and not asked:
-        warnings.warn(f"{len(cut)} items were longer than {longest} tokens and were cut (first: {cut[0]})", stacklevel=3)
+        warnings.warn(
+            f"{len(cut)} items were longer than {longest} tokens and were cut (first: {cut[0]})", stacklevel=3
+        )
 
 
 def load(

@@ -1,15 +1,15 @@
 """The errors of mmembed: one tree, drawn below; each says what was asked, what is known and what to do.
 
-    MmembedError
-    ├── InputError (ValueError)             an item that cannot be embedded; `item` is its row
-    │   ├── ImageError                      bytes that are no picture we take
-    │   └── TruncationError                 a text longer than the model reads, with truncate="error"
-    ├── UnknownName (LookupError)           no such model, prompt, pooling, ...; names the nearest
-    ├── SpecError (ValueError)              a model description that makes no model
-    ├── LoadError (OSError)                 a folder or file that does not hold what it says
-    ├── StoreError (RuntimeError)           an index that cannot do what was asked
-    │   └── FingerprintMismatch             vectors of another model
-    └── MissingExtra (ImportError)          an optional package is not installed; holds the pip command
+MmembedError
+├── InputError (ValueError)             an item that cannot be embedded; `item` is its row
+│   ├── ImageError                      bytes that are no picture we take
+│   └── TruncationError                 a text longer than the model reads, with truncate="error"
+├── UnknownName (LookupError)           no such model, prompt, pooling, ...; names the nearest
+├── SpecError (ValueError)              a model description that makes no model
+├── LoadError (OSError)                 a folder or file that does not hold what it says
+├── StoreError (RuntimeError)           an index that cannot do what was asked
+│   └── FingerprintMismatch             vectors of another model
+└── MissingExtra (ImportError)          an optional package is not installed; holds the pip command
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class InputError(MmembedError, ValueError):
     def __str__(self) -> str:
         return self.reason if self.item is None else f"item {self.item}: {self.reason}"
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, int | None]]:
         return type(self), (self.reason, self.item)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .errors import InputError
 from .images import Image
@@ -64,7 +64,8 @@ def _from_mapping(thing: Mapping[str, Thing]) -> Item:
         raise InputError(f"a mixed item has the keys 'text' and 'image', not {list(thing)}")
     parts: list[Part] = []
     for key, value in thing.items():
-        for element in value if isinstance(value, list) else [value]:
+        many: list[Any] = value if isinstance(value, list) else [value]
+        for element in many:
             if key == "text":
                 parts.append(element if isinstance(element, Text) else Text(element))
             else:

@@ -69,8 +69,8 @@ class SentencePieceTokenizer:
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         if not texts:
             return []
-        protos = self.processor.encode(list(texts), out_type="immutable_proto")
-        return [Tokens([p.id for p in t.pieces], [(p.begin, p.end) for p in t.pieces]) for t in protos]
+        mapped = self.processor.encode(list(texts), return_type="offset_mapping")
+        return [Tokens(each["ids"], each["offsets"]) for each in mapped]
 
     def id_of(self, token: str) -> int:
         number = self.processor.piece_to_id(token)
@@ -91,7 +91,9 @@ class TransformersTokenizer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         if not tokenizer.is_fast:
-            raise SpecError(f"{type(tokenizer).__name__} is a slow tokenizer; mmembed needs a fast one (tokenizer.json)")
+            raise SpecError(
+                f"{type(tokenizer).__name__} is a slow tokenizer; mmembed needs a fast one (tokenizer.json)"
+            )
         self.tokenizer = tokenizer
         with_special = tokenizer("a")["input_ids"]
         plain = tokenizer("a", add_special_tokens=False)["input_ids"]

@@ -192,7 +192,17 @@ def _numbers(data: bytes) -> list[tuple[int, str]]:
         image = data.index(b",", 13)
         return [(6, "<H"), (8, "<H"), (10, "B"), *((image + at, "<H") for at in (1, 3, 5, 7)), (image + 9, "B")]
     if data[:2] == b"BM":
-        return [(2, "<I"), (10, "<I"), (14, "<I"), (18, "<I"), (22, "<I"), (26, "<H"), (28, "<H"), (30, "<I"), (46, "<I")]
+        return [
+            (2, "<I"),
+            (10, "<I"),
+            (14, "<I"),
+            (18, "<I"),
+            (22, "<I"),
+            (26, "<H"),
+            (28, "<H"),
+            (30, "<I"),
+            (46, "<I"),
+        ]
     if data[:2] in (b"II", b"MM"):
         end = "<" if data[:2] == b"II" else ">"
         at = struct.unpack_from(end + "I", data, 4)[0]

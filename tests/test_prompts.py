@@ -1,0 +1,46 @@
+"""The words around an item: where its own content stands, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmembed.errors import InputError
+from mmembed.inputs import to_item
+from mmembed.prompts import TextRun, literal, wrap
+
+from .conftest import picture
+
+
+def test_the_items_own_characters_are_known():
+    (run,) = wrap(to_item("red"), "query: {content}!", None)
+    assert isinstance(run, TextRun)
+    assert run.text == "query: red!"
+    assert [run.text[a:b] for a, b in run.content] == ["red"]
+
+
+def test_parts_keep_their_order_and_texts_that_follow_each_other_are_joined_by_a_space():
+    one = picture(1)
+    runs = wrap(to_item(("a", "b", one, "c")), "<{content}>", None)
+    assert [run.text if isinstance(run, TextRun) else run for run in runs] == ["<a b", one, "c>"]
+
+
+def test_a_template_may_put_the_picture_first():
+    one = picture(1)
+    runs = wrap(to_item(("a", one)), "{image}: {text}", None)
+    assert [run.text if isinstance(run, TextRun) else run for run in runs] == [one, ": a"]
+
+
+def test_a_template_that_leaves_out_a_part_is_an_error():
+    with pytest.raises(InputError, match="no place for every part"):
+        wrap(to_item(("a", picture(1))), "{text}", None)
+
+
+def test_braces_in_a_prompt_are_letters():
+    (run,) = wrap(to_item("{x}"), literal("{a} {{b}} "), None)
+    assert isinstance(run, TextRun)
+    assert run.text == "{a} {{b}} {x}"
+
+
+def test_an_instruction_that_nobody_gave_is_asked_for():
+    with pytest.raises(InputError, match="pass instruction="):
+        wrap(to_item("a"), "{instruction}: {content}", None)

@@ -1,0 +1,82 @@
+"""Tokenizers: ids, special tokens and the characters each token stands for, of both kinds."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import sentencepiece
+
+from mmembed.errors import LoadError, SpecError, UnknownName
+from mmembed.testing import byte_tokenizer, tiny_embedder
+from mmembed.tokenizer import SentencePieceTokenizer, TransformersTokenizer, load_tokenizer
+
+LINES = ["a red car", "eine rote Katze", "красная машина", "一辆红色的车", "सेब लाल है", "สวัสดี", "مرحبا بالعالم"] * 20
+
+
+@pytest.fixture(scope="module")
+def pieces() -> SentencePieceTokenizer:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES),
+        model_writer=model,
+        vocab_size=420,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return SentencePieceTokenizer(sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()))
+
+
+def test_a_sentencepiece_token_knows_its_characters(pieces):
+    for text in set(LINES):
+        tokens = pieces.encode([text])[0]
+        assert tokens.ids == pieces.processor.encode(text)
+        assert "".join(text[a:b] for a, b in tokens.spans).replace(" ", "") == text.replace(" ", "")
+        assert all(0 <= a <= b <= len(text) for a, b in tokens.spans)
+
+
+def test_a_sentencepiece_item_ends_with_its_closing_piece(pieces, tmp_path):
+    embedder = tiny_embedder(tokenizer=pieces, vision=None, projector=None, backbone=_wide())
+    assert embedder.tokenizer.suffix == [pieces.processor.eos_id()]
+    folder = embedder.save(tmp_path / "m")
+    again = load_tokenizer(folder, dict(embedder.spec.tokenizer))
+    assert again.encode(LINES[:7]) == pieces.encode(LINES[:7])
+    assert again.suffix == pieces.suffix
+
+
+def _wide():
+    from mmembed.testing import tiny_backbone
+
+    return tiny_backbone(vocab_size=500)
+
+
+def test_an_unknown_piece_is_named(pieces):
+    with pytest.raises(UnknownName, match="<nothing>"):
+        SentencePieceTokenizer(pieces.processor, suffix=("<nothing>",))
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"no model")
+    with pytest.raises(LoadError, match="no sentencepiece model"):
+        load_tokenizer(tmp_path, {"kind": "sentencepiece"})
+    with pytest.raises(LoadError, match="holds no tokenizer"):
+        load_tokenizer(tmp_path, {"kind": "transformers"})
+    with pytest.raises(UnknownName):
+        load_tokenizer(tmp_path, {"kind": "sentencepice"})
+
+
+@pytest.mark.parametrize(("bos", "eos"), [(True, True), (False, True), (True, False), (False, False)])
+def test_what_a_tokenizer_puts_around_a_text_is_read_off_it(bos, eos):
+    raw = byte_tokenizer(bos=bos, eos=eos)
+    tokenizer = TransformersTokenizer(raw)
+    for text in ("", "a", "สวัสดี x"):
+        assert tokenizer.prefix + tokenizer.encode([text])[0].ids + tokenizer.suffix == raw(text)["input_ids"]
+
+
+def test_a_slow_tokenizer_is_refused():
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(SpecError, match="slow tokenizer"):
+        TransformersTokenizer(Slow())
