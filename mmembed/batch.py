@@ -191,8 +191,9 @@ def plan(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return batches
 
 
-def pack(samples: Sequence[Sample], rows: Sequence[int], mask: str) -> Batch:
-    """Samples laid one after the other as one row."""
+def pack(samples: Sequence[Sample], rows: Sequence[int], mask: str | None) -> Batch:
+    """Samples laid one after the other as one row, under the mask of a model's own spec."""
+    assert mask is not None, "a model resolves its mask when it is built"
     lengths = [len(sample) for sample in samples]
     firsts = np.cumsum([0, *lengths[:-1]])
     block = np.full(sum(lengths), -1, dtype=np.int64)

@@ -24,6 +24,7 @@ from .model import EmbeddingModel
 from .nn.precision import PRECISIONS, dtype_of, unit
 from .spec import ModelSpec
 from .tokenizer import SentencePieceTokenizer, TransformersTokenizer, load_tokenizer
+from .towers.backbone import load_backbone
 from .towers.vision import compose_vision
 
 if TYPE_CHECKING:
@@ -199,11 +200,11 @@ class Embedder:
 
     def encode_query(self, inputs: Thing | Iterable[Thing], **options: Any) -> NDArray[np.float32]:
         """`encode` under the prompt "query" where the spec has one; `options` are those of `encode`."""
-        return self.encode(inputs, **self._side("query", options))
+        return self.encode(inputs, **self._side(("query",), options))
 
     def encode_document(self, inputs: Thing | Iterable[Thing], **options: Any) -> NDArray[np.float32]:
-        """`encode` under the prompt "document" where the spec has one; `options` are those of `encode`."""
-        return self.encode(inputs, **self._side("document", options))
+        """`encode` under the prompt "document", "passage" or "corpus", the first that the spec has."""
+        return self.encode(inputs, **self._side(("document", "passage", "corpus"), options))
 
     def similarity(self, a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float32]:
         """Cosine of every row of `a` (N, D) with every row of `b` (M, D), in fp32: (N, M)."""
@@ -299,11 +300,11 @@ class Embedder:
     def _budget(self) -> int:
         return BUDGET.get(self.model.device.type, BUDGET["cpu"])
 
-    def _side(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
-        named = {"prompt", "prompt_name"} & options.keys()
-        if name in self.spec.prompts and not named:
-            return {"prompt_name": name, **options}
-        return options
+    def _side(self, names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
+        if {"prompt", "prompt_name"} & options.keys():
+            return options
+        known = next((name for name in names if name in self.spec.prompts), None)
+        return options if known is None else {"prompt_name": known, **options}
 
 
 class _Wrapping:
@@ -398,7 +399,8 @@ def load(
     """An embedder by name.
 
     Args:
-        name: a folder, a bundled name ("pico"), or "organisation/name" of a hub; None is the bundled default.
+        name: a folder (ours, of sentence-transformers, or of transformers), a bundled name ("pico"), or
+            "organisation/name" of a hub; None is the bundled default.
         device: "cpu", "cuda", ...; None takes CUDA where there is one.
         precision: "fp32", "bf16" or "fp16": what weights and products are kept in.
         revision: of a hub repository.
@@ -477,10 +479,7 @@ def _backbone(given: Any) -> PreTrainedModel:
     if isinstance(given, Mapping):
         settings = dict(given)
         return AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
-    try:
-        return AutoModel.from_pretrained(given, trust_remote_code=False, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise LoadError(f"no backbone at {given!r}: {str(error).splitlines()[0]}") from None
+    return load_backbone(given)
 
 
 def _tokenizer(given: Any) -> SentencePieceTokenizer | TransformersTokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -14,12 +15,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from . import folders
 from .batch import Batch
 from .errors import LoadError, SpecError
 from .nn.heads import build_head
 from .nn.pooling import build_pooling
 from .nn.precision import dtype_of
 from .nn.projector import Projector, build_projector
+from .spec import FILE as SPEC_FILE
 from .spec import ModelSpec
 from .towers import backbone as backbones
 from .towers.vision import VisionTower, build_vision
@@ -48,11 +51,10 @@ class EmbeddingModel(nn.Module):
         vision: VisionTower | None = None,
     ):
         super().__init__()
-        self.spec = spec
-        if backbone is None:
-            self.backbone = backbones.build_backbone(spec.backbone["config"], spec.mask, spec.layout)
-        else:
-            self.backbone = backbones.prepare_backbone(backbone, spec.mask, spec.layout)
+        body = backbones.build_backbone(spec.backbone["config"]) if backbone is None else backbone
+        mask = spec.mask or backbones.natural_mask(body)
+        self.spec = dataclasses.replace(spec, mask=mask)
+        self.backbone = backbones.prepare_backbone(body, mask, spec.layout)
         width = int(self.backbone.config.hidden_size)
         self.vision: VisionTower | None = None
         self.projector: Projector | None = None
@@ -123,7 +125,7 @@ class EmbeddingModel(nn.Module):
         digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def save(self, folder: Path) -> None:
@@ -136,38 +138,47 @@ class EmbeddingModel(nn.Module):
             for name, t in self.state_dict().items()
         }
         save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        (folder / "spec.json").write_text(self.spec.to_json(), encoding="utf-8")
+        (folder / SPEC_FILE).write_text(self.spec.to_json(), encoding="utf-8")
 
     @classmethod
     def from_folder(cls, folder: Path) -> EmbeddingModel:
-        """Read what `save` wrote; weights are held in fp32 until `to(...)` says otherwise.
+        """Read what `save` wrote, or a folder of sentence-transformers or transformers.
+
+        Weights are held in fp32 until `to(...)` says otherwise.
 
         Raises:
-            LoadError: no weights, or weights that do not fit the spec; nothing is dropped silently.
+            LoadError: no weights, or weights that do not fit; nothing is dropped silently.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        spec = ModelSpec.from_folder(folder)
-        path = folder / WEIGHTS_FILE
-        try:
-            state = load_file(path)
-        except FileNotFoundError:
-            raise LoadError(f"{folder} holds no {WEIGHTS_FILE}") from None
-        except SafetensorError as error:
-            raise LoadError(f"{path} is broken: {error}") from None
         with torch.random.fork_rng(devices=[]):  # fresh weights are drawn and replaced: the caller's seed stays his
-            model = cls(spec)
-        try:
-            found = model.load_state_dict(state, strict=False)
-        except RuntimeError as error:
-            raise LoadError(f"{path} does not fit its spec: {error}") from None
-        if found.missing_keys or found.unexpected_keys:
-            raise LoadError(
-                f"{path} does not fit its spec: missing {found.missing_keys or 'none'}, "
-                f"unexpected {found.unexpected_keys or 'none'}"
-            )
+            if (folder / SPEC_FILE).exists():
+                model = cls(ModelSpec.from_folder(folder))
+                _fill(model, folder / WEIGHTS_FILE)
+                return model
+            found = folders.read(folder)
+            model = cls(found.spec, backbone=backbones.load_backbone(found.backbone))
+            for head, path in zip(model.heads, found.heads, strict=True):
+                _fill(head, path)
         return model
+
+
+def _fill(module: nn.Module, path: Path) -> None:
+    """Load a safetensors file that must hold exactly the weights of `module`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except FileNotFoundError:
+        raise LoadError(f"{path.parent} holds no {path.name}") from None
+    except SafetensorError as error:
+        raise LoadError(f"{path} is broken: {error}") from None
+    try:
+        found = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise LoadError(f"{path} does not fit its spec: {error}") from None
+    if found.missing_keys or found.unexpected_keys:
+        missing, unexpected = (keys or "none" for keys in (found.missing_keys, found.unexpected_keys))
+        raise LoadError(f"{path} does not fit its spec: missing {missing}, unexpected {unexpected}")
 
 
 def _dtype(module: nn.Module, otherwise: torch.dtype) -> torch.dtype:

@@ -29,7 +29,8 @@ class ModelSpec:
         tokenizer: `{"kind": "sentencepiece" | "transformers"}`; for sentencepiece also `prefix` and `suffix`, the pieces
             that open and close an item.
         max_length: tokens of one item at most, image tokens and special tokens included.
-        mask: "causal", "bidirectional", or "causal+image": causal, and the tokens of an image see each other both ways.
+        mask: "causal", "bidirectional", or "causal+image": causal, and the tokens of an image see each other both ways;
+            None is the one that the backbone was made for, and a model's own spec always says which.
         layout: "packed" where the backbone allows it, "padded" where it must be; None decides by the backbone.
         vision: `{"library": "timm" | "open_clip" | "transformers", ...}`, see `mmembed.towers.vision`; None: text only.
         projector: `{"kind": ...}`, see `mmembed.nn.projector`.
@@ -50,7 +51,7 @@ class ModelSpec:
     backbone: Mapping[str, Any]
     tokenizer: Mapping[str, Any]
     max_length: int = 512
-    mask: str = "causal"
+    mask: str | None = None
     layout: str | None = None
     vision: Mapping[str, Any] | None = None
     projector: Mapping[str, Any] | None = None
@@ -71,7 +72,7 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         for value, kind, known in (
-            (self.mask, "mask", MASKS),
+            (self.mask or "causal", "mask", MASKS),
             (self.layout or "packed", "layout", LAYOUTS),
             (self.counted, "way of counting", COUNTED),
         ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -11,23 +12,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from ..errors import SpecError, UnknownName
+from ..errors import LoadError, SpecError, UnknownName
 from ..nn import attention
 from ..nn.spans import Spans
 
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 
 
-def build_backbone(config: Mapping[str, Any], mask: str, layout: str | None) -> PreTrainedModel:
+def build_backbone(config: Mapping[str, Any]) -> PreTrainedModel:
     """A backbone with fresh weights from the dict of its transformers configuration.
 
     Args:
         config: as `PreTrainedConfig.to_dict()` gives it, "model_type" included.
-        mask, layout: as in `ModelSpec`.
 
     Raises:
         UnknownName: transformers has no model of that type.
-        SpecError: mask and layout do not go with the backbone.
+        SpecError: the configuration makes no model.
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -39,7 +39,26 @@ def build_backbone(config: Mapping[str, Any], mask: str, layout: str | None) -> 
         model = AutoModel.from_config(AutoConfig.for_model(kind, **settings), trust_remote_code=False)
     except ValueError as error:
         raise SpecError(f"a {kind} backbone cannot be built: {error}") from None
-    return prepare_backbone(cast(PreTrainedModel, model), mask, layout)
+    return cast(PreTrainedModel, model)
+
+
+def load_backbone(path: str | os.PathLike[str]) -> PreTrainedModel:
+    """The body of a transformers model with its weights, from a folder or by its hub name.
+
+    Raises:
+        LoadError: no such model, remote code, or weights that the file does not hold.
+    """
+    try:
+        model, told = AutoModel.from_pretrained(
+            path, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise LoadError(f"no backbone at {os.fspath(path)!r}: {str(error).splitlines()[0]}") from None
+    # A pooler is drawn fresh where an encoder came without one; nothing here reads it.
+    missing = [key for key in told["missing_keys"] if not key.startswith("pooler.")]
+    if missing:
+        raise LoadError(f"{os.fspath(path)!r} lacks weights: {', '.join(sorted(missing)[:5])}")
+    return model
 
 
 def prepare_backbone(model: PreTrainedModel, mask: str, layout: str | None) -> PreTrainedModel:
@@ -63,6 +82,14 @@ def prepare_backbone(model: PreTrainedModel, mask: str, layout: str | None) -> P
     return model
 
 
+def natural_mask(model: PreTrainedModel) -> str:
+    """The mask a backbone was made for: an encoder's, a decoder's, or that of a decoder whose configuration says that it
+    reads both ways (`is_causal: false`, or EmbeddingGemma's `use_bidirectional_attention`)."""
+    config = model.config
+    both_ways = getattr(config, "is_causal", None) is False or getattr(config, "use_bidirectional_attention", False)
+    return "bidirectional" if both_ways or _is_encoder(model) else "causal"
+
+
 def _is_encoder(model: PreTrainedModel) -> bool:
     """Encoders take no key-value cache; a decoder does, whatever mask it runs under."""
     if getattr(model.config, "is_decoder", False):
@@ -71,7 +98,16 @@ def _is_encoder(model: PreTrainedModel) -> bool:
     return "use_cache" not in takes or model.config.model_type in _ENCODERS_WITH_CACHE
 
 
-_ENCODERS_WITH_CACHE = {"bert", "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "electra", "data2vec-text", "ernie"}
+_ENCODERS_WITH_CACHE = {
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "electra",
+    "data2vec-text",
+    "ernie",
+}
 """Their classes can also decode, so their forward takes a cache."""
 
 

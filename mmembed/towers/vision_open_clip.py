@@ -41,7 +41,11 @@ class OpenClipTower(VisionTower):
 
 
 def build(
-    *, preprocess: Preprocess, name: str | None = None, config: Mapping[str, Any] | None = None, layer: str | int = "last"
+    *,
+    preprocess: Preprocess,
+    name: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    layer: str | int = "last",
 ) -> VisionTower:
     """The image side of an open_clip model with fresh weights, by `name` or by its `config` (embed_dim, vision_cfg)."""
     return tower(_create(name, config, None), preprocess, layer)

@@ -1,0 +1,193 @@
+"""Folders that others wrote: sentence-transformers and plain transformers repositories, read as a `ModelSpec`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import prompts
+from .errors import LoadError, SpecError
+from .spec import ModelSpec
+
+POOLING_MODES = {
+    "cls_token": "first",
+    "max_tokens": "max",
+    "mean_tokens": "mean",
+    "mean_sqrt_len_tokens": "mean_sqrt_len",
+    "weightedmean_tokens": "weightedmean",
+    "lasttoken": "last",
+}
+"""Flags of the old Pooling config, `pooling_mode_*`, and what we call them."""
+NEW_POOLING_MODES = {"cls": "first", **{name: name for name in ("max", "mean", "mean_sqrt_len", "weightedmean")}, "lasttoken": "last"}
+ACTIVATIONS = {"Identity": "identity", "Tanh": "tanh", "GELU": "gelu", "ReLU": "relu"}
+UNBOUNDED = 10**6
+"""Tokenizers without a limit say 10^30 or so."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a folder holds: the spec, the transformers folder of backbone and tokenizer, and a weights file a head."""
+
+    spec: ModelSpec
+    backbone: Path
+    heads: tuple[Path, ...]
+
+
+def read(folder: Path) -> Found:
+    """What a sentence-transformers folder (modules.json), or a plain transformers one (config.json), says it is.
+
+    A plain folder pools as sentence-transformers would: the last token of a causal language model, else the mean; and
+    unlike there, vectors are brought to unit length.
+
+    Raises:
+        LoadError: neither, or files missing.
+        SpecError: modules or settings that no part here has; nothing is left out silently.
+    """
+    modules = folder / "modules.json"
+    if modules.exists():
+        return _sentence_transformers(folder, _json(modules))
+    if (folder / "config.json").exists():
+        config = _json(folder / "config.json")
+        causal_lm = any(name.endswith("ForCausalLM") for name in config.get("architectures") or ())
+        pooling = "last" if causal_lm and config.get("is_causal", True) else "mean"
+        width = _width(config)
+        return Found(_spec(folder, folder, {"kind": pooling}, (), width, {}, True, "all"), folder, ())
+    raise LoadError(f"{folder} holds no spec.json, modules.json or config.json: no embedder that mmembed can read")
+
+
+def _sentence_transformers(folder: Path, modules: list[dict[str, Any]]) -> Found:
+    settings = _optional(folder / "config_sentence_transformers.json")
+    kind = settings.get("model_type", "SentenceTransformer")
+    if kind != "SentenceTransformer":
+        raise SpecError(f"{folder} is a {kind}; only dense SentenceTransformer folders are read")
+    names = [module["type"].rpartition(".")[2] for module in modules]
+    paths = [_inside(folder, module["path"]) for module in modules]
+    if names[:2] != ["Transformer", "Pooling"]:
+        raise SpecError(f"{folder} begins with the modules {names[:2]}; known: Transformer, Pooling")
+    backbone = paths[0]
+    if "modality_config" in _optional(backbone / "sentence_bert_config.json") and (
+        backbone / "processor_config.json"
+    ).exists():
+        raise SpecError(f"{folder} is a multimodal sentence-transformers model, which is not read yet")
+    pooling, counted = _pooling(_json(paths[1] / "config.json"), paths[1])
+    width = _width(_json(backbone / "config.json"))
+    heads: list[dict[str, Any]] = []
+    weights: list[Path] = []
+    normalize = False
+    for name, path in zip(names[2:], paths[2:], strict=True):
+        if normalize:
+            raise SpecError(f"{folder}: the module {name} comes after Normalize")
+        if name == "Normalize":
+            normalize = True
+            continue
+        head = _head(name, path)
+        width = head.get("out", width)
+        heads.append(head)
+        weights.append(path / "model.safetensors")
+    said = {name: text for name, text in (settings.get("prompts") or {}).items() if text is not None}
+    spec = _spec(folder, backbone, pooling, tuple(heads), width, said, normalize, counted)
+    return Found(spec, backbone, tuple(weights))
+
+
+def _spec(
+    folder: Path,
+    backbone: Path,
+    pooling: Mapping[str, Any],
+    heads: tuple[Mapping[str, Any], ...],
+    width: int,
+    said: Mapping[str, str],
+    normalize: bool,
+    counted: str,
+) -> ModelSpec:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(backbone, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{backbone}: {str(error).splitlines()[0]}") from None
+    settings = _optional(folder / "config_sentence_transformers.json")
+    return ModelSpec(
+        name=folder.resolve().name,
+        backbone={"config": {**config.to_diff_dict(), "model_type": config.model_type}},
+        tokenizer={"kind": "transformers"},
+        max_length=_max_length(backbone, config),
+        mask=None,
+        pooling=pooling,
+        counted=counted,
+        heads=heads,
+        normalize=normalize,
+        dimension=width,
+        dimensions=(settings["truncate_dim"],) if settings.get("truncate_dim") else (),
+        prompts={name: {"any": prompts.literal(text)} for name, text in said.items()},
+        default_prompt_name=settings.get("default_prompt_name"),
+    )
+
+
+def _max_length(backbone: Path, config: Any) -> int:
+    """As sentence-transformers: its own limit, else the tokenizer's, never more than there are positions."""
+    own = _optional(backbone / "sentence_bert_config.json")
+    if own.get("do_lower_case"):
+        raise SpecError(f"{backbone} lower-cases its text outside the tokenizer, which is not supported")
+    limit = own.get("max_seq_length") or _optional(backbone / "tokenizer_config.json").get("model_max_length")
+    positions = getattr(config, "max_position_embeddings", None)
+    known = [int(n) for n in (limit, positions) if n and 0 < n < UNBOUNDED]
+    return min(known, default=512)
+
+
+def _pooling(settings: dict[str, Any], path: Path) -> tuple[dict[str, Any], str]:
+    if "pooling_mode" in settings:
+        given = settings["pooling_mode"]
+        modes = [NEW_POOLING_MODES.get(mode, mode) for mode in ([given] if isinstance(given, str) else given)]
+    else:
+        modes = [ours for flag, ours in POOLING_MODES.items() if settings.get(f"pooling_mode_{flag}")] or ["mean"]
+    if len(modes) != 1:
+        raise SpecError(f"{path} joins the poolings {modes}; only one is supported")
+    return {"kind": modes[0]}, "all" if settings.get("include_prompt", True) else "content"
+
+
+def _head(name: str, path: Path) -> dict[str, Any]:
+    if name == "LayerNorm":
+        return {"kind": "layer_norm"}
+    if name != "Dense":
+        raise SpecError(f"{path} is a module {name}; known after pooling: Dense, LayerNorm, Normalize")
+    settings = _json(path / "config.json")
+    # sentence-transformers' Dense without a named activation is a tanh.
+    activation = settings.get("activation_function", "torch.nn.modules.activation.Tanh").rpartition(".")[2]
+    if activation not in ACTIVATIONS or settings.get("use_residual"):
+        raise SpecError(f"{path}: activation {activation}, residual {settings.get('use_residual', False)}: not supported")
+    return {
+        "kind": "dense",
+        "out": settings["out_features"],
+        "bias": settings.get("bias", True),
+        "activation": ACTIVATIONS[activation],
+    }
+
+
+def _width(config: Mapping[str, Any]) -> int:
+    width = config.get("hidden_size") or config.get("d_model") or config.get("n_embd") or config.get("dim")
+    if width is None:
+        raise SpecError(f"a {config.get('model_type')} configuration says no hidden_size")
+    return int(width)
+
+
+def _inside(folder: Path, path: str) -> Path:
+    inner = (folder / path).resolve()
+    if not inner.is_relative_to(folder.resolve()):
+        raise LoadError(f"{folder}: the module path {path!r} leads out of the folder")
+    return inner
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LoadError(f"{path} is missing") from None
+    except ValueError as error:
+        raise LoadError(f"{path} is no JSON: {error}") from None
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return _json(path) if path.exists() else {}

@@ -1,0 +1,152 @@
+"""Composition: every backbone, vision library, projector, mask and pooling makes an embedder whose items have one vector,
+alone and together, before and after a folder."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    Dinov2Config,
+    Siglip2ImageProcessorPil,
+    Siglip2VisionConfig,
+    SiglipImageProcessorPil,
+    SiglipVisionConfig,
+)
+
+import mmembed
+from mmembed.errors import LoadError, SpecError, UnknownName
+from mmembed.nn.pooling import poolings
+from mmembed.nn.projector import projectors
+from mmembed.testing import BACKBONES, ENCODERS, TINY_VIT, byte_tokenizer, tiny_backbone, tiny_embedder
+
+from .conftest import picture
+
+THINGS = ["red", "eine sehr viel längere Zeile", picture(1), picture(2, 70, 30), ("a", picture(3), "b"), "", "red"]
+SMALL = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 8}
+CROP = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+
+
+def _transformers(config, processor):
+    return {"library": "transformers", "config": config.to_dict(), "processor": processor}
+
+
+VISIONS = {
+    "timm vit": TINY_VIT,
+    "timm convnet": {"library": "timm", "name": "resnet10t", "options": {"channels": (8, 12, 16, 24)}, "preprocess": {"size": 64}},
+    "open_clip": {
+        "library": "open_clip",
+        "config": {
+            "embed_dim": 16,
+            "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 24, "layers": 3, "head_width": 12},
+        },
+    },
+    "clip": _transformers(CLIPVisionConfig(**SMALL, image_size=32), CLIPImageProcessorPil(**CROP)),
+    "siglip": _transformers(
+        SiglipVisionConfig(**SMALL, image_size=32), SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    ),
+    "siglip2": _transformers(
+        Siglip2VisionConfig(**SMALL, num_patches=16), Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16)
+    ),
+    "dinov2": _transformers(Dinov2Config(**SMALL, image_size=32), CLIPImageProcessorPil(**CROP)),
+}
+
+
+def check(embedder: mmembed.Embedder, folder) -> None:
+    together = embedder.encode(THINGS)
+    assert np.isfinite(together).all()
+    alone = np.concatenate([embedder.encode([thing]) for thing in THINGS])
+    assert np.abs(together - alone).max() <= 1e-5
+    assert np.abs(together[0] - together[2]).max() > 1e-3
+    assert np.abs(together[2] - together[3]).max() > 1e-4, "two pictures have one vector"
+    again = mmembed.load(embedder.save(folder), device="cpu")
+    assert np.array_equal(again.encode(THINGS), together)
+    assert again.fingerprint == embedder.fingerprint
+
+
+def mask_of(kind: str) -> str:
+    return "bidirectional" if kind in ENCODERS else "causal"
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_any_backbone(kind, tmp_path):
+    check(tiny_embedder(backbone=tiny_backbone(kind), mask=mask_of(kind), pooling="mean"), tmp_path)
+
+
+@pytest.mark.parametrize("layer", ["last", -2])
+@pytest.mark.parametrize("name", VISIONS)
+def test_any_vision_tower(name, layer, tmp_path):
+    check(tiny_embedder(vision={**VISIONS[name], "layer": layer}, projector="linear"), tmp_path)
+
+
+@pytest.mark.parametrize("kind", sorted(projectors))
+def test_any_projector(kind, tmp_path):
+    settings = {"resampler": {"latents": 3, "heads": 4}}.get(kind, {})
+    check(tiny_embedder(projector={"kind": kind, **settings}, mask="causal+image"), tmp_path)
+
+
+@pytest.mark.parametrize("kind", sorted(poolings))
+def test_any_pooling(kind, tmp_path):
+    settings = {"latent_attention": {"latents": 5, "heads": 2}}.get(kind, {})
+    check(tiny_embedder(pooling={"kind": kind, **settings}, mask="bidirectional"), tmp_path)
+
+
+def test_heads_follow_the_pooling(tmp_path):
+    heads = ({"kind": "dense", "out": 48, "activation": "tanh"}, {"kind": "layer_norm"}, {"kind": "dense", "out": 12})
+    embedder = tiny_embedder(heads=heads, dimensions=(12, 6))
+    assert embedder.encode("a").shape == (1, 12)
+    check(embedder, tmp_path)
+
+
+def test_a_backbone_comes_from_a_folder_a_model_or_a_configuration(tmp_path):
+    model = tiny_backbone()
+    model.save_pretrained(tmp_path / "b")
+    byte_tokenizer().save_pretrained(tmp_path / "b")
+    of_folder = mmembed.compose(backbone=tmp_path / "b", tokenizer=tmp_path / "b", device="cpu")
+    of_model = mmembed.compose(backbone=model, tokenizer=byte_tokenizer(), device="cpu")
+    assert np.array_equal(of_folder.encode("red"), of_model.encode("red"))
+    config = {**BACKBONES["qwen3"], "model_type": "qwen3"}
+    fresh = mmembed.compose(backbone=config, tokenizer=byte_tokenizer(), device="cpu")
+    assert np.abs(fresh.encode("red") - of_model.encode("red")).max() > 1e-3
+
+
+def test_a_transformers_tower_comes_from_a_folder(tmp_path):
+    config = SiglipVisionConfig(**SMALL, image_size=32)
+    AutoModel.from_config(config).save_pretrained(tmp_path / "v")
+    SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "v")
+    check(tiny_embedder(vision={"library": "transformers", "path": tmp_path / "v"}), tmp_path / "m")
+
+
+def test_parts_that_make_no_model_are_refused(tmp_path):
+    cases = [
+        ({"vision": {"library": "tim", "name": "x"}}, UnknownName, "Did you mean 'timm'"),
+        ({"vision": {"library": "timm", "name": "resnet10"}}, UnknownName, "Did you mean 'resnet10t'"),
+        ({"vision": {**TINY_VIT, "layer": 3}}, SpecError, "layer is 'last'"),
+        ({"vision": {**TINY_VIT, "layer": -9}}, SpecError, "has 3 levels"),
+        ({"vision": {**TINY_VIT, "lyer": -2}}, UnknownName, "Did you mean 'layer'"),
+        ({"projector": "pixel_shufle"}, UnknownName, "Did you mean 'pixel_shuffle'"),
+        ({"backbone": tmp_path}, LoadError, "no backbone at"),
+        ({"backbone": tiny_backbone("xlm-roberta"), "mask": "causal"}, SpecError, "use mask='bidirectional'"),
+        ({"backbone": tiny_backbone("lfm2"), "layout": "packed"}, SpecError, "cannot run packed"),
+        ({"dimension": 7, "dimensions": ()}, SpecError, "dimension=7"),
+    ]
+    for changed, error, message in cases:
+        with pytest.raises(error, match=message):
+            tiny_embedder(**changed)
+    odd = tiny_embedder(projector={"kind": "pixel_shuffle", "ratio": 3})
+    with pytest.raises(SpecError, match="4 x 4"):
+        odd.encode(picture(1))
+
+
+def test_the_spec_says_what_was_composed(tmp_path):
+    folder = tiny_embedder(prompts={"query": {"any": "q: {content}"}}).save(tmp_path / "m")
+    said = json.loads((folder / "spec.json").read_text())
+    assert said["backbone"]["config"]["model_type"] == "qwen3"
+    assert said["vision"]["preprocess"]["size"] == 32
+    assert said["prompts"] == {"query": {"any": "q: {content}"}}
+    assert torch.cuda.is_available() or mmembed.load(folder).model.device.type == "cpu"
