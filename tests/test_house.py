@@ -23,9 +23,10 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
         ("-m", "ruff", "check", "."),
         ("-m", "ruff", "format", "--check", "."),
         ("-m", "mypy"),
+        (".ci/readme_tree.py", "--check"),
         ("-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"),
     ],
-    ids=["ruff", "format", "mypy", "rooms"],
+    ids=["ruff", "format", "mypy", "tree", "rooms"],
 )
 def test_the_tools_have_nothing_to_say(command):
     done = run(*command)
@@ -34,7 +35,7 @@ def test_the_tools_have_nothing_to_say(command):
 
 @pytest.mark.parametrize("statement", ["import mmembed", "import mmembed.cli", "from mmembed import Image, Text"])
 def test_importing_costs_no_torch(statement):
-    heavy = "torch transformers lancedb matplotlib timm open_clip numpy PIL".split()
+    heavy = ["torch", "transformers", "lancedb", "matplotlib", "timm", "open_clip", "numpy", "PIL"]
     done = run("-c", f"{statement}\nimport sys\nprint([m for m in {heavy!r} if m in sys.modules])")
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
