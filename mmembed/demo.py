@@ -94,7 +94,11 @@ def add_collection(index: Index) -> int:
     files = sorted((DATA / "pictographs").glob("*.png"))
     index.add([Image(f) for f in files], metadata=[{"name": f.stem.replace("-", " ")} for f in files])
     texts = json.loads((DATA / "texts.json").read_text(encoding="utf-8"))
-    index.add([t["text"] for t in texts], metadata=[{"language": t["language"]} for t in texts])
+    notes = [f"{LANGUAGES[t['language']]}: {t['english']}" for t in texts]
+    index.add(
+        [t["text"] for t in texts],
+        metadata=[{"language": t["language"], "note": note} for t, note in zip(texts, notes, strict=True)],
+    )
     return len(index)
 
 

@@ -1,0 +1,582 @@
+"""The command line: demo, embed, index, search, models, doctor.
+
+Exit codes: 0 done, 1 an item that cannot be embedded or another failure, 2 usage (arguments, names, models, indexes),
+3 done, but some items failed. Results go to stdout, progress and errors to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from . import __version__
+from .errors import InputError, LoadError, MmembedError, UnknownName
+
+if TYPE_CHECKING:
+    from .demo import Answer
+    from .embedder import Embedder
+    from .inputs import Thing
+    from .search.index import AddReport, Index
+
+SOME_FAILED = 3
+
+model_option = click.option("--model", help="Folder, bundled name or hub name of the model.  [default: pico]")
+device_option = click.option("--device", help="cpu, cuda, ...  [default: CUDA where there is one]")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+on_error_option = click.option(
+    "--on-error", type=click.Choice(["raise", "skip"]), help="Stop at a bad item, or skip it."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="mmembed")
+def cli() -> None:
+    """Texts in any language and images in one embedding space."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line; an error that we know is one line on stderr, never a traceback."""
+    try:
+        sys.exit(cli.main(args=arguments, prog_name="mmembed", standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except InputError as error:
+        _fail(str(error), 1)
+    except MmembedError as error:
+        _fail(str(error), 2)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader has seen enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _fail(reason: str, code: int) -> NoReturn:
+    click.echo(f"mmembed: {reason}", err=True)
+    sys.exit(code)
+
+
+# ---- demo ------------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@model_option
+@device_option
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), default="mmembed-demo.png", show_default=True,
+    help="The picture it writes.",
+)  # fmt: skip
+@json_option
+def demo(model: str | None, device: str | None, output: Path, as_json: bool) -> None:
+    """Embed a small bundled collection and ask it in many languages and by picture."""
+    from .demo import draw_demo, run_demo
+
+    embedder = _load(model, device)
+    shown = None if as_json else _print_answer
+    ran = run_demo(embedder, answered=shown)
+    draw_demo(ran, embedder.spec.name).save(output)
+    if as_json:
+        _print_json(
+            {
+                "model": embedder.spec.name,
+                "items": ran.items,
+                "seconds": ran.seconds,
+                "picture": str(output),
+                "answers": [
+                    {
+                        "text": a.question.text,
+                        "image": a.question.image,
+                        "english": a.question.english,
+                        "pictures": a.pictures.as_dicts(),
+                        "texts": a.texts.as_dicts(),
+                    }
+                    for a in ran.answers
+                ],
+            }
+        )
+        return
+    spent = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in ran.seconds.items())
+    click.echo(f"{ran.items} items, {len(ran.answers)} questions: {spent}")
+    click.echo(f"picture: {output}")
+
+
+def _print_answer(answer: Answer) -> None:
+    from .search.hits import isolated
+
+    question = answer.question
+    asked = [f"[{question.image}]"] if question.image else []
+    asked += [isolated(question.text, 60)] if question.text else []
+    click.echo(click.style(" + ".join(asked), bold=True) + f"   {question.note}")
+    click.echo("   " + "  ".join(f"{isolated(hit.label, 24)} {hit.score:.2f}" for hit in answer.pictures))
+    for hit in answer.texts:
+        click.echo(f"   {isolated(hit.label, 60)} {hit.score:.2f}   {hit.metadata['note']}")
+    click.echo()
+
+
+# ---- embed -----------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("files", nargs=-1)
+@click.option("--text", "texts", multiple=True, help="A text; as often as you like.")
+@click.option("--image", "images", multiple=True, help="Path of a picture; as often as you like.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="NAME.npy, NAME.parquet or NAME.jsonl.")
+@click.option("--prompt-name", help='A prompt of the model, such as "query" or "document".')
+@click.option("--truncate-dim", type=click.IntRange(min=1), help="Keep the first so many numbers.")
+@on_error_option
+@model_option
+@device_option
+@json_option
+def embed(
+    files: tuple[str, ...],
+    texts: tuple[str, ...],
+    images: tuple[str, ...],
+    output: Path | None,
+    prompt_name: str | None,
+    truncate_dim: int | None,
+    on_error: str | None,
+    model: str | None,
+    device: str | None,
+    as_json: bool,
+) -> int:
+    """Embed FILES, then texts, then images.
+
+    A .txt file is one text, a .jsonl file and - (stdin) hold an item a line: a text, or {"text": ..., "image": PATH};
+    any other file is a picture. Without --output, one line of JSON an item: its row, name and vector, or its error.
+    """
+    from .images import Image
+
+    if output is not None and output.suffix not in (".npy", ".parquet", ".jsonl"):
+        raise click.UsageError(
+            f"--output writes .npy, .parquet or .jsonl, not {output.suffix or 'a name without ending'}"
+        )
+    named: list[tuple[str, Thing | InputError]] = [*_read_files(files)]
+    named += [(text, text) for text in texts] + [(path, Image(path)) for path in images]
+    if not named:
+        raise click.UsageError("nothing to embed: give files, - for stdin, --text or --image")
+    bad = {row: thing for row, (_, thing) in enumerate(named) if isinstance(thing, InputError)}
+    if bad and on_error != "skip":
+        row, error = next(iter(bad.items()))
+        raise InputError(f"{named[row][0]}: {error.reason}", row)
+
+    from .embedder import Report
+
+    embedder = _load(model, device)
+    report = Report()
+    good = [row for row in range(len(named)) if row not in bad]
+    vectors = embedder.encode(
+        [thing for _, thing in named if not isinstance(thing, InputError)],
+        prompt_name=prompt_name,
+        truncate_dim=truncate_dim,
+        on_error="skip" if on_error == "skip" else "raise",
+        report=report,
+        show_progress_bar=_watched(),
+    )
+    errors = {row: error.reason for row, error in bad.items()} | {good[s.row]: s.reason for s in report.skipped}
+    rows: list[Any] = [None] * len(named)
+    for row, vector in zip(good, vectors, strict=True):
+        rows[row] = None if row in errors else vector
+    _write_vectors(output, [name for name, _ in named], rows, errors, vectors.shape[1])
+    for row in sorted(errors):
+        click.echo(f"mmembed: item {row}: {errors[row]}", err=True)
+    if report.truncated:
+        click.echo(f"mmembed: {len(report.truncated)} texts were cut at the model's limit", err=True)
+    if output is not None:
+        done = {"output": str(output), "items": len(named), "dimension": vectors.shape[1], "failed": len(errors)}
+        said = f"{len(named) - len(errors)} of {len(named)} items, {vectors.shape[1]} numbers each: {output}"
+        _print_json(done) if as_json else click.echo(said)
+    return SOME_FAILED if errors else 0
+
+
+def _read_files(files: Iterable[str]) -> Iterator[tuple[str, Thing | InputError]]:
+    """(name, thing) of every item in files; a thing that cannot be read is its error."""
+    from .images import Image
+
+    for file in files:
+        if file == "-" or file.endswith(".jsonl"):
+            yield from _read_lines(file)
+        elif file.endswith(".txt"):
+            try:
+                yield file, Path(file).read_text(encoding="utf-8-sig")
+            except (OSError, UnicodeDecodeError) as error:
+                yield file, InputError(f"{file}: cannot be read as UTF-8 text: {error}")
+        else:
+            yield file, Image(file)
+
+
+def _read_lines(file: str) -> Iterator[tuple[str, Thing | InputError]]:
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise click.UsageError(f"{file}: {error.strerror}") from None
+    for number, line in enumerate(data.splitlines(), 1):
+        name = f"{'stdin' if file == '-' else file}:{number}"
+        if line.strip():
+            try:
+                yield name, _from_json(json.loads(line))
+            except InputError as error:
+                yield name, error
+            except ValueError as error:
+                yield name, InputError(f"no JSON: {error}")
+
+
+def _from_json(value: Any) -> Thing:
+    from .images import Image
+
+    if isinstance(value, str):
+        return value
+    good = isinstance(value, dict) and value and set(value) <= {"text", "image"}
+    if not good or not all(isinstance(part, str) for part in value.values()):
+        raise InputError('a line is a JSON string, or an object with "text" and / or "image", the path of a picture')
+    return {key: Image(part) if key == "image" else part for key, part in value.items()}
+
+
+def _write_vectors(
+    output: Path | None, names: Sequence[str], rows: Sequence[Any], errors: dict[int, str], width: int
+) -> None:
+    import numpy as np
+
+    suffix = "" if output is None else output.suffix
+    if suffix == ".npy":
+        gap = np.full(width, np.nan, dtype=np.float32)
+        table = np.array([gap if row is None else row for row in rows], dtype=np.float32).reshape(-1, width)
+        _whole(output, lambda file: np.save(file, table))
+        return
+    if suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = {
+            "name": pa.array(names, pa.string()),
+            "vector": pa.array([None if row is None else list(row) for row in rows], pa.list_(pa.float32(), width)),
+            "error": pa.array([errors.get(row) for row in range(len(names))], pa.string()),
+        }
+        _whole(output, lambda file: pq.write_table(pa.table(columns), file))
+        return
+
+    def lines() -> Iterator[str]:
+        for row, (name, vector) in enumerate(zip(names, rows, strict=True)):
+            found = {"error": errors[row]} if vector is None else {"vector": [float(str(x)) for x in vector]}
+            yield json.dumps({"row": row, "name": name, **found}, ensure_ascii=False) + "\n"
+
+    if output is None:
+        for line in lines():
+            click.echo(line, nl=False)
+    else:
+        _whole(output, lambda file: file.writelines(line.encode("utf-8", "backslashreplace") for line in lines()))
+
+
+def _whole(output: Path | None, write: Callable[[Any], Any]) -> None:
+    """Write a file that is there whole or not at all."""
+    assert output is not None
+    part = output.with_name(f".{output.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            write(file)
+        part.replace(output)
+    except OSError as error:
+        raise click.UsageError(f"{output} cannot be written: {error.strerror}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# ---- index and search ------------------------------------------------------------------------------------------------
+
+
+@cli.group()
+def index() -> None:
+    """Make an index and look after it."""
+
+
+@index.command("add")
+@click.argument("index", metavar="INDEX")
+@click.argument("paths", nargs=-1, required=True)
+@click.option("--truncate-dim", type=click.IntRange(min=1), help="Numbers of a vector, for a new index.")
+@on_error_option
+@model_option
+@device_option
+@json_option
+def index_add(
+    index: str,
+    paths: tuple[str, ...],
+    truncate_dim: int | None,
+    on_error: str | None,
+    model: str | None,
+    device: str | None,
+    as_json: bool,
+) -> int:
+    """Add PATHS to INDEX, which is made if need be.
+
+    A folder gives its pictures and .txt files, all the way down; a .jsonl file and - (stdin) an item a line, as in
+    `embed`; another file is a picture, or one text if it ends in .txt. What is in the index already stays as it is.
+    """
+    from .search.index import AddReport, Index, Skipped, exists
+
+    if exists(index):
+        if truncate_dim is not None:
+            raise click.UsageError(f"{index} exists: --truncate-dim is for a new index")
+        opened = _open(index, model, device)
+    else:
+        opened = Index.create(index, _load(model, device), truncate_dim=truncate_dim)
+    options: dict[str, Any] = {"on_error": on_error or "skip", "show_progress_bar": _watched()}
+    total = AddReport()
+
+    def tell(report: AddReport) -> None:
+        total.added += report.added
+        total.replaced += report.replaced
+        total.unchanged += report.unchanged
+        total.skipped += report.skipped
+        total.truncated += report.truncated
+
+    for path in paths:
+        if path == "-" or path.endswith(".jsonl"):
+            named = [*_read_lines(path)]
+            bad = [
+                Skipped(row, name, thing.reason)
+                for row, (name, thing) in enumerate(named)
+                if isinstance(thing, InputError)
+            ]
+            if bad and options["on_error"] == "raise":
+                raise InputError(f"{bad[0].name}: {bad[0].reason}", bad[0].row)
+            total.skipped += bad
+            tell(opened.add([thing for _, thing in named if not isinstance(thing, InputError)], **options))
+        elif Path(path).is_dir():
+            tell(opened.add_folder(path, **options))
+        else:
+            tell(opened.add_files([path], **options))
+    _print_added(total, len(opened), as_json)
+    return SOME_FAILED if total.skipped else 0
+
+
+def _print_added(report: AddReport, items: int, as_json: bool) -> None:
+    if as_json:
+        counts = {"added": report.added, "replaced": report.replaced, "unchanged": report.unchanged}
+        skipped = [{"name": s.name, "reason": s.reason} for s in report.skipped]
+        _print_json({**counts, "skipped": skipped, "truncated": len(report.truncated), "items": items})
+        return
+    from .search.hits import visible
+
+    for one in report.skipped:
+        name, reason = visible(one.name), visible(one.reason)
+        click.echo(f"mmembed: skipped {reason if name in reason else f'{name}: {reason}'}", err=True)
+    if report.truncated:
+        click.echo(f"mmembed: {len(report.truncated)} texts were cut at the model's limit", err=True)
+    click.echo(
+        f"{report.added} added, {report.replaced} replaced, {report.unchanged} unchanged, "
+        f"{len(report.skipped)} skipped; {items} items"
+    )
+
+
+@index.command("info")
+@click.argument("index", metavar="INDEX")
+@json_option
+def index_info(index: str, as_json: bool) -> None:
+    """Say what INDEX holds and what model it was made with."""
+    from .search.index import Index
+
+    found = Index.open(index).info()
+    if as_json:
+        _print_json(found)
+        return
+    kinds = ", ".join(f"{count} {kind}" for kind, count in found.pop("modalities").items())
+    found["items"] = f"{found['items']} ({kinds})"
+    _print_pairs(found)
+
+
+@index.command("rm")
+@click.argument("index", metavar="INDEX")
+@click.argument("ids", nargs=-1, required=True)
+@json_option
+def index_rm(index: str, ids: tuple[str, ...], as_json: bool) -> int:
+    """Take items out of INDEX by their ids, as `search --json` prints them."""
+    from .search.index import Index
+
+    opened = Index.open(index)
+    wanted = list(dict.fromkeys(ids))
+    removed = opened.remove(wanted)
+    if as_json:
+        _print_json({"removed": removed, "not_found": len(wanted) - removed, "items": len(opened)})
+    else:
+        click.echo(f"{removed} removed, {len(wanted) - removed} not found; {len(opened)} items")
+    return SOME_FAILED if removed < len(wanted) else 0
+
+
+@cli.command()
+@click.argument("index", metavar="INDEX")
+@click.argument("query", required=False)
+@click.option("--image", help="Path of a picture to ask with, alone or with QUERY.")
+@click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many hits.")
+@click.option("--modality", help='Only "text", "image" or "image+text".')
+@model_option
+@device_option
+@json_option
+def search(
+    index: str,
+    query: str | None,
+    image: str | None,
+    k: int,
+    modality: str | None,
+    model: str | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Find what in INDEX is nearest to QUERY, a text in any language, to a picture, or to both."""
+    from .images import Image
+
+    if query is None and image is None:
+        raise click.UsageError("give a QUERY, --image, or both")
+    parts: list[Thing] = []
+    if query is not None:
+        parts.append(query)
+    if image is not None:
+        parts.append(Image(image))
+    hits = _open(index, model, device).search(tuple(parts), k=k, modality=modality)
+    if as_json:
+        _print_json({"query": query, "image": image, "hits": hits.as_dicts()})
+    else:
+        click.echo(str(hits) if hits else "nothing found")
+
+
+def _open(path: str, model: str | None, device: str | None) -> Index:
+    """An index with its embedder: the one that is named, or the one it was made with."""
+    from .search.index import Index
+
+    made = Index.open(path).info()
+    try:
+        embedder = _load(model or made["model"], device, made["precision"])
+    except UnknownName:
+        if model is not None:
+            raise
+        raise click.UsageError(f"{path} was made with {made['model']!r}; --model FOLDER says where that lies") from None
+    return Index.open(path, embedder)
+
+
+# ---- models and doctor -----------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@json_option
+def models(as_json: bool) -> None:
+    """List the models that came with the package."""
+    from .hub import known
+
+    rows = known()
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        click.echo(click.style(row["name"], bold=True) + f"  {row['summary']}")
+        shorter = f" (or {', '.join(map(str, row['dimensions']))})" if row["dimensions"] else ""
+        _print_pairs(
+            {
+                "modalities": ", ".join(row["modalities"]),
+                "dimension": f"{row['dimension']}{shorter}",
+                "languages": row["languages"],
+                "licence": row["licence"],
+                "size": f"{row['bytes'] / 1e6:.1f} MB",
+            }
+        )
+    if not rows:
+        click.echo("none is bundled; --model takes a folder or a hub name")
+
+
+@cli.command()
+@model_option
+@device_option
+@json_option
+def doctor(model: str | None, device: str | None, as_json: bool) -> int:
+    """Say what this machine has, and whether the model gives the vectors here that it gave when it was made."""
+    found = _machine()
+    reason = None
+    code = 0
+    try:
+        embedder = _load(model, device)
+        found["model"] = repr(embedder)
+        test = embedder.self_test()
+        passed = test.passed
+        found["self_test"] = {
+            "passed": passed,
+            "inputs": test.count,
+            "greatest_difference": test.greatest_difference,
+            "tolerance": test.tolerance,
+        }
+        code = 0 if passed else 1
+    except (LoadError, UnknownName) as error:
+        reason, code = str(error), 2
+        found["self_test"] = {"passed": False, "reason": reason}
+    if as_json:
+        _print_json(found)
+        return code
+    versions, test_found = found.pop("versions"), found.pop("self_test")
+    _print_pairs({**found, **versions})
+    said = (
+        f"not run: {reason}"
+        if reason
+        else f"{'passed' if test_found['passed'] else 'FAILED'}: {test_found['inputs']} inputs, greatest difference "
+        f"{test_found['greatest_difference']:.1e} of {test_found['tolerance']:.0e}"
+    )
+    _print_pairs({"self-test": said})
+    return code
+
+
+PACKAGES = ("torch", "transformers", "timm", "open_clip_torch", "lancedb", "pyarrow", "pillow", "numpy")
+
+
+def _machine() -> dict[str, Any]:
+    import importlib.metadata
+    import platform
+
+    import torch
+    from PIL import features
+
+    def version(package: str) -> str:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return "not installed"
+
+    try:
+        memory: float | None = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        memory = None
+    return {
+        "mmembed": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "memory_gib": memory,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "raqm": features.check("raqm"),
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+
+
+# ---- what the commands share -----------------------------------------------------------------------------------------
+
+
+def _load(model: str | None, device: str | None, precision: str = "fp32") -> Embedder:
+    from .embedder import load
+
+    return load(model, device=device, precision=precision)
+
+
+def _watched() -> bool:
+    """Whether a person looks on, who wants to see progress."""
+    return sys.stderr.isatty()
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def _print_pairs(pairs: dict[str, Any]) -> None:
+    width = max(map(len, pairs))
+    for key, value in pairs.items():
+        click.echo(f"  {key:<{width}}  {value}")

@@ -1,0 +1,1 @@
+"""Pictures of what was found: grids of hits, and the letters in them."""

@@ -1,0 +1,1 @@
+"""Index and retrieval: what was embedded, kept and found again."""

@@ -1,0 +1,269 @@
+"""The command line, run as users run it: what it prints, what it writes, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mmembed.cli import main
+from mmembed.demo import DATA
+
+CAT = str(DATA / "pictographs" / "cat.png")
+DOG = str(DATA / "pictographs" / "dog.png")
+
+
+@pytest.fixture(scope="module")
+def model(tiny, tmp_path_factory):
+    return str(tiny.save(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+@pytest.fixture
+def run(capfd):
+    def command(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return ended.value.code or 0, out, err
+
+    return command
+
+
+@pytest.fixture
+def things(run, model, tmp_path):
+    code, _, err = run("index", "add", tmp_path / "things", CAT, DOG, "--model", model)
+    assert code == 0, err
+    return tmp_path / "things"
+
+
+def test_help_lists_the_commands_and_a_nearby_word_is_named(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert all(name in out for name in ("demo", "embed", "index", "search", "models", "doctor"))
+    code, _, err = run("serch")
+    assert code == 2
+    assert "search" in err
+
+
+@pytest.mark.parametrize(
+    "command", ["demo", "embed", "search", "models", "doctor", "index add", "index info", "index rm"]
+)
+def test_every_command_has_help_and_json(run, command):
+    code, out, _ = run(*command.split(), "--help")
+    assert code == 0
+    assert "--json" in out
+
+
+def test_help_is_there_without_torch_numpy_or_pillow():
+    heavy = ["torch", "transformers", "lancedb", "numpy", "PIL"]
+    program = f"""
+import sys
+from mmembed.cli import main
+try:
+    main(["index", "add", "--help"])
+finally:
+    sys.stderr.write(repr([name for name in {heavy} if name in sys.modules]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]"
+
+
+def test_embed_prints_a_line_of_json_an_item(run, model, tiny):
+    code, out, _ = run("embed", "--text", "hello", "--text", "你好", "--image", CAT, "--model", model)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [line["name"] for line in lines] == ["hello", "你好", CAT]
+    expected = tiny.encode(["hello", "你好"])
+    np.testing.assert_allclose([line["vector"] for line in lines[:2]], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet", ".jsonl"])
+def test_embed_writes_a_whole_file_and_gaps_are_gaps(run, model, tmp_path, suffix):
+    import pyarrow.parquet as pq
+
+    file = tmp_path / f"vectors{suffix}"
+    (tmp_path / "a.txt").write_text("ein Text", encoding="utf-8")
+    code, out, err = run(
+        "embed", tmp_path / "a.txt", tmp_path / "none.png", CAT, "--output", file,
+        "--on-error", "skip", "--model", model, "--json",
+    )  # fmt: skip
+    assert code == 3
+    assert json.loads(out) == {"output": str(file), "items": 3, "dimension": 32, "failed": 1}
+    assert "none.png" in err
+    if suffix == ".npy":
+        vectors = np.load(file)
+        assert vectors.dtype == np.float32
+        present = np.isfinite(vectors).all(1).tolist()
+    elif suffix == ".parquet":
+        rows = pq.read_table(file).to_pylist()
+        present = [row["vector"] is not None for row in rows]
+        assert "none.png" in rows[1]["error"]
+    else:
+        present = ["vector" in json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert present == [True, False, True]
+    assert [f.name for f in tmp_path.iterdir() if f.name.endswith(".part")] == []
+
+
+def test_embed_reads_lines_of_json(run, model, tmp_path):
+    lines = ['"a text"', json.dumps({"text": "both", "image": CAT}), "", json.dumps({"image": DOG})]
+    (tmp_path / "items.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    code, out, _ = run("embed", tmp_path / "items.jsonl", "--model", model)
+    assert code == 0
+    assert [json.loads(line)["name"].rpartition(":")[2] for line in out.splitlines()] == ["1", "2", "4"]
+
+
+def test_embed_reads_standard_input(model):
+    done = subprocess.run(
+        [sys.executable, "-m", "mmembed", "embed", "-", "--model", model, "--truncate-dim", "16", "--on-error", "skip"],
+        input='"नमस्ते"\nno json\n{"txt": 1}\n',
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 3
+    assert len(lines[0]["vector"]) == 16
+    assert "no JSON" in lines[1]["error"]
+    assert '"text"' in lines[2]["error"]
+
+
+def test_a_bad_item_ends_embed_with_one_line_unless_it_is_skipped(run, model, tmp_path):
+    code, out, err = run("embed", "--text", "a", "--image", tmp_path / "none.png", "--model", model)
+    assert (code, out) == (1, "")
+    assert err.startswith("mmembed: item 1: ")
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["embed"],
+        ["embed", "--text", "a", "--output", "x.csv"],
+        ["embed", "--text", "a", "--on-error", "maybe"],
+        ["embed", "--text", "a", "--model", "no-such-model"],
+        ["embed", "--text", "a", "--model", "{model}", "--prompt-name", "no-such-prompt"],
+        ["embed", "--text", "a", "--model", "{model}", "--truncate-dim", "17"],
+        ["embed", "no-such-file.jsonl"],
+        ["search", "{tmp}/nowhere", "a"],
+        ["search", "{tmp}/nowhere"],
+        ["index", "info", "{tmp}/nowhere"],
+        ["index", "rm", "{tmp}/nowhere", "x"],
+        ["index", "ad"],
+        ["doctor", "--model", "no-such-model"],
+        ["--no-such-option"],
+    ],
+)
+def test_what_was_asked_wrongly_ends_with_2_and_no_traceback(run, model, tmp_path, arguments):
+    code, _, err = run(*(a.format(model=model, tmp=tmp_path) for a in arguments))
+    assert code == 2
+    assert "Traceback" not in err
+
+
+def test_index_add_makes_an_index_and_adding_again_changes_nothing(run, things, model):
+    code, out, _ = run("index", "add", things, CAT, DOG, "--model", model, "--json")
+    assert code == 0
+    assert json.loads(out) == {
+        "added": 0, "replaced": 0, "unchanged": 2, "skipped": [], "truncated": 0, "items": 2,
+    }  # fmt: skip
+
+
+def test_index_add_takes_folders_texts_and_lines_and_says_what_it_skipped(run, model, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.txt").write_text("ein Text", encoding="utf-8")
+    (folder / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "lines.jsonl").write_text('"one"\n{bad\n', encoding="utf-8")
+    added = run("index", "add", tmp_path / "i", folder, tmp_path / "lines.jsonl", CAT, "--model", model, "--json")
+    found = json.loads(added[1])
+    assert added[0] == 3
+    assert (found["added"], found["items"]) == (3, 3)
+    assert len(found["skipped"]) == 2
+    assert "bad.png" in found["skipped"][0]["name"]
+    code, _, err = run("index", "add", tmp_path / "i", folder, "--on-error", "raise", "--model", model)
+    assert code == 1
+    assert "bad.png" in err
+
+
+def test_index_info_needs_no_model(run, things):
+    code, out, _ = run("index", "info", things, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["items"], found["model"], found["dimension"]) == (2, "tiny", 32)
+    code, out, _ = run("index", "info", things)
+    assert "2 (0 text, 2 image, 0 image+text)" in out
+
+
+def test_search_finds_a_picture_by_itself(run, things, model):
+    code, out, _ = run("search", things, "--image", CAT, "-k", 1, "--model", model, "--json")
+    hits = json.loads(out)["hits"]
+    assert code == 0
+    assert [hit["path"] for hit in hits] == [CAT]
+    assert hits[0]["score"] == pytest.approx(1, abs=1e-5)
+    code, out, _ = run("search", things, "шуба", "--image", DOG, "--model", model)
+    assert code == 0
+    assert len(out.splitlines()) == 2
+    code, _, err = run("search", things, "a", "--modality", "imgae", "--model", model)
+    assert code == 2
+    assert "image" in err
+
+
+def test_an_index_of_an_unknown_model_asks_for_its_folder(run, things):
+    code, _, err = run("search", things, "a")
+    assert code == 2
+    assert "--model FOLDER" in err
+
+
+def test_another_model_is_refused(run, things, tmp_path):
+    from mmembed.testing import tiny_embedder
+
+    other = tiny_embedder(seed=1).save(tmp_path / "other")
+    code, _, err = run("search", things, "a", "--model", other)
+    assert code == 2
+    assert "model it was made with" in err
+
+
+def test_index_rm_takes_items_out_and_counts_what_was_not_there(run, things, model):
+    _, out, _ = run("search", things, "a", "--model", model, "--json")
+    ids = [hit["id"] for hit in json.loads(out)["hits"]]
+    code, out, _ = run("index", "rm", things, ids[0], "--json")
+    assert code == 0
+    assert json.loads(out) == {"removed": 1, "not_found": 0, "items": 1}
+    code, out, _ = run("index", "rm", things, ids[0], ids[1])
+    assert code == 3
+    assert out.startswith("1 removed, 1 not found; 0 items")
+
+
+def test_models_are_listed(run):
+    code, out, _ = run("models", "--json")
+    assert code == 0
+    assert isinstance(json.loads(out), list)
+
+
+def test_doctor_says_whether_the_vectors_are_the_golden_ones(run, tiny, tmp_path):
+    folder = tiny.save(tmp_path / "golden")
+    vector = tiny.encode(["a"])[0]
+    for shift, code, word in ((0.0, 0, "passed"), (0.5, 1, "FAILED")):
+        golden = [{"input": {"text": "a"}, "vector": (vector + np.float32(shift)).tolist()}]
+        (folder / "golden.json").write_text(json.dumps(golden), encoding="utf-8")
+        ended, out, _ = run("doctor", "--model", folder)
+        assert ended == code
+        assert f"self-test  {word}: 1 inputs" in out
+        assert "torch" in out
+    ended, out, _ = run("doctor", "--model", folder, "--json")
+    assert json.loads(out)["self_test"]["passed"] is False
+
+
+def test_the_demo_answers_and_writes_a_picture(run, model, tmp_path):
+    code, out, _ = run("demo", "--model", model, "--output", tmp_path / "d.png")
+    assert code == 0
+    assert (tmp_path / "d.png").stat().st_size > 50_000
+    assert str(tmp_path / "d.png") in out
+    assert "Hindi: an elephant" in out
+    assert "\x1b" not in out
+    code, out, _ = run("demo", "--model", model, "--output", tmp_path / "d.png", "--json")
+    found = json.loads(out)
+    assert len(found["answers"]) >= 12
+    assert set(found["seconds"]) == {"embed and store", "search"}
