@@ -25,9 +25,9 @@ def lines(folder: Path, depth: int) -> list[str]:
         is_room = path.is_dir()
         name = "  " * depth + (f"{path.name}/" if is_room else path.name)
         told = sentence(path / "__init__.py" if is_room else path)
-        wrapped = textwrap.wrap(told, 92)
-        out.append(f"{name:<26}{wrapped[0]}")
-        out += [" " * 26 + line for line in wrapped[1:]]
+        wrapped = textwrap.wrap(told, 90)
+        out.append(f"{name:<29}{wrapped[0]}")
+        out += [" " * 29 + line for line in wrapped[1:]]
         if is_room:
             out += lines(path, depth + 1)
     return out

@@ -12,13 +12,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from .errors import InputError, TruncationError
-from .images import Image
 from .nn.spans import Counted, Spans
-from .prompts import Run, TextRun
+from .prompts import ImageRun, Run, TextRun
 from .tokenizer import Tokenizer, Tokens
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from .images import Image
 
 Pixels = "NDArray[np.uint8]"
 
@@ -87,12 +88,13 @@ class Sampler:
     Args:
         tokenizer: ids and special tokens.
         max_length: tokens of a sample at most.
-        counted, span, eos: which tokens pooling reads, see `ModelSpec.counted`.
+        close: whether closing tokens end a sample. counted, span: which tokens pooling reads, see `ModelSpec`.
         prepare: RGB (H, W, 3) -> pixels of the tower; image_tokens: pixels -> number of tokens. None: text only.
     """
 
     tokenizer: Tokenizer
     max_length: int
+    close: bool = True
     counted: str = "all"
     span: tuple[int, int] | None = None
     prepare: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
@@ -109,29 +111,33 @@ class Sampler:
             except InputError as error:
                 yield error
 
-    def _sample(self, runs: Sequence[tuple[TextRun, Tokens] | Image], truncate: str) -> Sample:
+    @property
+    def _suffix(self) -> list[int]:
+        return self.tokenizer.suffix if self.close else []
+
+    def _sample(self, runs: Sequence[tuple[TextRun, Tokens] | ImageRun], truncate: str) -> Sample:
         ids: list[int] = list(self.tokenizer.prefix)
-        content: list[bool] = [False] * len(ids)
+        copies: list[int] = [0] * len(ids)
         images: list[Slots] = []
         for run in runs:
-            if isinstance(run, Image):
-                slots = self._slots(run, len(ids))
+            if isinstance(run, ImageRun):
+                slots = self._slots(run.image, len(ids))
                 images.append(slots)
                 ids += [0] * slots.count
-                content += [True] * slots.count
+                copies += [run.copy] * slots.count
             else:
                 text, tokens = run
                 ids += tokens.ids
-                content += _own(text.content, tokens.spans)
-        ids += self.tokenizer.suffix
-        content += [False] * len(self.tokenizer.suffix)
+                copies += [_copy_of(span, text.content) for span in tokens.spans]
+        ids += self._suffix
+        copies += [0] * len(self._suffix)
         if not ids:
             raise InputError("the item is empty: it has no token at all")
         excess = len(ids) - self.max_length
         if excess > 0:
-            ids, content, images = self._cut(ids, content, images, excess, truncate)
+            ids, copies, images = self._cut(ids, copies, images, excess, truncate)
         row = np.asarray(ids, dtype=np.int64)
-        return Sample(row, self._count(row, content), tuple(images), max(excess, 0))
+        return Sample(row, self._count(row, copies), tuple(images), max(excess, 0))
 
     def _slots(self, image: Image, first: int) -> Slots:
         if self.prepare is None or self.image_tokens is None:
@@ -140,29 +146,33 @@ class Sampler:
         return Slots(first, self.image_tokens(pixels), pixels)
 
     def _cut(
-        self, ids: list[int], content: list[bool], images: list[Slots], excess: int, truncate: str
-    ) -> tuple[list[int], list[bool], list[Slots]]:
-        """The last tokens of the item's own text go; its images, its prompt and the special tokens stay."""
+        self, ids: list[int], copies: list[int], images: list[Slots], excess: int, truncate: str
+    ) -> tuple[list[int], list[int], list[Slots]]:
+        """The last tokens of the item's own text go, of every copy alike; its images, prompt and special tokens stay."""
         if truncate == "error":
             raise TruncationError(f"{len(ids)} tokens are more than the {self.max_length} that the model reads")
         pictured = {k for slots in images for k in range(slots.first, slots.first + slots.count)}
-        own = [k for k, mine in enumerate(content) if mine and k not in pictured]
-        if len(own) < excess:
+        own = [[k for k, mine in enumerate(copies) if mine == copy and k not in pictured] for copy in _present(copies)]
+        each = -(-excess // len(own)) if own else 0
+        if not own or any(len(places) < each for places in own):
+            text = sum(map(len, own))
             raise InputError(
-                f"prompt and images alone take {len(ids) - len(own)} of the {self.max_length} tokens that the model reads"
+                f"prompt and images alone take {len(ids) - text} of the {self.max_length} tokens that the model reads"
             )
-        gone = set(own[-excess:])
+        gone = {k for places in own for k in places[-each:]}
         kept = [k for k in range(len(ids)) if k not in gone]
         moved = [Slots(s.first - sum(k < s.first for k in gone), s.count, s.pixels) for s in images]
-        return [ids[k] for k in kept], [content[k] for k in kept], moved
+        return [ids[k] for k in kept], [copies[k] for k in kept], moved
 
-    def _count(self, ids: NDArray[np.int64], content: list[bool]) -> NDArray[np.bool_]:
+    def _count(self, ids: NDArray[np.int64], copies: list[int]) -> NDArray[np.bool_]:
         every = np.ones(len(ids), dtype=bool)
-        if self.counted == "content" and any(content):
-            every[: content.index(True)] = False
+        if self.counted == "content" and any(copies):
+            every[: next(k for k, copy in enumerate(copies) if copy)] = False
+        elif self.counted == "repeat" and any(copies):
+            every[: copies.index(max(copies))] = False
         elif self.counted == "eos":
-            if not self.tokenizer.suffix:
-                raise InputError("counted='eos', and the tokenizer closes an item with no token")
+            if not self._suffix:
+                raise InputError("counted='eos', and no token closes an item")
             every[:-1] = False
         elif self.counted == "span" and self.span is not None:
             opening, closing = np.flatnonzero(ids == self.span[0]), np.flatnonzero(ids == self.span[1])
@@ -172,9 +182,14 @@ class Sampler:
         return every
 
 
-def _own(content: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[bool]:
-    """Which tokens hold a character of the item's own; one that straddles the border does."""
-    return [any(begin < end and a < end and begin < b for a, b in content) for begin, end in spans]
+def _copy_of(span: tuple[int, int], content: list[tuple[int, int, int]]) -> int:
+    """Which copy of the item a token holds a character of, 0 for none; one that straddles the border does."""
+    begin, end = span
+    return next((copy for a, b, copy in content if begin < end and a < end and begin < b), 0)
+
+
+def _present(copies: list[int]) -> list[int]:
+    return sorted({copy for copy in copies if copy})
 
 
 def plan(lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -99,6 +99,7 @@ class Embedder:
         self._sampler = Sampler(
             tokenizer=tokenizer,
             max_length=spec.max_length,
+            close=spec.close,
             counted=spec.counted,
             span=None if spec.span is None else (tokenizer.id_of(spec.span[0]), tokenizer.id_of(spec.span[1])),
             prepare=model.vision.prepare if model.vision is not None else None,
@@ -183,15 +184,13 @@ class Embedder:
         bar = _progress(things, show_progress_bar)
         with torch.inference_mode():
             for first, window in _windows(things):
-                block = np.full((len(window), out_dim), np.nan, dtype=np.float32)
                 rows, samples = self._samples(window, first, wrapping, truncate, on_error, told)
-                for batch_rows in plan([len(s) for s in samples], batch_tokens or self._budget()):
-                    chosen = [samples[k] for k in batch_rows]
-                    vectors = self._vectors(chosen, [rows[k] for k in batch_rows], out_dim)
-                    block[[rows[k] - first for k in batch_rows]] = vectors
-                    bar.update(len(batch_rows))
-                blocks.append(block)
-                told.items += len(samples)
+                raw = np.empty((len(samples), self.dimension), dtype=np.float32)
+                for places in plan([len(s) for s in samples], batch_tokens or self._budget()):
+                    raw[places] = self._vectors([samples[k] for k in places], [rows[k] for k in places])
+                    bar.update(len(places) * len(window) / len(samples))
+                blocks.append(self._finish(raw, np.asarray(rows, dtype=np.int64) - first, len(window), out_dim))
+                told.items += len(set(rows))
         bar.close()
         told.seconds += time.perf_counter() - began
         wrapping.check_count(sum(len(block) for block in blocks))
@@ -227,6 +226,14 @@ class Embedder:
             greatest = max(greatest, float(np.abs(vector[: len(expected)] - expected).max()))
         return SelfTest(len(self.golden), greatest, tolerance)
 
+    def respecified(self, **changed: Any) -> Embedder:
+        """The same weights under another spec: other prompts, layers, counted tokens, weightless pooling, ...
+
+        Raises:
+            SpecError: what was changed is part of the weights.
+        """
+        return Embedder(self.model.respecified(dataclasses.replace(self.spec, **changed)), self.tokenizer)
+
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write one folder that `load` opens: spec.json, weights.safetensors, tokenizer, golden vectors if any."""
         path = Path(folder)
@@ -249,44 +256,55 @@ class Embedder:
         """Rows and samples of the things that can be embedded; the others are raised or reported."""
         wrapped: list[list[prompts.Run]] = []
         rows: list[int] = []
+        bad: set[int] = set()
 
         def failed(row: int, error: InputError) -> None:
             if on_error == "raise":
                 error.item = row
                 raise error
+            bad.add(row)
             told.skipped.append(Skipped(row, error.reason))
 
         for row, thing in enumerate(window, first):
             try:
-                wrapped.append(wrapping(to_item(thing), row))
-                rows.append(row)
+                ways = wrapping(to_item(thing), row)
+                wrapped += ways
+                rows += [row] * len(ways)
             except InputError as error:
                 failed(row, error)
-        kept: list[int] = []
-        samples: list[Sample] = []
+        made: list[Sample | None] = []
         for row, sample in zip(rows, self._sampler.samples(wrapped, truncate), strict=True):
             if isinstance(sample, InputError):
-                failed(row, sample)
-                continue
-            kept.append(row)
-            samples.append(sample)
-            told.tokens += len(sample)
-            told.images += len(sample.images)
-            if sample.truncated:
-                told.truncated.append(row)
+                made.append(None)
+                if row not in bad:
+                    failed(row, sample)
+            else:
+                made.append(sample)
+        kept = [(row, s) for row, s in zip(rows, made, strict=True) if s is not None and row not in bad]
         told.skipped.sort(key=lambda skipped: skipped.row)
-        return kept, samples
+        told.truncated += sorted({row for row, s in kept if s.truncated})
+        told.tokens += sum(len(s) for _, s in kept)
+        told.images += sum(len(s.images) for _, s in kept)
+        return [row for row, _ in kept], [s for _, s in kept]
 
-    def _vectors(self, samples: Sequence[Sample], rows: Sequence[int], width: int) -> NDArray[np.float32]:
-        batch = pack(samples, rows, self.spec.mask).to(self.model.device)
-        vectors = self.model(batch).float()[:, :width]
-        if self.spec.normalize:
-            vectors = unit(vectors)
-        out = vectors.cpu().numpy()
+    def _vectors(self, samples: Sequence[Sample], rows: Sequence[int]) -> NDArray[np.float32]:
+        """(B, dimension), before shortening and unit length."""
+        out = self.model(pack(samples, rows, self.spec.mask).to(self.model.device)).float().cpu().numpy()
         bad = np.flatnonzero(~np.isfinite(out).all(1))
         if len(bad):
             raise InputError(f"the model gave no finite vector in {self.precision}; try precision='fp32'", rows[bad[0]])
         return out
+
+    def _finish(
+        self, raw: NDArray[np.float32], places: NDArray[np.int64], count: int, width: int
+    ) -> NDArray[np.float32]:
+        """Vectors of a window: the mean where an item went in several ways, shortened, of unit length; NaN where skipped."""
+        ways = np.bincount(places, minlength=count)
+        total = np.zeros((count, raw.shape[1]), dtype=np.float32)
+        np.add.at(total, places, raw)
+        total[ways == 0] = np.nan
+        mean = torch.from_numpy(total / np.maximum(ways, 1)[:, None].astype(np.float32))[:, :width]
+        return (unit(mean) if self.spec.normalize else mean).numpy()
 
     def _width(self, truncate_dim: int | None) -> int:
         spec = self.spec
@@ -326,18 +344,19 @@ class _Wrapping:
             raise UnknownName("prompt", self.name, spec.prompts)
         self.prompt, self.instruction = prompt, instruction
 
-    def __call__(self, item: Item, row: int) -> list[prompts.Run]:
+    def __call__(self, item: Item, row: int) -> list[list[prompts.Run]]:
+        """The item in each of its templates, mostly one."""
         own = _of_row(self.prompt, row, "prompts")
         if own is not None:
-            template = prompts.literal(own)
+            templates: tuple[str, ...] = (prompts.literal(own),)
         else:
-            template = prompts.template_for(self.spec.prompts, self.name, item, self.language)
+            templates = prompts.templates_for(self.spec.prompts, self.name, item, self.language)
         instruction = _of_row(self.instruction, row, "instructions")
-        if instruction is not None and "{instruction}" not in template:
+        if instruction is not None and not any("{instruction}" in template for template in templates):
             raise SpecError(f"the prompt {self.name!r} has no place for an instruction; pass prompt='...' instead")
         if instruction is None and self.name is not None:
             instruction = self.spec.instructions.get(self.name)
-        return prompts.wrap(item, template, instruction)
+        return [prompts.wrap(item, template, instruction, self.spec.cleaning) for template in templates]
 
     def check_count(self, items: int) -> None:
         for given, what in ((self.prompt, "prompts"), (self.instruction, "instructions")):

@@ -21,7 +21,11 @@ POOLING_MODES = {
     "lasttoken": "last",
 }
 """Flags of the old Pooling config, `pooling_mode_*`, and what we call them."""
-NEW_POOLING_MODES = {"cls": "first", **{name: name for name in ("max", "mean", "mean_sqrt_len", "weightedmean")}, "lasttoken": "last"}
+NEW_POOLING_MODES = {
+    "cls": "first",
+    **{name: name for name in ("max", "mean", "mean_sqrt_len", "weightedmean")},
+    "lasttoken": "last",
+}
 ACTIVATIONS = {"Identity": "identity", "Tanh": "tanh", "GELU": "gelu", "ReLU": "relu"}
 UNBOUNDED = 10**6
 """Tokenizers without a limit say 10^30 or so."""
@@ -68,9 +72,10 @@ def _sentence_transformers(folder: Path, modules: list[dict[str, Any]]) -> Found
     if names[:2] != ["Transformer", "Pooling"]:
         raise SpecError(f"{folder} begins with the modules {names[:2]}; known: Transformer, Pooling")
     backbone = paths[0]
-    if "modality_config" in _optional(backbone / "sentence_bert_config.json") and (
-        backbone / "processor_config.json"
-    ).exists():
+    if (
+        "modality_config" in _optional(backbone / "sentence_bert_config.json")
+        and (backbone / "processor_config.json").exists()
+    ):
         raise SpecError(f"{folder} is a multimodal sentence-transformers model, which is not read yet")
     pooling, counted = _pooling(_json(paths[1] / "config.json"), paths[1])
     width = _width(_json(backbone / "config.json"))
@@ -157,7 +162,9 @@ def _head(name: str, path: Path) -> dict[str, Any]:
     # sentence-transformers' Dense without a named activation is a tanh.
     activation = settings.get("activation_function", "torch.nn.modules.activation.Tanh").rpartition(".")[2]
     if activation not in ACTIVATIONS or settings.get("use_residual"):
-        raise SpecError(f"{path}: activation {activation}, residual {settings.get('use_residual', False)}: not supported")
+        raise SpecError(
+            f"{path}: activation {activation}, residual {settings.get('use_residual', False)}: not supported"
+        )
     return {
         "kind": "dense",
         "out": settings["out_features"],

@@ -20,6 +20,7 @@ import io
 import os
 import re
 import stat
+import struct
 import sys
 import threading
 import time
@@ -42,7 +43,8 @@ MAX_SIDE = 20_000
 MAX_ASPECT = 200  # longer side : shorter side
 MAX_FRAMES = 512
 MAX_READS = 500_000  # parts (chunks, markers, blocks) a parser may read; a 32 MiB GIF of full blocks has 262 144
-MAX_SCANNED = 2**31  # pixels x scans of a progressive JPEG: each scan walks all pixels and costs a few bytes
+MAX_SCANNED = 2**30  # pixels x scans of a progressive JPEG: each scan walks all pixels and costs a few bytes
+MAX_EXIF = 2 * 2**20  # bytes
 URL_SECONDS = 10.0
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | PIL.Image.Image | np.ndarray"
@@ -154,7 +156,7 @@ def open_image(source: Source | Image, *, allow_url: bool = False) -> tuple[np.n
         return _from_bytes(data)
     except ImageError as error:
         raise ImageError(f"{image.name}: {error.reason}") from error.__cause__
-    except Exception as error:  # decoders raise of everything on broken bytes; the cause stays attached
+    except Exception as error:  # noqa: BLE001 - decoders raise of everything on broken bytes
         raise ImageError(f"{image.name}: {_plain(error)}") from error
 
 
@@ -272,55 +274,106 @@ def _from_bytes(data: bytes) -> tuple[np.ndarray, ImageInfo]:
     import PIL
     import PIL.Image
 
+    pages = 1
+    if data[:2] == b"\xff\xd8":
+        _check_jpeg(data)
+    elif data[:4] in _TIFF_HEADS:
+        pages = _check_tiff(data)
     try:
-        picture = PIL.Image.open(_Metered(data), formats=FORMATS)
+        picture: Any = PIL.Image.open(_Metered(data), formats=FORMATS)
     except PIL.UnidentifiedImageError:
         known = ", ".join(FORMATS)
         raise ImageError(f"its content is none of {known}, or its header is broken; it begins {data[:12]!r}") from None
     with picture:
         _check_size(*picture.size)
-        if picture.format in ("JPEG", "MPO"):
-            scans = data.count(b"\xff\xda")
-            if picture.width * picture.height * scans > MAX_SCANNED:
-                raise ImageError(f"it has {scans} scans of {picture.width}x{picture.height} pixels")
-        frames = _count_frames(picture)
+        if picture.format in ("JPEG", "MPO") and picture.width * picture.height * data.count(_SCAN) > MAX_SCANNED:
+            raise ImageError(f"{data.count(_SCAN)} scans of {picture.width}x{picture.height} pixels are too many")
+        if picture.format == "TIFF" and picture.tag_v2.get(322, 0) * picture.tag_v2.get(323, 0) > MAX_PIXELS:
+            raise ImageError("its tiles are larger than a picture may be")
+        frames = pages if picture.format == "TIFF" else getattr(picture, "n_frames", 1)
+        if frames > MAX_FRAMES:
+            raise ImageError(f"it has more than {MAX_FRAMES} frames")
         return _decode(picture, frames)
 
 
-def _count_frames(picture: Any) -> int:
-    if picture.format == "TIFF":  # its n_frames takes quadratic time, so walk, and no further than the limit
-        frames = 1
-        try:
-            while frames <= MAX_FRAMES:
-                picture.seek(frames)
-                frames += 1
-        except ImageError:
-            raise
-        except Exception:  # EOFError is the end; a later page that is broken or of unknown kind is not read anyway
-            pass
-        picture.seek(0)
-    else:
-        frames = getattr(picture, "n_frames", 1)
-    if frames > MAX_FRAMES:
-        raise ImageError(f"it has more than {MAX_FRAMES} frames")
-    return frames
+_SCAN = b"\xff\xda"
+_TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF, with offsets of 8 bytes
+_SUBDIRECTORIES = (34665, 34853, 40965)  # EXIF, GPS, interoperability
+
+
+def _check_jpeg(data: bytes) -> None:
+    """PIL reads EXIF while it opens a JPEG, so its 64 KiB parts are counted before."""
+    if (parts := data.count(b"Exif\0\0")) > MAX_EXIF // 2**16:
+        raise ImageError(f"it has {parts} parts of EXIF")
+
+
+def _check_tiff(data: bytes) -> int:
+    """The number of pages, counted no further than one beyond the limit.
+
+    PIL makes a Python object of every strip, tile and value of a directory that it opens, so the first directory,
+    which alone is opened, may hold only so many. PIL's own count of pages takes quadratic time.
+    """
+    order = "<" if data[:2] == b"II" else ">"
+    big = b"+" in data[:4]
+    offset, counter, entry = ("Q", "Q", "HHQQ") if big else ("I", "H", "HHII")
+
+    def number(form: str, at: int) -> int:
+        return struct.unpack_from(order + form, data, at)[0]
+
+    def entries(at: int) -> tuple[int, int]:
+        """Where the entries of the directory at `at` begin and end."""
+        start = at + struct.calcsize(counter)
+        return start, start + number(counter, at) * struct.calcsize("=" + entry)
+
+    pages: set[int] = set()
+    values = 0
+    try:
+        at = first = number(offset, 8 if big else 4)
+        directories = [first]
+        for directory in directories:
+            start, end = entries(directory)
+            whole = data[start : end if end <= len(data) else start]
+            for tag, kind, count, value in struct.iter_unpack(order + entry, whole):
+                values += 0 if kind in (1, 2, 6, 7) else count  # bytes and texts stay as they are
+                if tag in _SUBDIRECTORIES and len(directories) < 16:
+                    directories.append(value)
+        if values > MAX_READS:
+            raise ImageError(f"its directory holds {values} values, more than {MAX_READS}")
+        while at and at not in pages and len(pages) <= MAX_FRAMES:
+            pages.add(at)
+            at = number(offset, entries(at)[1])
+    except struct.error:  # a broken directory: the decoder says what of the first, and nobody reads the others
+        pass
+    return max(len(pages), 1)
 
 
 def _decode(picture: PIL.Image.Image, frames: int) -> tuple[np.ndarray, ImageInfo]:
     import numpy as np
-    import PIL.Image
 
     _check_size(*picture.size)
-    mode, format = picture.mode, "JPEG" if picture.format == "MPO" else picture.format
+    if len(picture.info.get("exif", b"")) > MAX_EXIF:
+        raise ImageError(f"its EXIF is over {MAX_EXIF // 2**20} MiB")
+    mode, format = picture.mode, "JPEG" if picture.format == "MPO" else picture.format  # MPO: with more frames
     orientation = _orientation(picture)
     with _whole_files_only():
         picture.load()
-    _check_size(*picture.size)  # a GIF frame may widen its screen
     turn = _TURNS.get(_orientation(picture))  # asked again: PIL turns a TIFF while loading
-    rgb = np.array(_to_rgb(picture))
+    rgb = _pixels(_to_rgb(picture))
     if turn:
         rgb = np.ascontiguousarray(turn(rgb))
     return rgb, ImageInfo(format, mode, (rgb.shape[1], rgb.shape[0]), orientation, frames)
+
+
+def _pixels(picture: PIL.Image.Image) -> np.ndarray:
+    """Mode RGB -> uint8 (H, W, 3), in strips: PIL's way through one `bytes` takes thrice the memory."""
+    import numpy as np
+
+    width, height = picture.size
+    rgb = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, 256):
+        strip = picture.crop((0, top, width, min(top + 256, height)))
+        rgb[top : top + 256] = np.asarray(strip)
+    return rgb
 
 
 _TURNS = {  # EXIF 2.32, tag 0x0112: what puts an (H, W, 3) array upright
@@ -337,7 +390,7 @@ _TURNS = {  # EXIF 2.32, tag 0x0112: what puts an (H, W, 3) array upright
 def _orientation(picture: PIL.Image.Image) -> int:
     try:
         found = picture.getexif().get(0x0112, 1)
-    except Exception:  # broken EXIF raises of everything and counts as absent
+    except Exception:  # noqa: BLE001 - broken EXIF raises of everything, and counts as absent
         return 1
     return found if found in _TURNS else 1
 
@@ -429,7 +482,7 @@ def _from_array(array: np.ndarray) -> tuple[np.ndarray, ImageInfo]:
     _check_size(width, height)
     flat = array[:, :, 0] if array.shape[2:] == (1,) else array
     flat = np.ascontiguousarray(flat if flat.dtype == np.uint8 else _rescale(flat))
-    rgb = np.array(_to_rgb(PIL.Image.fromarray(flat)))
+    rgb = _pixels(_to_rgb(PIL.Image.fromarray(flat)))
     return rgb, ImageInfo(None, str(array.dtype), (width, height))
 
 

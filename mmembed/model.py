@@ -52,6 +52,11 @@ class EmbeddingModel(nn.Module):
     ):
         super().__init__()
         body = backbones.build_backbone(spec.backbone["config"]) if backbone is None else backbone
+        depth = int(body.config.num_hidden_layers)
+        if any(not -depth - 1 <= layer <= depth for layer in spec.layers):
+            raise SpecError(
+                f"layers {spec.layers}: the backbone has {depth}, counted from 0 (embeddings) or back from -1"
+            )
         mask = spec.mask or backbones.natural_mask(body)
         self.spec = dataclasses.replace(spec, mask=mask)
         self.backbone = backbones.prepare_backbone(body, mask, spec.layout)
@@ -70,6 +75,25 @@ class EmbeddingModel(nn.Module):
         if width != spec.dimension:
             raise SpecError(f"the parts give vectors of {width} numbers, the spec says dimension={spec.dimension}")
         self.eval()
+
+    def respecified(self, spec: ModelSpec) -> EmbeddingModel:
+        """The same parts under another spec.
+
+        Raises:
+            SpecError: the change is one of weights, or of the mask of a padded backbone, which is set inside it.
+        """
+        fixed = ["backbone", "tokenizer", "vision", "projector", "heads", "layout"]
+        fixed += ["mask"] if self.layout == "padded" else []
+        for name in fixed:
+            if getattr(spec, name) != getattr(self.spec, name):
+                raise SpecError(f"{name} is part of the weights: compose another embedder")
+        model = EmbeddingModel(spec, backbone=self.backbone, vision=self.vision)
+        model.projector, model.heads = self.projector, self.heads
+        if spec.pooling == self.spec.pooling:
+            model.pooling = self.pooling
+        elif any(True for _ in model.pooling.parameters()):
+            raise SpecError(f"the pooling {spec.pooling['kind']!r} has weights: compose another embedder")
+        return model.to(self.device).train(self.training)
 
     @property
     def device(self) -> torch.device:
@@ -94,13 +118,13 @@ class EmbeddingModel(nn.Module):
     def states(self, batch: Batch) -> Float[Tensor, "T D"]:
         """Last hidden states of the packed row."""
         if not batch.pixels:
-            return backbones.states(self.backbone, batch.ids, None, batch.spans)
+            return backbones.states(self.backbone, batch.ids, None, batch.spans, self.spec.layers)
         embeds = self.backbone.get_input_embeddings()(batch.ids)
         tokens = self._image_embeds(batch.pixels)
         if len(tokens) != len(batch.slots):
             raise SpecError(f"the images give {len(tokens)} tokens and the row has {len(batch.slots)} slots for them")
         embeds = embeds.index_copy(0, batch.slots, tokens.to(embeds.dtype))
-        return backbones.states(self.backbone, batch.ids, embeds, batch.spans)
+        return backbones.states(self.backbone, batch.ids, embeds, batch.spans, self.spec.layers)
 
     def _image_embeds(self, pixels: Sequence[NDArray[np.uint8]]) -> Float[Tensor, "S D"]:
         """Tokens of all images in order; images of one size go through the tower together."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .errors import InputError, SpecError, UnknownName
@@ -17,30 +17,39 @@ PLAIN = "{content}"
 SLOTS = ("content", "text", "image", "instruction")
 """{content}: all parts in order; {text} / {image}: the parts of one kind; {instruction}: what the caller asks for."""
 
-Templates = Mapping[str, Mapping[str, str]]
-"""{prompt name: {modality, or modality@language, or "any": template}}"""
+Templates = Mapping[str, Mapping[str, str | Sequence[str]]]
+"""{prompt name: {modality, or modality@language, or "any": template, or several whose vectors are averaged}}"""
 
 
 @dataclass
 class TextRun:
-    """A text between two images, as it will be tokenised; `content` holds the character spans that are the item's own."""
+    """A text between two images, as it will be tokenised; `content` holds the character spans (first, end, copy) that are
+    the item's own, and which time the template puts the item there, from 1."""
 
     text: str = ""
-    content: list[tuple[int, int]] = field(default_factory=list)
+    content: list[tuple[int, int, int]] = field(default_factory=list)
 
-    def add(self, text: str, own: bool) -> None:
-        if own:
-            self.content.append((len(self.text), len(self.text) + len(text)))
+    def add(self, text: str, copy: int) -> None:
+        if copy:
+            self.content.append((len(self.text), len(self.text) + len(text), copy))
         self.text += text
 
 
-Run = TextRun | Image
+@dataclass(frozen=True)
+class ImageRun:
+    """An image among the texts, and which copy of the item it belongs to."""
+
+    image: Image
+    copy: int
+
+
+Run = TextRun | ImageRun
 
 
 def check(templates: Templates) -> None:
     """Raise `SpecError` for a template with an unknown slot or with no place for the item."""
     for name, by_modality in templates.items():
-        for key, template in by_modality.items():
+        for key, template in ((key, each) for key, given in by_modality.items() for each in _several(given)):
             slots = {slot for _, slot, _, _ in string.Formatter().parse(template) if slot is not None}
             unknown = slots - set(SLOTS)
             if unknown:
@@ -54,15 +63,15 @@ def literal(prompt: str) -> str:
     return prompt.replace("{", "{{").replace("}", "}}") + PLAIN
 
 
-def template_for(templates: Templates, name: str | None, item: Item, language: str | None = None) -> str:
-    """The template of prompt `name` for the modality of `item`: with the language first, then without, then "any".
+def templates_for(templates: Templates, name: str | None, item: Item, language: str | None = None) -> tuple[str, ...]:
+    """The templates, mostly one, of prompt `name` for the modality of `item`: with the language first, then without, then "any".
 
     Raises:
         UnknownName: no prompt of that name.
         InputError: the prompt says nothing about items of that modality.
     """
     if name is None:
-        return PLAIN
+        return (PLAIN,)
     if name not in templates:
         raise UnknownName("prompt", name, templates)
     kind = modality(item)
@@ -70,48 +79,68 @@ def template_for(templates: Templates, name: str | None, item: Item, language: s
     tried = ([f"{kind}@{language}", f"any@{language}"] if language else []) + [kind, "any"]
     for key in tried:
         if key in by_modality:
-            return by_modality[key]
+            return _several(by_modality[key])
     raise InputError(f"the prompt {name!r} has no template for {kind} items; it has: {', '.join(by_modality)}")
 
 
-def wrap(item: Item, template: str, instruction: str | None = None) -> list[Run]:
+def _several(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def one_sentence(text: str) -> str:
+    """A text as PromptEOL's authors put it in quotes: words joined by one space, a full stop at the end where there is no
+    end, double quotes as single ones, a question mark at the end as a full stop (kongds/scaling_sentemb)."""
+    line = " ".join(text.split())
+    if line and line[-1] not in ".?\"'":
+        line += "."
+    line = line.replace('"', "'")
+    return line[:-1] + "." if line.endswith("?") else line
+
+
+CLEANINGS: Mapping[str, Callable[[str], str]] = {"one_sentence": one_sentence}
+
+
+def wrap(item: Item, template: str, instruction: str | None = None, cleaning: str | None = None) -> list[Run]:
     """The item inside its template, as runs of text and images in order; its own texts are NFC-normalised here, once.
 
-    Texts that follow each other are joined by a space.
+    Texts that follow each other are joined by a space. A template may put the item more than once.
 
     Raises:
         InputError: the template has {instruction} and none was given, or it leaves out a part of the item.
     """
     runs: list[Run] = []
-    placed = 0
+    placed: set[int] = set()
+    copies = {"content": 0, "text": 0, "image": 0}
 
-    def words(text: str, own: bool) -> None:
-        if not runs or isinstance(runs[-1], Image):
+    def words(text: str, copy: int = 0) -> None:
+        if not runs or isinstance(runs[-1], ImageRun):
             runs.append(TextRun())
         run = runs[-1]
         assert isinstance(run, TextRun)
-        run.add(text, own)
+        run.add(text, copy)
 
     for before, slot, _, _ in string.Formatter().parse(template):
         if before:
-            words(before, own=False)
+            words(before)
         if slot == "instruction":
             if instruction is None:
                 raise InputError("this prompt asks for an instruction: pass instruction='...'")
-            words(instruction, own=False)
+            words(instruction)
         elif slot is not None:
+            copies[slot] += 1
             previous_was_text = False
-            for part in item:
-                if slot == "text" and isinstance(part, Image) or slot == "image" and isinstance(part, Text):
+            for number, part in enumerate(item):
+                if (slot == "text" and isinstance(part, Image)) or (slot == "image" and isinstance(part, Text)):
                     continue
-                placed += 1
+                placed.add(number)
                 if isinstance(part, Image):
-                    runs.append(part)
+                    runs.append(ImageRun(part, copies[slot]))
                     previous_was_text = False
                 else:
                     own = unicodedata.normalize("NFC", part.text)
-                    words(" " + own if previous_was_text else own, own=True)
+                    own = CLEANINGS[cleaning](own) if cleaning else own
+                    words(" " + own if previous_was_text else own, copies[slot])
                     previous_was_text = True
-    if placed != len(item):
+    if len(placed) != len(item):
         raise InputError(f"the template {template!r} has no place for every part of {modality(item)} items")
     return runs

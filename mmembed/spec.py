@@ -16,7 +16,7 @@ FILE = "spec.json"
 FORMAT = 1
 MASKS = ("causal", "bidirectional", "causal+image")
 LAYOUTS = ("packed", "padded")
-COUNTED = ("all", "content", "eos", "span")
+COUNTED = ("all", "content", "repeat", "eos", "span")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,19 +28,24 @@ class ModelSpec:
         backbone: `{"config": {...}}`, the configuration of a transformers decoder or encoder, "model_type" included.
         tokenizer: `{"kind": "sentencepiece" | "transformers"}`; for sentencepiece also `prefix` and `suffix`, the pieces
             that open and close an item.
+        close: whether the tokenizer's closing tokens (EOS, SEP) end an item; one-word prompts end where the word would come.
         max_length: tokens of one item at most, image tokens and special tokens included.
         mask: "causal", "bidirectional", or "causal+image": causal, and the tokens of an image see each other both ways;
             None is the one that the backbone was made for, and a model's own spec always says which.
         layout: "packed" where the backbone allows it, "padded" where it must be; None decides by the backbone.
         vision: `{"library": "timm" | "open_clip" | "transformers", ...}`, see `mmembed.towers.vision`; None: text only.
         projector: `{"kind": ...}`, see `mmembed.nn.projector`.
+        layers: whose states are pooled, their mean if several: -1 the last, after the final norm; -2, ... earlier, unnormed.
         pooling: `{"kind": ...}`, see `mmembed.nn.pooling`.
         counted: what pooling reads: "all" tokens of an item; "content": what stands before the item's own content (the
-            instruction) left out; "eos": the closing token; "span": from `span[0]` to `span[1]`, both included.
+            instruction) left out; "repeat": from the last place where a template puts the item on (echo embeddings); "eos": the
+            closing token; "span": from `span[0]` to `span[1]`, both included.
         heads: layers after pooling, in order, see `mmembed.nn.heads`.
         normalize: bring vectors to unit length.
         dimension: width of a vector; dimensions: the shorter ones it was trained for (Matryoshka), longest first.
-        prompts: `{name: {modality | modality@language | "any": template}}`, see `mmembed.prompts`.
+        prompts: `{name: {modality | modality@language | "any": template}}`, see `mmembed.prompts`; several templates in a
+            list give the mean of their vectors.
+        cleaning: what is done to an item's texts first, one of `mmembed.prompts.CLEANINGS`.
         default_prompt_name: prompt of a plain `encode`.
         instructions: `{prompt name: what {instruction} says unless the caller says otherwise}`.
         weights: dtype that weights are stored in: "fp32", "bf16" or "fp16".
@@ -50,11 +55,13 @@ class ModelSpec:
     name: str
     backbone: Mapping[str, Any]
     tokenizer: Mapping[str, Any]
+    close: bool = True
     max_length: int = 512
     mask: str | None = None
     layout: str | None = None
     vision: Mapping[str, Any] | None = None
     projector: Mapping[str, Any] | None = None
+    layers: tuple[int, ...] = (-1,)
     pooling: Mapping[str, Any] = field(default_factory=lambda: {"kind": "last"})
     counted: str = "all"
     span: tuple[str, str] | None = None
@@ -62,7 +69,8 @@ class ModelSpec:
     normalize: bool = True
     dimension: int
     dimensions: tuple[int, ...] = ()
-    prompts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    prompts: prompts.Templates = field(default_factory=dict)
+    cleaning: str | None = None
     default_prompt_name: str | None = None
     instructions: Mapping[str, str] = field(default_factory=dict)
     weights: str = "fp32"
@@ -88,6 +96,10 @@ class ModelSpec:
             raise SpecError(f"dimensions {self.dimensions} must lie between 1 and {self.dimension}")
         if self.default_prompt_name is not None and self.default_prompt_name not in self.prompts:
             raise UnknownName("prompt", self.default_prompt_name, self.prompts)
+        if self.cleaning is not None and self.cleaning not in prompts.CLEANINGS:
+            raise UnknownName("cleaning", self.cleaning, prompts.CLEANINGS)
+        if not self.layers:
+            raise SpecError("layers names no layer; the last is (-1,)")
         prompts.check(self.prompts)
 
     @property
@@ -118,7 +130,7 @@ class ModelSpec:
         missing = [name for name in ("name", "backbone", "tokenizer", "dimension") if name not in values]
         if missing:
             raise SpecError(f"the spec lacks {', '.join(missing)}")
-        for key in ("dimensions", "heads", "languages", "span"):
+        for key in ("dimensions", "heads", "languages", "layers", "span"):
             if isinstance(values.get(key), list):
                 values[key] = tuple(values[key])
         return cls(**values)

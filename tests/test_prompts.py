@@ -6,7 +6,7 @@ import pytest
 
 from mmembed.errors import InputError
 from mmembed.inputs import to_item
-from mmembed.prompts import TextRun, literal, wrap
+from mmembed.prompts import TextRun, literal, one_sentence, wrap
 
 from .conftest import picture
 
@@ -15,19 +15,19 @@ def test_the_items_own_characters_are_known():
     (run,) = wrap(to_item("red"), "query: {content}!", None)
     assert isinstance(run, TextRun)
     assert run.text == "query: red!"
-    assert [run.text[a:b] for a, b in run.content] == ["red"]
+    assert [(run.text[a:b], copy) for a, b, copy in run.content] == [("red", 1)]
 
 
 def test_parts_keep_their_order_and_texts_that_follow_each_other_are_joined_by_a_space():
     one = picture(1)
     runs = wrap(to_item(("a", "b", one, "c")), "<{content}>", None)
-    assert [run.text if isinstance(run, TextRun) else run for run in runs] == ["<a b", one, "c>"]
+    assert [run.text if isinstance(run, TextRun) else run.image for run in runs] == ["<a b", one, "c>"]
 
 
 def test_a_template_may_put_the_picture_first():
     one = picture(1)
     runs = wrap(to_item(("a", one)), "{image}: {text}", None)
-    assert [run.text if isinstance(run, TextRun) else run for run in runs] == [one, ": a"]
+    assert [run.text if isinstance(run, TextRun) else run.image for run in runs] == [one, ": a"]
 
 
 def test_a_template_that_leaves_out_a_part_is_an_error():
@@ -44,3 +44,17 @@ def test_braces_in_a_prompt_are_letters():
 def test_an_instruction_that_nobody_gave_is_asked_for():
     with pytest.raises(InputError, match="pass instruction="):
         wrap(to_item("a"), "{instruction}: {content}", None)
+
+
+def test_a_template_may_put_the_item_twice():
+    (run,) = wrap(to_item("red"), "{content} again: {content}", None)
+    assert isinstance(run, TextRun)
+    assert [(run.text[a:b], copy) for a, b, copy in run.content] == [("red", 1), ("red", 2)]
+
+
+@pytest.mark.parametrize(
+    ("given", "clean"),
+    [("a  b", "a b."), ("is it?", "is it."), ('say "x"', "say 'x'"), ("end.", "end."), ("", ""), ("it's", "it's.")],
+)
+def test_one_sentence_is_written_as_the_authors_write_it(given, clean):
+    assert one_sentence(given) == clean

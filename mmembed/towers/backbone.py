@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from ..errors import LoadError, SpecError, UnknownName
 from ..nn import attention
-from ..nn.spans import Spans
+from ..nn.spans import Mask, Spans
 
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -62,53 +62,88 @@ def load_backbone(path: str | os.PathLike[str]) -> PreTrainedModel:
 
 
 def prepare_backbone(model: PreTrainedModel, mask: str, layout: str | None) -> PreTrainedModel:
-    """Set a backbone to a mask and a layout: which attention it calls, and whether that is causal.
+    """Set a backbone to a mask and a layout, in evaluation mode, and try on a few tokens that it then computes what
+    transformers computes: an attention that ignores `spans`, or holds more than the door gives it, would not.
 
     Raises:
         SpecError: they do not go with the backbone.
     """
+    kind = model.config.model_type
     packed = packable(model) if layout is None else layout == "packed"
     if packed and not packable(model):
-        raise SpecError(f"a {model.config.model_type} backbone cannot run packed; use layout='padded'")
+        raise SpecError(f"a {kind} backbone cannot run packed; use layout='padded'")
     if not packed and mask == "causal+image":
         raise SpecError("the mask 'causal+image' needs a packed layout")
-    encoder = _is_encoder(model)
-    if encoder and mask != "bidirectional":
-        raise SpecError(f"a {model.config.model_type} backbone is an encoder: use mask='bidirectional'")
-    if not encoder:
+    ahead = mask == "bidirectional"
+    if reads_ahead(model) != ahead:
         # One flag that every decoder's own mask builder honours (bidirectional decoders are trained with it set).
-        model.config.is_causal = mask != "bidirectional"
-    model.set_attn_implementation(attention.NAME if packed else "sdpa")
+        model.config.is_causal = not ahead
+        if reads_ahead(model) != ahead:
+            other = "causal" if ahead else "bidirectional"
+            raise SpecError(f"a {kind} backbone cannot have mask={mask!r}: it is {other} by make; use mask={other!r}")
+    probe = _probe(model)
+    spans = Spans.of([len(ids) for ids in probe], cast(Mask, mask)).to(model.device)
+    with torch.no_grad():
+        due = torch.cat([model(input_ids=ids[None], **_no_cache(model)).last_hidden_state[0] for ids in probe]).float()
+        if packed:
+            model.set_attn_implementation(attention.NAME)
+        else:
+            _plain_attention(model, "sdpa", "eager")
+        try:
+            off = (states(model, torch.cat(probe), None, spans).float() - due).norm() / due.norm()
+        except NotImplementedError as error:
+            raise SpecError(f"a {kind} backbone cannot run packed: {error}; use layout='padded'") from None
+    if not off <= (1e-4 if model.dtype == torch.float32 else 0.2):
+        advice = "use layout='padded'" if packed else "transformers does not pad it rightly"
+        raise SpecError(
+            f"a {kind} backbone does not compute {'packed' if packed else 'padded'} what it should: {advice}"
+        )
     return model
 
 
 def natural_mask(model: PreTrainedModel) -> str:
-    """The mask a backbone was made for: an encoder's, a decoder's, or that of a decoder whose configuration says that it
-    reads both ways (`is_causal: false`, or EmbeddingGemma's `use_bidirectional_attention`)."""
-    config = model.config
-    both_ways = getattr(config, "is_causal", None) is False or getattr(config, "use_bidirectional_attention", False)
-    return "bidirectional" if both_ways or _is_encoder(model) else "causal"
+    """The mask that a backbone has as it comes, measured: no one field of a configuration says it of every family."""
+    return "bidirectional" if reads_ahead(model) else "causal"
 
 
-def _is_encoder(model: PreTrainedModel) -> bool:
-    """Encoders take no key-value cache; a decoder does, whatever mask it runs under."""
-    if getattr(model.config, "is_decoder", False):
-        return False
-    takes = inspect.signature(model.forward).parameters
-    return "use_cache" not in takes or model.config.model_type in _ENCODERS_WITH_CACHE
+def reads_ahead(model: PreTrainedModel) -> bool:
+    """Whether the state of a token moves with the token after the next, under the attention of transformers itself.
+
+    The gradient says it exactly: behind a causal mask it is zero, whatever the weights, the precision or the depth.
+
+    Raises:
+        SpecError: the model does not run on tokens alone.
+    """
+    _plain_attention(model.eval(), "eager")
+    embeds = model.get_input_embeddings()(_probe(model)[0][None]).detach().requires_grad_()
+    try:
+        with torch.enable_grad():
+            first = model(inputs_embeds=embeds, **_no_cache(model)).last_hidden_state[0, 0]
+            (moved,) = torch.autograd.grad(first @ torch.arange(1, len(first) + 1).to(first), embeds)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise SpecError(f"a {model.config.model_type} backbone does not run on tokens alone: {error}") from error
+    return bool((moved[0, 2] != 0).any())
 
 
-_ENCODERS_WITH_CACHE = {
-    "bert",
-    "roberta",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "camembert",
-    "electra",
-    "data2vec-text",
-    "ernie",
-}
-"""Their classes can also decode, so their forward takes a cache."""
+def _probe(model: PreTrainedModel) -> list[Int[Tensor, " T"]]:
+    """Two short texts of ordinary tokens."""
+    rows = model.get_input_embeddings().num_embeddings
+    ordinary = torch.arange(5) * (rows // 9) + rows // 3
+    ordinary += ordinary == (getattr(model.config, "pad_token_id", None) or 0)
+    return list(ordinary.to(model.device).split([3, 2]))
+
+
+def _plain_attention(model: PreTrainedModel, *wanted: str) -> None:
+    """Set the first of the attentions of transformers that the model has; one without any keeps what it does."""
+    for name in wanted:
+        try:
+            return model.set_attn_implementation(name)
+        except ValueError:
+            continue
+
+
+def _no_cache(model: PreTrainedModel) -> dict[str, bool]:
+    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
 
 def packable(model: PreTrainedModel) -> bool:
@@ -128,18 +163,27 @@ def states(
     ids: Int[Tensor, " T"],
     embeds: Float[Tensor, "T D"] | None,
     spans: Spans,
+    layers: Sequence[int] = (-1,),
 ) -> Float[Tensor, "T D"]:
-    """Last hidden states, after the final norm, of a packed row. `embeds`, where given, stand in for `ids`."""
+    """States of a packed row, the mean over `layers`; `embeds`, where given, stand in for `ids`.
+
+    Layer -1 is the last, after the final norm; -2, -3, ... are what earlier blocks gave, and 0 the embeddings, none of
+    them normed: transformers' `hidden_states`.
+    """
     if is_packed(model):
         inputs = {"input_ids": ids[None]} if embeds is None else {"inputs_embeds": embeds[None]}
         positions = (spans.positions + _first_position(model))[None]
         extra = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-        return model(**inputs, position_ids=positions, spans=spans, **extra).last_hidden_state[0]
-    return _padded(model, ids, embeds, spans)
+        return _of_layers(model, layers, **inputs, position_ids=positions, spans=spans, **extra)[0]
+    return _padded(model, ids, embeds, spans, layers)
 
 
 def _padded(
-    model: PreTrainedModel, ids: Int[Tensor, " T"], embeds: Float[Tensor, "T D"] | None, spans: Spans
+    model: PreTrainedModel,
+    ids: Int[Tensor, " T"],
+    embeds: Float[Tensor, "T D"] | None,
+    spans: Spans,
+    layers: Sequence[int],
 ) -> Float[Tensor, "T D"]:
     """The same by a padded batch, right-padded: what comes later cannot change what a causal layer saw before."""
     longest = max(spans.lengths)
@@ -149,21 +193,28 @@ def _padded(
     where = item * longest + spans.positions
     cells = len(spans.lengths) * longest
     mask = torch.zeros(cells, dtype=torch.long, device=ids.device).index_fill(0, where, 1)
-    pad = model.config.pad_token_id or 0
+    pad = getattr(model.config, "pad_token_id", None) or 0
     if embeds is None:
         grid = torch.full((cells,), pad, dtype=ids.dtype, device=ids.device).index_copy(0, where, ids)
         inputs = {"input_ids": grid.view(-1, longest)}
     else:
         grid = embeds.new_zeros(cells, embeds.shape[-1]).index_copy(0, where, embeds)
         inputs = {"inputs_embeds": grid.view(-1, longest, embeds.shape[-1])}
-    takes = inspect.signature(model.forward).parameters
-    if "position_ids" in takes:
+    if "position_ids" in inspect.signature(model.forward).parameters:
         row = torch.arange(longest, device=ids.device) + _first_position(model)
         inputs["position_ids"] = row.expand(len(spans.lengths), -1)
     if "use_cache" in takes:
         inputs["use_cache"] = False  # type: ignore[assignment]
-    out = model(**inputs, attention_mask=mask.view(-1, longest)).last_hidden_state
+    out = _of_layers(model, layers, **inputs, attention_mask=mask.view(-1, longest))
     return out.reshape(cells, -1)[where]
+
+
+def _of_layers(model: PreTrainedModel, layers: Sequence[int], **inputs: Any) -> Float[Tensor, "B T D"]:
+    if tuple(layers) == (-1,):
+        return model(**inputs).last_hidden_state
+    out = model(**inputs, output_hidden_states=True)
+    found = [out.last_hidden_state if layer == -1 else out.hidden_states[layer] for layer in layers]
+    return found[0] if len(found) == 1 else torch.stack(found).mean(0)
 
 
 def _first_position(model: PreTrainedModel) -> int:

@@ -1,0 +1,42 @@
+"""The survey's methods without training: a prompt, a layer and what is counted, put on any embedder.
+
+`apply(embedder, "prompteol")` gives an embedder that shares the weights and differs in its spec; it can be saved like any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ..embedder import Embedder
+from ..errors import SpecError, UnknownName
+from . import echo, in_one_word, layers, position_weighted
+from .method import Method
+
+_FILES = (in_one_word, echo, position_weighted, layers)
+METHODS: Mapping[str, Method] = {method.name: method for file in _FILES for method in file.METHODS}
+
+
+def apply(embedder: Embedder, name: str, **changed: Any) -> Embedder:
+    """The embedder under a method of the survey, weights shared.
+
+    Args:
+        embedder: any; the prompts were thought out for causal backbones.
+        name: one of `METHODS`.
+        changed: fields of `ModelSpec` to set otherwise, such as `layers=(-3,)`.
+
+    Raises:
+        UnknownName: no such method, or no such field. SpecError: the method reads no text or the backbone is no decoder.
+    """
+    try:
+        method = METHODS[name]
+    except KeyError:
+        raise UnknownName("method", name, METHODS) from None
+    known = {f.name for f in dataclasses.fields(embedder.spec)}
+    for key in changed:
+        if key not in known:
+            raise UnknownName("field of the spec", key, known)
+    if method.causal and embedder.spec.mask == "bidirectional":
+        raise SpecError(f"{name} reads the last token of a causal backbone; this one reads both ways")
+    return embedder.respecified(**{**method.fields(), **changed})

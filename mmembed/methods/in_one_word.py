@@ -1,0 +1,87 @@
+"""Prompts that ask for a word or a summary and read the state where it would come: PromptEOL and what followed it."""
+
+from __future__ import annotations
+
+from .method import Method
+
+PROMPTEOL = 'This sentence : "{text}" means in one word:"'
+PRETENDED_COT = 'After thinking step by step , this sentence : "{text}" means in one word:"'
+KNOWLEDGE = (
+    "The essence of a sentence is often captured by its main subjects and actions, while descriptive terms provide "
+    'additional but less central details. With this in mind , this sentence : "{text}" means in one word:"'
+)
+PICTURE = "{image}\nSummary above image in one word:"
+"""E5-V's question for pictures (arXiv 2407.12580), asked of any backbone that sees."""
+BOTH = "{image}{text}\nSummary above image and sentence in one word:"
+
+_META = (
+    "In this task, you're presented with a text excerpt. Your task is to categorize the excerpt into a broad category such "
+    "as 'Education', 'Technology', 'Health', 'Business', 'Environment', 'Politics', or 'Culture'. These categories help in "
+    'organizing content for better accessibility and targeting. For this task, this sentence : "{text}" should be '
+    'classified under one general category in one word:"',
+    "In this task, you're given a statement and you need to determine whether it's presenting an 'Opinion' or a 'Fact'. "
+    "This distinction is vital for information verification, educational purposes, and content analysis. For this task, "
+    'this sentence : "{text}" discriminates between opinion and fact in one word:"',
+    "In this task, you're given a review from an online platform. Your task is to generate a rating for the product based "
+    "on the review on a scale of 1-5, where 1 means 'extremely negative' and 5 means 'extremely positive'. For this task, "
+    'this sentence : "{text}" reflects the sentiment in one word:"',
+    "In this task, you're reading a personal diary entry. Your task is to identify the predominant emotion expressed, such "
+    'as joy, sadness, anger, fear, or love. For this task, this sentence : "{text}" conveys the emotion in one word:"',
+    "In this task, you're presented with two sentences. Your task is to assess whether the sentences convey the same "
+    "meaning. Use 'identical', 'similar', 'different', or 'unrelated' to describe the relationship. To enhance the "
+    'performance of this task, this sentence : "{text}" means in one word:"',
+    "In this task, you're given a sentence and a phrase. Your task is to determine if the phrase can be a contextual "
+    "synonym within the given sentence. Options include 'yes', 'no', or 'partially'. To enhance the performance of this "
+    'task, this sentence : "{text}" means in one word:"',
+    "In this task, you're examining a news article. Your task is to extract the most critical fact from the article. For "
+    'this task, this sentence : "{text}" encapsulates the key fact in one word:"',
+    "In this task, you're reviewing a scientific abstract. Your task is to identify the main entities (e.g., proteins, "
+    'diseases) and their relations (e.g., causes, treats). For this task, this sentence : "{text}" highlights the '
+    'primary entity or relation in one word:"',
+)
+
+
+def _asked(text: str | tuple[str, ...]) -> dict[str, str | tuple[str, ...]]:
+    return {"text": text, "image": PICTURE, "image+text": BOTH}
+
+
+def with_demonstration(sentence: str, word: str) -> dict[str, str | tuple[str, ...]]:
+    """PromptEOL's templates with one example before the sentence; the authors pick it on STS-B dev."""
+    example = f'This sentence : "{sentence}" means in one word:"{word}".'.replace("{", "{{").replace("}", "}}")
+    return _asked(example + PROMPTEOL)
+
+
+_PROMPTEOL = "PromptEOL, arXiv 2307.16645"
+_COT = "Pretended CoT and Knowledge Enhancement, arXiv 2404.03921"
+
+METHODS = (
+    Method(name="prompteol", paper=_PROMPTEOL, templates=_asked(PROMPTEOL), cleaning="one_sentence"),
+    Method(
+        name="prompteol-icl",
+        paper=_PROMPTEOL,
+        templates=with_demonstration("A jockey riding a horse.", "Equestrian"),
+        cleaning="one_sentence",
+    ),
+    Method(
+        name="promptsth",
+        paper=_COT,
+        templates={"text": 'This sentence : "{text}" means something'},
+        cleaning="one_sentence",
+    ),
+    Method(
+        name="promptsum",
+        paper=_COT,
+        templates={"text": 'This sentence : "{text}" can be summarized as'},
+        cleaning="one_sentence",
+    ),
+    Method(name="pretended-cot", paper=_COT, templates=_asked(PRETENDED_COT), cleaning="one_sentence", layers=(-2,)),
+    Method(
+        name="knowledge-enhancement", paper=_COT, templates=_asked(KNOWLEDGE), cleaning="one_sentence", layers=(-2,)
+    ),
+    Method(
+        name="metaeol",
+        paper="MetaEOL, Lei et al., ACL 2024",
+        templates={"text": _META},
+        cleaning="one_sentence",
+    ),
+)

@@ -1,0 +1,47 @@
+"""What a method without training is: templates by modality, layers, what is counted, and how it is pooled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A method of the survey as data.
+
+    Attributes:
+        name: as it is called here. paper: where it is from.
+        templates: `{modality or "any": template, or several whose vectors are averaged}`; None leaves the prompts alone.
+        cleaning, layers, counted, pooling: as in `ModelSpec`.
+        closed: whether the tokenizer's closing token (EOS) follows the prompt; one-word prompts end where the word would come.
+        causal: whether it needs a causal backbone.
+    """
+
+    name: str
+    paper: str
+    templates: Mapping[str, str | Sequence[str]] | None = None
+    cleaning: str | None = None
+    layers: tuple[int, ...] = (-1,)
+    counted: str = "all"
+    pooling: str = "last"
+    closed: bool = False
+    causal: bool = True
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of `ModelSpec` that the method sets."""
+        said: dict[str, Any] = {
+            "layers": self.layers,
+            "counted": self.counted,
+            "span": None,
+            "pooling": {"kind": self.pooling},
+            "cleaning": self.cleaning,
+        }
+        if self.templates is not None:
+            said["prompts"] = {self.name: dict(self.templates)}
+            said["default_prompt_name"] = self.name
+            said["instructions"] = {}
+        if not self.closed:
+            said["close"] = False
+        return said
