@@ -52,6 +52,11 @@ class Sample:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def cost(self) -> int:
+        """What it takes of a batch's budget: a token each, and one for every 14 x 14 pixels, a patch of its tower."""
+        return len(self.ids) + sum(image.pixels.size // (3 * 14 * 14) for image in self.images)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -192,17 +197,17 @@ def _present(copies: list[int]) -> list[int]:
     return sorted({copy for copy in copies if copy})
 
 
-def plan(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Rows grouped into batches of at most `budget` tokens (or one row), longest first, equal lengths side by side."""
-    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+def plan(costs: Sequence[int], budget: int) -> list[list[int]]:
+    """Rows grouped into batches that cost at most `budget` (or one row), dearest first, so that equals stand side by side."""
+    order = sorted(range(len(costs)), key=lambda row: (-costs[row], row))
     batches: list[list[int]] = []
     used = 0
     for row in order:
-        if not batches or used + lengths[row] > budget:
+        if not batches or used + costs[row] > budget:
             batches.append([])
             used = 0
         batches[-1].append(row)
-        used += lengths[row]
+        used += costs[row]
     return batches
 
 

@@ -18,6 +18,11 @@ def test_a_plan_takes_every_row_once_and_keeps_to_the_budget(lengths, budget):
     assert order == sorted(order, reverse=True)
 
 
+def test_pixels_cost_as_tokens_do():
+    image = Slots(0, 1, np.zeros((3, 28, 42), np.uint8))
+    assert Sample(np.zeros(5, np.int64), np.ones(5, bool), (image, image), 0).cost == 5 + 2 * 6
+
+
 def test_a_packed_row_holds_every_token_and_knows_whose_it_is():
     pixels = np.zeros((3, 4, 4), np.uint8)
     first = Sample(np.array([5, 0, 0, 6]), np.array([False, True, True, True]), (Slots(1, 2, pixels),), 0)
