@@ -22,7 +22,7 @@ from .errors import InputError, LoadError, SpecError, UnknownName
 from .inputs import Image, Item, Thing, to_item
 from .model import EmbeddingModel
 from .nn.precision import PRECISIONS, dtype_of, unit
-from .spec import ModelSpec
+from .spec import ModelSpec, described
 from .tokenizer import SentencePieceTokenizer, TransformersTokenizer, load_tokenizer
 from .towers.backbone import load_backbone
 from .towers.vision import compose_vision
@@ -468,12 +468,10 @@ def compose(
     seeing = {"vision": entry, "projector": _kind(projector or "mlp")} if tower is not None else {}
     pooling = _kind(spec.pop("pooling", "last"))
     width = next((h["out"] for h in reversed(spec.get("heads", ())) if "out" in h), body.config.hidden_size)
-    config = body.config.to_diff_dict()
-    config.pop("architectures", None)
-    described = ModelSpec(
+    said = ModelSpec(
         **{
             "name": "composed",
-            "backbone": {"config": {**config, "model_type": body.config.model_type}},
+            "backbone": {"config": described(body.config)},
             "tokenizer": _tokenizer_settings(words),
             "dimension": width,
             "pooling": pooling,
@@ -481,7 +479,7 @@ def compose(
             **spec,
         }
     )
-    model = EmbeddingModel(described, backbone=body, vision=tower)
+    model = EmbeddingModel(said, backbone=body, vision=tower)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Embedder(model.to(device=torch.device(chosen), dtype=dtype_of(precision)), words)
 

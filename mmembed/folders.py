@@ -10,7 +10,7 @@ from typing import Any
 
 from . import prompts
 from .errors import LoadError, SpecError
-from .spec import ModelSpec
+from .spec import ModelSpec, described
 
 POOLING_MODES = {
     "cls_token": "first",
@@ -116,7 +116,7 @@ def _spec(
     settings = _optional(folder / "config_sentence_transformers.json")
     return ModelSpec(
         name=folder.resolve().name,
-        backbone={"config": {**config.to_diff_dict(), "model_type": config.model_type}},
+        backbone={"config": described(config)},
         tokenizer={"kind": "transformers"},
         max_length=_max_length(backbone, config),
         mask=None,

@@ -27,6 +27,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -150,13 +151,12 @@ def open_image(source: Source | Image, *, allow_url: bool = False) -> tuple[np.n
         content: Any = image.source
         if _is_array(content):
             return _from_array(content)
-        if _is_pil(content):
-            return _decode(content, frames=1)
-        data = _read(content, image.allow_url)
-        return _from_bytes(data)
+        data = None if _is_pil(content) else _read(content, image.allow_url)
+        with _whole_files_only():
+            return _decode(content, frames=1) if data is None else _from_bytes(data)
     except ImageError as error:
         raise ImageError(f"{image.name}: {error.reason}") from error.__cause__
-    except Exception as error:  # noqa: BLE001 - decoders raise of everything on broken bytes
+    except Exception as error:  # decoders raise of everything on broken bytes
         raise ImageError(f"{image.name}: {_plain(error)}") from error
 
 
@@ -179,14 +179,15 @@ def _read(source: Any, allow_url: bool) -> bytes:
     return data
 
 
-def _read_file(path: str | os.PathLike[str]) -> bytes:
+def _read_file(source: str | os.PathLike[str]) -> bytes:
     try:
-        found = os.stat(path)
+        path = Path(os.fsdecode(source))
+        found = path.stat()
     except ValueError as error:  # a NUL
         raise ImageError(f"this is no path: {error}") from error
     except OSError as error:
-        dangling = isinstance(error, FileNotFoundError) and os.path.islink(path)
-        reason = f"a link to nothing, {os.readlink(path)!r}" if dangling else error.strerror or _plain(error)
+        dangling = isinstance(error, FileNotFoundError) and path.is_symlink()
+        reason = f"a link to nothing, {str(path.readlink())!r}" if dangling else error.strerror or _plain(error)
         raise ImageError(f"cannot be read: {reason}") from error
     if stat.S_ISDIR(found.st_mode):
         raise ImageError("cannot be read: it is a directory, not an image file")
@@ -195,7 +196,7 @@ def _read_file(path: str | os.PathLike[str]) -> bytes:
     if found.st_size > MAX_BYTES:
         raise _too_large(found.st_size)
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror or _plain(error)}") from error
@@ -334,7 +335,8 @@ def _check_tiff(data: bytes) -> int:
             start, end = entries(directory)
             whole = data[start : end if end <= len(data) else start]
             for tag, kind, count, value in struct.iter_unpack(order + entry, whole):
-                values += 0 if kind in (1, 2, 6, 7) else count  # bytes and texts stay as they are
+                # bytes and texts stay as they are; more than the file can hold is passed over
+                values += count if kind not in (1, 2, 6, 7) and count <= len(data) else 0
                 if tag in _SUBDIRECTORIES and len(directories) < 16:
                     directories.append(value)
         if values > MAX_READS:
@@ -353,15 +355,14 @@ def _decode(picture: PIL.Image.Image, frames: int) -> tuple[np.ndarray, ImageInf
     _check_size(*picture.size)
     if len(picture.info.get("exif", b"")) > MAX_EXIF:
         raise ImageError(f"its EXIF is over {MAX_EXIF // 2**20} MiB")
-    mode, format = picture.mode, "JPEG" if picture.format == "MPO" else picture.format  # MPO: with more frames
+    mode, kind = picture.mode, "JPEG" if picture.format == "MPO" else picture.format  # MPO: with more frames
     orientation = _orientation(picture)
-    with _whole_files_only():
-        picture.load()
+    picture.load()
     turn = _TURNS.get(_orientation(picture))  # asked again: PIL turns a TIFF while loading
     rgb = _pixels(_to_rgb(picture))
     if turn:
         rgb = np.ascontiguousarray(turn(rgb))
-    return rgb, ImageInfo(format, mode, (rgb.shape[1], rgb.shape[0]), orientation, frames)
+    return rgb, ImageInfo(kind, mode, (rgb.shape[1], rgb.shape[0]), orientation, frames)
 
 
 def _pixels(picture: PIL.Image.Image) -> np.ndarray:
@@ -390,7 +391,7 @@ _TURNS = {  # EXIF 2.32, tag 0x0112: what puts an (H, W, 3) array upright
 def _orientation(picture: PIL.Image.Image) -> int:
     try:
         found = picture.getexif().get(0x0112, 1)
-    except Exception:  # noqa: BLE001 - broken EXIF raises of everything, and counts as absent
+    except Exception:  # broken EXIF raises of everything, and counts as absent
         return 1
     return found if found in _TURNS else 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -52,11 +53,7 @@ class EmbeddingModel(nn.Module):
     ):
         super().__init__()
         body = backbones.build_backbone(spec.backbone["config"]) if backbone is None else backbone
-        depth = int(body.config.num_hidden_layers)
-        if any(not -depth - 1 <= layer <= depth for layer in spec.layers):
-            raise SpecError(
-                f"layers {spec.layers}: the backbone has {depth}, counted from 0 (embeddings) or back from -1"
-            )
+        _check_layers(spec, body)
         mask = spec.mask or backbones.natural_mask(body)
         self.spec = dataclasses.replace(spec, mask=mask)
         self.backbone = backbones.prepare_backbone(body, mask, spec.layout)
@@ -82,18 +79,20 @@ class EmbeddingModel(nn.Module):
         Raises:
             SpecError: the change is one of weights, or of the mask of a padded backbone, which is set inside it.
         """
-        fixed = ["backbone", "tokenizer", "vision", "projector", "heads", "layout"]
+        fixed = ["backbone", "tokenizer", "vision", "projector", "heads", "layout", "dimension"]
         fixed += ["mask"] if self.layout == "padded" else []
         for name in fixed:
             if getattr(spec, name) != getattr(self.spec, name):
                 raise SpecError(f"{name} is part of the weights: compose another embedder")
-        model = EmbeddingModel(spec, backbone=self.backbone, vision=self.vision)
-        model.projector, model.heads = self.projector, self.heads
-        if spec.pooling == self.spec.pooling:
-            model.pooling = self.pooling
-        elif any(True for _ in model.pooling.parameters()):
-            raise SpecError(f"the pooling {spec.pooling['kind']!r} has weights: compose another embedder")
-        return model.to(self.device).train(self.training)
+        _check_layers(spec, self.backbone)
+        model = copy.copy(self)
+        model._modules = dict(self._modules)
+        model.spec = spec
+        if spec.pooling != self.spec.pooling:
+            model.pooling = build_pooling(spec.pooling, int(self.backbone.config.hidden_size))
+            if any(True for _ in model.pooling.parameters()):
+                raise SpecError(f"the pooling {spec.pooling['kind']!r} has weights: compose another embedder")
+        return model
 
     @property
     def device(self) -> torch.device:
@@ -183,6 +182,12 @@ class EmbeddingModel(nn.Module):
             for head, path in zip(model.heads, found.heads, strict=True):
                 _fill(head, path)
         return model
+
+
+def _check_layers(spec: ModelSpec, backbone: PreTrainedModel) -> None:
+    depth = int(backbone.config.num_hidden_layers)
+    if any(not -depth - 1 <= layer <= depth for layer in spec.layers):
+        raise SpecError(f"layers {spec.layers}: the backbone has {depth}, counted from 0 (embeddings) or back from -1")
 
 
 def _fill(module: nn.Module, path: Path) -> None:

@@ -19,6 +19,14 @@ LAYOUTS = ("packed", "padded")
 COUNTED = ("all", "content", "repeat", "eos", "span")
 
 
+def described(config: Any) -> dict[str, Any]:
+    """What a transformers configuration says, as `ModelSpec` keeps it: less what does not change a vector."""
+    said = {**config.to_diff_dict(), "model_type": config.model_type}
+    for key in ("transformers_version", "architectures", "_name_or_path", "dtype", "torch_dtype", "use_cache"):
+        said.pop(key, None)
+    return said
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """Everything about an embedder but its weights. Plain JSON values throughout.

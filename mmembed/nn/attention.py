@@ -53,6 +53,9 @@ def attend(
         raise NotImplementedError("a packed row carries its mask in `spans`; an attention_mask came as well")
     if dropout:
         raise NotImplementedError("attention dropout is not supported over packed rows: set attention_dropout to 0")
+    if sliding_window is not None and not getattr(getattr(module, "config", None), "is_causal", True):
+        # transformers' masks of a decoder set to read both ways include the token `sliding_window` away.
+        sliding_window += 1
     name = room or choose(query, spans, sliding_window, softcap)
     try:
         chosen = ROOMS[name]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
@@ -37,7 +38,7 @@ def build_backbone(config: Mapping[str, Any]) -> PreTrainedModel:
         raise UnknownName("model_type of transformers", kind, CONFIG_MAPPING.keys())
     try:
         model = AutoModel.from_config(AutoConfig.for_model(kind, **settings), trust_remote_code=False)
-    except ValueError as error:
+    except (TypeError, ValueError, StrictDataclassError) as error:
         raise SpecError(f"a {kind} backbone cannot be built: {error}") from None
     return cast(PreTrainedModel, model)
 
@@ -91,8 +92,8 @@ def prepare_backbone(model: PreTrainedModel, mask: str, layout: str | None) -> P
             _plain_attention(model, "sdpa", "eager")
         try:
             off = (states(model, torch.cat(probe), None, spans).float() - due).norm() / due.norm()
-        except NotImplementedError as error:
-            raise SpecError(f"a {kind} backbone cannot run packed: {error}; use layout='padded'") from None
+        except (NotImplementedError, TypeError) as error:
+            raise SpecError(f"a {kind} backbone does not run {layout or 'packed'}: {error}") from error
     if not off <= (1e-4 if model.dtype == torch.float32 else 0.2):
         advice = "use layout='padded'" if packed else "transformers does not pad it rightly"
         raise SpecError(
@@ -115,8 +116,8 @@ def reads_ahead(model: PreTrainedModel) -> bool:
         SpecError: the model does not run on tokens alone.
     """
     _plain_attention(model.eval(), "eager")
-    embeds = model.get_input_embeddings()(_probe(model)[0][None]).detach().requires_grad_()
     try:
+        embeds = model.get_input_embeddings()(_probe(model)[0][None]).detach().requires_grad_()
         with torch.enable_grad():
             first = model(inputs_embeds=embeds, **_no_cache(model)).last_hidden_state[0, 0]
             (moved,) = torch.autograd.grad(first @ torch.arange(1, len(first) + 1).to(first), embeds)
@@ -173,8 +174,7 @@ def states(
     if is_packed(model):
         inputs = {"input_ids": ids[None]} if embeds is None else {"inputs_embeds": embeds[None]}
         positions = (spans.positions + _first_position(model))[None]
-        extra = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-        return _of_layers(model, layers, **inputs, position_ids=positions, spans=spans, **extra)[0]
+        return _of_layers(model, layers, **inputs, position_ids=positions, spans=spans)[0]
     return _padded(model, ids, embeds, spans, layers)
 
 
@@ -203,13 +203,12 @@ def _padded(
     if "position_ids" in inspect.signature(model.forward).parameters:
         row = torch.arange(longest, device=ids.device) + _first_position(model)
         inputs["position_ids"] = row.expand(len(spans.lengths), -1)
-    if "use_cache" in takes:
-        inputs["use_cache"] = False  # type: ignore[assignment]
     out = _of_layers(model, layers, **inputs, attention_mask=mask.view(-1, longest))
     return out.reshape(cells, -1)[where]
 
 
 def _of_layers(model: PreTrainedModel, layers: Sequence[int], **inputs: Any) -> Float[Tensor, "B T D"]:
+    inputs |= _no_cache(model)
     if tuple(layers) == (-1,):
         return model(**inputs).last_hidden_state
     out = model(**inputs, output_hidden_states=True)

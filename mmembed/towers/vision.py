@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 RESIZES = ("square", "shortest", "patches")
 INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """In the order of Pillow's numbers."""
+ROUNDINGS = ("down", "even")
 LIBRARIES = ("timm", "open_clip", "transformers")
 
 
@@ -33,13 +34,16 @@ class Preprocess:
     Attributes:
         resize: "square" to `size` x `size`, whatever the shape; "shortest": the shorter side to `size`, then the middle
             `crop` x `crop`; "patches": the shape kept, both sides whole patches, `max_patches` at most (SigLIP 2 NaFlex).
-        size, crop, patch: pixels. interpolation: by Pillow, on uint8, as the reference processors do.
+        size, crop, patch: pixels. rounding: of half an odd margin that the crop leaves, "down" (transformers) or to the
+            "even" number (torchvision, and so open_clip): one pixel, and other vectors.
+        interpolation: by Pillow, on uint8, as the reference processors do.
         mean, std: of the channels in 0..1, applied on the device.
     """
 
     resize: str
     size: int = 0
     crop: int | None = None
+    rounding: str = "down"
     patch: int | None = None
     max_patches: int | None = None
     interpolation: str = "bicubic"
@@ -51,6 +55,10 @@ class Preprocess:
             raise UnknownName("resize", self.resize, RESIZES)
         if self.interpolation not in INTERPOLATIONS:
             raise UnknownName("interpolation", self.interpolation, INTERPOLATIONS)
+        if self.rounding not in ROUNDINGS:
+            raise UnknownName("rounding of a crop", self.rounding, ROUNDINGS)
+        if self.crop is not None and self.crop > self.size:
+            raise SpecError(f"a crop of {self.crop} pixels is wider than the {self.size} that the picture is resized to")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Preprocess:
@@ -72,7 +80,8 @@ class Preprocess:
         if (width, height) != image.size:
             image = image.resize((width, height), resample)
         if self.crop is not None:
-            left, top = (width - self.crop) // 2, (height - self.crop) // 2
+            whole = math.floor if self.rounding == "down" else round
+            left, top = (whole((side - self.crop) / 2) for side in image.size)
             image = image.crop((left, top, left + self.crop, top + self.crop))
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
@@ -191,7 +200,15 @@ def _call(part: Callable[..., Any], **given: Any) -> Any:
     return part(**given)
 
 
-def check_layer(layer: str | int) -> None:
-    """Raise `SpecError` unless `layer` is "last" or a negative number."""
+def level_of(layer: str | int, levels: int) -> int:
+    """Which of a tower's levels, counted from 0, `layer` means.
+
+    Raises:
+        SpecError: it is neither "last" nor a negative number, or the tower is not that deep.
+    """
     if layer != "last" and not (isinstance(layer, int) and layer < 0):
         raise SpecError(f"layer is 'last', or -2, -3, ... counted from the end, not {layer!r}")
+    level = levels - 1 if layer == "last" else levels + int(layer)
+    if level < 0:
+        raise SpecError(f"layer {layer}: the tower has {levels} levels")
+    return level

@@ -16,7 +16,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..errors import SpecError, UnknownName
-from .vision import Preprocess, VisionTower, check_layer
+from .vision import Preprocess, VisionTower, level_of
 from .vision_timm import TimmTower
 
 
@@ -24,10 +24,8 @@ class OpenClipTower(VisionTower):
     """Patch states of one block of open_clip's VisionTransformer."""
 
     def __init__(self, model: VisionTransformer, preprocess: Preprocess, layer: str | int):
-        check_layer(layer)
         super().__init__(model, int(model.conv1.out_channels), preprocess)
-        depth = len(model.transformer.resblocks)
-        self.level, self.norm = (depth - 1, True) if layer == "last" else (depth + int(layer), False)
+        self.level, self.norm = level_of(layer, len(model.transformer.resblocks)), layer == "last"
         self.patch = model.patch_size
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -95,7 +93,7 @@ def compose(
         **({"name": name} if kept is None else {"config": kept}),
         "layer": layer,
         "preprocess": {
-            **({"resize": "square"} if mode == "squash" else {"resize": "shortest", "crop": size}),
+            **({"resize": "square"} if mode == "squash" else {"resize": "shortest", "crop": size, "rounding": "even"}),
             "size": size,
             "interpolation": given.get("interpolation", "bicubic"),
             "mean": list(given.get("mean", open_clip.OPENAI_DATASET_MEAN)),

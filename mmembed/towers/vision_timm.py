@@ -14,22 +14,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import SpecError, UnknownName
-from .vision import Preprocess, VisionTower, check_layer
+from .vision import Preprocess, VisionTower, level_of
 
 
 class TimmTower(VisionTower):
     """Features of one level of a timm model, as an NCHW map, prefix tokens left out."""
 
     def __init__(self, model: nn.Module, preprocess: Preprocess, layer: str | int):
-        check_layer(layer)
         if not hasattr(model, "forward_intermediates"):
             raise SpecError(f"{type(model).__name__} of timm gives no intermediate features")
-        levels = len(model.feature_info)  # type: ignore[arg-type]
-        level = levels - 1 if layer == "last" else levels + int(layer)
-        if level < 0:
-            raise SpecError(f"layer {layer}: the model has {levels} levels")
-        self.level, self.norm = level, layer == "last"
-        info = model.feature_info[level]  # type: ignore[index]
+        self.level, self.norm = level_of(layer, len(model.feature_info)), layer == "last"  # type: ignore[arg-type]
+        info = model.feature_info[self.level]  # type: ignore[index]
         self.reduction = int(info["reduction"])
         super().__init__(model, int(info["num_chs"]), preprocess)
 

@@ -14,14 +14,15 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedMo
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..errors import LoadError, SpecError, UnknownName
-from .vision import INTERPOLATIONS, Preprocess, VisionTower, check_layer
+from ..spec import described
+from .vision import INTERPOLATIONS, Preprocess, VisionTower, level_of
 
 
 class TransformersTower(VisionTower):
     """Patch states of a ViT of transformers: the last ones as the model gives them, or those of an earlier block."""
 
     def __init__(self, model: PreTrainedModel, preprocess: Preprocess, layer: str | int):
-        check_layer(layer)
+        level_of(layer, int(model.config.num_hidden_layers))
         super().__init__(model, int(model.config.hidden_size), preprocess)
         self.layer = layer
         self.patch = int(model.config.patch_size)
@@ -85,7 +86,7 @@ def compose(
             raise LoadError(f"no vision tower at {path!r}: {str(error).splitlines()[0]}") from None
     return model, {
         "library": "transformers",
-        "config": {**model.config.to_diff_dict(), "model_type": model.config.model_type},
+        "config": described(model.config),
         "layer": layer,
         "preprocess": preprocess_of(processor, int(model.config.patch_size)),
     }
@@ -112,19 +113,23 @@ def preprocess_of(processor: Any, patch: int) -> dict[str, Any]:
     Raises:
         SpecError: it does something that no setting says.
     """
+    name = type(processor).__name__
+    if not (processor.do_resize and processor.do_rescale) or abs(processor.rescale_factor * 255 - 1) > 1e-6:
+        raise SpecError(f"{name} does not resize, or does not bring pixels to 0..1: not supported")
     size = dict(processor.size) if getattr(processor, "size", None) else {}
+    normal = bool(processor.do_normalize)
     common = {
         "interpolation": INTERPOLATIONS[int(processor.resample)],
-        "mean": list(processor.image_mean),
-        "std": list(processor.image_std),
+        "mean": list(processor.image_mean) if normal else [0.0] * 3,
+        "std": list(processor.image_std) if normal else [1.0] * 3,
     }
     if getattr(processor, "max_num_patches", None):
         return {"resize": "patches", "patch": patch, "max_patches": int(processor.max_num_patches), **common}
     if "shortest_edge" in size:
-        crop = dict(processor.crop_size)["height"] if getattr(processor, "do_center_crop", False) else None
-        if crop is None:
-            raise SpecError(f"{type(processor).__name__} keeps the shape without a crop: not supported")
-        return {"resize": "shortest", "size": int(size["shortest_edge"]), "crop": int(crop), **common}
+        crop = dict(processor.crop_size) if getattr(processor, "do_center_crop", False) else {}
+        if not crop or crop["height"] != crop["width"]:
+            raise SpecError(f"{name} keeps the shape without a square crop: not supported")
+        return {"resize": "shortest", "size": int(size["shortest_edge"]), "crop": int(crop["height"]), **common}
     if size.get("height") == size.get("width") and "height" in size and not getattr(processor, "do_center_crop", False):
         return {"resize": "square", "size": int(size["height"]), **common}
-    raise SpecError(f"{type(processor).__name__} resizes to {size}: not supported")
+    raise SpecError(f"{name} resizes to {size}: not supported")
