@@ -53,7 +53,7 @@ def decode_all(start: int, count: int, seed: int) -> None:
             outcome, reason = ("ok", "") if good and rgb.flags.c_contiguous else ("other", f"{rgb.dtype} {rgb.shape}")
         except ImageError as error:
             outcome, reason = "ImageError", str(error).partition(": ")[2]
-            if re.search("0x[0-9a-f]{6}", reason):
+            if re.search(r"\b0x[0-9a-f]{6}", reason):
                 outcome = "leaks an address"
         except BaseException as error:  # what must not happen, and is to be counted
             outcome, reason = "other", repr(error)

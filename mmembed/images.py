@@ -397,7 +397,7 @@ def _orientation(picture: PIL.Image.Image) -> int:
 
 
 _truncation_lock = threading.Lock()
-_truncation_state = {"readers": 0, "before": False}
+_truncation_state: dict[str, Any] = {"readers": 0, "before": False}
 
 
 @contextmanager

@@ -70,6 +70,8 @@ def _from_mapping(thing: Mapping[str, Thing]) -> Item:
                 parts.append(element if isinstance(element, Text) else Text(element))
             else:
                 parts.append(element if isinstance(element, Image) else Image(element))
+    if not parts:
+        raise InputError("the item holds no part: its lists are empty")
     return tuple(parts)
 
 

@@ -38,9 +38,9 @@ def pictures() -> dict[str, bytes]:
     profile = profile.replace(b"s\0R\0G\0B", b"x\0R\0G\0B")  # else the loader would pass it by
     animated = {"save_all": True, "append_images": frames[1:]}
 
-    def saved(picture: Image.Image, format: str, **options: object) -> bytes:
+    def saved(picture: Image.Image, kind: str, **options: object) -> bytes:
         file = io.BytesIO()
-        picture.save(file, format, **options)
+        picture.save(file, kind, **options)
         return file.getvalue()
 
     made = {
@@ -184,25 +184,13 @@ def _numbers(data: bytes) -> list[tuple[int, str]]:
                 places += [(start + 5, ">H"), (start + 7, ">H"), (start + 4, "B"), (start + 9, "B")] * 3
         return places
     if data[:4] == b"RIFF":
-        return [(4, "<I"), *((start + 4, "<I") for start, _ in _parts(data)), (20, "B"), (24, "<H"), (26, "<H")] + [
-            (27, "<H"),
-            (28, "<H"),
-        ]
+        lengths = [(4, "<I"), *((start + 4, "<I") for start, _ in _parts(data))]
+        return [*lengths, (20, "B"), (24, "<H"), (26, "<H"), (27, "<H"), (28, "<H")]
     if data[:3] == b"GIF":
         image = data.index(b",", 13)
         return [(6, "<H"), (8, "<H"), (10, "B"), *((image + at, "<H") for at in (1, 3, 5, 7)), (image + 9, "B")]
     if data[:2] == b"BM":
-        return [
-            (2, "<I"),
-            (10, "<I"),
-            (14, "<I"),
-            (18, "<I"),
-            (22, "<I"),
-            (26, "<H"),
-            (28, "<H"),
-            (30, "<I"),
-            (46, "<I"),
-        ]
+        return [(at, "<I") for at in (2, 10, 14, 18, 22, 30, 46)] + [(26, "<H"), (28, "<H")]
     if data[:2] in (b"II", b"MM"):
         end = "<" if data[:2] == b"II" else ">"
         at = struct.unpack_from(end + "I", data, 4)[0]
@@ -222,3 +210,76 @@ def _with_right_crcs(data: bytes) -> bytes:
         struct.pack_into(">I", out, at + 8 + length, zlib.crc32(out[at + 4 : at + 8 + length]))
         at += 12 + length
     return bytes(out)
+
+
+def bombs() -> dict[str, bytes]:
+    """Name -> a file of a few MiB at most that would cost a plain decoder much memory or many seconds."""
+    png, jpeg, gif, avif = (pictures()[name] for name in ("png gray", "jpeg progressive", "gif", "avif"))
+    start, screen = png.index(b"IDAT") - 4, 13 + 3 * 2 ** ((gif[10] & 7) + 1)
+    zeros, huge = zlib.compress(bytes(50 * 10**6), 9), 2**16 - 1
+    pixel = b",\0\0\0\0\1\0\1\0\0\2\2\x44\1\0"  # one more frame of a GIF
+
+    def png_with(*extra: bytes) -> bytes:
+        return png[:start] + b"".join(extra) + png[start:]
+
+    def png_of(width: int, height: int) -> bytes:
+        head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        return png[:8] + png_chunk(b"IHDR", head) + png_chunk(b"IDAT", zeros) + png_chunk(b"IEND", b"")
+
+    def patched(data: bytes, at: int, form: str, *values: int) -> bytes:
+        return data[:at] + struct.pack(form, *values) + data[at + struct.calcsize(form) :]
+
+    scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    sides = jpeg.index(b"\xff\xc2") + 5
+    flood = struct.pack("<I", 8) * 600_000
+    tile = ((322, 4, 1, 2**16), (323, 4, 1, 2**14), (324, 4, 1, 8), (325, 4, 1, 100))
+    one_strip = ((273, 4, 1, 8), (278, 4, 1, 40), (279, 4, 1, 1600))
+    rational = b"II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 5, 400_000, 26, 0) + bytes(8 * 400_000)
+    pages = tiff_directory(*one_strip)
+    chain = bytearray(pages[:-4] + struct.pack("<I", len(pages)))
+    for number in range(1, 2_000):
+        chain += struct.pack("<HHHIII", 1, 256, 4, 1, 40, len(pages) + 18 * number)
+    return {
+        "png 144 Mpx": png_of(12_000, 12_000),
+        "png 400 Mpx": png_of(20_000, 20_000),
+        "png side": png_of(20_001, 200),
+        "png ribbon": png_of(19_000, 10),
+        "png zTXt": png_with(png_chunk(b"zTXt", b"k\0\0" + zeros)),
+        "png iTXt": png_with(png_chunk(b"iTXt", b"k\0\1\0\0\0" + zeros)),
+        "png iCCP": png_with(png_chunk(b"iCCP", b"k\0\0" + zeros)),
+        "png many zTXt": png_with(*[png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(10**6), 9))] * 100),
+        "png empty chunks": png_with(png_chunk(b"abCd", b"") * 500_000),
+        "png EXIF": png_with(png_chunk(b"eXIf", rational)),
+        "jpeg 4 Gpx": patched(jpeg, sides, ">HH", huge, huge),
+        "jpeg scans": patched(jpeg, sides, ">HH", 8_000, 8_000)[:-2] + scan * 500 + b"\xff\xd9",
+        "jpeg comments": jpeg[:2] + b"\xff\xfe\0\2" * 500_000 + jpeg[2:],
+        "jpeg EXIF": jpeg[:2] + (b"\xff\xe1\0\x0cExif\0\0abcd" * 40) + jpeg[2:],
+        "gif screen": patched(gif, 6, "<HH", huge, huge),
+        "gif frame": patched(gif, gif.index(b",", screen) + 1, "<HHHH", 0, 0, huge, huge),
+        "gif frames": gif[:-1] + pixel * 600 + b";",
+        "gif many frames": gif[:-1] + pixel * 300_000 + b";",
+        "gif comments": gif[:screen] + b"!\xfe\1x\0" * 500_000 + gif[screen:],
+        "webp canvas": patched(pictures()["webp"], 24, "<HHHH", huge, 0x3FFF, 0x3FFF, 0x3F),
+        "tiff strips": tiff_directory((273, 4, 600_000, flood), (278, 4, 1, 1), (279, 4, 1, 1600)),
+        "tiff tiles": tiff_directory((322, 4, 1, 1), (323, 4, 1, 1), (324, 4, 600_000, flood)),
+        "tiff large tile": tiff_directory(*tile, compression=5),
+        "tiff pages": bytes(chain),
+        "tiff 3 Gpx": tiff_directory(*one_strip, side=huge),
+        "avif 1 Gpx": patched(avif, avif.index(b"ispe") + 8, ">II", 2**15, 2**15),
+    }
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def tiff_directory(*extra: tuple[int, int, int, int | bytes], side: int = 40, compression: int = 1) -> bytes:
+    """A gray TIFF of one directory, which ends the file: entries (tag, type, count, value or the values' bytes)."""
+    entries = [(256, 4, 1, side), (257, 4, 1, side), (258, 3, 1, 8), (259, 3, 1, compression), (262, 3, 1, 1), *extra]
+    values, packed = bytes(8 + 1600), b""  # the values come before the directory, the first of them 40 x 40 pixels
+    for tag, kind, count, value in sorted(entries, key=lambda entry: entry[0]):
+        place = len(values) if isinstance(value, bytes) else value
+        values += value if isinstance(value, bytes) else b""
+        packed += struct.pack("<HHII", tag, kind, count, place)
+    head = b"II*\0" + struct.pack("<I", len(values))
+    return head + values[8:] + struct.pack("<H", len(entries)) + packed + bytes(4)
