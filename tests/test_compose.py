@@ -38,7 +38,12 @@ def _transformers(config, processor):
 
 VISIONS = {
     "timm vit": TINY_VIT,
-    "timm convnet": {"library": "timm", "name": "resnet10t", "options": {"channels": (8, 12, 16, 24)}, "preprocess": {"size": 64}},
+    "timm convnet": {
+        "library": "timm",
+        "name": "resnet10t",
+        "options": {"channels": (8, 12, 16, 24)},
+        "preprocess": {"size": 64},
+    },
     "open_clip": {
         "library": "open_clip",
         "config": {

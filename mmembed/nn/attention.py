@@ -63,11 +63,11 @@ def attend(
         raise UnknownName("attention room", name, ROOMS) from None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = chosen(query, key, value, spans, scaling=scale, window=sliding_window, softcap=softcap)
-    return out.transpose(1, 2), None
+    return out.transpose(1, 2).contiguous(), None  # some models take a view of it
 
 
 def choose(query: Query, spans: Spans, window: int | None, softcap: float | None) -> str:
-    """Which room serves: variable-length kernels where they can on CUDA, FlexAttention else there, grouped on the CPU."""
+    """Which room serves: variable-length kernels or FlexAttention on CUDA, grouped on the CPU."""
     if not query.is_cuda:
         return "grouped" if softcap is None else "reference"
     plain = spans.block is None and softcap is None and query.dtype in (torch.float16, torch.bfloat16)
@@ -119,7 +119,7 @@ def varlen(
         raise NotImplementedError("variable-length kernels know no soft cap and no image blocks; 'flex' does")
     reach = -1 if window is None else window - 1
     longest = max(spans.lengths)
-    out = varlen_attn(
+    out: Any = varlen_attn(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
@@ -144,11 +144,11 @@ def flex(
         return spans.may_look(q, k, window)
 
     def cap(score: Tensor, *_where: Tensor) -> Tensor:
-        return softcap * torch.tanh(score / softcap)
+        return score if softcap is None else softcap * torch.tanh(score / softcap)
 
     tokens = query.shape[2]
     mask = create_block_mask(rule, None, None, tokens, tokens, device=query.device)
-    run = _compiled_flex() if query.is_cuda else flex_attention
+    run: Any = _compiled_flex() if query.is_cuda else flex_attention
     gqa = query.shape[1] != key.shape[1]
     out = run(query, key, value, score_mod=cap if softcap else None, block_mask=mask, scale=scaling, enable_gqa=gqa)
     assert isinstance(out, Tensor)

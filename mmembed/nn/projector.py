@@ -96,9 +96,9 @@ class PixelShuffle(Projector):
 
 @projectors.register("resampler")
 class Resampler(Projector):
-    """`latents` trained queries read the patches, whatever their number (Perceiver resampler, Flamingo, arXiv 2204.14198).
+    """`latents` trained queries read the patches, whatever their number (Perceiver resampler, arXiv 2204.14198).
 
-    Each of the `depth` layers: latents += attention(norm(latents), [norm(patches); norm(latents)]); latents += MLP(norm).
+    Each of `depth` layers: latents += attention(norm(latents), [norm(patches); norm(latents)]); latents += MLP(norm).
     """
 
     def __init__(self, width: int, out: int, *, latents: int = 64, depth: int = 2, heads: int = 8):

@@ -65,7 +65,7 @@ class Spans:
         ends = torch.tensor((0, *self.lengths), dtype=torch.int32, device=self.start.device).cumsum(0)
         return ends.to(torch.int32)
 
-    def may_look(self, q: Tensor, k: Tensor, window: int | None = None) -> Bool[Tensor, "..."]:
+    def may_look(self, q: Tensor, k: Tensor, window: int | None = None) -> Bool[Tensor, " *T"]:
         """The one rule of the mask, for token numbers `q` and `k` that broadcast; `window` as in transformers: a
         sliding layer sees tokens less than `window` positions away."""
         same = (self.start[q] <= k) & (k < self.end[q])

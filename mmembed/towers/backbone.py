@@ -11,9 +11,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from ..errors import LoadError, SpecError, UnknownName
+from ..errors import InputError, LoadError, SpecError, UnknownName
 from ..nn import attention
 from ..nn.spans import Mask, Spans
 
@@ -43,15 +43,20 @@ def build_backbone(config: Mapping[str, Any]) -> PreTrainedModel:
     return cast(PreTrainedModel, model)
 
 
-def load_backbone(path: str | os.PathLike[str]) -> PreTrainedModel:
-    """The body of a transformers model with its weights, from a folder or by its hub name.
+def load_backbone(path: str | os.PathLike[str], config: PreTrainedConfig | None = None) -> PreTrainedModel:
+    """The body of a transformers model with its weights, from a folder or by its hub name; `config` replaces its own.
 
     Raises:
         LoadError: no such model, remote code, or weights that the file does not hold.
     """
     try:
         model, told = AutoModel.from_pretrained(
-            path, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            path,
+            **({} if config is None else {"config": config}),
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
     except (OSError, ValueError) as error:
         raise LoadError(f"no backbone at {os.fspath(path)!r}: {str(error).splitlines()[0]}") from None
@@ -155,6 +160,18 @@ def packable(model: PreTrainedModel) -> bool:
     return bool(getattr(model, "_supports_attention_backend", False)) and plain
 
 
+def steady_length(model: PreTrainedModel) -> int | None:
+    """The longest item whose rotary positions do not hang on the batch; None where they never do: "longrope" (Phi-3)
+    and "dynamic" scaling turn every item of a batch by its longest one."""
+    ropes = getattr(model.config, "rope_parameters", None) or {}
+    limits = [
+        rope.get("original_max_position_embeddings") or model.config.max_position_embeddings
+        for rope in (ropes, *(own for own in ropes.values() if isinstance(own, Mapping)))
+        if rope.get("rope_type") in ("longrope", "dynamic")
+    ]
+    return min(limits, default=None)
+
+
 def is_packed(model: PreTrainedModel) -> bool:
     return model.config._attn_implementation == attention.NAME
 
@@ -170,7 +187,16 @@ def states(
 
     Layer -1 is the last, after the final norm; -2, -3, ... are what earlier blocks gave, and 0 the embeddings, none of
     them normed: transformers' `hidden_states`.
+
+    Raises:
+        InputError: an item longer than `steady_length`.
     """
+    steady, longest = steady_length(model), max(spans.lengths)
+    if steady is not None and longest > steady:
+        raise InputError(
+            f"an item of {longest} tokens: beyond {steady} a {model.config.model_type} backbone turns its positions by "
+            f"the longest item of the batch, and a vector would hang on its company; compose with max_length={steady}"
+        )
     if is_packed(model):
         inputs = {"input_ids": ids[None]} if embeds is None else {"inputs_embeds": embeds[None]}
         positions = (spans.positions + _first_position(model))[None]

@@ -1,4 +1,4 @@
-"""Vision towers: how a picture becomes pixels, and pixels become features on a grid, whatever library the tower is of."""
+"""Vision towers: how a picture becomes pixels, and pixels become features on a grid, whatever the library."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Preprocess:
 
     Attributes:
         resize: "square" to `size` x `size`, whatever the shape; "shortest": the shorter side to `size`, then the middle
-            `crop` x `crop`; "patches": the shape kept, both sides whole patches, `max_patches` at most (SigLIP 2 NaFlex).
+            `crop` x `crop`; "patches": the shape kept, both sides whole patches, at most `max_patches` (SigLIP 2).
         size, crop, patch: pixels. rounding: of half an odd margin that the crop leaves, "down" (transformers) or to the
             "even" number (torchvision, and so open_clip): one pixel, and other vectors.
         interpolation: by Pillow, on uint8, as the reference processors do.
@@ -58,7 +58,7 @@ class Preprocess:
         if self.rounding not in ROUNDINGS:
             raise UnknownName("rounding of a crop", self.rounding, ROUNDINGS)
         if self.crop is not None and self.crop > self.size:
-            raise SpecError(f"a crop of {self.crop} pixels is wider than the {self.size} that the picture is resized to")
+            raise SpecError(f"a crop of {self.crop} pixels is wider than the {self.size} that the picture has")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Preprocess:
@@ -76,7 +76,7 @@ class Preprocess:
 
         image = Image.fromarray(rgb)
         resample = Image.Resampling(INTERPOLATIONS.index(self.interpolation))
-        width, height = self._target(*image.size)
+        width, height = self.target(*image.size)
         if (width, height) != image.size:
             image = image.resize((width, height), resample)
         if self.crop is not None:
@@ -85,14 +85,16 @@ class Preprocess:
             image = image.crop((left, top, left + self.crop, top + self.crop))
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
-    def _target(self, width: int, height: int) -> tuple[int, int]:
+    def target(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height that a picture of this size is resized to, before any crop."""
         if self.resize == "square":
             return self.size, self.size
         if self.resize == "shortest":
             short, long = min(width, height), max(width, height)
             other = int(self.size * long / short)
             return (self.size, other) if width <= height else (other, self.size)
-        assert self.patch is not None and self.max_patches is not None
+        assert self.patch is not None
+        assert self.max_patches is not None
         return _whole_patches(width, height, self.patch, self.max_patches)
 
 
@@ -157,9 +159,9 @@ def build_vision(settings: Mapping[str, Any]) -> VisionTower:
     """The tower that a spec describes, with fresh weights.
 
     Args:
-        settings: `library` ("timm", "open_clip" or "transformers"); `name` or `config`, what the library builds it from;
-            `options` for timm; `layer`: "last", or -2, -3, ... for an earlier block's states without the final norm;
-            `preprocess`, see `Preprocess`.
+        settings: `library` ("timm", "open_clip" or "transformers"); `name` or `config`, what the library builds it
+            from; `options` for timm; `layer`: "last", or -2, -3, ... for an earlier block's states without the final
+            norm; `preprocess`, see `Preprocess`.
     """
     given = dict(settings)
     library = _library(given)

@@ -68,7 +68,7 @@ def compose(
     """The `visual` module of an open_clip model and its spec entry, its own preprocessing read from it.
 
     Args:
-        name: an architecture of open_clip, or "local-dir:folder" (with its weights), or "hf-hub:..." (uses the network).
+        name: an architecture of open_clip, or "local-dir:folder" (with weights), or "hf-hub:..." (uses the network).
         config: instead, `{"embed_dim": ..., "vision_cfg": {...}, "preprocess_cfg": {...}}`.
         pretrained: a file of weights, or a tag of open_clip, which uses the network.
 

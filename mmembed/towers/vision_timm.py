@@ -23,8 +23,9 @@ class TimmTower(VisionTower):
     def __init__(self, model: nn.Module, preprocess: Preprocess, layer: str | int):
         if not hasattr(model, "forward_intermediates"):
             raise SpecError(f"{type(model).__name__} of timm gives no intermediate features")
-        self.level, self.norm = level_of(layer, len(model.feature_info)), layer == "last"  # type: ignore[arg-type]
-        info = model.feature_info[self.level]  # type: ignore[index]
+        levels: Any = model.feature_info
+        self.level, self.norm = level_of(layer, len(levels)), layer == "last"
+        info = levels[self.level]
         self.reduction = int(info["reduction"])
         super().__init__(model, int(info["num_chs"]), preprocess)
 

@@ -1,0 +1,216 @@
+"""Every room of attention held to the plain reference, and the reference to a loop over items."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from mmembed.errors import UnknownName
+from mmembed.nn.attention import ROOMS, attend, choose, reference
+from mmembed.nn.spans import MASKS, Spans
+
+LENGTHS = {
+    "one token": (1,),
+    "one item": (9,),
+    "ones": (1, 1, 1),
+    "equal": (4, 4, 4),
+    "mixed": (5, 1, 7, 7, 1, 1, 12, 3),
+}
+HEADS = {"one key a head": (4, 4), "grouped keys": (4, 2), "one key": (4, 1)}
+WINDOWS = (None, 3, 1, 100)
+ON_CPU = [name for name in ROOMS if name != "varlen"]
+
+
+def draw(lengths, heads, *, width=8, seed=0, device="cpu", dtype=torch.float32):
+    """Query, key and value of a packed row; attention is sharp, so that a wrong mask shows."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = sum(lengths)
+    shapes = [(1, n, tokens, width) for n in (heads[0], heads[1], heads[1])]
+    return [(torch.randn(shape, generator=generator) * 2).to(device, dtype) for shape in shapes]
+
+
+def spans_of(lengths, mask):
+    """Spans with two images in every item long enough, the second one next to the first."""
+    block, image = [], 0
+    for length in lengths:
+        own = [-1] * length
+        if length >= 5:
+            own[1:3], own[3:4] = [image, image], [image + 1]
+            image += 2
+        block += own
+    return Spans.of(lengths, mask, torch.tensor(block))
+
+
+def by_item(query, key, value, lengths, mask, block, scaling, window, softcap):
+    """Attention of each item, head and token by itself: sums over the tokens it may see, nothing else."""
+    out = torch.zeros_like(query)
+    groups = query.shape[1] // key.shape[1]
+    first = 0
+    for length in lengths:
+        for head, q in itertools.product(range(query.shape[1]), range(first, first + length)):
+            seen = []
+            for k in range(first, first + length):
+                ok = mask == "bidirectional" or k <= q
+                ok = ok or (mask == "causal+image" and block is not None and block[q] >= 0 and block[q] == block[k])
+                if ok and (window is None or abs(q - k) < window):
+                    seen.append(k)
+            scores = key[0, head // groups, seen] @ query[0, head, q] * scaling
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            out[0, head, q] = scores.softmax(0) @ value[0, head // groups, seen]
+        first += length
+    return out
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("mask", MASKS)
+def test_the_reference_is_a_loop_over_items_heads_and_tokens(mask, window, softcap):
+    lengths = (6, 1, 3)
+    q, k, v = draw(lengths, (4, 2))
+    spans = spans_of(lengths, mask)
+    told = reference(q, k, v, spans, scaling=0.4, window=window, softcap=softcap)
+    assert (told - by_item(q, k, v, lengths, mask, spans.block, 0.4, window, softcap)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize("room", [name for name in ON_CPU if name != "reference"])
+def test_every_room_says_what_the_reference_says(room, lengths, heads, mask, window):
+    q, k, v = draw(lengths, heads)
+    spans = spans_of(lengths, mask)
+    how = {"scaling": 0.4, "window": window, "softcap": None}
+    assert (ROOMS[room](q, k, v, spans, **how) - reference(q, k, v, spans, **how)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("room", ON_CPU)
+def test_an_item_does_not_hear_its_neighbours(room, mask):
+    lengths = LENGTHS["mixed"]
+    q, k, v = draw(lengths, (4, 2))
+    how = {"scaling": 0.4, "window": 3, "softcap": None}
+    told = ROOMS[room](q, k, v, spans_of(lengths, mask), **how)
+    first = sum(lengths[:3])
+    own = slice(first, first + lengths[3])
+    loud = [torch.where((torch.arange(q.shape[2]) // 1 >= own.start)[:, None], x, x * -7 + 100) for x in (q, k, v)]
+    for x, y in zip(loud, (q, k, v), strict=True):
+        x[:, :, own.stop :] = 1000 * y[:, :, own.stop :]
+    assert (ROOMS[room](*loud, spans_of(lengths, mask), **how)[:, :, own] - told[:, :, own]).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("room", ["reference", "grouped"])
+def test_gradients_of_a_room_are_those_of_the_reference(room):
+    lengths = LENGTHS["mixed"]
+    spans = spans_of(lengths, "causal+image")
+    sides = []
+    for chosen in (room, "reference"):
+        leaves = [x.double().requires_grad_() for x in draw(lengths, (4, 2))]
+        out = ROOMS[chosen](*leaves, spans, scaling=0.4, window=4, softcap=None)
+        out.square().sum().backward()
+        sides.append([x.grad for x in leaves])
+    assert all((a - b).abs().max() <= 1e-4 for a, b in zip(*sides, strict=True))
+
+
+def test_flex_caps_scores_as_the_reference_does():
+    q, k, v = draw((5, 2), (4, 2))
+    how = {"scaling": 0.4, "window": None, "softcap": 2.0}
+    spans = spans_of((5, 2), "causal")
+    assert (ROOMS["flex"](q, k, v, spans, **how) - reference(q, k, v, spans, **how)).abs().max() <= 1e-5
+
+
+def test_rooms_without_a_soft_cap_or_image_blocks_refuse_them():
+    q, k, v = draw((5, 2), (4, 2))
+    capped = {"scaling": 0.4, "window": None, "softcap": 2.0}
+    with pytest.raises(NotImplementedError, match="soft cap"):
+        ROOMS["grouped"](q, k, v, spans_of((5, 2), "causal"), **capped)
+    with pytest.raises(NotImplementedError, match="soft cap"):
+        ROOMS["varlen"](q, k, v, spans_of((5, 2), "causal"), **capped)
+    with pytest.raises(NotImplementedError, match="image blocks"):
+        ROOMS["varlen"](q, k, v, spans_of((5, 2), "causal+image"), **{**capped, "softcap": None})
+
+
+class Module(torch.nn.Module):
+    """A layer of transformers as far as `attend` sees it."""
+
+
+def test_attend_gives_tokens_before_heads_and_scales_by_the_width_unless_told():
+    q, k, v = draw((5, 2), (4, 2))
+    spans = spans_of((5, 2), "causal")
+    out, weights = attend(Module(), q, k, v, None, spans=spans, deterministic=True)
+    expected = reference(q, k, v, spans, scaling=8**-0.5, window=None, softcap=None)
+    assert out.shape == (1, 7, 4, 8)
+    assert weights is None
+    assert (out.transpose(1, 2) - expected).abs().max() <= 1e-5
+    scaled, _ = attend(Module(), q, k, v, None, spans=spans, scaling=0.1, sliding_window=2, room="grouped")
+    expected = reference(q, k, v, spans, scaling=0.1, window=2, softcap=None)
+    assert (scaled.transpose(1, 2) - expected).abs().max() <= 1e-5
+
+
+def test_attend_serves_a_soft_cap_on_the_cpu():
+    q, k, v = draw((5, 2), (4, 2))
+    spans = spans_of((5, 2), "causal")
+    out, _ = attend(Module(), q, k, v, None, spans=spans, softcap=2.0)
+    expected = reference(q, k, v, spans, scaling=8**-0.5, window=None, softcap=2.0)
+    assert torch.equal(out.transpose(1, 2), expected)
+
+
+def test_attend_refuses_what_no_room_does():
+    q, k, v = draw((3,), (4, 2))
+    spans = spans_of((3,), "causal")
+    with pytest.raises(UnknownName, match=r"attention room.*'group'.*Did you mean 'grouped'"):
+        attend(Module(), q, k, v, None, spans=spans, room="group")
+    with pytest.raises(NotImplementedError, match="attention_mask"):
+        attend(Module(), q, k, v, torch.ones(1, 1, 3, 3), spans=spans)
+    with pytest.raises(NotImplementedError, match="dropout"):
+        attend(Module(), q, k, v, None, spans=spans, dropout=0.1)
+
+
+def test_the_cpu_is_served_by_a_room_that_runs_there():
+    q, *_ = draw((3,), (4, 2))
+    spans = spans_of((3,), "causal")
+    assert choose(q, spans, None, None) == "grouped"
+    assert choose(q, spans, None, 2.0) == "reference"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("room", ["varlen", "flex", "grouped"])
+def test_rooms_in_half_precision_on_cuda(room, dtype, heads, mask, window):
+    if room == "varlen" and mask == "causal+image":
+        pytest.skip("variable-length kernels know no image blocks")
+    lengths = (5, 1, 130, 130, 1, 300, 3)
+    q, k, v = draw(lengths, heads, width=64, device="cuda", dtype=dtype)
+    spans = spans_of(lengths, mask).to("cuda")
+    how = {"scaling": 0.05, "window": window, "softcap": None}
+    told = ROOMS[room](q, k, v, spans, **how).float()
+    exact = reference(q.float(), k.float(), v.float(), spans, **how)
+    # Values are of size 2; the output is rounded to 8 (bf16) or 11 (fp16) bits, the weights inside as well.
+    assert (told - exact).abs().max() <= (0.06 if dtype is torch.bfloat16 else 0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("mask", MASKS)
+def test_compiled_flex_in_fp32_on_cuda(mask, softcap):
+    lengths = LENGTHS["mixed"]
+    q, k, v = draw(lengths, (4, 2), width=64, device="cuda")
+    spans = spans_of(lengths, mask).to("cuda")
+    how = {"scaling": 0.05, "window": 3, "softcap": softcap}
+    # The compiled kernel may multiply in tf32.
+    assert (ROOMS["flex"](q, k, v, spans, **how) - reference(q, k, v, spans, **how)).abs().max() <= 0.02
+
+
+@pytest.mark.gpu
+def test_cuda_chooses_variable_length_kernels_where_they_serve():
+    half = torch.zeros(1, 4, 5, 64, device="cuda", dtype=torch.bfloat16)
+    assert choose(half, spans_of((5,), "causal").to("cuda"), None, None) == "varlen"
+    assert choose(half, spans_of((5,), "causal+image").to("cuda"), None, None) == "flex"
+    assert choose(half, spans_of((5,), "causal").to("cuda"), None, 2.0) == "flex"
+    assert choose(half.float(), spans_of((5,), "causal").to("cuda"), None, None) == "flex"

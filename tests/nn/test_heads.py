@@ -1,0 +1,54 @@
+"""Heads, held to sentence-transformers' Dense and torch's LayerNorm."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sentence_transformers.sentence_transformer.modules import Dense
+from torch import nn
+
+from mmembed.errors import SpecError, UnknownName
+from mmembed.nn.heads import ACTIVATIONS, build_head, heads
+
+THEIRS = {"identity": nn.Identity(), "tanh": nn.Tanh(), "gelu": nn.GELU(), "relu": nn.ReLU()}
+SETTINGS = {"dense": {"out": 7}, "layer_norm": {}}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_dense_is_that_of_sentence_transformers(activation, bias):
+    theirs = Dense(6, 7, bias=bias, activation_function=THEIRS[activation])
+    ours = build_head({"kind": "dense", "out": 7, "bias": bias, "activation": activation}, 6)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0)) * 2
+    assert (ours(x) - theirs({"sentence_embedding": x})["sentence_embedding"]).abs().max() <= 1e-6
+
+
+def test_layer_norm_is_that_of_torch():
+    head = build_head({"kind": "layer_norm", "eps": 1e-3}, 6)
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        head.norm.weight.uniform_(0.5, 1.5)
+    centred = x - x.mean(-1, keepdim=True)
+    expected = centred / (centred.square().mean(-1, keepdim=True) + 1e-3).sqrt() * head.norm.weight + head.norm.bias
+    assert (head(x) - expected).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("kind", list(heads))
+def test_a_head_says_how_wide_its_vectors_are_and_reads_them_one_by_one(kind):
+    head = build_head({"kind": kind, **SETTINGS[kind]}, 6)
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    told = head(x)
+    assert told.shape == (5, head.out)
+    assert (torch.cat([head(row[None]) for row in x]) - told).abs().max() <= 1e-6
+
+
+def test_unknown_heads_activations_and_settings_are_errors():
+    with pytest.raises(UnknownName, match="Did you mean 'dense'"):
+        build_head({"kind": "dens"}, 6)
+    with pytest.raises(UnknownName, match="Did you mean 'gelu'"):
+        build_head({"kind": "dense", "out": 3, "activation": "gelo"}, 6)
+    with pytest.raises(UnknownName, match="Did you mean 'bias'"):
+        build_head({"kind": "dense", "out": 3, "bia": False}, 6)
+    with pytest.raises(SpecError, match="needs a 'kind'"):
+        build_head({"out": 3}, 6)
