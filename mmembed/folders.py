@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import prompts
+from . import checkpoints, prompts
+from .checkpoints import Checkpoint
 from .errors import LoadError, SpecError
 from .spec import ModelSpec, described
 
@@ -33,10 +34,12 @@ UNBOUNDED = 10**6
 
 @dataclass(frozen=True)
 class Found:
-    """What a folder holds: the spec, the transformers folder of backbone and tokenizer, and a weights file a head."""
+    """What a folder holds: the spec, the transformers folder of backbone and tokenizer, the configuration by which the
+    backbone is built, and a weights file a head."""
 
     spec: ModelSpec
     backbone: Path
+    config: Any
     heads: tuple[Path, ...]
 
 
@@ -44,25 +47,28 @@ def read(folder: Path) -> Found:
     """What a sentence-transformers folder (modules.json), or a plain transformers one (config.json), says it is.
 
     A plain folder pools as sentence-transformers would: the last token of a causal language model, else the mean; and
-    unlike there, vectors are brought to unit length.
+    unlike there, vectors are brought to unit length. What is declared of a known checkpoint (`mmembed.checkpoints`) is
+    laid over what its folder says.
 
     Raises:
-        LoadError: neither, or files missing.
+        LoadError: neither, files missing, or a model that is code of the folder's own.
         SpecError: modules or settings that no part here has; nothing is left out silently.
     """
+    known = checkpoints.of_folder(folder)
     modules = folder / "modules.json"
     if modules.exists():
-        return _sentence_transformers(folder, _json(modules))
+        return _sentence_transformers(folder, _json(modules), known)
     if (folder / "config.json").exists():
         config = _json(folder / "config.json")
         causal_lm = any(name.endswith("ForCausalLM") for name in config.get("architectures") or ())
         pooling = "last" if causal_lm and config.get("is_causal", True) else "mean"
-        width = _width(config)
-        return Found(_spec(folder, folder, {"kind": pooling}, (), width, {}, True, "all"), folder, ())
+        built_by = _config(folder, known)
+        spec = _spec(folder, folder, built_by, {"kind": pooling}, (), _width(config), {}, True, "all")
+        return Found(_laid_over(spec, known), folder, built_by, ())
     raise LoadError(f"{folder} holds no spec.json, modules.json or config.json: no embedder that mmembed can read")
 
 
-def _sentence_transformers(folder: Path, modules: list[dict[str, Any]]) -> Found:
+def _sentence_transformers(folder: Path, modules: list[dict[str, Any]], known: Checkpoint | None) -> Found:
     settings = _optional(folder / "config_sentence_transformers.json")
     kind = settings.get("model_type", "SentenceTransformer")
     if kind != "SentenceTransformer":
@@ -93,13 +99,53 @@ def _sentence_transformers(folder: Path, modules: list[dict[str, Any]]) -> Found
         heads.append(head)
         weights.append(path / "model.safetensors")
     said = {name: text for name, text in (settings.get("prompts") or {}).items() if text is not None}
-    spec = _spec(folder, backbone, pooling, tuple(heads), width, said, normalize, counted)
-    return Found(spec, backbone, tuple(weights))
+    built_by = _config(backbone, known)
+    spec = _spec(folder, backbone, built_by, pooling, tuple(heads), width, said, normalize, counted)
+    return Found(_laid_over(spec, known), backbone, built_by, tuple(weights))
+
+
+def _laid_over(spec: ModelSpec, known: Checkpoint | None) -> ModelSpec:
+    return spec if known is None else known.over(spec)
+
+
+def _config(backbone: Path, known: Checkpoint | None) -> Any:
+    """The configuration by which transformers itself builds the backbone; a folder's own code is never run.
+
+    A folder whose code stands in for a class of transformers is read only where it is a declared checkpoint: a decoder
+    made bidirectional by code alone would otherwise give other vectors than its authors', and nobody would know.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    raw = _json(backbone / "config.json")
+    own = raw.get("auto_map") or {}
+    kind = raw.get("model_type")
+    if known is not None and "model_type" in known.said:
+        kind = known.said["model_type"]
+        config = CONFIG_MAPPING[kind].from_dict({**raw, "model_type": kind})
+    else:
+        if own and kind not in CONFIG_MAPPING:
+            raise LoadError(
+                f"{backbone} is a {kind} model, which transformers does not have: it is code of its repository "
+                f"({', '.join(sorted(map(str, own.values())))}), and code from a folder or a hub is never run here"
+            )
+        if "AutoModel" in own and known is None:
+            raise LoadError(
+                f"{backbone} puts code of its own ({own['AutoModel']}) in the place of the {kind} model of "
+                "transformers, and code from a folder or a hub is never run here; if the two agree, or differ by the "
+                "mask alone, say so: mmembed.compose(backbone=folder, tokenizer=folder, mask=..., pooling=...)"
+            )
+        try:
+            config = AutoConfig.from_pretrained(backbone, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise LoadError(f"{backbone}: {str(error).splitlines()[0]}") from None
+    vars(config).pop("auto_map", None)
+    return config
 
 
 def _spec(
     folder: Path,
     backbone: Path,
+    config: Any,
     pooling: Mapping[str, Any],
     heads: tuple[Mapping[str, Any], ...],
     width: int,
@@ -107,12 +153,6 @@ def _spec(
     normalize: bool,
     counted: str,
 ) -> ModelSpec:
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(backbone, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise LoadError(f"{backbone}: {str(error).splitlines()[0]}") from None
     settings = _optional(folder / "config_sentence_transformers.json")
     return ModelSpec(
         name=folder.resolve().name,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 from typing import Any
 
+from . import checkpoints
 from .errors import LoadError, MissingExtra, UnknownName
 from .spec import FILE, ModelSpec
 
@@ -33,8 +35,8 @@ def find(name: str | os.PathLike[str] | None = None, *, revision: str | None = N
         revision: of a hub repository.
 
     Raises:
-        UnknownName: no folder, and no bundled adapter of that name.
-        LoadError: the hub could not be reached or has no such repository.
+        UnknownName: no folder, and no bundled adapter of that name; names the nearest, of declared checkpoints too.
+        LoadError: the hub could not be reached or has no such repository, or a checkpoint that cannot be run rightly.
     """
     shelf = bundled()
     asked = DEFAULT if name is None else os.fspath(name)
@@ -44,7 +46,10 @@ def find(name: str | os.PathLike[str] | None = None, *, revision: str | None = N
     if asked in shelf:
         return shelf[asked]
     if isinstance(name, os.PathLike) or asked.startswith((".", "/", "~")) or asked.count("/") != 1:
-        raise UnknownName("folder or bundled model", asked, shelf)
+        raise UnknownName(
+            "folder or bundled model", asked, shelf if "/" in asked else {*shelf, *checkpoints.declared()}
+        )
+    checkpoints.refuse(asked)
     return _download(asked, revision)
 
 
@@ -59,24 +64,49 @@ def _download(repository: str, revision: str | None) -> Path:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise LoadError(f"{repository!r} is no folder here and could not be had from the hub: {reason}") from None
+        near = difflib.get_close_matches(repository, checkpoints.declared(), n=1, cutoff=0.8)
+        hint = f" Did you mean {near[0]!r}?" if near and near[0] != repository else ""
+        raise LoadError(f"{repository!r} is no folder here and could not be had from the hub: {reason}{hint}") from None
 
 
 def known() -> list[dict[str, Any]]:
-    """One row a bundled embedder: name, modalities, dimension, dimensions, languages, licence, size in bytes."""
+    """One row a bundled embedder, then one a declared checkpoint, whose weights a hub or a folder holds.
+
+    Returns:
+        dicts of name, where ("bundled" or "checkpoint"), modalities, dimension, dimensions, languages (how many),
+        licence, parameters (as its authors count them: "0.6B"; None for a bundled one), bytes on disk, summary.
+    """
     rows = []
     for name, folder in bundled().items():
         spec = ModelSpec.from_folder(folder)
         rows.append(
             {
                 "name": name,
+                "where": "bundled",
                 "modalities": list(spec.modalities),
                 "dimension": spec.dimension,
                 "dimensions": list(spec.dimensions),
                 "languages": len(spec.languages),
                 "licence": spec.licence,
+                "parameters": None,
                 "bytes": sum(f.stat().st_size for f in folder.iterdir() if f.is_file()),
                 "summary": spec.summary,
+            }
+        )
+    for repository, checkpoint in checkpoints.declared().items():
+        said = checkpoint.said
+        rows.append(
+            {
+                "name": repository,
+                "where": "checkpoint",
+                "modalities": ["text"],
+                "dimension": said["dimension"],
+                "dimensions": list(said.get("dimensions", ())),
+                "languages": len(said.get("languages", ())),
+                "licence": said["licence"],
+                "parameters": said["parameters"],
+                "bytes": said["megabytes"] << 20,
+                "summary": said["summary"],
             }
         )
     return rows

@@ -178,7 +178,7 @@ class EmbeddingModel(nn.Module):
                 _fill(model, folder / WEIGHTS_FILE)
                 return model
             found = folders.read(folder)
-            model = cls(found.spec, backbone=backbones.load_backbone(found.backbone))
+            model = cls(found.spec, backbone=backbones.load_backbone(found.backbone, found.config))
             for head, path in zip(model.heads, found.heads, strict=True):
                 _fill(head, path)
         return model

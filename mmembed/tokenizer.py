@@ -85,11 +85,22 @@ class SentencePieceTokenizer:
 class TransformersTokenizer:
     """A fast tokenizer of transformers; what it puts around a text is read off it once, on a probe.
 
+    Args:
+        tokenizer: the loaded one.
+        prefix, suffix: tokens such as "<s>" and "</s>" that open and close an item; None is what the tokenizer does.
+
     Raises:
         SpecError: a slow tokenizer, which cannot say which characters a token stands for.
+        UnknownName: a token that it does not have.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        prefix: Sequence[str] | None = None,
+        suffix: Sequence[str] | None = None,
+    ):
         if not tokenizer.is_fast:
             raise SpecError(
                 f"{type(tokenizer).__name__} is a slow tokenizer; mmembed needs a fast one (tokenizer.json)"
@@ -100,15 +111,20 @@ class TransformersTokenizer:
         where = next(i for i in range(len(with_special)) if with_special[i : i + len(plain)] == plain)
         self.prefix = list(with_special[:where])
         self.suffix = list(with_special[where + len(plain) :])
+        if prefix is not None:
+            self.prefix = [self.id_of(token) for token in prefix]
+        if suffix is not None:
+            self.suffix = [self.id_of(token) for token in suffix]
 
     @classmethod
-    def from_folder(cls, folder: Path | str) -> TransformersTokenizer:
+    def from_folder(cls, folder: Path | str, **settings: Any) -> TransformersTokenizer:
         from transformers import AutoTokenizer
 
         try:
-            return cls(AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+            words = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise LoadError(f"{folder} holds no tokenizer: {error}") from None
+        return cls(words, **settings)
 
     def __len__(self) -> int:
         return len(self.tokenizer)
@@ -139,9 +155,9 @@ class TransformersTokenizer:
 def load_tokenizer(folder: Path, settings: dict[str, Any]) -> SentencePieceTokenizer | TransformersTokenizer:
     """The tokenizer that `settings` (the spec's `tokenizer`) describes, from the files of a folder."""
     kind = settings.get("kind")
+    special = {key: settings[key] for key in ("prefix", "suffix") if key in settings}
     if kind == "sentencepiece":
-        special = {key: settings[key] for key in ("prefix", "suffix") if key in settings}
         return SentencePieceTokenizer.from_file(folder / SENTENCEPIECE_FILE, **special)
     if kind == "transformers":
-        return TransformersTokenizer.from_folder(folder)
+        return TransformersTokenizer.from_folder(folder, **special)
     raise UnknownName("kind of tokenizer", kind, ("sentencepiece", "transformers"))

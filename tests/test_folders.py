@@ -29,7 +29,9 @@ def plain_folder(path: Path, kind: str, **changed: object) -> Path:
     return path
 
 
-def st_folder(path: Path, kind: str, mode: str, *, include_prompt: bool = True, **changed: object) -> SentenceTransformer:
+def st_folder(
+    path: Path, kind: str, mode: str, *, include_prompt: bool = True, **changed: object
+) -> SentenceTransformer:
     body = Transformer(str(plain_folder(path / "plain", kind, **changed)))
     pooling = Pooling(body.get_embedding_dimension(), pooling_mode=mode, include_prompt=include_prompt)
     with torch.random.fork_rng(devices=[]):

@@ -1,0 +1,132 @@
+"""Released checkpoints as data: how each must be run, a TOML file a family, laid over what a folder says of itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..errors import LoadError, SpecError, UnknownName
+from ..spec import ModelSpec
+from .not_here import NOT_HERE
+
+FILES = sorted(Path(__file__).parent.glob("*.toml"))
+
+FACTS: Mapping[str, type] = {
+    "parameters": str,
+    "megabytes": int,
+    "dimension": int,
+    "source": str,
+    "licence": str,
+    "summary": str,
+}
+"""What every checkpoint says, for people: `megabytes` are 2^20 bytes on disk, `source` is where it was read."""
+EXTRA: Mapping[str, type] = {"unverified": list, "model_type": str, "prefix": list, "suffix": list}
+"""Facts that no source settles; the model_type of transformers that stands in for its own; tokens around an item."""
+SPEC: Mapping[str, type] = {
+    "prompts": dict,
+    "instructions": dict,
+    "default_prompt_name": str,
+    "pooling": dict,
+    "counted": str,
+    "mask": str,
+    "max_length": int,
+    "normalize": bool,
+    "dimensions": list,
+    "languages": list,
+    "licence": str,
+    "summary": str,
+}
+"""Fields of `ModelSpec` that a checkpoint may say; what it leaves unsaid, the folder says."""
+SCHEMA: Mapping[str, type] = {**FACTS, **EXTRA, **SPEC}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A released checkpoint.
+
+    Attributes:
+        repository: "organisation/name" of the hub. family: the file that declares it.
+        said: what it says, by the keys of `SCHEMA`; the family's word where the checkpoint has none of its own.
+    """
+
+    repository: str
+    family: str
+    said: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.repository.rpartition("/")[2]
+
+    def over(self, spec: ModelSpec) -> ModelSpec:
+        """The spec that a folder gave, with what is said here laid over it; the folder's prompts of other names stay.
+
+        The width of a vector is the folder's own, and of `dimensions` those that it has.
+        """
+        fields = {key: self.said[key] for key in SPEC if key in self.said}
+        around = {key: self.said[key] for key in ("prefix", "suffix") if key in self.said}
+        fields["prompts"] = {**spec.prompts, **fields.get("prompts", {})}
+        fields["languages"] = tuple(fields.get("languages", ()))
+        if "dimensions" in fields:
+            fields["dimensions"] = tuple(d for d in fields["dimensions"] if d <= spec.dimension)
+        return dataclasses.replace(
+            spec, **{**fields, "name": self.repository, "tokenizer": {**spec.tokenizer, **around}}
+        )
+
+
+@cache
+def declared() -> Mapping[str, Checkpoint]:
+    """Every declared checkpoint by repository."""
+    found = [checkpoint for file in FILES for checkpoint in read(file.stem, file.read_text(encoding="utf-8"))]
+    return {checkpoint.repository: checkpoint for checkpoint in found}
+
+
+def read(family: str, text: str) -> list[Checkpoint]:
+    """The checkpoints of a family's TOML: keys of the family, and a table `checkpoints."organisation/name"` each.
+
+    Raises:
+        SpecError: no TOML, a value of the wrong type, or a fact missing.
+        UnknownName: a key that is none of `SCHEMA`, with the nearest one.
+    """
+    try:
+        shared = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{family}.toml: {error}") from None
+    tables = shared.pop("checkpoints", {})
+    found = []
+    for repository, own in tables.items():
+        said = {**shared, **own}
+        for key, value in said.items():
+            if key not in SCHEMA:
+                raise UnknownName("key of a checkpoint", key, SCHEMA)
+            if type(value) is not SCHEMA[key]:
+                raise SpecError(f"{family}.toml: {repository}: {key} is no {SCHEMA[key].__name__}: {value!r}")
+        missing = [key for key in FACTS if key not in said]
+        if missing:
+            raise SpecError(f"{family}.toml: {repository} lacks {', '.join(missing)}")
+        found.append(Checkpoint(repository, family, said))
+    return found
+
+
+def of_folder(folder: Path) -> Checkpoint | None:
+    """The checkpoint that lies in a folder, told by its path: `.../Qwen3-Embedding-0.6B`, or the hub's cache of it.
+
+    Raises:
+        LoadError: a checkpoint that is known and cannot be run rightly, with the reason.
+    """
+    path = folder.absolute()
+    cached = next((part for part in reversed(path.parts) if part.startswith("models--")), "")
+    whole = cached.removeprefix("models--").replace("--", "/", 1)
+    refuse(whole or path.name)
+    return next((c for c in declared().values() if whole == c.repository or path.name == c.name), None)
+
+
+def refuse(name: str) -> None:
+    """Raise `LoadError` with the reason if `name`, with its organisation or without, is one of `NOT_HERE`."""
+    for repository, reason in NOT_HERE.items():
+        if name in (repository, repository.rpartition("/")[2]):
+            raise LoadError(f"{repository} is not supported: {reason}")
