@@ -464,7 +464,7 @@ def _open(path: str, model: str | None, device: str | None) -> Index:
 @cli.command()
 @json_option
 def models(as_json: bool) -> None:
-    """List the models that came with the package."""
+    """List the bundled models, and the released checkpoints whose ways are known."""
     from .hub import known
 
     rows = known()

@@ -104,7 +104,8 @@ class EmbeddingModel(nn.Module):
 
     def image_tokens(self, pixels: NDArray[np.uint8]) -> int:
         """How many tokens an image with these pixels takes in the row."""
-        assert self.vision is not None and self.projector is not None
+        assert self.vision is not None
+        assert self.projector is not None
         return self.projector.tokens(self.vision.grid(*pixels.shape[-2:]))
 
     def forward(self, batch: Batch) -> Float[Tensor, "B D"]:

@@ -34,8 +34,8 @@ class ModelSpec:
     Attributes:
         name: what it is called.
         backbone: `{"config": {...}}`, the configuration of a transformers decoder or encoder, "model_type" included.
-        tokenizer: `{"kind": "sentencepiece" | "transformers"}`; for sentencepiece also `prefix` and `suffix`, the pieces
-            that open and close an item.
+        tokenizer: `{"kind": "sentencepiece" | "transformers"}`; `prefix` and `suffix` are the tokens that open and close an
+            item, where they are not those that a transformers tokenizer puts there itself.
         close: whether the tokenizer's closing tokens (EOS, SEP) end an item; one-word prompts end where the word would come.
         max_length: tokens of one item at most, image tokens and special tokens included.
         mask: "causal", "bidirectional", or "causal+image": causal, and the tokens of an image see each other both ways;

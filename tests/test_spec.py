@@ -50,5 +50,5 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
         (tmp_path / "spec.json").write_text(text)
         with pytest.raises((SpecError, UnknownName), match=message):
             ModelSpec.from_folder(tmp_path)
-    with pytest.raises(LoadError, match="mmembed.compose"):
+    with pytest.raises(LoadError, match=r"mmembed\.compose"):
         ModelSpec.from_folder(tmp_path / "none")

@@ -48,8 +48,8 @@ def mean_of(text: str, layers: tuple[int, ...]) -> torch.Tensor:
 EOL = 'This sentence : "{text}" means in one word:"'
 COT = 'After thinking step by step , this sentence : "{text}" means in one word:"'
 KE = (
-    "The essence of a sentence is often captured by its main subjects and actions, while descriptive terms provide additional but "
-    'less central details. With this in mind , this sentence : "{text}" means in one word:"'
+    "The essence of a sentence is often captured by its main subjects and actions, while descriptive terms provide "
+    'additional but less central details. With this in mind , this sentence : "{text}" means in one word:"'
 )
 DEMO = 'This sentence : "A jockey riding a horse." means in one word:"Equestrian".'
 REFERENCE = {
