@@ -1,5 +1,5 @@
 """Measures pico: pictures by name and by picture, STS-B test, Tatoeba, shorter vectors; writes its scores.json and the
-tables of its card."""
+tables of its card and of the README."""
 
 from __future__ import annotations
 
@@ -193,10 +193,11 @@ def main() -> None:
         "STS-B test": result["STS-B test, mean"],
     }
     print("\n" + "\n".join(f"{k}: {got[k]:.3f}, aimed at {aim:.2f}" for k, aim in AIMS.items()))
-    card = args.model / "README.md"
-    if card.exists():
-        before, rest = card.read_text(encoding="utf-8").split(BEGIN)
-        card.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    bundled = args.model.resolve() == ROOT / "adapters/pico"
+    for page in [args.model / "README.md", *([ROOT / "README.md"] if bundled else [])]:
+        if page.exists():
+            before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+            page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}", encoding="utf-8")
     print(f"{time.perf_counter() - began:.0f} s")
 
 
