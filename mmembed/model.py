@@ -162,6 +162,7 @@ class EmbeddingModel(nn.Module):
             for name, t in self.state_dict().items()
         }
         save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors leaves it to its owner alone
         (folder / SPEC_FILE).write_text(self.spec.to_json(), encoding="utf-8")
 
     @classmethod
