@@ -13,7 +13,6 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 Mask = Literal["causal", "bidirectional", "causal+image"]
-MASKS: tuple[str, ...] = ("causal", "bidirectional", "causal+image")
 
 
 @dataclass(frozen=True)

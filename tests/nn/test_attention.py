@@ -9,7 +9,8 @@ import torch
 
 from mmembed.errors import UnknownName
 from mmembed.nn.attention import ROOMS, attend, choose, reference
-from mmembed.nn.spans import MASKS, Spans
+from mmembed.nn.spans import Spans
+from mmembed.spec import MASKS
 
 LENGTHS = {
     "one token": (1,),
