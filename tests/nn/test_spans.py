@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmembed.nn.spans import MASKS, Spans
+from mmembed.nn.spans import Spans
+from mmembed.spec import MASKS
 
 
 def plainly(lengths, mask, block, q, k, window):
