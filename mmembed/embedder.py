@@ -7,7 +7,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -169,7 +169,7 @@ class Embedder:
         Raises:
             InputError: an item that cannot be embedded, by its row.
             UnknownName: no such prompt.
-            SpecError: dimensions that the model was not trained for.
+            SpecError: dimensions that the model was not trained for, or not one prompt or instruction an item.
         """
         began = time.perf_counter()
         for value, kind, known in ((truncate, "truncate", ("end", "error")), (on_error, "on_error", ("raise", "skip"))):
@@ -180,6 +180,8 @@ class Embedder:
         first_new = len(told.skipped), len(told.truncated)
         things = _many(inputs)
         wrapping = _Wrapping(self.spec, prompt_name, prompt, instruction, language)
+        if isinstance(things, Sized):
+            wrapping.check_count(len(things))  # before any work; a generator is counted as it goes
         blocks: list[NDArray[np.float32]] = []
         bar = _progress(things, show_progress_bar)
         with torch.inference_mode():
@@ -361,7 +363,7 @@ class _Wrapping:
     def check_count(self, items: int) -> None:
         for given, what in ((self.prompt, "prompts"), (self.instruction, "instructions")):
             if given is not None and not isinstance(given, str) and len(given) != items:
-                raise InputError(f"{len(given)} {what} were given for {items} items")
+                raise SpecError(f"{len(given)} {what} were given for {items} items")
 
 
 def _of_row(given: str | Sequence[str] | None, row: int, what: str) -> str | None:

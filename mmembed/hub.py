@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import checkpoints
-from .errors import LoadError, MissingExtra, UnknownName
+from .errors import LoadError, UnknownName
 from .spec import FILE, ModelSpec
 
 DEFAULT = "pico"
@@ -54,11 +54,9 @@ def find(name: str | os.PathLike[str] | None = None, *, revision: str | None = N
 
 
 def _download(repository: str, revision: str | None) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    except ImportError as error:
-        raise MissingExtra("huggingface_hub", "hub") from error
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))

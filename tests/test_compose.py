@@ -7,7 +7,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from transformers import (
     AutoModel,
     CLIPImageProcessorPil,
@@ -154,4 +153,3 @@ def test_the_spec_says_what_was_composed(tmp_path):
     assert said["backbone"]["config"]["model_type"] == "qwen3"
     assert said["vision"]["preprocess"]["size"] == 32
     assert said["prompts"] == {"query": {"any": "q: {content}"}}
-    assert torch.cuda.is_available() or mmembed.load(folder).model.device.type == "cpu"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import threading
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
 import mmembed
-from mmembed import Image, Report, Text
-from mmembed.errors import FingerprintMismatch, InputError, LoadError, SpecError, TruncationError, UnknownName
+from mmembed import Image, ModelSpec, Report, Text
+from mmembed.errors import InputError, LoadError, SpecError, TruncationError, UnknownName
 from mmembed.testing import WIDTH, byte_tokenizer, tiny_backbone, tiny_embedder
 
 from .conftest import picture
@@ -84,7 +84,8 @@ def test_a_generator_is_many_things(tiny):
 
 def test_a_string_that_looks_like_a_path_or_url_is_text(tiny, tmp_path):
     path = tmp_path / "red.png"
-    picture(1)
+    PIL.Image.fromarray(picture(1).load()).save(path)
+    assert np.abs(tiny.encode(Image(path)) - tiny.encode(str(path))).max() > 1e-3
     for text in (str(path), "https://127.0.0.1/x.png", "data:image/png;base64,AAAA"):
         assert greatest(tiny.encode(text), tiny.encode(Text(text))) == 0
 
@@ -150,10 +151,11 @@ def test_one_prompt_serves_all_or_each_item_has_its_own(prompted):
     plain = tiny_embedder()
     assert greatest(prompted.encode(["a", "b"], prompt="{x} "), plain.encode(["{x} a", "{x} b"])) <= 1e-6
     assert greatest(prompted.encode(["a", "b"], prompt=["1 ", "2 "]), plain.encode(["1 a", "2 b"])) <= 1e-6
-    with pytest.raises((InputError, SpecError), match="2 prompts"):
-        prompted.encode(["a", "b", "c"], prompt=["1", "2"])
-    with pytest.raises(InputError, match="2 prompts were given for 1"):
-        prompted.encode(["a"], prompt=["1", "2"])
+    for items in (["a", "b", "c"], ["a"]):
+        with pytest.raises(SpecError, match=f"2 prompts were given for {len(items)} items"):
+            prompted.encode(items, prompt=["1", "2"])
+        with pytest.raises(SpecError, match="2 prompts were given"):
+            prompted.encode(iter(items), prompt=["1", "2"])
 
 
 def test_an_instruction_fills_its_place(prompted):
@@ -266,7 +268,7 @@ def test_a_saved_folder_gives_the_same_vectors(tmp_path, vision):
     things = THINGS if vision else WORDS
     assert greatest(again.encode(things), embedder.encode(things)) == 0
     assert again.fingerprint == embedder.fingerprint
-    assert again.spec == embedder.spec or json.loads(again.spec.to_json()) == json.loads(embedder.spec.to_json())
+    assert again.spec == ModelSpec.from_json(embedder.spec.to_json())
 
 
 def test_a_folder_that_lacks_or_has_too_much_is_refused(tmp_path):
@@ -308,7 +310,6 @@ def test_the_fingerprint_tells_models_apart():
     ]
     assert len({base.fingerprint, *(o.fingerprint for o in others)}) == len(others) + 1
     assert tiny_embedder(name="another").fingerprint == base.fingerprint
-    assert issubclass(FingerprintMismatch, mmembed.errors.StoreError)
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("bf16", 0.98), ("fp16", 0.999)])

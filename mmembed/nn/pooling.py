@@ -113,8 +113,8 @@ class AttentionPooling(nn.Module):
 class LatentAttention(nn.Module):
     """Tokens attend to trained latents, an MLP follows, then the mean over counted tokens (NV-Embed, arXiv 2405.17428).
 
-    h = h + ... as the authors' code runs it: x = cross(norm(h), norm(latents)) + h; x = ff(norm(x)) + x; the gate
-    of the feed-forward is GELU(gate) * value with the value first.
+    As the authors' code runs it: x = cross(norm(h), norm(latents)) + h; x = ff(norm(x)) + x; the feed-forward's first layer
+    gives values, then gates, and passes value * GELU(gate) on.
     """
 
     def __init__(self, width: int, *, latents: int = 512, heads: int = 8, head_width: int | None = None):
