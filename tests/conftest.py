@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 
 from mmembed import Image
 from mmembed.testing import tiny_embedder
+
+from .parity import Held, holder
 
 torch.set_num_threads(1)  # two workers share two cores
 
@@ -25,6 +28,16 @@ def _only_here(self: socket.socket, address: object) -> None:
 @pytest.fixture(autouse=True)
 def _closed_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", _only_here)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--parity", type=Path, default=None, help="a file that parity tests write a line to, each")
+
+
+@pytest.fixture
+def held(request: pytest.FixtureRequest) -> Held:
+    """Asserts that vectors are those of a reference, see `tests/parity.py`."""
+    return holder(request.config.getoption("--parity"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -317,6 +317,13 @@ def authors(row: Row, body: PreTrainedModel, wrapped: list[str], own: list[str],
     return (out if row.raw else torch.nn.functional.normalize(out, dim=-1)).numpy()
 
 
+FORMULA = "the authors' formula over transformers"
+
+
+def family_of(repository: str) -> str:
+    return checkpoints.declared()[repository].family
+
+
 def test_every_declared_checkpoint_has_a_row():
     assert set(checkpoints.declared()) == {*ROWS, OF_ITS_OWN}
     assert len({c.name for c in checkpoints.declared().values()}) == len(checkpoints.declared())
@@ -335,7 +342,7 @@ def test_a_checkpoint_says_the_templates_of_its_authors(repository):
     # Where the declaration says all that matters, it is enough without the files of sentence-transformers.
     + [(name, False) for name in ROWS if "pooling" in checkpoints.declared()[name].said],
 )
-def test_a_checkpoint_gives_the_vectors_of_its_authors_formula(tmp_path, repository, modules):
+def test_a_checkpoint_gives_the_vectors_of_its_authors_formula(tmp_path, held, repository, modules):
     row = ROWS[repository]
     body = tiny_body(row)
     ours = mmembed.load(released(tmp_path, repository, row, body, modules=modules), device="cpu")
@@ -350,12 +357,12 @@ def test_a_checkpoint_gives_the_vectors_of_its_authors_formula(tmp_path, reposit
         together = encode(TEXTS)
         for side in row.sides:
             expected = authors(row, body, wrapped, TEXTS, side)
-            assert np.abs(alone - expected).max() <= 1e-5
-            assert np.abs(together - expected).max() <= 1e-5
+            for vectors in (alone, together):
+                held(repository, vectors, expected, against=FORMULA, kind="checkpoint", family=family_of(repository))
     assert ours.spec.name == repository
 
 
-def test_embeddinggemma_gives_the_vectors_of_sentence_transformers_under_each_of_its_prompts(tmp_path):
+def test_embeddinggemma_gives_the_vectors_of_sentence_transformers_under_each_of_its_prompts(tmp_path, held):
     row = Row(kind="gemma3_text", query=before(""), words=BOTH, templates=(None, None))
     tiny = Row(**{**vars(row), "config": {"use_bidirectional_attention": True}})
     body = Transformer(str(released(tmp_path / "plain", OF_ITS_OWN, tiny, tiny_body(tiny), modules=False)))
@@ -370,7 +377,15 @@ def test_embeddinggemma_gives_the_vectors_of_sentence_transformers_under_each_of
     assert ours.spec.mask == "bidirectional"
     for name, prompt in GEMMA_TASKS.items():
         expected = theirs.encode(TEXTS, prompt=prompt, batch_size=3)
-        assert np.abs(ours.encode(TEXTS, prompt_name=name) - expected).max() <= 1e-5, name
+        vectors = ours.encode(TEXTS, prompt_name=name)
+        held(
+            OF_ITS_OWN,
+            vectors,
+            expected,
+            against="sentence-transformers",
+            kind="checkpoint",
+            family=family_of(OF_ITS_OWN),
+        )
     assert np.array_equal(ours.encode_query(TEXTS), ours.encode(TEXTS, prompt_name="query"))
     assert np.array_equal(ours.encode_document(TEXTS), ours.encode(TEXTS, prompt_name="document"))
 

@@ -8,7 +8,7 @@ import torch
 
 import mmembed
 from mmembed.errors import SpecError, UnknownName
-from mmembed.methods import METHODS, apply
+from mmembed.methods import _FILES, METHODS, apply
 from mmembed.methods.in_one_word import _META, with_demonstration
 from mmembed.prompts import one_sentence
 from mmembed.testing import byte_tokenizer, tiny_backbone, tiny_embedder
@@ -69,6 +69,11 @@ REFERENCE = {
 }
 
 
+def family_of(name: str) -> str:
+    """The file that holds a method."""
+    return next(file.__name__.rpartition(".")[2] for file in _FILES if name in {m.name for m in file.METHODS})
+
+
 def test_every_method_has_its_reference():
     assert set(REFERENCE) == set(METHODS)
     assert len(_META) == 8
@@ -76,12 +81,13 @@ def test_every_method_has_its_reference():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_is_its_authors_formula(name, tiny):
+def test_a_method_is_its_authors_formula(name, tiny, held):
     ours = apply(tiny, name, max_length=2000)
     expected = torch.stack([REFERENCE[name](text) for text in TEXTS])
     raw = apply(tiny, name, normalize=False, max_length=2000)
-    assert np.abs(raw.encode(TEXTS) - expected.numpy()).max() <= 1e-5 * max(1.0, expected.abs().max())
-    assert np.abs(ours.encode(TEXTS) - torch.nn.functional.normalize(expected).numpy()).max() <= 1e-5
+    says = {"against": "the authors' formula over transformers", "kind": "method", "family": family_of(name)}
+    held(name, raw.encode(TEXTS), expected, relative=True, **says)
+    held(name, ours.encode(TEXTS), torch.nn.functional.normalize(expected), **says)
 
 
 @pytest.mark.parametrize("name", METHODS)
