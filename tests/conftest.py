@@ -31,7 +31,9 @@ def _closed_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--parity", type=Path, default=None, help="a file that parity tests write a line to, each")
+    parser.addoption(
+        "--parity", type=Path, default=None, help="run the parity tests alone; each writes a line to this file"
+    )
 
 
 @pytest.fixture
@@ -40,7 +42,11 @@ def held(request: pytest.FixtureRequest) -> Held:
     return holder(request.config.getoption("--parity"))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--parity") is not None:
+        chosen = [item for item in items if "held" in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
