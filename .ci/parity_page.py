@@ -1,4 +1,4 @@
-"""Writes docs/parity.md: runs every parity test and lists what was held to what, how far apart they were, and what is not here."""
+"""Writes docs/parity.md: what the parity tests held to what, how far apart the two were, and what is not here."""
 
 from __future__ import annotations
 
@@ -66,12 +66,13 @@ def page(rows: list[dict[str, Any]], seconds: float) -> str:
     out = [
         "# Parity",
         "",
-        "Written by `python .ci/parity_page.py` from the tests' own results, not by hand. Each row was computed twice on the same tiny random",
-        "weights of the same architecture, by `mmembed` and by the reference named; the difference is the greatest of any number of any vector, in",
-        "fp32 (of vectors that are not of unit length: relative to the greatest number). The bound of every test is 1e-5.",
+        "Written by `python .ci/parity_page.py` from the tests' own results, not by hand. Each row was computed twice on the",
+        "same tiny random weights of the same architecture, by `mmembed` and by the reference named; the difference is the",
+        "greatest of any number of any vector, in fp32 (of vectors that are not of unit length: relative to the greatest",
+        "number). The bound of every test is 1e-5.",
         "",
-        f"{count['checkpoint']} released checkpoints, {count['method']} methods, {count['folder']} forms of folders; {len(rows)} comparisons, "
-        f"greatest difference {greatest:.1e}; {seconds:.0f} s.",
+        f"{count['checkpoint']} released checkpoints, {count['method']} methods, {count['folder']} forms of folders; "
+        f"{len(rows)} comparisons, greatest difference {greatest:.1e}; {seconds:.0f} s.",
     ]
     for kind, title in KINDS.items():
         lines = []
