@@ -22,6 +22,7 @@ _WHERE = {
     "SentencePieceTokenizer": "tokenizer",
     "Index": "search.index",
     "Hits": "search.hits",
+    "Quantizer": "search.quantizer",
 }
 __all__ = ["__version__", *_WHERE]
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from .model import EmbeddingModel
     from .search.hits import Hits
     from .search.index import Index
+    from .search.quantizer import Quantizer
     from .spec import ModelSpec
     from .tokenizer import SentencePieceTokenizer
 
