@@ -20,7 +20,7 @@ from . import hub, prompts
 from .batch import Sample, Sampler, pack, plan
 from .errors import InputError, LoadError, SpecError, UnknownName
 from .inputs import Image, Item, Thing, to_item
-from .model import EmbeddingModel
+from .model import EmbeddingModel, load_model
 from .nn.precision import PRECISIONS, dtype_of, unit
 from .spec import ModelSpec, described
 from .tokenizer import SentencePieceTokenizer, TransformersTokenizer, load_tokenizer
@@ -428,7 +428,7 @@ def load(
     """
     folder = hub.find(name, revision=revision)
     dtype = dtype_of(precision)
-    model = EmbeddingModel.from_folder(folder)
+    model = load_model(folder)
     tokenizer = load_tokenizer(folder, dict(model.spec.tokenizer))
     golden = folder / GOLDEN_FILE
     entries = json.loads(golden.read_text(encoding="utf-8")) if golden.exists() else ()

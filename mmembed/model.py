@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,12 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from . import folders
+from . import folders, weights
 from .batch import Batch
-from .errors import LoadError, SpecError
+from .errors import SpecError
 from .nn.heads import build_head
 from .nn.pooling import build_pooling
-from .nn.precision import dtype_of
 from .nn.projector import Projector, build_projector
 from .spec import FILE as SPEC_FILE
 from .spec import ModelSpec
@@ -30,8 +27,6 @@ from .towers.vision import VisionTower, build_vision
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-WEIGHTS_FILE = "weights.safetensors"
 
 
 class EmbeddingModel(nn.Module):
@@ -143,73 +138,37 @@ class EmbeddingModel(nn.Module):
 
     def fingerprint(self) -> str:
         """sha256 of the spec and of every weight as it is held: equal exactly when vectors are."""
-        said = json.loads(self.spec.to_json())
-        for key in ("name", "languages", "licence", "summary", "weights"):
-            said.pop(key)
-        digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return weights.fingerprint(self.spec, self)
 
     def save(self, folder: Path) -> None:
         """Write spec.json and weights.safetensors, weights rounded to `spec.weights`."""
-        from safetensors.torch import save_file
+        weights.save(self.spec, self, folder)
 
-        dtype = dtype_of(self.spec.weights)
-        state = {
-            name: (t.to(dtype) if t.is_floating_point() else t).detach().cpu().contiguous().clone()
-            for name, t in self.state_dict().items()
-        }
-        save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors leaves it to its owner alone
-        (folder / SPEC_FILE).write_text(self.spec.to_json(), encoding="utf-8")
 
-    @classmethod
-    def from_folder(cls, folder: Path) -> EmbeddingModel:
-        """Read what `save` wrote, or a folder of sentence-transformers or transformers.
+def load_model(folder: Path) -> EmbeddingModel:
+    """Read what a model's `save` wrote, or a folder of sentence-transformers or transformers.
 
-        Weights are held in fp32 until `to(...)` says otherwise.
+    Weights are held in fp32 until `to(...)` says otherwise.
 
-        Raises:
-            LoadError: no weights, or weights that do not fit; nothing is dropped silently.
-        """
-        with torch.random.fork_rng(devices=[]):  # fresh weights are drawn and replaced: the caller's seed stays his
-            if (folder / SPEC_FILE).exists():
-                model = cls(ModelSpec.from_folder(folder))
-                _fill(model, folder / WEIGHTS_FILE)
-                return model
-            found = folders.read(folder)
-            model = cls(found.spec, backbone=backbones.load_backbone(found.backbone, found.config))
-            for head, path in zip(model.heads, found.heads, strict=True):
-                _fill(head, path)
-        return model
+    Raises:
+        LoadError: no weights, or weights that do not fit; nothing is dropped silently.
+    """
+    with torch.random.fork_rng(devices=[]):  # fresh weights are drawn and replaced: the caller's seed stays his
+        if (folder / SPEC_FILE).exists():
+            model = EmbeddingModel(ModelSpec.from_folder(folder))
+            weights.fill(model, folder / weights.WEIGHTS_FILE)
+            return model
+        found = folders.read(folder)
+        model = EmbeddingModel(found.spec, backbone=backbones.load_backbone(found.backbone, found.config))
+        for head, path in zip(model.heads, found.heads, strict=True):
+            weights.fill(head, path)
+    return model
 
 
 def _check_layers(spec: ModelSpec, backbone: PreTrainedModel) -> None:
     depth = int(backbone.config.num_hidden_layers)
     if any(not -depth - 1 <= layer <= depth for layer in spec.layers):
         raise SpecError(f"layers {spec.layers}: the backbone has {depth}, counted from 0 (embeddings) or back from -1")
-
-
-def _fill(module: nn.Module, path: Path) -> None:
-    """Load a safetensors file that must hold exactly the weights of `module`."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(path)
-    except FileNotFoundError:
-        raise LoadError(f"{path.parent} holds no {path.name}") from None
-    except SafetensorError as error:
-        raise LoadError(f"{path} is broken: {error}") from None
-    try:
-        found = module.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise LoadError(f"{path} does not fit its spec: {error}") from None
-    if found.missing_keys or found.unexpected_keys:
-        missing, unexpected = (keys or "none" for keys in (found.missing_keys, found.unexpected_keys))
-        raise LoadError(f"{path} does not fit its spec: missing {missing}, unexpected {unexpected}")
 
 
 def _dtype(module: nn.Module, otherwise: torch.dtype) -> torch.dtype:
