@@ -14,8 +14,8 @@ from ..errors import SpecError, UnknownName
 from . import echo, in_one_word, layers, position_weighted
 from .method import Method
 
-_FILES = (in_one_word, echo, position_weighted, layers)
-METHODS: Mapping[str, Method] = {method.name: method for file in _FILES for method in file.METHODS}
+FILES = (in_one_word, echo, position_weighted, layers)
+METHODS: Mapping[str, Method] = {method.name: method for file in FILES for method in file.METHODS}
 
 
 def apply(embedder: Embedder, name: str, **changed: Any) -> Embedder:
@@ -39,4 +39,6 @@ def apply(embedder: Embedder, name: str, **changed: Any) -> Embedder:
             raise UnknownName("field of the spec", key, known)
     if method.causal and embedder.spec.mask == "bidirectional":
         raise SpecError(f"{name} reads the last token of a causal backbone; this one reads both ways")
+    if method.packed and embedder.model.layout != "packed":
+        raise SpecError(f"{name} changes attention itself, which only a packed backbone lets us; this one runs padded")
     return embedder.respecified(**{**method.fields(), **changed})

@@ -16,7 +16,7 @@ class Method:
         templates: `{modality or "any": template, or several whose vectors are averaged}`; None leaves the prompts alone.
         cleaning, layers, counted, pooling: as in `ModelSpec`.
         closed: whether the tokenizer's closing token (EOS) follows the prompt; one-word prompts end where the word would come.
-        causal: whether it needs a causal backbone.
+        causal: whether it needs a causal backbone. packed: whether it needs one that runs packed.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Method:
     pooling: str = "last"
     closed: bool = False
     causal: bool = True
+    packed: bool = False
 
     def fields(self) -> dict[str, Any]:
         """The fields of `ModelSpec` that the method sets."""

@@ -1,6 +1,15 @@
-"""Every method without training against its authors' formula, written out plainly over transformers' own forward."""
+"""What holds of every method: its authors' formula on several backbones and layouts, one vector an item, saving and loading.
+
+Each `test_<file>.py` beside this one brings `REFERENCE`, the formula of every method in `mmembed/methods/<file>.py` written out
+plainly over transformers' own forward; a method that needs more than a text and a backbone is in `OWN_PARITY` of its file, with
+the test that holds it.
+"""
 
 from __future__ import annotations
+
+import importlib
+from functools import cache
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -8,142 +17,83 @@ import torch
 
 import mmembed
 from mmembed.errors import SpecError, UnknownName
-from mmembed.methods import _FILES, METHODS, apply
-from mmembed.methods.in_one_word import _META, with_demonstration
-from mmembed.prompts import one_sentence
-from mmembed.testing import byte_tokenizer, tiny_backbone, tiny_embedder
+from mmembed.methods import FILES, METHODS, apply
+from mmembed.testing import tiny_embedder
 
-from ..conftest import picture
-
-TEXTS = ["A man is playing a guitar", "is it red?", 'she said "no"', "猫が寝ている", "x"]
-
-
-def hidden(text: str, *, closed: bool = False) -> tuple[torch.Tensor, ...]:
-    """All hidden states of one text, by transformers alone, unpadded."""
-    ids = byte_tokenizer(eos=closed)(text, return_tensors="pt")["input_ids"]
-    with torch.inference_mode():
-        return tiny_backbone()(ids, output_hidden_states=True).hidden_states
-
-
-def last(prompt: str, text: str, layer: int = -1) -> torch.Tensor:
-    return hidden(prompt.replace("{text}", one_sentence(text)).strip())[layer][0, -1]
-
-
-def echo_states(text: str, *, closed: bool) -> torch.Tensor:
-    front = f"Document:{text}\nDocument again:"
-    return hidden(front + text, closed=closed)[-1][0, len(front.encode()) :]
-
-
-def weighted(text: str) -> torch.Tensor:
-    states = hidden(text, closed=True)[-1][0]
-    weights = torch.arange(1, len(states) + 1).float()
-    return (states * weights[:, None]).sum(0) / weights.sum()
-
-
-def mean_of(text: str, layers: tuple[int, ...]) -> torch.Tensor:
-    every = hidden(text, closed=True)
-    return torch.stack([every[layer][0] for layer in layers]).mean(0).mean(0)
-
-
-EOL = 'This sentence : "{text}" means in one word:"'
-COT = 'After thinking step by step , this sentence : "{text}" means in one word:"'
-KE = (
-    "The essence of a sentence is often captured by its main subjects and actions, while descriptive terms provide "
-    'additional but less central details. With this in mind , this sentence : "{text}" means in one word:"'
-)
-DEMO = 'This sentence : "A jockey riding a horse." means in one word:"Equestrian".'
-REFERENCE = {
-    "prompteol": lambda t: last(EOL, t),
-    "prompteol-icl": lambda t: last(DEMO + EOL, t),
-    "promptsth": lambda t: last('This sentence : "{text}" means something', t),
-    "promptsum": lambda t: last('This sentence : "{text}" can be summarized as', t),
-    "pretended-cot": lambda t: last(COT, t, -2),
-    "knowledge-enhancement": lambda t: last(KE, t, -2),
-    "metaeol": lambda t: torch.stack([last(prompt, t) for prompt in _META]).mean(0),
-    "echo": lambda t: echo_states(t, closed=False).mean(0),
-    "echo-last": lambda t: echo_states(t, closed=True)[-1],
-    "sgpt": weighted,
-    "penultimate": lambda t: mean_of(t, (-2,)),
-    "last-two-mean": lambda t: mean_of(t, (-1, -2)),
-    "first-last-mean": lambda t: mean_of(t, (1, -1)),
-}
+from .plain import BACKBONES, LAYOUTS, TEXTS, Plain, Reference, embedder
 
 
 def family_of(name: str) -> str:
     """The file that holds a method."""
-    return next(file.__name__.rpartition(".")[2] for file in _FILES if name in {m.name for m in file.METHODS})
+    return next(file.__name__.rpartition(".")[2] for file in FILES if name in {m.name for m in file.METHODS})
+
+
+def beside(family: str) -> ModuleType:
+    return importlib.import_module(f"{__package__}.test_{family}")
+
+
+REFERENCE: dict[str, Reference] = {}
+OWN_PARITY: dict[str, str] = {}
+for _file in FILES:
+    _tests = beside(_file.__name__.rpartition(".")[2])
+    REFERENCE.update(_tests.REFERENCE)
+    OWN_PARITY.update(getattr(_tests, "OWN_PARITY", {}))
+
+
+@cache
+def expected(name: str, kind: str) -> torch.Tensor:
+    plain = Plain(kind)
+    return torch.stack([REFERENCE[name](plain, text) for text in TEXTS])
 
 
 def test_every_method_has_its_reference():
-    assert set(REFERENCE) == set(METHODS)
-    assert len(_META) == 8
-    assert all(prompt.endswith(' in one word:"') for prompt in _META)
+    assert set(REFERENCE) | set(OWN_PARITY) == set(METHODS)
+    assert not set(REFERENCE) & set(OWN_PARITY)
+    for name, test in OWN_PARITY.items():
+        held_by = getattr(beside(family_of(name)), test)
+        assert "held" in held_by.__code__.co_varnames, f"{test} does not hold {name} to anything"
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_method_is_its_authors_formula(name, tiny, held):
-    ours = apply(tiny, name, max_length=2000)
-    expected = torch.stack([REFERENCE[name](text) for text in TEXTS])
-    raw = apply(tiny, name, normalize=False, max_length=2000)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", BACKBONES)
+@pytest.mark.parametrize("name", REFERENCE)
+def test_a_method_is_its_authors_formula(name, kind, layout, held):
+    if layout == "padded" and METHODS[name].packed:
+        with pytest.raises(SpecError, match="packed"):
+            apply(embedder(kind, layout), name)
+        return
     says = {"against": "the authors' formula over transformers", "kind": "method", "family": family_of(name)}
-    held(name, raw.encode(TEXTS), expected, relative=True, **says)
-    held(name, ours.encode(TEXTS), torch.nn.functional.normalize(expected), **says)
+    raw = apply(embedder(kind, layout), name, normalize=False)
+    held(name, raw.encode(TEXTS), expected(name, kind), relative=True, **says)
+    unit = torch.nn.functional.normalize(expected(name, kind))
+    held(name, apply(embedder(kind, layout), name).encode(TEXTS), unit, **says)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_an_item_has_one_vector_under_every_method(name, tiny):
-    ours = apply(tiny, name, max_length=2000)
+def test_an_item_has_one_vector_under_every_method(name):
+    ours = apply(embedder("qwen3", "packed"), name)
     alone = np.concatenate([ours.encode([text]) for text in TEXTS])
     for budget in (64, 100_000):
         assert np.abs(ours.encode(TEXTS[::-1], batch_tokens=budget)[::-1] - alone).max() <= 1e-5
 
 
-def test_a_picture_can_be_asked_for_one_word(tiny):
-    ours = apply(tiny, "prompteol")
-    plain = tiny.respecified(close=False)
-    expected = plain.encode([(picture(1), "\nSummary above image in one word:")])
-    assert np.abs(ours.encode([picture(1)]) - expected).max() <= 1e-6
-
-
-def test_an_echoed_picture_is_pooled_the_second_time(tiny):
-    ours = apply(tiny, "echo")
-    assert np.abs(ours.encode([picture(1)]) - ours.encode([picture(2)])).max() > 1e-4
-
-
-def test_a_method_leaves_the_embedder_as_it_was_and_can_be_saved(tiny, tmp_path):
-    before = tiny.encode(TEXTS)
-    ours = apply(tiny, "metaeol", max_length=2000)
-    vectors = ours.encode(TEXTS)
-    assert np.array_equal(tiny.encode(TEXTS), before)
-    assert ours.fingerprint != tiny.fingerprint
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_saved_and_loaded(name, tmp_path):
+    ours = apply(embedder("llama", "packed", 2), name)
     again = mmembed.load(ours.save(tmp_path / "m"), device="cpu")
-    assert np.array_equal(again.encode(TEXTS), vectors)
+    assert again.spec.to_json() == ours.spec.to_json()
+    assert again.fingerprint == ours.fingerprint
+    assert np.array_equal(again.encode(TEXTS), ours.encode(TEXTS))
 
 
-def test_a_text_that_is_said_twice_is_cut_in_both_places(tiny):
-    ours = apply(tiny, "echo", max_length=60)
-    report = mmembed.Report()
-    cut = ours.encode(["y" * 50], report=report)
-    assert report.truncated == [0]
-    assert np.abs(cut - ours.encode(["y" * 17])).max() <= 1e-6
-
-
-def test_a_skipped_item_is_skipped_in_all_its_ways(tiny):
-    ours = apply(tiny, "metaeol", max_length=2000)
-    report = mmembed.Report()
-    vectors = ours.encode(["a", picture(1), "b"], on_error="skip", report=report)
-    assert [s.row for s in report.skipped] == [1]
-    assert report.items == 2
-    assert np.isnan(vectors[1]).all()
-    assert np.abs(vectors[[0, 2]] - ours.encode(["a", "b"])).max() <= 1e-6
-
-
-def test_another_demonstration_can_be_given(tiny):
-    templates = with_demonstration("Two {dogs} run.", "Running")
-    ours = apply(tiny, "prompteol-icl", prompts={"prompteol-icl": templates})
-    demo = 'This sentence : "Two {dogs} run." means in one word:"Running".'
-    expected = torch.nn.functional.normalize(last(demo + EOL, "red"), dim=0).numpy()
-    assert np.abs(ours.encode("red")[0] - expected).max() <= 1e-5
+def test_a_method_leaves_the_embedder_as_it_was(tiny):
+    before, fingerprint = tiny.encode(TEXTS), tiny.model.fingerprint()
+    for name in METHODS:
+        ours = apply(tiny, name, max_length=2000)
+        assert ours.fingerprint != fingerprint
+        ours.encode(TEXTS)
+        assert np.array_equal(tiny.encode(TEXTS), before), name
+    assert tiny.model.fingerprint() == fingerprint
 
 
 def test_what_does_not_go_together_is_refused(tiny):
