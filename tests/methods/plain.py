@@ -27,7 +27,7 @@ class Plain:
     """A tiny backbone as transformers runs it.
 
     Attributes:
-        kind: its model_type. depth: its layers. model: the backbone. words: a tokenizer of bytes, EOS at the end of `closed` texts.
+        kind: its model_type. depth: its layers. model: the backbone. special: tokens that bytes do not make.
     """
 
     kind: str = "qwen3"
