@@ -117,8 +117,7 @@ class Embedder:
 
     @property
     def precision(self) -> str:
-        dtype = next(self.model.parameters()).dtype
-        return next(name for name, known in PRECISIONS.items() if known == dtype)
+        return next(name for name, known in PRECISIONS.items() if known == self.model.dtype)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -235,6 +234,10 @@ class Embedder:
             SpecError: what was changed is part of the weights.
         """
         return Embedder(self.model.respecified(dataclasses.replace(self.spec, **changed)), self.tokenizer)
+
+    def with_head(self, settings: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Embedder:
+        """The same weights and one head more behind the pooling, see `mmembed.nn.heads`, whose weights were fitted."""
+        return Embedder(self.model.with_head(settings, weights), self.tokenizer)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write one folder that `load` opens: spec.json, weights.safetensors, tokenizer, golden vectors if any."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -88,6 +88,26 @@ class EmbeddingModel(nn.Module):
             if any(True for _ in model.pooling.parameters()):
                 raise SpecError(f"the pooling {spec.pooling['kind']!r} has weights: compose another embedder")
         return model
+
+    def with_head(self, settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> EmbeddingModel:
+        """The same parts and one head more, behind the others, with weights that were fitted, not trained; shorter
+        dimensions are forgotten, for the numbers are others now."""
+        head = build_head(settings, self.spec.dimension)
+        head.load_state_dict(dict(weights))
+        model = copy.copy(self)
+        model._modules = dict(self._modules)
+        model.heads = nn.ModuleList([*self.heads, head.to(device=self.device, dtype=self.dtype).eval()])
+        model.spec = dataclasses.replace(
+            self.spec,
+            heads=(*self.spec.heads, dict(settings)),
+            dimension=int(head.out),
+            dimensions=(),  # type: ignore[arg-type]
+        )
+        return model
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
 
     @property
     def device(self) -> torch.device:

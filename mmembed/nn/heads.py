@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -56,3 +57,20 @@ class LayerNorm(nn.Module):
 
     def forward(self, vectors: Vectors) -> Vectors:
         return self.norm(vectors)
+
+
+@heads.register("whiten")
+class Whiten(nn.Module):
+    """(x + bias) kernel, fitted on vectors, not trained (BERT-whitening, arXiv 2103.15316; see `mmembed.methods.whitening`).
+
+    Centred before it is turned: the spread of raw vectors may be far smaller than their mean.
+    """
+
+    def __init__(self, width: int, *, out: int):
+        super().__init__()
+        self.out = out
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.kernel = nn.Parameter(torch.eye(width, out))
+
+    def forward(self, vectors: Vectors) -> Vectors:
+        return (vectors + self.bias) @ self.kernel

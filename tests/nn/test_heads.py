@@ -11,7 +11,7 @@ from mmembed.errors import SpecError, UnknownName
 from mmembed.nn.heads import ACTIVATIONS, build_head, heads
 
 THEIRS = {"identity": nn.Identity(), "tanh": nn.Tanh(), "gelu": nn.GELU(), "relu": nn.ReLU()}
-SETTINGS = {"dense": {"out": 7}, "layer_norm": {}}
+SETTINGS = {"dense": {"out": 7}, "layer_norm": {}, "whiten": {"out": 4}}
 
 
 @pytest.mark.parametrize("bias", [True, False])
