@@ -94,15 +94,12 @@ class EmbeddingModel(nn.Module):
         dimensions are forgotten, for the numbers are others now."""
         head = build_head(settings, self.spec.dimension)
         head.load_state_dict(dict(weights))
+        width = int(head.out)  # type: ignore[arg-type]
         model = copy.copy(self)
         model._modules = dict(self._modules)
         model.heads = nn.ModuleList([*self.heads, head.to(device=self.device, dtype=self.dtype).eval()])
-        model.spec = dataclasses.replace(
-            self.spec,
-            heads=(*self.spec.heads, dict(settings)),
-            dimension=int(head.out),
-            dimensions=(),  # type: ignore[arg-type]
-        )
+        behind = (*self.spec.heads, dict(settings))
+        model.spec = dataclasses.replace(self.spec, heads=behind, dimension=width, dimensions=())
         return model
 
     @property
