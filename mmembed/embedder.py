@@ -416,6 +416,7 @@ def _warn(told: Report, before: tuple[int, int], asked: bool, longest: int) -> N
 def load(
     name: str | os.PathLike[str] | None = None,
     *,
+    base: str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
     precision: str = "fp32",
     revision: str | None = None,
@@ -423,16 +424,18 @@ def load(
     """An embedder by name.
 
     Args:
-        name: a folder (ours, of sentence-transformers, or of transformers), a bundled name ("pico"), or
+        name: a folder (ours, of sentence-transformers, of transformers, or of a PEFT adapter), a bundled name ("pico"), or
             "organisation/name" of a hub; None is the bundled default.
+        base: folder or name of the model that an adapter is merged into; None is what the adapter itself names, as a
+            folder beside it or of the hub.
         device: "cpu", "cuda", ...; None takes CUDA where there is one.
         precision: "fp32", "bf16" or "fp16": what weights and products are kept in.
         revision: of a hub repository.
     """
     folder = hub.find(name, revision=revision)
     dtype = dtype_of(precision)
-    model = load_model(folder)
-    tokenizer = load_tokenizer(folder, dict(model.spec.tokenizer))
+    model, words = load_model(folder, None if base is None else hub.find(base))
+    tokenizer = load_tokenizer(words, dict(model.spec.tokenizer))
     golden = folder / GOLDEN_FILE
     entries = json.loads(golden.read_text(encoding="utf-8")) if golden.exists() else ()
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import checkpoints, prompts
+from . import checkpoints, hub, prompts
 from .checkpoints import Checkpoint
 from .errors import LoadError, SpecError
 from .spec import ModelSpec, described
@@ -32,43 +33,109 @@ UNBOUNDED = 10**6
 """Tokenizers without a limit say 10^30 or so."""
 
 
+ADAPTER = "adapter_config.json"
+"""Where it lies in a folder, the folder holds an adapter of PEFT, as transformers tells it."""
+
+
 @dataclass(frozen=True)
 class Found:
-    """What a folder holds: the spec, the transformers folder of backbone and tokenizer, the configuration by which the
-    backbone is built, and a weights file a head."""
+    """What a folder holds: the spec, the transformers folder of the backbone and the adapters that are merged into it in
+    their order, the configuration by which the backbone is built, a weights file a head, and where the tokenizer lies."""
 
     spec: ModelSpec
     backbone: Path
     config: Any
     heads: tuple[Path, ...]
+    adapters: tuple[Path, ...]
+    tokenizer: Path
 
 
-def read(folder: Path) -> Found:
-    """What a sentence-transformers folder (modules.json), or a plain transformers one (config.json), says it is.
+@dataclass(frozen=True)
+class _Body:
+    """The folder of a backbone's weights, its configuration, the adapters that are merged into them, and its tokenizer's."""
+
+    folder: Path
+    config: Any
+    adapters: tuple[Path, ...]
+    tokenizer: Path
+
+
+def read(folder: Path, base: Path | None = None) -> Found:
+    """What a sentence-transformers folder (modules.json), a plain transformers one (config.json), or one of an adapter
+    (adapter_config.json) says it is.
 
     A plain folder pools as sentence-transformers would: the last token of a causal language model, else the mean; and
     unlike there, vectors are brought to unit length. What is declared of a known checkpoint (`mmembed.checkpoints`) is
-    laid over what its folder says.
+    laid over what its folder says. An adapter alone is the embedder of its base with the adapter merged into it.
+
+    Args:
+        base: what an adapter stands on, in place of what it says: by its name beside the adapter's folder, or of a hub.
 
     Raises:
         LoadError: neither, files missing, or a model that is code of the folder's own.
         SpecError: modules or settings that no part here has; nothing is left out silently.
     """
-    known = checkpoints.of_folder(folder)
+    return _read(folder, checkpoints.of_folder(folder), base)
+
+
+def _read(folder: Path, known: Checkpoint | None, base: Path | None) -> Found:
     modules = folder / "modules.json"
     if modules.exists():
-        return _sentence_transformers(folder, _json(modules), known)
+        return _sentence_transformers(folder, _json(modules), known, base)
+    if (folder / ADAPTER).exists():
+        below, before = _below(folder, known, base)
+        found = _read(below, known or checkpoints.of_folder(below), None)
+        words = folder if _has_tokenizer(folder) else found.tokenizer
+        spec = found.spec if known else dataclasses.replace(found.spec, name=folder.resolve().name)
+        return dataclasses.replace(found, spec=spec, adapters=(*found.adapters, *before, folder), tokenizer=words)
     if (folder / "config.json").exists():
         config = _json(folder / "config.json")
         causal_lm = any(name.endswith("ForCausalLM") for name in config.get("architectures") or ())
         pooling = "last" if causal_lm and config.get("is_causal", True) else "mean"
         built_by = _config(folder, known)
         spec = _spec(folder, folder, built_by, {"kind": pooling}, (), _width(config), {}, True, "all")
-        return Found(_laid_over(spec, known), folder, built_by, ())
+        return Found(_laid_over(spec, known), folder, built_by, (), (), folder)
     raise LoadError(f"{folder} holds no spec.json, modules.json or config.json: no embedder that mmembed can read")
 
 
-def _sentence_transformers(folder: Path, modules: list[dict[str, Any]], known: Checkpoint | None) -> Found:
+def _below(folder: Path, known: Checkpoint | None, base: Path | None) -> tuple[Path, tuple[Path, ...]]:
+    """The model that an adapter stands on, and the adapters that its authors merge into it before this one."""
+    settings = _json(folder / ADAPTER)
+    before = tuple(_beside(folder, name, None) for name in (known.said.get("adapters", ()) if known else ()))
+    named = settings.get("base_model_name_or_path")
+    if base is None and not named:
+        raise LoadError(
+            f"{folder} does not say which model it stands on: load(..., base='folder or organisation/name')"
+        )
+    below = _beside(folder, named, settings.get("revision")) if base is None else base
+    if before and (below / ADAPTER).exists():
+        raise SpecError(f"{below} is an adapter itself: the base of {folder} is the model below them all")
+    return below, before
+
+
+def _beside(folder: Path, name: str, revision: str | None) -> Path:
+    """A folder of that name beside this one, or the folder or repository of that name."""
+    near = folder.absolute().parent / Path(name).name
+    return near if near.is_dir() else hub.find(name, revision=revision)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
+
+
+def _body(path: Path, known: Checkpoint | None, base: Path | None) -> _Body:
+    """The backbone of a sentence-transformers folder: its own weights, or an adapter and those that it stands on."""
+    if not (path / ADAPTER).exists():
+        return _Body(path, _config(path, known), (), path)
+    below, before = _below(path, known, base)
+    body = _body(below, known, None)
+    words = path if _has_tokenizer(path) else body.tokenizer
+    return _Body(body.folder, body.config, (*body.adapters, *before, path), words)
+
+
+def _sentence_transformers(
+    folder: Path, modules: list[dict[str, Any]], known: Checkpoint | None, base: Path | None
+) -> Found:
     settings = _optional(folder / "config_sentence_transformers.json")
     kind = settings.get("model_type", "SentenceTransformer")
     if kind != "SentenceTransformer":
@@ -84,7 +151,8 @@ def _sentence_transformers(folder: Path, modules: list[dict[str, Any]], known: C
     ):
         raise SpecError(f"{folder} is a multimodal sentence-transformers model, which is not read yet")
     pooling, counted = _pooling(_json(paths[1] / "config.json"), paths[1])
-    width = _width(_json(backbone / "config.json"))
+    body = _body(backbone, known, base)
+    width = _width(_json(body.folder / "config.json"))
     heads: list[dict[str, Any]] = []
     weights: list[Path] = []
     normalize = False
@@ -99,9 +167,8 @@ def _sentence_transformers(folder: Path, modules: list[dict[str, Any]], known: C
         heads.append(head)
         weights.append(path / "model.safetensors")
     said = {name: text for name, text in (settings.get("prompts") or {}).items() if text is not None}
-    built_by = _config(backbone, known)
-    spec = _spec(folder, backbone, built_by, pooling, tuple(heads), width, said, normalize, counted)
-    return Found(_laid_over(spec, known), backbone, built_by, tuple(weights))
+    spec = _spec(folder, backbone, body.config, pooling, tuple(heads), width, said, normalize, counted)
+    return Found(_laid_over(spec, known), body.folder, body.config, tuple(weights), body.adapters, body.tokenizer)
 
 
 def _laid_over(spec: ModelSpec, known: Checkpoint | None) -> ModelSpec:

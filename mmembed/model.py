@@ -21,7 +21,8 @@ from .nn.heads import build_head
 from .nn.pooling import build_pooling
 from .nn.projector import Projector, build_projector
 from .spec import FILE as SPEC_FILE
-from .spec import ModelSpec
+from .spec import ModelSpec, described
+from .towers import adapters
 from .towers import backbone as backbones
 from .towers.vision import VisionTower, build_vision
 
@@ -162,24 +163,37 @@ class EmbeddingModel(nn.Module):
         weights.save(self.spec, self, folder)
 
 
-def load_model(folder: Path) -> EmbeddingModel:
-    """Read what a model's `save` wrote, or a folder of sentence-transformers or transformers.
+def load_model(folder: Path, base: Path | None = None) -> tuple[EmbeddingModel, Path]:
+    """Read what a model's `save` wrote, or a folder of sentence-transformers or transformers, adapters merged.
 
     Weights are held in fp32 until `to(...)` says otherwise.
 
+    Args:
+        base: what an adapter is merged into, in place of what it names itself.
+
+    Returns:
+        the model, and the folder where its tokenizer lies.
+
     Raises:
         LoadError: no weights, or weights that do not fit; nothing is dropped silently.
+        SpecError: a base, and no adapter.
     """
+    found = None if (folder / SPEC_FILE).exists() else folders.read(folder, base)
+    if base is not None and (found is None or not found.adapters):
+        raise SpecError(f"{folder} is no adapter: it stands on no other model, and base= is for those that do")
     with torch.random.fork_rng(devices=[]):  # fresh weights are drawn and replaced: the caller's seed stays his
-        if (folder / SPEC_FILE).exists():
+        if found is None:
             model = EmbeddingModel(ModelSpec.from_folder(folder))
             weights.fill(model, folder / weights.WEIGHTS_FILE)
-            return model
-        found = folders.read(folder)
-        model = EmbeddingModel(found.spec, backbone=backbones.load_backbone(found.backbone, found.config))
+            return model, folder
+        body = backbones.load_backbone(found.backbone, found.config)
+        for adapter in found.adapters:
+            body = adapters.merge(body, adapter)
+        spec = dataclasses.replace(found.spec, backbone={"config": described(body.config)})
+        model = EmbeddingModel(spec, backbone=body)
         for head, path in zip(model.heads, found.heads, strict=True):
             weights.fill(head, path)
-    return model
+    return model, found.tokenizer
 
 
 def _check_layers(spec: ModelSpec, backbone: PreTrainedModel) -> None:

@@ -25,8 +25,9 @@ FACTS: Mapping[str, type] = {
     "summary": str,
 }
 """What every checkpoint says, for people: `megabytes` are 2^20 bytes on disk, `source` is where it was read."""
-EXTRA: Mapping[str, type] = {"unverified": list, "model_type": str, "prefix": list, "suffix": list}
-"""Facts that no source settles; the model_type of transformers that stands in for its own; tokens around an item."""
+EXTRA: Mapping[str, type] = {"unverified": list, "model_type": str, "prefix": list, "suffix": list, "adapters": list}
+"""Facts that no source settles; the model_type of transformers that stands in for its own; tokens around an item; for a
+checkpoint that is an adapter, repositories of those that its authors merge into the base before it, in order."""
 SPEC: Mapping[str, type] = {
     "prompts": dict,
     "instructions": dict,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ..errors import InputError, LoadError, SpecError, UnknownName
+from ..folders import ADAPTER
 from ..nn import attention
 from ..nn.spans import Mask, Spans
 
@@ -47,8 +49,10 @@ def load_backbone(path: str | os.PathLike[str], config: PreTrainedConfig | None 
     """The body of a transformers model with its weights, from a folder or by its hub name; `config` replaces its own.
 
     Raises:
-        LoadError: no such model, remote code, or weights that the file does not hold.
+        LoadError: no such model, an adapter without its base, remote code, or weights that the file does not hold.
     """
+    if (Path(path) / ADAPTER).exists():
+        raise LoadError(f"{os.fspath(path)!r} is an adapter, merged into its base by mmembed.load(folder)")
     try:
         model, told = AutoModel.from_pretrained(
             path,
