@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .errors import InputError, TruncationError
+from .errors import InputError, SpecError, TruncationError
 from .nn.spans import Counted, Spans
 from .prompts import ImageRun, Run, TextRun
 from .tokenizer import Tokenizer, Tokens
@@ -21,16 +21,37 @@ if TYPE_CHECKING:
 
     from .images import Image
 
-Pixels = "NDArray[np.uint8]"
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """An image as a vision tower takes it.
+
+    Attributes:
+        pixels: uint8, (3, H, W) for a composed tower; the tower inside a vision-language model has shapes of its own.
+        also: what else such a model is told of it (grids, sizes, tiles), by the names that its forward has for them.
+    """
+
+    pixels: NDArray[np.uint8]
+    also: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How a vision-language model writes an image: `text`, in which the token `token`, number `number`, stands once;
+    the image's own tokens take its place."""
+
+    text: str
+    token: str
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """Where the tokens of one image lie in a sample, and its pixels as the tower takes them: uint8 (3, H, W)."""
+    """Where the tokens of one image lie in a sample."""
 
     first: int
     count: int
-    pixels: NDArray[np.uint8]
+    picture: Picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +59,7 @@ class Sample:
     """One item as numbers.
 
     Attributes:
-        ids: (T,) int64; what stands at image slots is never read.
+        ids: (T,) int64; at image slots what the tower says, which a composed model never reads.
         counted: (T,) bool, what pooling reads; at least one is true.
         images: its images in order.
         truncated: tokens that were cut off.
@@ -55,7 +76,7 @@ class Sample:
     @property
     def cost(self) -> int:
         """What it takes of a batch's budget: a token each, and one for every 14 x 14 pixels, a patch of its tower."""
-        return len(self.ids) + sum(image.pixels.size // (3 * 14 * 14) for image in self.images)
+        return len(self.ids) + sum(image.picture.pixels.size // (3 * 14 * 14) for image in self.images)
 
 
 @dataclass(frozen=True)
@@ -64,14 +85,14 @@ class Batch:
 
     Attributes:
         ids: (T,) token numbers. spans: what attends to what, and positions. counted: what is pooled.
-        pixels: one uint8 (3, H, W) an image, in the order of their slots. slots: (S,) where their tokens lie in the row.
+        pictures: the images in the order of their slots. slots: (S,) where their tokens lie in the row.
         rows: the caller's row of each of the B items.
     """
 
     ids: Int[Tensor, " T"]
     spans: Spans
     counted: Counted
-    pixels: tuple[NDArray[np.uint8], ...]
+    pictures: tuple[Picture, ...]
     slots: Int[Tensor, " S"]
     rows: tuple[int, ...]
 
@@ -80,7 +101,7 @@ class Batch:
             self.ids.to(device, non_blocking=True),
             self.spans.to(device),
             self.counted.to(device),
-            self.pixels,
+            self.pictures,
             self.slots.to(device, non_blocking=True),
             self.rows,
         )
@@ -94,7 +115,11 @@ class Sampler:
         tokenizer: ids and special tokens.
         max_length: tokens of a sample at most.
         close: whether closing tokens end a sample. counted, span: which tokens pooling reads, see `ModelSpec`.
-        prepare: RGB (H, W, 3) -> pixels of the tower; image_tokens: pixels -> number of tokens. None: text only.
+        prepare: RGB (H, W, 3) -> what the tower takes; image_ids: that -> the tokens it takes in the row, as numbers.
+            None: text only.
+        mark: how images stand in the text, where the model's own tokenizer has a token for them: an item is then one
+            text, tokenised at once, as the processors of transformers do. None: the texts around them are tokenised
+            each on its own.
     """
 
     tokenizer: Tokenizer
@@ -102,17 +127,19 @@ class Sampler:
     close: bool = True
     counted: str = "all"
     span: tuple[int, int] | None = None
-    prepare: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
-    image_tokens: Callable[[NDArray[np.uint8]], int] | None = None
+    prepare: Callable[[NDArray[np.uint8]], Picture] | None = None
+    image_ids: Callable[[Picture], list[int]] | None = None
+    mark: Mark | None = None
 
     def samples(self, items: Sequence[Sequence[Run]], truncate: str = "end") -> Iterator[Sample | InputError]:
         """One sample, or what is wrong with it, for each item; all texts are tokenised in one call."""
-        texts = [run.text for runs in items for run in runs if isinstance(run, TextRun)]
+        written = items if self.mark is None else [[_joined(runs, self.mark)] for runs in items]
+        texts = [run.text for runs in written for run in runs if isinstance(run, TextRun)]
         tokens = iter(self.tokenizer.encode(texts))
-        for runs in items:
-            own = [(run, next(tokens)) if isinstance(run, TextRun) else run for run in runs]
+        for runs, texted in zip(items, written, strict=True):
+            own = [(run, next(tokens)) if isinstance(run, TextRun) else run for run in texted]
             try:
-                yield self._sample(own, truncate)
+                yield self._sample(own if self.mark is None else _split(own, runs, self.mark), truncate)
             except InputError as error:
                 yield error
 
@@ -126,10 +153,10 @@ class Sampler:
         images: list[Slots] = []
         for run in runs:
             if isinstance(run, ImageRun):
-                slots = self._slots(run.image, len(ids))
-                images.append(slots)
-                ids += [0] * slots.count
-                copies += [run.copy] * slots.count
+                picture, own = self._pictured(run.image)
+                images.append(Slots(len(ids), len(own), picture))
+                ids += own
+                copies += [run.copy] * len(own)
             else:
                 text, tokens = run
                 ids += tokens.ids
@@ -144,11 +171,11 @@ class Sampler:
         row = np.asarray(ids, dtype=np.int64)
         return Sample(row, self._count(row, copies), tuple(images), max(excess, 0))
 
-    def _slots(self, image: Image, first: int) -> Slots:
-        if self.prepare is None or self.image_tokens is None:
+    def _pictured(self, image: Image) -> tuple[Picture, list[int]]:
+        if self.prepare is None or self.image_ids is None:
             raise InputError("this model reads text only, and the item holds an image")
-        pixels = self.prepare(image.load())
-        return Slots(first, self.image_tokens(pixels), pixels)
+        picture = self.prepare(image.load())
+        return picture, self.image_ids(picture)
 
     def _cut(
         self, ids: list[int], copies: list[int], images: list[Slots], excess: int, truncate: str
@@ -166,7 +193,7 @@ class Sampler:
             )
         gone = {k for places in own for k in places[-each:]}
         kept = [k for k in range(len(ids)) if k not in gone]
-        moved = [Slots(s.first - sum(k < s.first for k in gone), s.count, s.pixels) for s in images]
+        moved = [Slots(s.first - sum(k < s.first for k in gone), s.count, s.picture) for s in images]
         return [ids[k] for k in kept], [copies[k] for k in kept], moved
 
     def _count(self, ids: NDArray[np.int64], copies: list[int]) -> NDArray[np.bool_]:
@@ -185,6 +212,42 @@ class Sampler:
                 every[: opening[0]] = False
                 every[closing[-1] + 1 :] = False
         return every
+
+
+def _joined(runs: Sequence[Run], mark: Mark) -> TextRun:
+    """An item as one text, its images by their mark."""
+    whole = TextRun()
+    for run in runs:
+        if isinstance(run, TextRun):
+            first = len(whole.text)
+            whole.content += [(first + begin, first + end, copy) for begin, end, copy in run.content]
+            whole.text += run.text
+        else:
+            whole.text += mark.text
+    return whole
+
+
+def _split(
+    whole: Sequence[tuple[TextRun, Tokens] | ImageRun], runs: Sequence[Run], mark: Mark
+) -> list[tuple[TextRun, Tokens] | ImageRun]:
+    """The tokens of `_joined` text, cut at its images.
+
+    Raises:
+        InputError: a text that itself holds the token of an image: it would be taken for one.
+        SpecError: the tokenizer does not keep that token whole.
+    """
+    if any(mark.token in run.text for run in runs if isinstance(run, TextRun)):
+        raise InputError(f"the text holds {mark.token!r}, which stands for a picture in this model; write it otherwise")
+    images = [run for run in runs if isinstance(run, ImageRun)]
+    ((text, tokens),) = (each for each in whole if isinstance(each, tuple))
+    places = [k for k, number in enumerate(tokens.ids) if number == mark.number]
+    if len(places) != len(images):
+        raise SpecError(f"the tokenizer found {len(places)} tokens {mark.token!r} for {len(images)} images")
+    parts: list[tuple[TextRun, Tokens] | ImageRun] = []
+    for first, place, image in zip([0, *(k + 1 for k in places)], places, images, strict=False):
+        parts += [(text, Tokens(tokens.ids[first:place], tokens.spans[first:place])), image]
+    last = places[-1] + 1 if places else 0
+    return [*parts, (text, Tokens(tokens.ids[last:], tokens.spans[last:]))]
 
 
 def _copy_of(span: tuple[int, int], content: list[tuple[int, int, int]]) -> int:
@@ -218,13 +281,13 @@ def pack(samples: Sequence[Sample], rows: Sequence[int], mask: str | None) -> Ba
     firsts = np.cumsum([0, *lengths[:-1]])
     block = np.full(sum(lengths), -1, dtype=np.int64)
     slots: list[NDArray[np.int64]] = []
-    pixels: list[NDArray[np.uint8]] = []
+    pictures: list[Picture] = []
     for sample, first in zip(samples, firsts, strict=True):
         for image in sample.images:
             where = np.arange(image.count) + image.first + first
-            block[where] = len(pixels)
+            block[where] = len(pictures)
             slots.append(where)
-            pixels.append(image.pixels)
+            pictures.append(image.picture)
     counted = np.concatenate([sample.counted for sample in samples])
     owner = np.repeat(np.arange(len(samples)), lengths)
     return Batch(
@@ -233,7 +296,7 @@ def pack(samples: Sequence[Sample], rows: Sequence[int], mask: str | None) -> Ba
         counted=Counted(
             torch.from_numpy(np.flatnonzero(counted)), torch.from_numpy(owner[counted].astype(np.int64)), len(samples)
         ),
-        pixels=tuple(pixels),
+        pictures=tuple(pictures),
         slots=torch.from_numpy(np.concatenate(slots)) if slots else torch.empty(0, dtype=torch.long),
         rows=tuple(rows),
     )

@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from . import hub, prompts
-from .batch import Sample, Sampler, pack, plan
+from . import folders, hub, prompts
+from .batch import Mark, Sample, Sampler, pack, plan
 from .errors import InputError, LoadError, SpecError, UnknownName
 from .inputs import Image, Item, Thing, to_item
 from .model import EmbeddingModel, load_model
 from .nn.precision import PRECISIONS, dtype_of, unit
-from .spec import ModelSpec, described
+from .spec import NATIVE, ModelSpec, described
 from .tokenizer import SentencePieceTokenizer, TransformersTokenizer, load_tokenizer
-from .towers.backbone import load_backbone
-from .towers.vision import compose_vision
+from .towers.backbone import load_backbone, text_config
+from .towers.native import NativeTower
+from .towers.vision import VisionTower, compose_vision
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,15 +96,15 @@ class Embedder:
         self.tokenizer = tokenizer
         self.golden = tuple(golden)
         spec = model.spec
-        seeing = model.vision is not None
         self._sampler = Sampler(
             tokenizer=tokenizer,
             max_length=spec.max_length,
             close=spec.close,
             counted=spec.counted,
             span=None if spec.span is None else (tokenizer.id_of(spec.span[0]), tokenizer.id_of(spec.span[1])),
-            prepare=model.vision.prepare if model.vision is not None else None,
-            image_tokens=model.image_tokens if seeing else None,
+            prepare=model.prepare if model.sees else None,
+            image_ids=model.image_ids if model.sees else None,
+            mark=None if model.native is None else _mark(model.native, tokenizer),
         )
 
     @property
@@ -330,6 +331,15 @@ class Embedder:
         return options if known is None else {"prompt_name": known, **options}
 
 
+def _mark(tower: NativeTower, tokenizer: SentencePieceTokenizer | TransformersTokenizer) -> Mark:
+    """How images stand in a text, by the model's own token."""
+    token = tokenizer.token_of(tower.token)
+    text = tower.text or token
+    if text.count(token) != 1:
+        raise SpecError(f"vision: text={text!r} must hold the token {token!r} once")
+    return Mark(text, token, tower.token)
+
+
 class _Wrapping:
     """The prompt of one call, put around each item."""
 
@@ -361,6 +371,8 @@ class _Wrapping:
             raise SpecError(f"the prompt {self.name!r} has no place for an instruction; pass prompt='...' instead")
         if instruction is None and self.name is not None:
             instruction = self.spec.instructions.get(self.name)
+        if instruction is not None and self.spec.instruction_cleaning is not None:
+            instruction = prompts.CLEANINGS[self.spec.instruction_cleaning](instruction)
         return [prompts.wrap(item, template, instruction, self.spec.cleaning) for template in templates]
 
     def check_count(self, items: int) -> None:
@@ -458,7 +470,8 @@ def compose(
         backbone: a transformers model, a folder or hub name of one, or the dict of a configuration (fresh weights).
         tokenizer: a fast tokenizer of transformers or its folder, or a `SentencePieceTokenizer`.
         vision: `{"library": "timm", "name": ...}`, `{"library": "open_clip", "name": ...}` or
-            `{"library": "transformers", "path": ...}`, see the `compose` of each in `mmembed.towers`; None: text only.
+            `{"library": "transformers", "path": ...}`, see the `compose` of each in `mmembed.towers`; `{"library":
+            "native"}` where the backbone is a vision-language model, see `mmembed.towers.native`; None: text only.
         projector: `{"kind": ...}` or a kind; "mlp" where there is a tower.
         device, precision: as in `load`.
         spec: other fields of `ModelSpec`: name, mask, pooling, prompts, max_length, ...
@@ -472,10 +485,15 @@ def compose(
             raise UnknownName("field of the spec", key, known)
     body = _backbone(backbone)
     words = _tokenizer(tokenizer)
-    tower, entry = compose_vision(vision) if vision is not None else (None, None)
-    seeing = {"vision": entry, "projector": _kind(projector or "mlp")} if tower is not None else {}
+    tower: VisionTower | None = None
+    seeing: dict[str, Any] = {}
+    if vision is not None and vision.get("library") == NATIVE:
+        seeing["vision"] = {**vision, "processor": _image_processor(backbone, vision.get("processor", {}))}
+    elif vision is not None:
+        tower, entry = compose_vision(vision)
+        seeing = {"vision": entry, "projector": _kind(projector or "mlp")}
     pooling = _kind(spec.pop("pooling", "last"))
-    width = next((h["out"] for h in reversed(spec.get("heads", ())) if "out" in h), body.config.hidden_size)
+    width = next((h["out"] for h in reversed(spec.get("heads", ())) if "out" in h), text_config(body).hidden_size)
     said = ModelSpec(
         **{
             "name": "composed",
@@ -505,6 +523,12 @@ def _backbone(given: Any) -> PreTrainedModel:
         settings = dict(given)
         return AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
     return load_backbone(given)
+
+
+def _image_processor(backbone: Any, changed: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a native tower's image processor: those of the backbone's folder, with `changed` over them."""
+    own = folders.image_processor(Path(backbone)) if isinstance(backbone, (str, os.PathLike)) else {}
+    return {**own, **changed}
 
 
 def _tokenizer(given: Any) -> SentencePieceTokenizer | TransformersTokenizer:

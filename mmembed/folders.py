@@ -93,7 +93,7 @@ def _read(folder: Path, known: Checkpoint | None, base: Path | None) -> Found:
         causal_lm = any(name.endswith("ForCausalLM") for name in config.get("architectures") or ())
         pooling = "last" if causal_lm and config.get("is_causal", True) else "mean"
         built_by = _config(folder, known)
-        spec = _spec(folder, folder, built_by, {"kind": pooling}, (), _width(config), {}, True, "all")
+        spec = _spec(folder, folder, built_by, {"kind": pooling}, (), _width(built_by), {}, True, "all", known)
         return Found(_laid_over(spec, known), folder, built_by, (), (), folder)
     raise LoadError(f"{folder} holds no spec.json, modules.json or config.json: no embedder that mmembed can read")
 
@@ -145,14 +145,9 @@ def _sentence_transformers(
     if names[:2] != ["Transformer", "Pooling"]:
         raise SpecError(f"{folder} begins with the modules {names[:2]}; known: Transformer, Pooling")
     backbone = paths[0]
-    if (
-        "modality_config" in _optional(backbone / "sentence_bert_config.json")
-        and (backbone / "processor_config.json").exists()
-    ):
-        raise SpecError(f"{folder} is a multimodal sentence-transformers model, which is not read yet")
     pooling, counted = _pooling(_json(paths[1] / "config.json"), paths[1])
     body = _body(backbone, known, base)
-    width = _width(_json(body.folder / "config.json"))
+    width = _width(body.config)
     heads: list[dict[str, Any]] = []
     weights: list[Path] = []
     normalize = False
@@ -167,8 +162,26 @@ def _sentence_transformers(
         heads.append(head)
         weights.append(path / "model.safetensors")
     said = {name: text for name, text in (settings.get("prompts") or {}).items() if text is not None}
-    spec = _spec(folder, backbone, body.config, pooling, tuple(heads), width, said, normalize, counted)
+    spec = _spec(folder, backbone, body.config, pooling, tuple(heads), width, said, normalize, counted, known)
     return Found(_laid_over(spec, known), body.folder, body.config, tuple(weights), body.adapters, body.tokenizer)
+
+
+def image_processor(folder: Path) -> dict[str, Any]:
+    """The settings of the image processor in a folder of transformers, as `mmembed.towers.native` takes them.
+
+    Raises:
+        LoadError: there is none that transformers itself has.
+    """
+    from transformers import AutoImageProcessor
+
+    try:
+        found = AutoImageProcessor.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, backend="pil"
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise LoadError(f"{folder} holds no image processor: {str(error).splitlines()[0]}") from None
+    said = json.loads(found.to_json_string())
+    return {k: v for k, v in said.items() if v is not None and k not in ("processor_class", "_processor_class")}
 
 
 def _laid_over(spec: ModelSpec, known: Checkpoint | None) -> ModelSpec:
@@ -206,7 +219,36 @@ def _config(backbone: Path, known: Checkpoint | None) -> Any:
         except (OSError, ValueError) as error:
             raise LoadError(f"{backbone}: {str(error).splitlines()[0]}") from None
     vars(config).pop("auto_map", None)
+    _overwrite(config, known.said.get("config", {}) if known is not None else {})
     return config
+
+
+def _overwrite(config: Any, values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and hasattr(getattr(config, key, None), "to_diff_dict"):
+            _overwrite(getattr(config, key), value)
+        else:
+            setattr(config, key, value)
+
+
+def _native(folder: Path, config: Any, known: Checkpoint | None) -> dict[str, Any] | None:
+    """The tower inside a vision-language model, with its image processor; None for a model that reads text.
+
+    Raises:
+        LoadError: such a model, and nobody has said how its authors prompt and pool it.
+    """
+    if getattr(config, "vision_config", None) is None:
+        return None
+    if known is None:
+        raise LoadError(
+            f"{folder} is a {config.model_type} vision-language model, and no file of it says how its authors prompt and "
+            "pool it: a plausible vector would come, and another than theirs; name the folder as a checkpoint of "
+            "`mmembed models` if it is one, or say it: mmembed.compose(backbone=folder, tokenizer=folder, "
+            "vision={'library': 'native', 'text': ...}, prompts=..., pooling=...)"
+        )
+    if "vision" not in known.said:
+        return None
+    return {"library": "native", "processor": image_processor(folder)}
 
 
 def _spec(
@@ -219,6 +261,7 @@ def _spec(
     said: Mapping[str, str],
     normalize: bool,
     counted: str,
+    known: Checkpoint | None,
 ) -> ModelSpec:
     settings = _optional(folder / "config_sentence_transformers.json")
     return ModelSpec(
@@ -227,6 +270,7 @@ def _spec(
         tokenizer={"kind": "transformers"},
         max_length=_max_length(backbone, config),
         mask=None,
+        vision=_native(backbone, config, known),
         pooling=pooling,
         counted=counted,
         heads=heads,
@@ -244,7 +288,7 @@ def _max_length(backbone: Path, config: Any) -> int:
     if own.get("do_lower_case"):
         raise SpecError(f"{backbone} lower-cases its text outside the tokenizer, which is not supported")
     limit = own.get("max_seq_length") or _optional(backbone / "tokenizer_config.json").get("model_max_length")
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     known = [int(n) for n in (limit, positions) if n and 0 < n < UNBOUNDED]
     return min(known, default=512)
 
@@ -280,10 +324,10 @@ def _head(name: str, path: Path) -> dict[str, Any]:
     }
 
 
-def _width(config: Mapping[str, Any]) -> int:
-    width = config.get("hidden_size") or config.get("d_model") or config.get("n_embd") or config.get("dim")
+def _width(config: Any) -> int:
+    width = getattr(config.get_text_config(), "hidden_size", None)
     if width is None:
-        raise SpecError(f"a {config.get('model_type')} configuration says no hidden_size")
+        raise SpecError(f"a {config.model_type} configuration says no hidden_size")
     return int(width)
 
 

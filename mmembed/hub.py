@@ -97,7 +97,7 @@ def known() -> list[dict[str, Any]]:
             {
                 "name": repository,
                 "where": "checkpoint",
-                "modalities": ["text"],
+                "modalities": list(checkpoint.modalities),
                 "dimension": said["dimension"],
                 "dimensions": list(said.get("dimensions", ())),
                 "languages": len(said.get("languages", ())),

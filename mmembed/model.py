@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +16,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from . import folders, weights
-from .batch import Batch
+from .batch import Batch, Picture
 from .errors import SpecError
 from .nn.heads import build_head
 from .nn.pooling import build_pooling
 from .nn.projector import Projector, build_projector
 from .spec import FILE as SPEC_FILE
-from .spec import ModelSpec, described
+from .spec import NATIVE, ModelSpec, described
 from .towers import adapters
 from .towers import backbone as backbones
+from .towers.native import NativeTower
 from .towers.vision import VisionTower, build_vision
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 class EmbeddingModel(nn.Module):
     """Vision tower -> projector -> image slots of the packed row -> backbone -> pooling -> heads.
+
+    A vision-language model of transformers holds tower and projector itself: its backbone is then all of it but the pooling.
 
     Args:
         spec: what it is. backbone, vision, projector: parts with weights; None builds them fresh from the spec.
@@ -53,10 +57,13 @@ class EmbeddingModel(nn.Module):
         mask = spec.mask or backbones.natural_mask(body)
         self.spec = dataclasses.replace(spec, mask=mask)
         self.backbone = backbones.prepare_backbone(body, mask, spec.layout)
-        width = int(self.backbone.config.hidden_size)
+        width = int(backbones.text_config(self.backbone).hidden_size)
+        self.native: NativeTower | None = None
         self.vision: VisionTower | None = None
         self.projector: Projector | None = None
-        if spec.vision is not None and spec.projector is not None:
+        if spec.vision is not None and spec.vision["library"] == NATIVE:
+            self.native = NativeTower.of(spec.vision, body.config, spec.positions)
+        elif spec.vision is not None and spec.projector is not None:
             self.vision = vision or build_vision(spec.vision)
             self.projector = build_projector(spec.projector, width=self.vision.width, out=width)
         self.pooling = build_pooling(spec.pooling, width)
@@ -75,7 +82,7 @@ class EmbeddingModel(nn.Module):
         Raises:
             SpecError: the change is one of weights, or of the mask of a padded backbone, which is set inside it.
         """
-        fixed = ["backbone", "tokenizer", "vision", "projector", "heads", "layout", "dimension"]
+        fixed = ["backbone", "tokenizer", "vision", "projector", "heads", "layout", "dimension", "positions"]
         fixed += ["mask"] if self.layout == "padded" else []
         for name in fixed:
             if getattr(spec, name) != getattr(self.spec, name):
@@ -85,7 +92,7 @@ class EmbeddingModel(nn.Module):
         model._modules = dict(self._modules)
         model.spec = spec
         if spec.pooling != self.spec.pooling:
-            model.pooling = build_pooling(spec.pooling, int(self.backbone.config.hidden_size))
+            model.pooling = build_pooling(spec.pooling, int(backbones.text_config(self.backbone).hidden_size))
             if any(True for _ in model.pooling.parameters()):
                 raise SpecError(f"the pooling {spec.pooling['kind']!r} has weights: compose another embedder")
         return model
@@ -115,11 +122,25 @@ class EmbeddingModel(nn.Module):
     def layout(self) -> str:
         return "packed" if backbones.is_packed(self.backbone) else "padded"
 
-    def image_tokens(self, pixels: NDArray[np.uint8]) -> int:
-        """How many tokens an image with these pixels takes in the row."""
+    @property
+    def sees(self) -> bool:
+        """Whether there is a tower for images."""
+        return self.native is not None or self.vision is not None
+
+    def prepare(self, rgb: NDArray[np.uint8]) -> Picture:
+        """(H, W, 3) uint8 -> what the tower takes."""
+        if self.native is not None:
+            return self.native.prepare(rgb)
+        assert self.vision is not None
+        return Picture(self.vision.prepare(rgb))
+
+    def image_ids(self, picture: Picture) -> list[int]:
+        """The tokens that an image takes in the row, by their numbers; a composed model puts vectors in their place."""
+        if self.native is not None:
+            return self.native.image_ids(picture)
         assert self.vision is not None
         assert self.projector is not None
-        return self.projector.tokens(self.vision.grid(*pixels.shape[-2:]))
+        return [0] * self.projector.tokens(self.vision.grid(*picture.pixels.shape[-2:]))
 
     def forward(self, batch: Batch) -> Float[Tensor, "B D"]:
         """Vectors of full width in fp32, before shortening and unit length."""
@@ -130,10 +151,13 @@ class EmbeddingModel(nn.Module):
 
     def states(self, batch: Batch) -> Float[Tensor, "T D"]:
         """Last hidden states of the packed row."""
-        if not batch.pixels:
+        if not batch.pictures:
             return backbones.states(self.backbone, batch.ids, None, batch.spans, self.spec.layers)
+        if self.native is not None:
+            told = partial(self.native.inputs, pictures=batch.pictures, dtype=self.backbone.dtype)
+            return backbones.states(self.backbone, batch.ids, None, batch.spans, self.spec.layers, told)
         embeds = self.backbone.get_input_embeddings()(batch.ids)
-        tokens = self._image_embeds(batch.pixels)
+        tokens = self._image_embeds([picture.pixels for picture in batch.pictures])
         if len(tokens) != len(batch.slots):
             raise SpecError(f"the images give {len(tokens)} tokens and the row has {len(batch.slots)} slots for them")
         embeds = embeds.index_copy(0, batch.slots, tokens.to(embeds.dtype))
@@ -197,7 +221,7 @@ def load_model(folder: Path, base: Path | None = None) -> tuple[EmbeddingModel, 
 
 
 def _check_layers(spec: ModelSpec, backbone: PreTrainedModel) -> None:
-    depth = int(backbone.config.num_hidden_layers)
+    depth = int(backbones.text_config(backbone).num_hidden_layers)
     if any(not -depth - 1 <= layer <= depth for layer in spec.layers):
         raise SpecError(f"layers {spec.layers}: the backbone has {depth}, counted from 0 (embeddings) or back from -1")
 

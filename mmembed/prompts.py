@@ -18,7 +18,8 @@ SLOTS = ("content", "text", "image", "instruction")
 """{content}: all parts in order; {text} / {image}: the parts of one kind; {instruction}: what the caller asks for."""
 
 Templates = Mapping[str, Mapping[str, str | Sequence[str]]]
-"""{prompt name: {modality, or modality@language, or "any": template, or several whose vectors are averaged}}"""
+"""{prompt name: {modality, or modality@language, or "any": template, or several whose vectors are averaged}}; "empty" is
+the modality of an item without a word or an image, where a template says it."""
 
 
 @dataclass
@@ -76,7 +77,8 @@ def templates_for(templates: Templates, name: str | None, item: Item, language: 
         raise UnknownName("prompt", name, templates)
     kind = modality(item)
     by_modality = templates[name]
-    tried = ([f"{kind}@{language}", f"any@{language}"] if language else []) + [kind, "any"]
+    empty = ["empty"] if not any(isinstance(part, Image) or part.text for part in item) else []
+    tried = empty + ([f"{kind}@{language}", f"any@{language}"] if language else []) + [kind, "any"]
     for key in tried:
         if key in by_modality:
             return _several(by_modality[key])
@@ -97,7 +99,22 @@ def one_sentence(text: str) -> str:
     return line[:-1] + "." if line.endswith("?") else line
 
 
-CLEANINGS: Mapping[str, Callable[[str], str]] = {"one_sentence": one_sentence}
+def full_stop(text: str) -> str:
+    """A full stop at the end where there is none (the instructions of GME)."""
+    return text if text.endswith(".") else text + "."
+
+
+def punctuation(text: str) -> str:
+    """Stripped, and a full stop where the end is no punctuation of Unicode (the instructions of Qwen3-VL-Embedding)."""
+    line = text.strip()
+    return line if not line or unicodedata.category(line[-1]).startswith("P") else line + "."
+
+
+CLEANINGS: Mapping[str, Callable[[str], str]] = {
+    "one_sentence": one_sentence,
+    "full_stop": full_stop,
+    "punctuation": punctuation,
+}
 
 
 def wrap(item: Item, template: str, instruction: str | None = None, cleaning: str | None = None) -> list[Run]:

@@ -16,15 +16,20 @@ FILE = "spec.json"
 FORMAT = 1
 MASKS = ("causal", "bidirectional", "causal+image")
 LAYOUTS = ("packed", "padded")
+POSITIONS = ("auto", "sequential")
+NATIVE = "native"
+"""The vision library of a vision-language model of transformers, which brings tower and projector itself."""
 COUNTED = ("all", "content", "repeat", "eos", "span")
 
 
 def described(config: Any) -> dict[str, Any]:
     """What a transformers configuration says, as `ModelSpec` keeps it: less what does not change a vector."""
-    said = {**config.to_diff_dict(), "model_type": config.model_type}
-    for key in ("transformers_version", "architectures", "_name_or_path", "dtype", "torch_dtype", "use_cache"):
-        said.pop(key, None)
-    return said
+    return _meaning({**config.to_diff_dict(), "model_type": config.model_type})
+
+
+def _meaning(said: Mapping[str, Any]) -> dict[str, Any]:
+    idle = ("transformers_version", "architectures", "_name_or_path", "dtype", "torch_dtype", "use_cache")
+    return {k: _meaning(v) if isinstance(v, Mapping) else v for k, v in said.items() if k not in idle}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +46,11 @@ class ModelSpec:
         mask: "causal", "bidirectional", or "causal+image": causal, and the tokens of an image see each other both ways;
             None is the one that the backbone was made for, and a model's own spec always says which.
         layout: "packed" where the backbone allows it, "padded" where it must be; None decides by the backbone.
-        vision: `{"library": "timm" | "open_clip" | "transformers", ...}`, see `mmembed.towers.vision`; None: text only.
-        projector: `{"kind": ...}`, see `mmembed.nn.projector`.
+        positions: of a vision-language model of transformers: "auto", its own, in rows and columns where it has them, or
+            "sequential", which the embedders over Qwen2-VL of 2024 and 2025 were trained with.
+        vision: `{"library": "timm" | "open_clip" | "transformers", ...}`, see `mmembed.towers.vision`, or `{"library":
+            "native", ...}` where the backbone sees by itself, see `mmembed.towers.native`; None: text only.
+        projector: `{"kind": ...}`, see `mmembed.nn.projector`; None for a native tower, which has its own.
         layers: whose states are pooled, their mean if several: -1 the last, after the final norm; -2, ... earlier, unnormed.
         pooling: `{"kind": ...}`, see `mmembed.nn.pooling`.
         counted: what pooling reads: "all" tokens of an item; "content": what stands before the item's own content (the
@@ -54,6 +62,7 @@ class ModelSpec:
         prompts: `{name: {modality | modality@language | "any": template}}`, see `mmembed.prompts`; several templates in a
             list give the mean of their vectors.
         cleaning: what is done to an item's texts first, one of `mmembed.prompts.CLEANINGS`.
+        instruction_cleaning: the same for an instruction.
         default_prompt_name: prompt of a plain `encode`.
         instructions: `{prompt name: what {instruction} says unless the caller says otherwise}`.
         weights: dtype that weights are stored in: "fp32", "bf16" or "fp16".
@@ -67,6 +76,7 @@ class ModelSpec:
     max_length: int = 512
     mask: str | None = None
     layout: str | None = None
+    positions: str = "auto"
     vision: Mapping[str, Any] | None = None
     projector: Mapping[str, Any] | None = None
     layers: tuple[int, ...] = (-1,)
@@ -79,6 +89,7 @@ class ModelSpec:
     dimensions: tuple[int, ...] = ()
     prompts: prompts.Templates = field(default_factory=dict)
     cleaning: str | None = None
+    instruction_cleaning: str | None = None
     default_prompt_name: str | None = None
     instructions: Mapping[str, str] = field(default_factory=dict)
     weights: str = "fp32"
@@ -91,12 +102,14 @@ class ModelSpec:
             (self.mask or "causal", "mask", MASKS),
             (self.layout or "packed", "layout", LAYOUTS),
             (self.counted, "way of counting", COUNTED),
+            (self.positions, "kind of positions", POSITIONS),
         ):
             if value not in known:
                 raise UnknownName(kind, value, known)
         if "model_type" not in self.backbone.get("config", {}):
             raise SpecError("backbone needs a 'config' with the 'model_type' of a transformers model")
-        if (self.vision is None) != (self.projector is None):
+        composed = self.vision is not None and self.vision.get("library") != NATIVE
+        if composed != (self.projector is not None):
             raise SpecError("a vision tower and a projector come together: give both or neither")
         if (self.counted == "span") != (self.span is not None):
             raise SpecError("counted='span' and span=(first token, last token) come together")
@@ -104,8 +117,9 @@ class ModelSpec:
             raise SpecError(f"dimensions {self.dimensions} must lie between 1 and {self.dimension}")
         if self.default_prompt_name is not None and self.default_prompt_name not in self.prompts:
             raise UnknownName("prompt", self.default_prompt_name, self.prompts)
-        if self.cleaning is not None and self.cleaning not in prompts.CLEANINGS:
-            raise UnknownName("cleaning", self.cleaning, prompts.CLEANINGS)
+        for cleaning in (self.cleaning, self.instruction_cleaning):
+            if cleaning is not None and cleaning not in prompts.CLEANINGS:
+                raise UnknownName("cleaning", cleaning, prompts.CLEANINGS)
         if not self.layers:
             raise SpecError("layers names no layer; the last is (-1,)")
         prompts.check(self.prompts)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +43,71 @@ PADDED = ("lfm2",)
 """Backbones with a layer that mixes neighbours outside attention: they run padded."""
 
 
+_READS: dict[str, Any] = {
+    **_DECODER,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+}
+_SEES: dict[str, Any] = {
+    "depth": 2,
+    "hidden_size": 32,
+    "num_heads": 2,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
+_QWEN_VISION: dict[str, Any] = {**_SEES, "intermediate_size": 48, "out_hidden_size": WIDTH}
+
+VLMS: dict[str, dict[str, Any]] = {
+    "qwen2_vl": {"text_config": _READS, "vision_config": {**_SEES, "embed_dim": 32, "mlp_ratio": 2}},
+    "qwen2_5_vl": {
+        "text_config": _READS,
+        "vision_config": {**_QWEN_VISION, "window_size": 56, "fullatt_block_indexes": [1]},
+    },
+    "qwen3_vl": {
+        "text_config": _READS,
+        "vision_config": {**_QWEN_VISION, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
+    },
+}
+"""Settings of tiny vision-language models, by transformers' model_type."""
+
+QWEN_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+VLM_TOKENS: Mapping[str, tuple[str, ...]] = dict.fromkeys(VLMS, (*QWEN_TOKENS, "<|video_pad|>"))
+"""Special tokens of their tokenizers besides those of `byte_tokenizer`."""
+IMAGE_PROCESSORS: Mapping[str, dict[str, Any]] = {
+    kind: {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "size": {"shortest_edge": 3136, "longest_edge": 12544},
+        **own,
+    }
+    for kind, own in {
+        "qwen2_vl": {},
+        "qwen2_5_vl": {},
+        "qwen3_vl": {"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+    }.items()
+}
+"""Settings of their image processors: pictures of a few tokens."""
+
+
+def tiny_vlm(folder: Path, kind: str = "qwen3_vl", seed: int = 0, **changed: Any) -> PreTrainedModel:
+    """A tiny random vision-language model, written with tokenizer and image processor as transformers writes them;
+    `changed` goes over its configuration."""
+    tokenizer = byte_tokenizer(eos=False, special=VLM_TOKENS[kind])
+    number = tokenizer.get_vocab()
+    marks = {
+        "image_token_id": number["<|image_pad|>"],
+        "video_token_id": number["<|video_pad|>"],
+        "vision_start_token_id": number["<|vision_start|>"],
+        "vision_end_token_id": number["<|vision_end|>"],
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModel.from_config(AutoConfig.for_model(kind, **{**VLMS[kind], **marks, **changed}))
+        sharpen(model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(IMAGE_PROCESSORS[kind]))
+    return model.eval()
+
+
 def tiny_backbone(kind: str = "qwen3", seed: int = 0, **changed: Any) -> PreTrainedModel:
     """A tiny random backbone. Norm weights lie away from 1 and attention is sharp: with the usual small initialisation a
     mistake of mask, norm or position would move vectors by less than rounding does."""
@@ -59,7 +126,7 @@ def sharpen(model: nn.Module) -> None:
                 weight.uniform_(0.5, 1.5)
             elif any(part in name for part in ("q_proj.weight", "k_proj.weight", "query.weight", "key.weight")):
                 weight.mul_(8)
-            elif "Wqkv.weight" in name:
+            elif "qkv.weight" in name:
                 weight[: 2 * len(weight) // 3].mul_(8)
 
 

@@ -36,6 +36,8 @@ class Tokenizer(Protocol):
 
     def id_of(self, token: str) -> int: ...
 
+    def token_of(self, number: int) -> str: ...
+
     def save(self, folder: Path) -> None: ...
 
 
@@ -77,6 +79,9 @@ class SentencePieceTokenizer:
         if self.processor.id_to_piece(number) != token:
             raise UnknownName("piece of the sentencepiece model", token, ())
         return number
+
+    def token_of(self, number: int) -> str:
+        return self.processor.id_to_piece(number)
 
     def save(self, folder: Path) -> None:
         (folder / SENTENCEPIECE_FILE).write_bytes(self.processor.serialized_model_proto())
@@ -147,6 +152,12 @@ class TransformersTokenizer:
         if number is None:
             raise UnknownName("token", token, self.tokenizer.all_special_tokens)
         return number
+
+    def token_of(self, number: int) -> str:
+        token = self.tokenizer.convert_ids_to_tokens(number) if number < len(self) else None
+        if token is None:
+            raise SpecError(f"the tokenizer has no token of the number {number}: it is not the one of this model")
+        return token
 
     def save(self, folder: Path) -> None:
         self.tokenizer.save_pretrained(folder)

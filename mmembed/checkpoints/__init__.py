@@ -25,16 +25,29 @@ FACTS: Mapping[str, type] = {
     "summary": str,
 }
 """What every checkpoint says, for people: `megabytes` are 2^20 bytes on disk, `source` is where it was read."""
-EXTRA: Mapping[str, type] = {"unverified": list, "model_type": str, "prefix": list, "suffix": list, "adapters": list}
-"""Facts that no source settles; the model_type of transformers that stands in for its own; tokens around an item; for a
-checkpoint that is an adapter, repositories of those that its authors merge into the base before it, in order."""
+EXTRA: Mapping[str, type] = {
+    "modalities": list,
+    "unverified": list,
+    "model_type": str,
+    "config": dict,
+    "prefix": list,
+    "suffix": list,
+    "adapters": list,
+}
+"""What it takes, if not text alone; facts that no source settles; the model_type of transformers that stands in for its
+own, and values over those of its config.json; tokens around an item; for a checkpoint that is an adapter, repositories of
+those that its authors merge into the base before it, in order."""
 SPEC: Mapping[str, type] = {
     "prompts": dict,
     "instructions": dict,
+    "instruction_cleaning": str,
     "default_prompt_name": str,
     "pooling": dict,
     "counted": str,
+    "span": list,
     "mask": str,
+    "positions": str,
+    "vision": dict,
     "max_length": int,
     "normalize": bool,
     "dimensions": list,
@@ -63,6 +76,10 @@ class Checkpoint:
     def name(self) -> str:
         return self.repository.rpartition("/")[2]
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(self.said.get("modalities", ("text",)))
+
     def over(self, spec: ModelSpec) -> ModelSpec:
         """The spec that a folder gave, with what is said here laid over it; the folder's prompts of other names stay.
 
@@ -72,6 +89,12 @@ class Checkpoint:
         around = {key: self.said[key] for key in ("prefix", "suffix") if key in self.said}
         fields["prompts"] = {**spec.prompts, **fields.get("prompts", {})}
         fields["languages"] = tuple(fields.get("languages", ()))
+        if "span" in fields:
+            fields["span"] = tuple(fields["span"])
+        if "vision" in fields:
+            own = spec.vision or {}
+            processor = {**own.get("processor", {}), **fields["vision"].get("processor", {})}
+            fields["vision"] = {**own, **fields["vision"], "processor": processor}
         if "dimensions" in fields:
             fields["dimensions"] = tuple(d for d in fields["dimensions"] if d <= spec.dimension)
         return dataclasses.replace(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +19,8 @@ from ..folders import ADAPTER
 from ..nn import attention
 from ..nn.spans import Mask, Spans
 
+Told = Callable[[Int[Tensor, "B T"]], Mapping[str, Any]]
+"""What a vision-language model is told besides the tokens of a padded batch."""
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -79,6 +81,7 @@ def prepare_backbone(model: PreTrainedModel, mask: str, layout: str | None) -> P
         SpecError: they do not go with the backbone.
     """
     kind = model.config.model_type
+    text_config(model).use_cache = False
     packed = packable(model) if layout is None else layout == "packed"
     if packed and not packable(model):
         raise SpecError(f"a {kind} backbone cannot run packed; use layout='padded'")
@@ -87,7 +90,7 @@ def prepare_backbone(model: PreTrainedModel, mask: str, layout: str | None) -> P
     ahead = mask == "bidirectional"
     if reads_ahead(model) != ahead:
         # One flag that every decoder's own mask builder honours (bidirectional decoders are trained with it set).
-        model.config.is_causal = not ahead
+        text_config(model).is_causal = not ahead
         if reads_ahead(model) != ahead:
             other = "causal" if ahead else "bidirectional"
             raise SpecError(f"a {kind} backbone cannot have mask={mask!r}: it is {other} by make; use mask={other!r}")
@@ -109,6 +112,11 @@ def prepare_backbone(model: PreTrainedModel, mask: str, layout: str | None) -> P
             f"a {kind} backbone does not compute {'packed' if packed else 'padded'} what it should: {advice}"
         )
     return model
+
+
+def text_config(model: PreTrainedModel) -> PreTrainedConfig:
+    """The configuration of the part that reads tokens: a vision-language model has one for each part."""
+    return model.config.get_text_config()
 
 
 def natural_mask(model: PreTrainedModel) -> str:
@@ -139,7 +147,7 @@ def _probe(model: PreTrainedModel) -> list[Int[Tensor, " T"]]:
     """Two short texts of ordinary tokens."""
     rows = model.get_input_embeddings().num_embeddings
     ordinary = torch.arange(5) * (rows // 9) + rows // 3
-    ordinary += ordinary == (getattr(model.config, "pad_token_id", None) or 0)
+    ordinary += ordinary == (getattr(text_config(model), "pad_token_id", None) or 0)
     return list(ordinary.to(model.device).split([3, 2]))
 
 
@@ -158,18 +166,19 @@ def _no_cache(model: PreTrainedModel) -> dict[str, bool]:
 
 def packable(model: PreTrainedModel) -> bool:
     """Whether every token mixing of the backbone goes through the attention door: a recurrent, convolutional or linear
-    layer would mix the neighbours of a packed row."""
-    kinds = getattr(model.config, "layer_types", None)
-    plain = kinds is None or set(kinds) <= PACKABLE_LAYERS
+    layer would mix the neighbours of a packed row, and a vision-language model hands what it is told on to its tower."""
+    kinds = getattr(text_config(model), "layer_types", None)
+    plain = (kinds is None or set(kinds) <= PACKABLE_LAYERS) and text_config(model) is model.config
     return bool(getattr(model, "_supports_attention_backend", False)) and plain
 
 
 def steady_length(model: PreTrainedModel) -> int | None:
     """The longest item whose rotary positions do not hang on the batch; None where they never do: "longrope" (Phi-3)
     and "dynamic" scaling turn every item of a batch by its longest one."""
-    ropes = getattr(model.config, "rope_parameters", None) or {}
+    config = text_config(model)
+    ropes = getattr(config, "rope_parameters", None) or {}
     limits = [
-        rope.get("original_max_position_embeddings") or model.config.max_position_embeddings
+        rope.get("original_max_position_embeddings") or config.max_position_embeddings
         for rope in (ropes, *(own for own in ropes.values() if isinstance(own, Mapping)))
         if rope.get("rope_type") in ("longrope", "dynamic")
     ]
@@ -186,11 +195,13 @@ def states(
     embeds: Float[Tensor, "T D"] | None,
     spans: Spans,
     layers: Sequence[int] = (-1,),
+    told: Told | None = None,
 ) -> Float[Tensor, "T D"]:
-    """States of a packed row, the mean over `layers`; `embeds`, where given, stand in for `ids`.
+    """States of a packed row, the mean over `layers`; `embeds`, where given, stand in for `ids`, and `told` is what a
+    vision-language model is told of its images.
 
-    Layer -1 is the last, after the final norm; -2, -3, ... are what earlier blocks gave, and 0 the embeddings, none of
-    them normed: transformers' `hidden_states`.
+    Layer -1 is the last, after the final norm (before it, where the configuration has tie_last_hidden_states=False); -2,
+    -3, ... are what earlier blocks gave, and 0 the embeddings, none of them normed: transformers' `hidden_states`.
 
     Raises:
         InputError: an item longer than `steady_length`.
@@ -205,7 +216,7 @@ def states(
         inputs = {"input_ids": ids[None]} if embeds is None else {"inputs_embeds": embeds[None]}
         positions = (spans.positions + _first_position(model))[None]
         return _of_layers(model, layers, **inputs, position_ids=positions, spans=spans)[0]
-    return _padded(model, ids, embeds, spans, layers)
+    return _padded(model, ids, embeds, spans, layers, told)
 
 
 def _padded(
@@ -214,6 +225,7 @@ def _padded(
     embeds: Float[Tensor, "T D"] | None,
     spans: Spans,
     layers: Sequence[int],
+    told: Told | None,
 ) -> Float[Tensor, "T D"]:
     """The same by a padded batch, right-padded: what comes later cannot change what a causal layer saw before."""
     longest = max(spans.lengths)
@@ -223,26 +235,29 @@ def _padded(
     where = item * longest + spans.positions
     cells = len(spans.lengths) * longest
     mask = torch.zeros(cells, dtype=torch.long, device=ids.device).index_fill(0, where, 1)
-    pad = getattr(model.config, "pad_token_id", None) or 0
+    pad = getattr(text_config(model), "pad_token_id", None) or 0
     if embeds is None:
         grid = torch.full((cells,), pad, dtype=ids.dtype, device=ids.device).index_copy(0, where, ids)
-        inputs = {"input_ids": grid.view(-1, longest)}
+        inputs: dict[str, Any] = {"input_ids": grid.view(-1, longest)}
     else:
         grid = embeds.new_zeros(cells, embeds.shape[-1]).index_copy(0, where, embeds)
         inputs = {"inputs_embeds": grid.view(-1, longest, embeds.shape[-1])}
     if "position_ids" in inspect.signature(model.forward).parameters:
         row = torch.arange(longest, device=ids.device) + _first_position(model)
         inputs["position_ids"] = row.expand(len(spans.lengths), -1)
+    if told is not None:
+        inputs |= told(inputs["input_ids"])
     out = _of_layers(model, layers, **inputs, attention_mask=mask.view(-1, longest))
     return out.reshape(cells, -1)[where]
 
 
 def _of_layers(model: PreTrainedModel, layers: Sequence[int], **inputs: Any) -> Float[Tensor, "B T D"]:
     inputs |= _no_cache(model)
-    if tuple(layers) == (-1,):
+    normed = getattr(text_config(model), "tie_last_hidden_states", None) is not False
+    if tuple(layers) == (-1,) and normed:
         return model(**inputs).last_hidden_state
     out = model(**inputs, output_hidden_states=True)
-    found = [out.last_hidden_state if layer == -1 else out.hidden_states[layer] for layer in layers]
+    found = [out.last_hidden_state if layer == -1 and normed else out.hidden_states[layer] for layer in layers]
     return found[0] if len(found) == 1 else torch.stack(found).mean(0)
 
 

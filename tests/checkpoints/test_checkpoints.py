@@ -325,7 +325,8 @@ def family_of(repository: str) -> str:
 
 
 def test_every_declared_checkpoint_has_a_row():
-    assert set(checkpoints.declared()) == {*ROWS, OF_ITS_OWN}
+    reading = {name for name, checkpoint in checkpoints.declared().items() if checkpoint.modalities == ("text",)}
+    assert reading == {*ROWS, OF_ITS_OWN}
     assert len({c.name for c in checkpoints.declared().values()}) == len(checkpoints.declared())
     assert not set(checkpoints.NOT_HERE) & set(checkpoints.declared())
 

@@ -1,0 +1,179 @@
+"""Vision-language models of transformers: how a picture becomes what their own tower takes, and what their forward is told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..batch import Picture
+from ..errors import InputError, SpecError, UnknownName
+
+if TYPE_CHECKING:
+    import PIL.Image
+    from numpy.typing import NDArray
+    from transformers import PreTrainedConfig
+
+FAMILIES: Mapping[str, str] = {"qwen2_vl": "qwen_vl", "qwen2_5_vl": "qwen_vl", "qwen3_vl": "qwen_vl"}
+"""model_type of transformers -> the file `native_<family>.py` that says how its forward is called."""
+SETTINGS = ("library", "processor", "first", "text")
+
+Step = Callable[["PIL.Image.Image"], "PIL.Image.Image"]
+
+
+def _to(width: int, height: int) -> Step:
+    """Always to one size."""
+    return lambda image: image.resize((width, height))
+
+
+def _at_least(side: int, to: int) -> Step:
+    """A picture with a side below `side` becomes a square of `to`."""
+    return lambda image: image.resize((to, to)) if min(image.size) < side else image
+
+
+def _whole(factor: int, min_pixels: int, max_pixels: int) -> Step:
+    """Both sides multiples of `factor`, the area between the two: `smart_resize` of qwen_vl_utils, which unlike that of
+    transformers never rounds a side to nothing."""
+
+    def resized(image: PIL.Image.Image) -> PIL.Image.Image:
+        width, height = image.size
+        sides = [max(factor, round(side / factor) * factor) for side in (width, height)]
+        if math.prod(sides) > max_pixels:
+            scale = math.sqrt(height * width / max_pixels)
+            sides = [max(factor, math.floor(side / scale / factor) * factor) for side in (width, height)]
+        elif math.prod(sides) < min_pixels:
+            scale = math.sqrt(min_pixels / (height * width))
+            sides = [math.ceil(side * scale / factor) * factor for side in (width, height)]
+        return image.resize((sides[0], sides[1]))
+
+    return resized
+
+
+STEPS: Mapping[str, Callable[..., Step]] = {"to": _to, "at_least": _at_least, "whole": _whole}
+
+
+@dataclass(frozen=True)
+class NativeTower:
+    """What a vision-language model needs of a picture. It has no weights: tower and projector are the backbone's.
+
+    Attributes:
+        config: the model's configuration. processor: its image processor, the one over Pillow, whose pixels are those
+            that released embedders were trained on (the one over torchvision rounds otherwise).
+        first: what is done to a picture before it. text: how an image is written in a template; "" is its token alone.
+        positions: as `ModelSpec` says. family: the file of `FAMILIES`.
+    """
+
+    config: PreTrainedConfig
+    processor: Any
+    first: tuple[Step, ...]
+    text: str
+    positions: str
+    family: ModuleType
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], config: PreTrainedConfig, positions: str) -> NativeTower:
+        """From a spec's `vision`.
+
+        Args:
+            settings: `processor`, the dict of an image processor of transformers; `first`, a list of `{"kind": one of
+                STEPS, ...}`; `text`.
+
+        Raises:
+            UnknownName: a setting, a step or a model that is not known here.
+        """
+        for key in settings:
+            if key not in SETTINGS:
+                raise UnknownName("setting of a native tower", key, SETTINGS)
+        kind = config.model_type
+        if kind not in FAMILIES:
+            raise UnknownName("vision-language model", kind, FAMILIES)
+        family = import_module(f"{__package__}.native_{FAMILIES[kind]}")
+        return cls(
+            config,
+            _processor(settings.get("processor", {})),
+            tuple(_step(each) for each in settings.get("first", ())),
+            settings.get("text", ""),
+            positions,
+            family,
+        )
+
+    @property
+    def token(self) -> int:
+        """Number of the token that stands for an image in a text."""
+        return int(self.config.image_token_id)
+
+    def prepare(self, rgb: NDArray[np.uint8]) -> Picture:
+        """(H, W, 3) uint8 -> pixels as the processor lays them out, still uint8: they are normalised on the device.
+
+        Raises:
+            InputError: a picture of a shape that the model does not take.
+        """
+        from PIL import Image
+
+        image = Image.fromarray(rgb)
+        for step in self.first:
+            image = step(image)
+        try:
+            out = self.processor(image, do_rescale=False, do_normalize=False)
+        except ValueError as error:
+            raise InputError(f"the picture does not fit this model: {error}") from None
+        pixels = np.asarray(out.pop("pixel_values")).astype(np.uint8)
+        return Picture(pixels, {name: np.asarray(value) for name, value in out.items()})
+
+    def image_ids(self, picture: Picture) -> list[int]:
+        """The tokens that stand for a picture in the row."""
+        return self.family.image_ids(self, picture)
+
+    def inputs(
+        self, ids: Int[Tensor, "B T"], pictures: Sequence[Picture], dtype: torch.dtype
+    ) -> dict[str, Tensor | None]:
+        """What the model's forward is told besides tokens and mask, of right-padded `ids` and their pictures in order."""
+        told = self.family.inputs(self, ids, pictures)
+        told["pixel_values"] = told["pixel_values"].to(dtype)
+        rows = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+        return {**told, "position_ids": rows if self.positions == "sequential" else None}
+
+    def normalised(self, pixels: Tensor, channels: int) -> Tensor:
+        """uint8 -> as the processor rescales and normalises them, with the channels at dimension `channels`."""
+        x = pixels.float()
+        if self.processor.do_rescale:
+            x = x * self.processor.rescale_factor
+        if self.processor.do_normalize:
+            shape = [1] * x.ndim
+            shape[channels] = -1
+            mean, std = (
+                torch.tensor(values, device=x.device).view(shape)
+                for values in (self.processor.image_mean, self.processor.image_std)
+            )
+            x = (x - mean) / std
+        return x
+
+
+def _step(settings: Mapping[str, Any]) -> Step:
+    given = dict(settings)
+    kind = given.pop("kind", None)
+    if kind not in STEPS:
+        raise UnknownName("step before an image processor", kind, STEPS)
+    try:
+        return STEPS[kind](**given)
+    except TypeError as error:
+        raise SpecError(f"step {kind!r} before an image processor: {error}") from None
+
+
+def _processor(settings: Mapping[str, Any]) -> Any:
+    from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
+
+    given = dict(settings)
+    name = str(given.pop("image_processor_type", ""))
+    made = get_image_processor_class_from_name(name.removesuffix("Fast").removesuffix("Pil") + "Pil")
+    if made is None:
+        raise SpecError(f"transformers has no image processor {name!r} over Pillow")
+    return made(**given)

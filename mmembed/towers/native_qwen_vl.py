@@ -1,0 +1,33 @@
+"""Qwen-VL: patches of pictures of any shape in one row, with the grid of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..batch import Picture
+
+if TYPE_CHECKING:
+    from .native import NativeTower
+
+
+def image_ids(tower: NativeTower, picture: Picture) -> list[int]:
+    """A token for every square of `merge_size` x `merge_size` patches."""
+    patches = int(picture.also["image_grid_thw"].prod())
+    return [tower.token] * (patches // tower.processor.merge_size**2)
+
+
+def inputs(tower: NativeTower, ids: Int[Tensor, "B T"], pictures: Sequence[Picture]) -> dict[str, Tensor]:
+    """Patches are (P, 3 * frames * height * width); the model tells images from text by `mm_token_type_ids` alone."""
+    patches = torch.from_numpy(np.concatenate([picture.pixels for picture in pictures])).to(ids.device)
+    grids = np.concatenate([picture.also["image_grid_thw"] for picture in pictures])
+    return {
+        "pixel_values": tower.normalised(patches.unflatten(1, (3, -1)), channels=1).flatten(1),
+        "image_grid_thw": torch.from_numpy(grids).to(ids.device),
+        "mm_token_type_ids": (ids == tower.token).int(),
+    }

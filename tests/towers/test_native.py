@@ -1,0 +1,189 @@
+"""Vision-language models of transformers as embedders: one vector an item, whatever its company; and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import mmembed
+from mmembed import Image
+from mmembed.errors import InputError, LoadError, SpecError, TruncationError, UnknownName
+from mmembed.testing import VLMS, byte_tokenizer, tiny_backbone, tiny_vlm
+from mmembed.towers.native import STEPS
+
+from ..conftest import picture
+
+CHAT = "<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
+SHOWN = "<|vision_start|><|image_pad|><|vision_end|>"
+SMALL, WIDE, TALL = picture(1, 60, 60), picture(2, 40, 200), picture(3, 180, 70)
+ITEMS = [
+    "red",
+    SMALL,
+    ("what is this?", WIDE),
+    "eine Katze schläft auf dem warmen Sofa, sagt man",
+    (TALL, "and", SMALL, "or neither"),
+    TALL,
+]
+
+
+def composed(folder, **changed):
+    given = {
+        "vision": {"library": "native", "text": SHOWN},
+        "prompts": {"p": {"any": CHAT}},
+        "default_prompt_name": "p",
+    }
+    return mmembed.compose(backbone=folder, **{"tokenizer": folder, "device": "cpu", **given, **changed})
+
+
+@pytest.fixture(scope="module", params=VLMS)
+def seeing(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    tiny_vlm(folder, request.param)
+    return composed(folder)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("qwen3_vl")
+    tiny_vlm(folder)
+    return folder
+
+
+def test_an_item_has_one_vector_whatever_its_company(seeing):
+    alone = np.concatenate([seeing.encode([item]) for item in ITEMS])
+    for batch_tokens in (1, 100, 10**6):
+        assert np.abs(seeing.encode(ITEMS, batch_tokens=batch_tokens) - alone).max() <= 1e-5
+    assert np.abs(seeing.encode(ITEMS[::-1])[::-1] - alone).max() <= 1e-5
+    apart = np.abs(alone[:, None] - alone[None]).max(-1) + np.eye(len(ITEMS))
+    assert apart.min() > 1e-2
+
+
+@pytest.mark.parametrize("changed", [{"mask": "bidirectional", "pooling": "mean"}, {"positions": "sequential"}])
+@pytest.mark.parametrize("kind", VLMS)
+def test_mask_and_positions_change_vectors_and_keep_them_free_of_company(tmp_path, kind, changed):
+    tiny_vlm(tmp_path, kind)
+    plain, other = composed(tmp_path, pooling=changed.get("pooling", "last")), composed(tmp_path, **changed)
+    alone = np.concatenate([other.encode([item]) for item in ITEMS])
+    assert np.abs(other.encode(ITEMS) - alone).max() <= 1e-5
+    moved = np.abs(plain.encode(ITEMS) - alone).max(1)
+    seen = [k for k, item in enumerate(ITEMS) if not isinstance(item, str)]
+    assert moved[seen].min() > 1e-3
+    assert (moved[0] > 1e-3) == ("mask" in changed)
+
+
+def test_the_order_of_images_and_words_matters(seeing):
+    ways = [(SMALL, WIDE, "one"), (WIDE, SMALL, "one"), ("one", WIDE, SMALL), (WIDE, "one", SMALL)]
+    vectors = seeing.encode(ways)
+    assert (np.abs(vectors[:, None] - vectors[None]).max(-1) + np.eye(len(ways))).min() > 1e-3
+
+
+def test_a_saved_model_gives_the_same_vectors(seeing, tmp_path):
+    again = mmembed.load(seeing.save(tmp_path), device="cpu")
+    assert again.spec == seeing.spec
+    assert again.fingerprint == seeing.fingerprint
+    assert np.array_equal(again.encode(ITEMS), seeing.encode(ITEMS))
+
+
+def test_pixels_are_bytes_and_normalised_as_the_processor_does(seeing):
+    tower = seeing.model.native
+    made = tower.prepare(WIDE.load())
+    due = tower.processor(WIDE.load())
+    assert made.pixels.dtype == np.uint8
+    assert len(tower.image_ids(made)) == due["image_grid_thw"].prod() // 4
+    told = tower.inputs(seeing.model.backbone.get_input_embeddings().weight.new_zeros(1, 3).long(), [made], dtype=None)
+    assert np.abs(told["pixel_values"].numpy() - due["pixel_values"]).max() <= 1e-6
+
+
+def test_the_token_of_an_image_in_a_text_is_no_image(seeing):
+    for item in ("see <|image_pad|> here", ("<|image_pad|>", SMALL)):
+        with pytest.raises(InputError, match=r"item 1: .*'<\|image_pad\|>', which stands for a picture"):
+            seeing.encode(["fine", item])
+    vectors = seeing.encode(["fine", "<|image_pad|>", SMALL], on_error="skip", report=mmembed.Report())
+    assert np.isnan(vectors).all(1).tolist() == [False, True, False]
+    assert np.array_equal(vectors[[0, 2]], seeing.encode(["fine", SMALL]))
+    assert np.isfinite(seeing.encode(["<|vision_start|><|video_pad|>"])).all()
+
+
+def test_pictures_that_are_none_or_too_long_are_named(one):
+    seeing = composed(one)
+    with pytest.raises(InputError, match="item 1"):
+        seeing.encode(["fine", Image(b"not a picture")])
+    with pytest.raises(InputError, match=r"item 0: .*longer than 200:1"):
+        seeing.encode([picture(0, 2, 500)])
+    blind = composed(one, vision=None)
+    with pytest.raises(InputError, match=r"item 0: .*reads text only"):
+        blind.encode([SMALL])
+    assert np.array_equal(blind.encode(["red"]), seeing.encode(["red"]))
+
+
+def test_only_words_are_cut(one):
+    around = len("user\n") + len("assistant\n") + len("\n") + 3
+    image = 2 + 4
+    short = composed(one, max_length=40)
+    report = mmembed.Report()
+    vectors = short.encode([("x" * 90, SMALL), "y" * 90], report=report)
+    assert (report.truncated, report.tokens) == ([0, 1], 80)
+    due = composed(one).encode([("x" * (40 - around - image), SMALL), "y" * (40 - around)])
+    assert np.abs(vectors - due).max() <= 1e-5
+    with pytest.raises(InputError, match="item 0: prompt and images alone take 43 of the 40 tokens"):
+        short.encode([(SMALL, SMALL, SMALL, SMALL, "x")])
+    with pytest.raises(TruncationError, match="item 0: 109 tokens are more than the 40"):
+        short.encode(["y" * 90], truncate="error")
+
+
+def test_an_image_is_written_as_the_template_says(one):
+    text = composed(one)._sampler.mark
+    assert (text.text, text.token) == (SHOWN, "<|image_pad|>")
+    bare = composed(one, vision={"library": "native"})
+    assert bare._sampler.mark.text == "<|image_pad|>"
+    assert np.abs(bare.encode([SMALL]) - composed(one).encode([SMALL])).max() > 1e-3
+    with pytest.raises(SpecError, match=r"must hold the token '<\|image_pad\|>' once"):
+        composed(one, vision={"library": "native", "text": "<image>"})
+
+
+def test_a_folder_that_nobody_declared_is_refused(one):
+    with pytest.raises(LoadError, match="a qwen3_vl vision-language model, and no file of it says how"):
+        mmembed.load(one)
+
+
+def test_settings_of_a_native_tower_are_checked(one):
+    for vision, says in (
+        ({"proccessor": {}}, "Did you mean 'processor'"),
+        ({"first": [{"kind": "too"}]}, "Did you mean 'to'"),
+    ):
+        with pytest.raises(UnknownName, match=says):
+            composed(one, vision={"library": "native", **vision})
+    for vision, says in (
+        ({"first": [{"kind": "to", "height": 2}]}, "missing 1 required"),
+        ({"processor": {"image_processor_type": "NoImageProcessor"}}, "no image processor 'NoImageProcessor'"),
+    ):
+        with pytest.raises(SpecError, match=says):
+            composed(one, vision={"library": "native", **vision})
+    with pytest.raises(UnknownName, match="vision-language model"):
+        mmembed.compose(backbone=tiny_backbone(), tokenizer=byte_tokenizer(), vision={"library": "native"})
+    with pytest.raises(UnknownName, match="kind of positions"):
+        composed(one, positions="sequental")
+    with pytest.raises(SpecError, match="come together"):
+        dataclasses.replace(composed(one).spec, projector={"kind": "mlp"})
+
+
+def test_a_tokenizer_that_breaks_the_token_of_an_image_is_an_error(one):
+    other = byte_tokenizer(eos=False, special=("<|im_start|>",))
+    with pytest.raises(SpecError, match="no token of the number 264"):
+        composed(one, tokenizer=other)
+
+
+def test_steps_before_the_processor():
+    from PIL import Image as Pillow
+
+    def size(wide, high, **step):
+        return STEPS[step.pop("kind")](**step)(Pillow.new("RGB", (wide, high))).size
+
+    assert size(50, 70, kind="to", width=30, height=20) == (30, 20)
+    assert [size(w, 90, kind="at_least", side=28, to=56) for w in (27, 28)] == [(56, 56), (28, 90)]
+    whole = {"kind": "whole", "factor": 28, "min_pixels": 4 * 28 * 28, "max_pixels": 1280 * 28 * 28}
+    assert size(1000, 10, **whole) == (1008, 28)
+    assert size(20, 20, **whole) == (56, 56)
+    assert size(3000, 2000, **whole) == (1204, 812)
