@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .errors import InputError, SpecError, TruncationError
 from .nn.spans import Counted, Spans
-from .prompts import ImageRun, Run, TextRun
+from .prompts import MARKED, ImageRun, Run, TextRun
 from .tokenizer import Tokenizer, Tokens
 
 if TYPE_CHECKING:
@@ -114,7 +114,8 @@ class Sampler:
     Args:
         tokenizer: ids and special tokens.
         max_length: tokens of a sample at most.
-        close: whether closing tokens end a sample. counted, span: which tokens pooling reads, see `ModelSpec`.
+        open, close: whether opening and closing tokens go around a sample.
+        counted, span: which tokens pooling reads, see `ModelSpec`.
         prepare: RGB (H, W, 3) -> what the tower takes; image_ids: that -> the tokens it takes in the row, as numbers.
             None: text only.
         mark: how images stand in the text, where the model's own tokenizer has a token for them: an item is then one
@@ -124,6 +125,7 @@ class Sampler:
 
     tokenizer: Tokenizer
     max_length: int
+    open: bool = True
     close: bool = True
     counted: str = "all"
     span: tuple[int, int] | None = None
@@ -144,11 +146,15 @@ class Sampler:
                 yield error
 
     @property
+    def _prefix(self) -> list[int]:
+        return self.tokenizer.prefix if self.open else []
+
+    @property
     def _suffix(self) -> list[int]:
         return self.tokenizer.suffix if self.close else []
 
     def _sample(self, runs: Sequence[tuple[TextRun, Tokens] | ImageRun], truncate: str) -> Sample:
-        ids: list[int] = list(self.tokenizer.prefix)
+        ids: list[int] = list(self._prefix)
         copies: list[int] = [0] * len(ids)
         images: list[Slots] = []
         for run in runs:
@@ -198,10 +204,14 @@ class Sampler:
 
     def _count(self, ids: NDArray[np.int64], copies: list[int]) -> NDArray[np.bool_]:
         every = np.ones(len(ids), dtype=bool)
-        if self.counted == "content" and any(copies):
-            every[: next(k for k, copy in enumerate(copies) if copy)] = False
-        elif self.counted == "repeat" and any(copies):
+        if self.counted == "content" and _present(copies):
+            every[: next(k for k, copy in enumerate(copies) if copy > 0)] = False
+        elif self.counted == "repeat" and _present(copies):
             every[: copies.index(max(copies))] = False
+        elif self.counted == "marked":
+            if MARKED not in copies:
+                raise InputError("counted='marked', and the prompt has no words after {counted}")
+            every[: copies.index(MARKED)] = False
         elif self.counted == "eos":
             if not self._suffix:
                 raise InputError("counted='eos', and no token closes an item")
@@ -251,13 +261,15 @@ def _split(
 
 
 def _copy_of(span: tuple[int, int], content: list[tuple[int, int, int]]) -> int:
-    """Which copy of the item a token holds a character of, 0 for none; one that straddles the border does."""
+    """Which copy of the item a token holds a character of, 0 for none; one that straddles the border does, but not that of
+    marked words, which begin with the first token of their own."""
     begin, end = span
-    return next((copy for a, b, copy in content if begin < end and a < end and begin < b), 0)
+    own = ((a, copy) for a, b, copy in content if begin < end and a < end and begin < b)
+    return next((copy for a, copy in own if copy != MARKED or begin >= a), 0)
 
 
 def _present(copies: list[int]) -> list[int]:
-    return sorted({copy for copy in copies if copy})
+    return sorted({copy for copy in copies if copy > 0})
 
 
 def plan(costs: Sequence[int], budget: int) -> list[list[int]]:

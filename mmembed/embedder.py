@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
@@ -99,6 +100,7 @@ class Embedder:
         self._sampler = Sampler(
             tokenizer=tokenizer,
             max_length=spec.max_length,
+            open=spec.open,
             close=spec.close,
             counted=spec.counted,
             span=None if spec.span is None else (tokenizer.id_of(spec.span[0]), tokenizer.id_of(spec.span[1])),
@@ -206,6 +208,37 @@ class Embedder:
     def encode_document(self, inputs: Thing | Iterable[Thing], **options: Any) -> NDArray[np.float32]:
         """`encode` under the prompt "document", "passage" or "corpus", the first that the spec has."""
         return self.encode(inputs, **self._side(("document", "passage", "corpus"), options))
+
+    def count_tokens(
+        self,
+        inputs: Thing | Iterable[Thing],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | Sequence[str] | None = None,
+        instruction: str | Sequence[str] | None = None,
+        language: str | None = None,
+    ) -> list[int]:
+        """How many tokens each thing takes, prompt, images and special tokens included and nothing cut: what
+        `spec.max_length` bounds. Of a prompt with several templates the longest counts.
+
+        Raises:
+            As `encode`.
+        """
+        things = list(_many(inputs))
+        wrapping = _Wrapping(self.spec, prompt_name, prompt, instruction, language)
+        wrapping.check_count(len(things))
+        uncut = dataclasses.replace(self._sampler, max_length=sys.maxsize)
+        counts = [0] * len(things)
+        for row, thing in enumerate(things):
+            try:
+                for sample in uncut.samples(wrapping(to_item(thing), row)):
+                    if isinstance(sample, InputError):
+                        raise sample
+                    counts[row] = max(counts[row], len(sample))
+            except InputError as error:
+                error.item = row
+                raise
+        return counts
 
     def similarity(self, a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float32]:
         """Cosine of every row of `a` (N, D) with every row of `b` (M, D), in fp32: (N, M)."""

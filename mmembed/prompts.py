@@ -14,8 +14,11 @@ from .inputs import Item, Text, modality
 PLAIN = "{content}"
 """The template of no prompt: the parts of the item in their order."""
 
-SLOTS = ("content", "text", "image", "instruction")
-"""{content}: all parts in order; {text} / {image}: the parts of one kind; {instruction}: what the caller asks for."""
+SLOTS = ("content", "text", "image", "instruction", "counted")
+"""{content}: all parts in order; {text} / {image}: the parts of one kind; {instruction}: what the caller asks for;
+{counted}: nothing, but the words of the template from there on are what counted="marked" pools."""
+MARKED = -1
+"""Stands where the number of a copy would, for words of a template that {counted} marks."""
 
 Templates = Mapping[str, Mapping[str, str | Sequence[str]]]
 """{prompt name: {modality, or modality@language, or "any": template, or several whose vectors are averaged}}; "empty" is
@@ -25,7 +28,7 @@ the modality of an item without a word or an image, where a template says it."""
 @dataclass
 class TextRun:
     """A text between two images, as it will be tokenised; `content` holds the character spans (first, end, copy) that are
-    the item's own, and which time the template puts the item there, from 1."""
+    the item's own, and which time the template puts the item there, from 1, or the words after {counted}, as MARKED."""
 
     text: str = ""
     content: list[tuple[int, int, int]] = field(default_factory=list)
@@ -128,6 +131,7 @@ def wrap(item: Item, template: str, instruction: str | None = None, cleaning: st
     runs: list[Run] = []
     placed: set[int] = set()
     copies = {"content": 0, "text": 0, "image": 0}
+    marked = 0
 
     def words(text: str, copy: int = 0) -> None:
         if not runs or isinstance(runs[-1], ImageRun):
@@ -138,8 +142,10 @@ def wrap(item: Item, template: str, instruction: str | None = None, cleaning: st
 
     for before, slot, _, _ in string.Formatter().parse(template):
         if before:
-            words(before)
-        if slot == "instruction":
+            words(before, marked)
+        if slot == "counted":
+            marked = MARKED
+        elif slot == "instruction":
             if instruction is None:
                 raise InputError("this prompt asks for an instruction: pass instruction='...'")
             words(instruction)

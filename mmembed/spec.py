@@ -19,7 +19,7 @@ LAYOUTS = ("packed", "padded")
 POSITIONS = ("auto", "sequential")
 NATIVE = "native"
 """The vision library of a vision-language model of transformers, which brings tower and projector itself."""
-COUNTED = ("all", "content", "repeat", "eos", "span")
+COUNTED = ("all", "content", "repeat", "marked", "eos", "span")
 
 
 def described(config: Any) -> dict[str, Any]:
@@ -41,6 +41,7 @@ class ModelSpec:
         backbone: `{"config": {...}}`, the configuration of a transformers decoder or encoder, "model_type" included.
         tokenizer: `{"kind": "sentencepiece" | "transformers"}`; `prefix` and `suffix` are the tokens that open and close an
             item, where they are not those that a transformers tokenizer puts there itself.
+        open: whether the tokenizer's opening tokens (BOS, CLS) begin an item; not where a template writes them itself.
         close: whether the tokenizer's closing tokens (EOS, SEP) end an item; one-word prompts end where the word would come.
         max_length: tokens of one item at most, image tokens and special tokens included.
         mask: "causal", "bidirectional", or "causal+image": causal, and the tokens of an image see each other both ways;
@@ -54,8 +55,9 @@ class ModelSpec:
         layers: whose states are pooled, their mean if several: -1 the last, after the final norm; -2, ... earlier, unnormed.
         pooling: `{"kind": ...}`, see `mmembed.nn.pooling`.
         counted: what pooling reads: "all" tokens of an item; "content": what stands before the item's own content (the
-            instruction) left out; "repeat": from the last place where a template puts the item on (echo embeddings); "eos": the
-            closing token; "span": from `span[0]` to `span[1]`, both included.
+            instruction) left out; "repeat": from the last place where a template puts the item on (echo embeddings);
+            "marked": the words of the template from {counted} on (GenEOL); "eos": the closing token; "span": from `span[0]`
+            to `span[1]`, both included.
         heads: layers after pooling, in order, see `mmembed.nn.heads`.
         normalize: bring vectors to unit length.
         dimension: width of a vector; dimensions: the shorter ones it was trained for (Matryoshka), longest first.
@@ -72,6 +74,7 @@ class ModelSpec:
     name: str
     backbone: Mapping[str, Any]
     tokenizer: Mapping[str, Any]
+    open: bool = True
     close: bool = True
     max_length: int = 512
     mask: str | None = None

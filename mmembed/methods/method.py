@@ -15,6 +15,7 @@ class Method:
         name: as it is called here. paper: where it is from.
         templates: `{modality or "any": template, or several whose vectors are averaged}`; None leaves the prompts alone.
         cleaning, layers, counted, pooling: as in `ModelSpec`.
+        opened: whether the tokenizer's opening token (BOS) stands before the prompt; not where the prompt writes it.
         closed: whether the tokenizer's closing token (EOS) follows the prompt; one-word prompts end where the word would come.
         causal: whether it needs a causal backbone. packed: whether it needs one that runs packed.
     """
@@ -26,6 +27,7 @@ class Method:
     layers: tuple[int, ...] = (-1,)
     counted: str = "all"
     pooling: str = "last"
+    opened: bool = True
     closed: bool = False
     causal: bool = True
     packed: bool = False
@@ -43,6 +45,8 @@ class Method:
             said["prompts"] = {self.name: dict(self.templates)}
             said["default_prompt_name"] = self.name
             said["instructions"] = {}
+        if not self.opened:
+            said["open"] = False
         if not self.closed:
             said["close"] = False
         return said

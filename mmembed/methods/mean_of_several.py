@@ -1,0 +1,58 @@
+"""The mean of the vectors of several things that stand for one: its parts, or other wordings of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..embedder import Embedder
+from ..errors import InputError, SpecError, UnknownName
+from ..inputs import Thing
+from ..nn.precision import unit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+OPTIONS = ("prompt_name", "prompt", "instruction", "language", "truncate_dim", "truncate", "batch_tokens")
+"""Options of `encode` that mean the same here. What is skipped or cut is not told by row: one bad thing stops the call."""
+
+
+def mean_of_several(
+    embedder: Embedder, groups: Sequence[Sequence[Thing]], *, unit_before: bool = False, **options: Any
+) -> NDArray[np.float32]:
+    """One vector a group, float32 (N, D): the mean over its things, of unit length where the embedder's own are.
+
+    Args:
+        unit_before: bring vectors to unit length before the mean too, so that all weigh alike.
+        options: `OPTIONS` of `encode`; of prompts and instructions one for all or one a group.
+
+    Raises:
+        InputError: a group without a thing, or a thing that cannot be embedded, by the number of its group.
+    """
+    for key in options:
+        if key not in OPTIONS:
+            raise UnknownName("option", key, OPTIONS)
+    for row, group in enumerate(groups):
+        if not group:
+            raise InputError("there is nothing to take the mean of", row)
+    sizes = [len(group) for group in groups]
+    owner = np.repeat(np.arange(len(groups)), sizes)
+    for key in ("prompt", "instruction"):
+        given = options.get(key)
+        if given is not None and not isinstance(given, str):
+            if len(given) != len(groups):
+                raise SpecError(f"{len(given)} {key}s were given for {len(groups)} items")
+            options[key] = [given[row] for row in owner]
+    raw = embedder if embedder.spec.normalize == unit_before else embedder.respecified(normalize=unit_before)
+    try:
+        vectors = raw.encode([thing for group in groups for thing in group], **options)
+    except InputError as error:
+        error.item = None if error.item is None else int(owner[error.item])
+        raise
+    total = np.zeros((len(groups), vectors.shape[1]), dtype=np.float64)
+    np.add.at(total, owner, vectors)
+    mean = torch.from_numpy((total / np.asarray(sizes, dtype=np.float64)[:, None]).astype(np.float32))
+    return (unit(mean) if embedder.spec.normalize else mean).numpy()
