@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from .errors import InputError, SpecError, UnknownName
 from .images import Image
 from .inputs import Item, Text, modality
@@ -14,9 +16,10 @@ from .inputs import Item, Text, modality
 PLAIN = "{content}"
 """The template of no prompt: the parts of the item in their order."""
 
-SLOTS = ("content", "text", "image", "instruction", "counted")
+SLOTS = ("content", "text", "image", "instruction", "counted", "blank")
 """{content}: all parts in order; {text} / {image}: the parts of one kind; {instruction}: what the caller asks for;
-{counted}: nothing, but the words of the template from there on are what counted="marked" pools."""
+{counted}: nothing, but the words of the template from there on are what counted="marked" pools; {blank}: a black picture of
+56 x 56, which some models were trained to see beside every text."""
 MARKED = -1
 """Stands where the number of a copy would, for words of a template that {counted} marks."""
 
@@ -149,6 +152,8 @@ def wrap(item: Item, template: str, instruction: str | None = None, cleaning: st
             if instruction is None:
                 raise InputError("this prompt asks for an instruction: pass instruction='...'")
             words(instruction)
+        elif slot == "blank":
+            runs.append(ImageRun(Image(np.zeros((56, 56, 3), np.uint8)), 0))
         elif slot is not None:
             copies[slot] += 1
             previous_was_text = False

@@ -13,6 +13,19 @@ _BRACKETS = (
 _LLM2VEC = "it is two low-rank adapters to be merged one after the other; merge them with peft and load that folder"
 
 NOT_HERE: Mapping[str, str] = {
+    "jinaai/jina-embeddings-v4": (
+        "three adapters lie in layers that are code of its own; its authors' merged repositories run, such as "
+        "jinaai/jina-embeddings-v4-vllm-retrieval"
+    ),
+    **{
+        f"Sony/VIRTUE-{size}-SCaR": "its segments come from a second tower (SAM 2) in code of its own"
+        for size in ("2B", "7B")
+    },
+    **{f"zhibinlan/UME-R1-{size}": "its vector is a state of words that it writes first" for size in ("2B", "7B")},
+    **{
+        f"qihoo360/RzenEmbed{version}": "no source of ours tells the words around its inputs"
+        for version in ("", "-v1-2B", "-v2-7B")
+    },
     "nvidia/NV-Embed-v1": f"{_OWN_CODE}; that code no longer imports either",
     "nvidia/NV-Embed-v2": f"{_OWN_CODE}; that code no longer imports either",
     "BAAI/bge-code-v1": "it runs through code of its own repository, whose attention no source of ours tells",

@@ -97,7 +97,7 @@ def prepare_backbone(model: PreTrainedModel, mask: str, layout: str | None) -> P
     probe = _probe(model)
     spans = Spans.of([len(ids) for ids in probe], cast(Mask, mask)).to(model.device)
     with torch.no_grad():
-        due = torch.cat([model(input_ids=ids[None], **_no_cache(model)).last_hidden_state[0] for ids in probe]).float()
+        due = torch.cat([_of_layers(model, (-1,), input_ids=ids[None])[0] for ids in probe]).float()
         if packed:
             model.set_attn_implementation(attention.NAME)
         else:

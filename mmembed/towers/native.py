@@ -34,9 +34,14 @@ def _to(width: int, height: int) -> Step:
     return lambda image: image.resize((width, height))
 
 
-def _at_least(side: int, to: int) -> Step:
+def _square_if_below(side: int, to: int) -> Step:
     """A picture with a side below `side` becomes a square of `to`."""
     return lambda image: image.resize((to, to)) if min(image.size) < side else image
+
+
+def _at_least(side: int) -> Step:
+    """A side below `side` becomes `side`, the other stays."""
+    return lambda image: image.resize((max(image.width, side), max(image.height, side)))
 
 
 def _whole(factor: int, min_pixels: int, max_pixels: int) -> Step:
@@ -57,7 +62,12 @@ def _whole(factor: int, min_pixels: int, max_pixels: int) -> Step:
     return resized
 
 
-STEPS: Mapping[str, Callable[..., Step]] = {"to": _to, "at_least": _at_least, "whole": _whole}
+STEPS: Mapping[str, Callable[..., Step]] = {
+    "to": _to,
+    "square_if_below": _square_if_below,
+    "at_least": _at_least,
+    "whole": _whole,
+}
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,8 @@ def test_steps_before_the_processor():
         return STEPS[step.pop("kind")](**step)(Pillow.new("RGB", (wide, high))).size
 
     assert size(50, 70, kind="to", width=30, height=20) == (30, 20)
-    assert [size(w, 90, kind="at_least", side=28, to=56) for w in (27, 28)] == [(56, 56), (28, 90)]
+    assert [size(w, 90, kind="square_if_below", side=28, to=56) for w in (27, 28)] == [(56, 56), (28, 90)]
+    assert [size(w, 90, kind="at_least", side=28) for w in (20, 30)] == [(28, 90), (30, 90)]
     whole = {"kind": "whole", "factor": 28, "min_pixels": 4 * 28 * 28, "max_pixels": 1280 * 28 * 28}
     assert size(1000, 10, **whole) == (1008, 28)
     assert size(20, 20, **whole) == (56, 56)
