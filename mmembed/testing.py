@@ -56,6 +56,17 @@ _SEES: dict[str, Any] = {
 }
 _QWEN_VISION: dict[str, Any] = {**_SEES, "intermediate_size": 48, "out_hidden_size": WIDTH}
 
+_CLIP: dict[str, Any] = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+}
+_TILES = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
+
 VLMS: dict[str, dict[str, Any]] = {
     "qwen2_vl": {"text_config": _READS, "vision_config": {**_SEES, "embed_dim": 32, "mlp_ratio": 2}},
     "qwen2_5_vl": {
@@ -66,38 +77,68 @@ VLMS: dict[str, dict[str, Any]] = {
         "text_config": _READS,
         "vision_config": {**_QWEN_VISION, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
     },
+    "llava_next": {
+        "text_config": {**_DECODER, "model_type": "llama"},
+        "vision_config": _CLIP,
+        "image_grid_pinpoints": _TILES,
+    },
 }
 """Settings of tiny vision-language models, by transformers' model_type."""
 
+QWEN_VLMS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+"""Those whose positions run in rows and columns."""
 QWEN_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
-VLM_TOKENS: Mapping[str, tuple[str, ...]] = dict.fromkeys(VLMS, (*QWEN_TOKENS, "<|video_pad|>"))
+VLM_TOKENS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(QWEN_VLMS, (*QWEN_TOKENS, "<|video_pad|>")),
+    "llava_next": ("<image>",),
+}
 """Special tokens of their tokenizers besides those of `byte_tokenizer`."""
+_QWEN_MARKS: Mapping[str, str] = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}
+VLM_MARKS: Mapping[str, Mapping[str, str]] = {
+    **dict.fromkeys(QWEN_VLMS, _QWEN_MARKS),
+    "llava_next": {"image_token_index": "<image>"},
+}
+"""Which of those tokens their configurations name."""
 IMAGE_PROCESSORS: Mapping[str, dict[str, Any]] = {
-    kind: {
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "size": {"shortest_edge": 3136, "longest_edge": 12544},
-        **own,
-    }
-    for kind, own in {
-        "qwen2_vl": {},
-        "qwen2_5_vl": {},
-        "qwen3_vl": {"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
-    }.items()
+    **{
+        kind: {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "size": {"shortest_edge": 3136, "longest_edge": 12544},
+            **own,
+        }
+        for kind, own in {
+            "qwen2_vl": {},
+            "qwen2_5_vl": {},
+            "qwen3_vl": {"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+        }.items()
+    },
+    "llava_next": {
+        "image_processor_type": "LlavaNextImageProcessor",
+        "size": {"shortest_edge": 32},
+        "crop_size": {"height": 32, "width": 32},
+        "image_grid_pinpoints": _TILES,
+    },
 }
 """Settings of their image processors: pictures of a few tokens."""
 
 
-def tiny_vlm(folder: Path, kind: str = "qwen3_vl", seed: int = 0, **changed: Any) -> PreTrainedModel:
+def tiny_vlm(
+    folder: Path,
+    kind: str = "qwen3_vl",
+    seed: int = 0,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    **changed: Any,
+) -> PreTrainedModel:
     """A tiny random vision-language model, written with tokenizer and image processor as transformers writes them;
     `changed` goes over its configuration."""
-    tokenizer = byte_tokenizer(eos=False, special=VLM_TOKENS[kind])
+    tokenizer = tokenizer or byte_tokenizer(eos=False, special=VLM_TOKENS[kind])
     number = tokenizer.get_vocab()
-    marks = {
-        "image_token_id": number["<|image_pad|>"],
-        "video_token_id": number["<|video_pad|>"],
-        "vision_start_token_id": number["<|vision_start|>"],
-        "vision_end_token_id": number["<|vision_end|>"],
-    }
+    marks = {key: number[token] for key, token in VLM_MARKS[kind].items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModel.from_config(AutoConfig.for_model(kind, **{**VLMS[kind], **marks, **changed}))

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedConfig
 
-FAMILIES: Mapping[str, str] = {"qwen2_vl": "qwen_vl", "qwen2_5_vl": "qwen_vl", "qwen3_vl": "qwen_vl"}
+FAMILIES: Mapping[str, str] = {
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "qwen_vl"),
+    "llava_next": "llava_next",
+}
 """model_type of transformers -> the file `native_<family>.py` that says how its forward is called."""
 SETTINGS = ("library", "processor", "first", "text")
 

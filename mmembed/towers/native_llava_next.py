@@ -1,0 +1,42 @@
+"""LLaVA-NeXT: a picture whole and, beside it, in tiles of the best of some grids; rows of patches end with a newline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers.image_processing_utils import select_best_resolution
+
+from ..batch import Picture
+
+if TYPE_CHECKING:
+    from .native import NativeTower
+
+
+def image_ids(tower: NativeTower, picture: Picture) -> list[int]:
+    """A token for every patch of the whole, and of the tiles less what only fills them up, and one at every row's end."""
+    config = tower.config
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    height, width = (int(length) for length in picture.also["image_sizes"][0])
+    best = select_best_resolution((height, width), config.image_grid_pinpoints)
+    rows, columns = (length // config.vision_config.image_size * side for length in best)
+    if width / height > columns / rows:
+        rows -= (rows - int(round(height * columns / width, 7))) // 2 * 2
+    else:
+        columns -= (columns - int(round(width * rows / height, 7))) // 2 * 2
+    return [tower.token] * (side**2 + rows * (columns + 1))
+
+
+def inputs(tower: NativeTower, ids: Int[Tensor, "B T"], pictures: Sequence[Picture]) -> dict[str, Tensor]:
+    """Tiles are (images, most tiles of any, 3, side, side); the model takes of each image those that it has."""
+    tiles = [torch.from_numpy(picture.pixels[0]).to(ids.device) for picture in pictures]
+    sizes = np.concatenate([picture.also["image_sizes"] for picture in pictures])
+    padded = torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True)
+    return {
+        "pixel_values": tower.normalised(padded, channels=2),
+        "image_sizes": torch.from_numpy(sizes).to(ids.device),
+    }
