@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -63,12 +64,16 @@ class Sample:
         counted: (T,) bool, what pooling reads; at least one is true.
         images: its images in order.
         truncated: tokens that were cut off.
+        windows: lengths of the runs of `ids` that do not see each other; None: all of it is one.
+        chunks: where parts of the item lie in `ids`, each pooled by itself; None: `counted` is pooled as one.
     """
 
     ids: NDArray[np.int64]
     counted: NDArray[np.bool_]
     images: tuple[Slots, ...]
     truncated: int
+    windows: tuple[int, ...] | None = None
+    chunks: tuple[NDArray[np.int64], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -154,6 +159,16 @@ class Sampler:
         return self.tokenizer.suffix if self.close else []
 
     def _sample(self, runs: Sequence[tuple[TextRun, Tokens] | ImageRun], truncate: str) -> Sample:
+        ids, copies, images = self._laid(runs)
+        excess = len(ids) - self.max_length
+        if excess > 0:
+            kept = self._kept(len(ids), copies, images, excess, truncate)
+            ids, copies, images = [ids[k] for k in kept], [copies[k] for k in kept], _moved(images, kept)
+        row = np.asarray(ids, dtype=np.int64)
+        return Sample(row, self._count(row, copies), tuple(images), max(excess, 0))
+
+    def _laid(self, runs: Sequence[tuple[TextRun, Tokens] | ImageRun]) -> tuple[list[int], list[int], list[Slots]]:
+        """The ids of a sample before it is cut, the copy that each belongs to, and the images among them."""
         ids: list[int] = list(self._prefix)
         copies: list[int] = [0] * len(ids)
         images: list[Slots] = []
@@ -171,11 +186,7 @@ class Sampler:
         copies += [0] * len(self._suffix)
         if not ids:
             raise InputError("the item is empty: it has no token at all")
-        excess = len(ids) - self.max_length
-        if excess > 0:
-            ids, copies, images = self._cut(ids, copies, images, excess, truncate)
-        row = np.asarray(ids, dtype=np.int64)
-        return Sample(row, self._count(row, copies), tuple(images), max(excess, 0))
+        return ids, copies, images
 
     def _pictured(self, image: Image) -> tuple[Picture, list[int]]:
         if self.prepare is None or self.image_ids is None:
@@ -183,24 +194,21 @@ class Sampler:
         picture = self.prepare(image.load())
         return picture, self.image_ids(picture)
 
-    def _cut(
-        self, ids: list[int], copies: list[int], images: list[Slots], excess: int, truncate: str
-    ) -> tuple[list[int], list[int], list[Slots]]:
-        """The last tokens of the item's own text go, of every copy alike; its images, prompt and special tokens stay."""
+    def _kept(self, count: int, copies: list[int], images: list[Slots], excess: int, truncate: str) -> list[int]:
+        """Which of `count` tokens stay: the last ones of the item's own text go, of every copy alike; its images, prompt and
+        special tokens stay."""
         if truncate == "error":
-            raise TruncationError(f"{len(ids)} tokens are more than the {self.max_length} that the model reads")
+            raise TruncationError(f"{count} tokens are more than the {self.max_length} that the model reads")
         pictured = {k for slots in images for k in range(slots.first, slots.first + slots.count)}
         own = [[k for k, mine in enumerate(copies) if mine == copy and k not in pictured] for copy in _present(copies)]
         each = -(-excess // len(own)) if own else 0
         if not own or any(len(places) < each for places in own):
             text = sum(map(len, own))
             raise InputError(
-                f"prompt and images alone take {len(ids) - text} of the {self.max_length} tokens that the model reads"
+                f"prompt and images alone take {count - text} of the {self.max_length} tokens that the model reads"
             )
         gone = {k for places in own for k in places[-each:]}
-        kept = [k for k in range(len(ids)) if k not in gone]
-        moved = [Slots(s.first - sum(k < s.first for k in gone), s.count, s.picture) for s in images]
-        return [ids[k] for k in kept], [copies[k] for k in kept], moved
+        return [k for k in range(count) if k not in gone]
 
     def _count(self, ids: NDArray[np.int64], copies: list[int]) -> NDArray[np.bool_]:
         every = np.ones(len(ids), dtype=bool)
@@ -224,6 +232,89 @@ class Sampler:
         return every
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChunkSampler(Sampler):
+    """Samples whose parts are pooled one by one, every token having read the others: late chunking (arXiv 2409.04701).
+
+    The tokens that are counted fall to the parts: those before the first, prompt and opening tokens, to the first; those after
+    the last, closing tokens, to the last; and a token across a border to the part that has its last character.
+
+    Args:
+        window: a longer item is read so many tokens at a time (long late chunking); None: max_length is its limit.
+        overlap: tokens at the front of a later window that the one before has read too, and whose states there are kept.
+    """
+
+    window: int | None = None
+    overlap: int = 0
+
+    def _sample(self, runs: Sequence[tuple[TextRun, Tokens] | ImageRun], truncate: str) -> Sample:
+        ids, copies, images = self._laid(runs)
+        owners, parts = self._owners(runs, images, len(ids))
+        excess = len(ids) - self.max_length if self.window is None else 0
+        if excess > 0:
+            kept = self._kept(len(ids), copies, images, excess, truncate)
+            # A last part that is cut does not reach the closing tokens, as the authors have it.
+            owners[max(k for k, copy in enumerate(copies) if copy > 0) + 1 :] = -1
+            ids, copies, images = [ids[k] for k in kept], [copies[k] for k in kept], _moved(images, kept)
+            owners = owners[kept]
+        row = np.asarray(ids, dtype=np.int64)
+        counted = self._count(row, copies) & (owners >= 0)
+        chunks = [np.flatnonzero(counted & (owners == part)) for part in range(parts)]
+        if excess <= 0 and not all(len(chunk) for chunk in chunks):
+            lacking = next(part for part, chunk in enumerate(chunks) if not len(chunk))
+            raise InputError(f"its part {lacking} has no token of its own; leave it out, or join it to another")
+        sample = Sample(row, counted, tuple(images), max(excess, 0), None, tuple(chunks))
+        return sample if self.window is None or len(row) <= self.window else self._in_windows(sample, self.window)
+
+    def _owners(
+        self, runs: Sequence[tuple[TextRun, Tokens] | ImageRun], images: Sequence[Slots], count: int
+    ) -> tuple[NDArray[np.int64], int]:
+        """The part that each token falls to, and how many parts there are."""
+        owners: list[int | None] = [None] * len(self._prefix)
+        numbers: set[int] = set()
+        pictures = iter(images)
+        current: int | None = None
+        for run in runs:
+            if isinstance(run, ImageRun):
+                current = run.part
+                owners += [current] * next(pictures).count
+                numbers.add(current)
+            else:
+                text, tokens = run
+                firsts = [first for first, _ in text.parts]
+                for begin, end in tokens.spans:
+                    before = bisect(firsts, max(begin, end - 1))
+                    current = text.parts[before - 1][1] if before else current
+                    owners.append(current)
+                numbers |= {part for _, part in text.parts}
+        owners += [current] * (count - len(owners))
+        first = next((owner for owner in owners if owner is not None), 0)
+        return np.array([first if owner is None else owner for owner in owners]), max(numbers, default=0) + 1
+
+    def _in_windows(self, sample: Sample, window: int) -> Sample:
+        if sample.images:
+            raise InputError(
+                f"it takes {len(sample)} tokens, and an item with pictures is not read in windows of {window}"
+            )
+        step = window - self.overlap
+        # A window that would hold nothing but what the one before has read has no state to give.
+        firsts = [k for k in range(0, len(sample), step) if k == 0 or len(sample) - k > self.overlap]
+        rows = [np.arange(first, min(first + window, len(sample))) for first in firsts]
+        laid = np.concatenate(rows)
+        new = np.concatenate([np.arange(len(row)) >= (self.overlap if k else 0) for k, row in enumerate(rows)])
+        where = np.empty(len(sample), dtype=np.int64)
+        where[laid[new]] = np.flatnonzero(new)
+        counted = np.zeros(len(laid), dtype=bool)
+        counted[where[sample.counted]] = True
+        chunks = tuple(where[chunk] for chunk in sample.chunks or ())
+        return Sample(sample.ids[laid], counted, (), sample.truncated, tuple(map(len, rows)), chunks)
+
+
+def _moved(images: Sequence[Slots], kept: Sequence[int]) -> list[Slots]:
+    """Images where they lie among the tokens that stay, to which all of theirs belong."""
+    return [Slots(bisect(kept, slots.first) - 1, slots.count, slots.picture) for slots in images]
+
+
 def _joined(runs: Sequence[Run], mark: Mark) -> TextRun:
     """An item as one text, its images by their mark."""
     whole = TextRun()
@@ -231,9 +322,10 @@ def _joined(runs: Sequence[Run], mark: Mark) -> TextRun:
         if isinstance(run, TextRun):
             first = len(whole.text)
             whole.content += [(first + begin, first + end, copy) for begin, end, copy in run.content]
+            whole.parts += [(first + begin, part) for begin, part in run.parts]
             whole.text += run.text
         else:
-            whole.text += mark.text
+            whole.add(mark.text, 0, run.part)
     return whole
 
 
@@ -289,8 +381,8 @@ def plan(costs: Sequence[int], budget: int) -> list[list[int]]:
 def pack(samples: Sequence[Sample], rows: Sequence[int], mask: str | None) -> Batch:
     """Samples laid one after the other as one row, under the mask of a model's own spec."""
     assert mask is not None, "a model resolves its mask when it is built"
-    lengths = [len(sample) for sample in samples]
-    firsts = np.cumsum([0, *lengths[:-1]])
+    firsts = np.cumsum([0, *(len(sample) for sample in samples[:-1])])
+    lengths = [length for sample in samples for length in sample.windows or (len(sample),)]
     block = np.full(sum(lengths), -1, dtype=np.int64)
     slots: list[NDArray[np.int64]] = []
     pictures: list[Picture] = []
@@ -300,14 +392,16 @@ def pack(samples: Sequence[Sample], rows: Sequence[int], mask: str | None) -> Ba
             block[where] = len(pictures)
             slots.append(where)
             pictures.append(image.picture)
-    counted = np.concatenate([sample.counted for sample in samples])
-    owner = np.repeat(np.arange(len(samples)), lengths)
+    pooled = [
+        where + first
+        for sample, first in zip(samples, firsts, strict=True)
+        for where in (sample.chunks if sample.chunks is not None else [np.flatnonzero(sample.counted)])
+    ]
+    owner = np.repeat(np.arange(len(pooled)), [len(where) for where in pooled])
     return Batch(
         ids=torch.from_numpy(np.concatenate([sample.ids for sample in samples])),
         spans=Spans.of(lengths, mask, torch.from_numpy(block)),  # type: ignore[arg-type]
-        counted=Counted(
-            torch.from_numpy(np.flatnonzero(counted)), torch.from_numpy(owner[counted].astype(np.int64)), len(samples)
-        ),
+        counted=Counted(torch.from_numpy(np.concatenate(pooled)), torch.from_numpy(owner), len(pooled)),
         pictures=tuple(pictures),
         slots=torch.from_numpy(np.concatenate(slots)) if slots else torch.empty(0, dtype=torch.long),
         rows=tuple(rows),

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from . import folders, hub, prompts
-from .batch import Mark, Sample, Sampler, pack, plan
+from .batch import ChunkSampler, Mark, Sample, Sampler, pack, plan
 from .errors import InputError, LoadError, SpecError, UnknownName
 from .inputs import Image, Item, Thing, to_item
 from .model import EmbeddingModel, load_model
@@ -188,7 +188,7 @@ class Embedder:
         bar = _progress(things, show_progress_bar)
         with torch.inference_mode():
             for first, window in _windows(things):
-                rows, samples = self._samples(window, first, wrapping, truncate, on_error, told)
+                rows, samples = self._samples(window, first, wrapping, truncate, on_error, told, self._sampler)
                 raw = np.empty((len(samples), self.dimension), dtype=np.float32)
                 for places in plan([s.cost for s in samples], batch_tokens or self._budget()):
                     raw[places] = self._vectors([samples[k] for k in places], [rows[k] for k in places])
@@ -208,6 +208,84 @@ class Embedder:
     def encode_document(self, inputs: Thing | Iterable[Thing], **options: Any) -> NDArray[np.float32]:
         """`encode` under the prompt "document", "passage" or "corpus", the first that the spec has."""
         return self.encode(inputs, **self._side(("document", "passage", "corpus"), options))
+
+    def encode_chunks(
+        self,
+        inputs: Thing | Iterable[Thing],
+        *,
+        joint: str = " ",
+        window: int | None = None,
+        overlap: int = 0,
+        prompt_name: str | None = None,
+        prompt: str | Sequence[str] | None = None,
+        instruction: str | Sequence[str] | None = None,
+        language: str | None = None,
+        truncate_dim: int | None = None,
+        truncate: Literal["end", "error"] = "error",
+        batch_tokens: int | None = None,
+        report: Report | None = None,
+    ) -> list[NDArray[np.float32]]:
+        """A vector for every part of things, each of tokens that have read the other parts: late chunking (arXiv 2409.04701).
+
+        `encode` makes one vector of a tuple of parts; this makes one of each, by pooling the same tokens part by part. The
+        prompt and opening tokens fall to the first part and closing tokens to the last, as far as they are pooled at all, as
+        the authors have it. A model that was trained to pool the mean does this well; a causal one reads only what came before.
+
+        Args:
+            inputs: tuples of parts: texts, pictures, or both; `mmembed.methods.splitting` cuts a text into some.
+            joint: what stands between two texts: a space, as in `encode`, or "" where they are slices of one text.
+            window: a thing of more tokens is read so many at a time (long late chunking), no picture among them; None: nothing
+                longer than `spec.max_length` is taken.
+            overlap: tokens at the front of a later window that the one before has read too: what they give there is kept, and
+                what follows has them to look back at.
+            truncate: without a window, what to do with longer things: raise, or "end" cuts them; parts of which nothing is
+                left are rows of NaN, and `report` tells.
+            prompt_name, prompt, instruction, language, truncate_dim, batch_tokens, report: as in `encode`.
+
+        Returns:
+            float32 (number of parts, D), one a thing.
+
+        Raises:
+            As `encode`; InputError also for a part without a token of its own; SpecError also for a model that does not pool
+            several tokens, for a prompt of several templates, and for windows that do not fit.
+        """
+        said = self.spec
+        if said.pooling["kind"] in ("last", "first") or said.counted in ("eos", "span", "marked"):
+            raise SpecError(
+                f"{said.name!r} pools one place of an item (pooling {said.pooling['kind']!r}, counted {said.counted!r}), and "
+                "parts have no such place each: embedder.respecified(pooling={'kind': 'mean'}, counted='all')"
+            )
+        if window is not None and not 0 <= overlap < window <= said.max_length:
+            raise SpecError(
+                f"window={window}, overlap={overlap}: 0 <= overlap < window <= max_length={said.max_length}"
+            )
+        if window is None and overlap:
+            raise SpecError(f"overlap={overlap} is of windows: pass window=... too")
+        if truncate not in ("end", "error"):
+            raise UnknownName("truncate", truncate, ("end", "error"))
+        out_dim = self._width(truncate_dim)
+        told = report if report is not None else Report()
+        first_new = len(told.skipped), len(told.truncated)
+        wrapping = _Wrapping(said, prompt_name, prompt, instruction, language, joint)
+        settings = {f.name: getattr(self._sampler, f.name) for f in dataclasses.fields(Sampler)}
+        sampler = ChunkSampler(**settings, window=window, overlap=overlap)
+        things = _many(inputs)
+        found: list[NDArray[np.float32]] = []
+        with torch.inference_mode():
+            for first, some in _windows(things):
+                rows, samples = self._samples(some, first, wrapping, truncate, "raise", told, sampler)
+                if len(set(rows)) < len(rows):
+                    raise SpecError("a prompt of several templates has no one vector for a part; name another prompt")
+                vectors: list[NDArray[np.float32]] = [np.empty(0, dtype=np.float32)] * len(samples)
+                for places in plan([s.cost for s in samples], batch_tokens or self._budget()):
+                    own = self._chunk_vectors([samples[k] for k in places], [rows[k] for k in places], out_dim)
+                    for place, of_parts in zip(places, own, strict=True):
+                        vectors[place] = of_parts
+                found += vectors
+                told.items += len(rows)
+        wrapping.check_count(len(found))
+        _warn(told, first_new, report is not None, said.max_length)
+        return found
 
     def count_tokens(
         self,
@@ -291,6 +369,7 @@ class Embedder:
         truncate: str,
         on_error: str,
         told: Report,
+        sampler: Sampler,
     ) -> tuple[list[int], list[Sample]]:
         """Rows and samples of the things that can be embedded; the others are raised or reported."""
         wrapped: list[list[prompts.Run]] = []
@@ -312,7 +391,7 @@ class Embedder:
             except InputError as error:
                 failed(row, error)
         made: list[Sample | None] = []
-        for row, sample in zip(rows, self._sampler.samples(wrapped, truncate), strict=True):
+        for row, sample in zip(rows, sampler.samples(wrapped, truncate), strict=True):
             if isinstance(sample, InputError):
                 made.append(None)
                 if row not in bad:
@@ -333,6 +412,24 @@ class Embedder:
         if len(bad):
             raise InputError(f"the model gave no finite vector in {self.precision}; try precision='fp32'", rows[bad[0]])
         return out
+
+    def _chunk_vectors(self, samples: Sequence[Sample], rows: Sequence[int], width: int) -> list[NDArray[np.float32]]:
+        """(number of parts, width) for each sample, shortened and of unit length as `encode` has them."""
+        parts = [sample.chunks or () for sample in samples]
+        left = [np.array([len(part) > 0 for part in of_sample]) for of_sample in parts]
+        read = [
+            dataclasses.replace(sample, chunks=tuple(part for part in of_sample if len(part)))
+            for sample, of_sample in zip(samples, parts, strict=True)
+        ]
+        whose = [row for row, of_sample in zip(rows, left, strict=True) for _ in range(of_sample.sum())]
+        raw = torch.from_numpy(self._vectors(read, whose))[:, :width]
+        own = iter((unit(raw) if self.spec.normalize else raw).split([int(of_sample.sum()) for of_sample in left]))
+        found = []
+        for of_sample in left:
+            vectors = np.full((len(of_sample), width), np.nan, dtype=np.float32)
+            vectors[of_sample] = next(own).numpy()
+            found.append(vectors)
+        return found
 
     def _finish(
         self, raw: NDArray[np.float32], places: NDArray[np.int64], count: int, width: int
@@ -383,6 +480,7 @@ class _Wrapping:
         prompt: str | Sequence[str] | None,
         instruction: str | Sequence[str] | None,
         language: str | None,
+        joint: str = " ",
     ):
         if prompt is not None and name is not None:
             raise SpecError("give prompt or prompt_name, not both")
@@ -390,7 +488,7 @@ class _Wrapping:
         self.name = spec.default_prompt_name if name is None and prompt is None else name
         if self.name is not None and self.name not in spec.prompts:
             raise UnknownName("prompt", self.name, spec.prompts)
-        self.prompt, self.instruction = prompt, instruction
+        self.prompt, self.instruction, self.joint = prompt, instruction, joint
 
     def __call__(self, item: Item, row: int) -> list[list[prompts.Run]]:
         """The item in each of its templates, mostly one."""
@@ -406,7 +504,7 @@ class _Wrapping:
             instruction = self.spec.instructions.get(self.name)
         if instruction is not None and self.spec.instruction_cleaning is not None:
             instruction = prompts.CLEANINGS[self.spec.instruction_cleaning](instruction)
-        return [prompts.wrap(item, template, instruction, self.spec.cleaning) for template in templates]
+        return [prompts.wrap(item, template, instruction, self.spec.cleaning, self.joint) for template in templates]
 
     def check_count(self, items: int) -> None:
         for given, what in ((self.prompt, "prompts"), (self.instruction, "instructions")):

@@ -35,19 +35,24 @@ class TextRun:
 
     text: str = ""
     content: list[tuple[int, int, int]] = field(default_factory=list)
+    parts: list[tuple[int, int]] = field(default_factory=list)
+    """Where the parts of the item begin, and which they are: (first character, number of the part)."""
 
-    def add(self, text: str, copy: int) -> None:
+    def add(self, text: str, copy: int, part: int | None = None) -> None:
         if copy:
             self.content.append((len(self.text), len(self.text) + len(text), copy))
+        if part is not None:
+            self.parts.append((len(self.text), part))
         self.text += text
 
 
 @dataclass(frozen=True)
 class ImageRun:
-    """An image among the texts, and which copy of the item it belongs to."""
+    """An image among the texts, which copy of the item it belongs to, and which of its parts it is."""
 
     image: Image
     copy: int
+    part: int = 0
 
 
 Run = TextRun | ImageRun
@@ -123,10 +128,12 @@ CLEANINGS: Mapping[str, Callable[[str], str]] = {
 }
 
 
-def wrap(item: Item, template: str, instruction: str | None = None, cleaning: str | None = None) -> list[Run]:
+def wrap(
+    item: Item, template: str, instruction: str | None = None, cleaning: str | None = None, joint: str = " "
+) -> list[Run]:
     """The item inside its template, as runs of text and images in order; its own texts are NFC-normalised here, once.
 
-    Texts that follow each other are joined by a space. A template may put the item more than once.
+    Texts that follow each other are joined by `joint`. A template may put the item more than once.
 
     Raises:
         InputError: the template has {instruction} and none was given, or it leaves out a part of the item.
@@ -136,12 +143,12 @@ def wrap(item: Item, template: str, instruction: str | None = None, cleaning: st
     copies = {"content": 0, "text": 0, "image": 0}
     marked = 0
 
-    def words(text: str, copy: int = 0) -> None:
+    def words(text: str, copy: int = 0, part: int | None = None) -> None:
         if not runs or isinstance(runs[-1], ImageRun):
             runs.append(TextRun())
         run = runs[-1]
         assert isinstance(run, TextRun)
-        run.add(text, copy)
+        run.add(text, copy, part)
 
     for before, slot, _, _ in string.Formatter().parse(template):
         if before:
@@ -162,12 +169,12 @@ def wrap(item: Item, template: str, instruction: str | None = None, cleaning: st
                     continue
                 placed.add(number)
                 if isinstance(part, Image):
-                    runs.append(ImageRun(part, copies[slot]))
+                    runs.append(ImageRun(part, copies[slot], number))
                     previous_was_text = False
                 else:
                     own = unicodedata.normalize("NFC", part.text)
                     own = CLEANINGS[cleaning](own) if cleaning else own
-                    words(" " + own if previous_was_text else own, copies[slot])
+                    words(joint + own if previous_was_text else own, copies[slot], number)
                     previous_was_text = True
     if len(placed) != len(item):
         raise InputError(f"the template {template!r} has no place for every part of {modality(item)} items")
