@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,6 +66,7 @@ class Sample:
         truncated: tokens that were cut off.
         windows: lengths of the runs of `ids` that do not see each other; None: all of it is one.
         chunks: where parts of the item lie in `ids`, each pooled by itself; None: `counted` is pooled as one.
+        terms: ids of the item's own words, where they bound its sparse weights.
     """
 
     ids: NDArray[np.int64]
@@ -74,6 +75,7 @@ class Sample:
     truncated: int
     windows: tuple[int, ...] | None = None
     chunks: tuple[NDArray[np.int64], ...] | None = None
+    terms: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -112,6 +114,30 @@ class Batch:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Narrowing:
+    """Which of the counted tokens of a sample an output of another kind reads, see `mmembed.outputs.Read`; maybe none.
+
+    Attributes:
+        skip: ids that are not read. only: ids beside which nothing is, None: any. ends: so many at the front and the end.
+    """
+
+    skip: frozenset[int] = frozenset()
+    only: frozenset[int] | None = None
+    ends: tuple[int, int] = (0, 0)
+
+    def __call__(self, sample: Sample) -> Sample:
+        counted = sample.counted.copy()
+        places = np.flatnonzero(counted)
+        counted[places[: self.ends[0]]] = False
+        counted[places[max(len(places) - self.ends[1], 0) :]] = False
+        if self.skip:
+            counted &= ~np.isin(sample.ids, list(self.skip))
+        if self.only is not None:
+            counted &= np.isin(sample.ids, list(self.only))
+        return replace(sample, counted=counted)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
     """Runs of text and images -> Sample, as one model wants them.
@@ -121,6 +147,7 @@ class Sampler:
         max_length: tokens of a sample at most.
         open, close: whether opening and closing tokens go around a sample.
         counted, span: which tokens pooling reads, see `ModelSpec`.
+        narrow: which of them an output of another kind reads. words: own text -> words whose ids are the sample's `terms`.
         prepare: RGB (H, W, 3) -> what the tower takes; image_ids: that -> the tokens it takes in the row, as numbers.
             None: text only.
         mark: how images stand in the text, where the model's own tokenizer has a token for them: an item is then one
@@ -134,6 +161,8 @@ class Sampler:
     close: bool = True
     counted: str = "all"
     span: tuple[int, int] | None = None
+    narrow: Narrowing | None = None
+    words: Callable[[str], Sequence[str]] | None = None
     prepare: Callable[[NDArray[np.uint8]], Picture] | None = None
     image_ids: Callable[[Picture], list[int]] | None = None
     mark: Mark | None = None
@@ -146,9 +175,19 @@ class Sampler:
         for runs, texted in zip(items, written, strict=True):
             own = [(run, next(tokens)) if isinstance(run, TextRun) else run for run in texted]
             try:
-                yield self._sample(own if self.mark is None else _split(own, runs, self.mark), truncate)
+                sample = self._sample(own if self.mark is None else _split(own, runs, self.mark), truncate)
+                yield self._read(sample, runs)
             except InputError as error:
                 yield error
+
+    def _read(self, sample: Sample, runs: Sequence[Run]) -> Sample:
+        if self.narrow is not None:
+            sample = self.narrow(sample)
+        if self.words is None:
+            return sample
+        own = " ".join(text for run in runs if isinstance(run, TextRun) for text in run.own())
+        ids = {number for tokens in self.tokenizer.encode(self.words(own)) for number in tokens.ids}
+        return replace(sample, terms=np.asarray(sorted(ids), dtype=np.int64))
 
     @property
     def _prefix(self) -> list[int]:

@@ -8,24 +8,30 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
+from scipy.sparse import coo_array, csr_array, vstack
 
 from . import folders, hub, prompts
-from .batch import ChunkSampler, Mark, Sample, Sampler, pack, plan
+from .batch import ChunkSampler, Mark, Narrowing, Sample, Sampler, pack, plan
 from .errors import InputError, LoadError, SpecError, UnknownName
 from .inputs import Image, Item, Thing, to_item
-from .model import EmbeddingModel, load_model
+from .model import EmbeddingModel, load_model, reads_logits
 from .nn.precision import PRECISIONS, dtype_of, unit
+from .nn.similarity import similarity
+from .nn.sparse import build_sparse_head, strongest
+from .nn.tokens import build_token_head
+from .outputs import SIDES, STATES, Read, SparseOutput, TokenOutput
 from .spec import NATIVE, ModelSpec, described
 from .tokenizer import SentencePieceTokenizer, TransformersTokenizer, load_tokenizer
 from .towers.backbone import load_backbone, text_config
+from .towers.language_head import LanguageHead, body_of, build_language_model, load_language_model, vocabulary_of
 from .towers.native import NativeTower
 from .towers.vision import VisionTower, compose_vision
 
@@ -33,6 +39,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
+"""The names that the prompt of a side goes by, the first that a spec has."""
+Sparse: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.float32]]"
+Result = TypeVar("Result")
 GOLDEN_FILE = "golden.json"
 WINDOW = 1024
 """Items that are prepared and sorted by length together: enough for long runs of equal length, few enough for their pixels."""
@@ -173,41 +183,33 @@ class Embedder:
             UnknownName: no such prompt.
             SpecError: dimensions that the model was not trained for, or not one prompt or instruction an item.
         """
-        began = time.perf_counter()
-        for value, kind, known in ((truncate, "truncate", ("end", "error")), (on_error, "on_error", ("raise", "skip"))):
-            if value not in known:
-                raise UnknownName(kind, value, known)
         out_dim = self._width(truncate_dim)
-        told = report if report is not None else Report()
-        first_new = len(told.skipped), len(told.truncated)
-        things = _many(inputs)
-        wrapping = _Wrapping(self.spec, prompt_name, prompt, instruction, language)
-        if isinstance(things, Sized):
-            wrapping.check_count(len(things))  # before any work; a generator is counted as it goes
         blocks: list[NDArray[np.float32]] = []
-        bar = _progress(things, show_progress_bar)
-        with torch.inference_mode():
-            for first, window in _windows(things):
-                rows, samples = self._samples(window, first, wrapping, truncate, on_error, told, self._sampler)
-                raw = np.empty((len(samples), self.dimension), dtype=np.float32)
-                for places in plan([s.cost for s in samples], batch_tokens or self._budget()):
-                    raw[places] = self._vectors([samples[k] for k in places], [rows[k] for k in places])
-                    bar.update(len(places) * len(window) / len(samples))
-                blocks.append(self._finish(raw, np.asarray(rows, dtype=np.int64) - first, len(window), out_dim))
-                told.items += len(set(rows))
-        bar.close()
-        told.seconds += time.perf_counter() - began
-        wrapping.check_count(sum(len(block) for block in blocks))
-        _warn(told, first_new, report is not None, self.spec.max_length)
+        for vectors, places, count in self._results(
+            inputs,
+            self._vectors,
+            self._sampler,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            instruction=instruction,
+            language=language,
+            truncate=truncate,
+            on_error=on_error,
+            batch_tokens=batch_tokens,
+            report=report,
+            show_progress_bar=show_progress_bar,
+        ):
+            raw = np.stack(vectors) if vectors else np.empty((0, self.dimension), dtype=np.float32)
+            blocks.append(self._finish(raw, places, count, out_dim))
         return np.concatenate(blocks) if blocks else np.empty((0, out_dim), dtype=np.float32)
 
     def encode_query(self, inputs: Thing | Iterable[Thing], **options: Any) -> NDArray[np.float32]:
         """`encode` under the prompt "query" where the spec has one; `options` are those of `encode`."""
-        return self.encode(inputs, **self._side(("query",), options))
+        return self.encode(inputs, **self._side(PROMPTS["query"], options))
 
     def encode_document(self, inputs: Thing | Iterable[Thing], **options: Any) -> NDArray[np.float32]:
         """`encode` under the prompt "document", "passage" or "corpus", the first that the spec has."""
-        return self.encode(inputs, **self._side(("document", "passage", "corpus"), options))
+        return self.encode(inputs, **self._side(PROMPTS["document"], options))
 
     def encode_chunks(
         self,
@@ -250,9 +252,10 @@ class Embedder:
             several tokens, for a prompt of several templates, and for windows that do not fit.
         """
         said = self.spec
-        if said.pooling["kind"] in ("last", "first") or said.counted in ("eos", "span", "marked"):
+        kind = None if said.pooling is None else said.pooling["kind"]
+        if kind in (None, "last", "first") or said.counted in ("eos", "span", "marked"):
             raise SpecError(
-                f"{said.name!r} pools one place of an item (pooling {said.pooling['kind']!r}, counted {said.counted!r}), and "
+                f"{said.name!r} does not pool several tokens of an item (pooling {kind!r}, counted {said.counted!r}), and "
                 "parts have no such place each: embedder.respecified(pooling={'kind': 'mean'}, counted='all')"
             )
         if window is not None and not 0 <= overlap < window <= said.max_length:
@@ -261,30 +264,25 @@ class Embedder:
             )
         if window is None and overlap:
             raise SpecError(f"overlap={overlap} is of windows: pass window=... too")
-        if truncate not in ("end", "error"):
-            raise UnknownName("truncate", truncate, ("end", "error"))
         out_dim = self._width(truncate_dim)
-        told = report if report is not None else Report()
-        first_new = len(told.skipped), len(told.truncated)
-        wrapping = _Wrapping(said, prompt_name, prompt, instruction, language, joint)
         settings = {f.name: getattr(self._sampler, f.name) for f in dataclasses.fields(Sampler)}
-        sampler = ChunkSampler(**settings, window=window, overlap=overlap)
-        things = _many(inputs)
         found: list[NDArray[np.float32]] = []
-        with torch.inference_mode():
-            for first, some in _windows(things):
-                rows, samples = self._samples(some, first, wrapping, truncate, "raise", told, sampler)
-                if len(set(rows)) < len(rows):
-                    raise SpecError("a prompt of several templates has no one vector for a part; name another prompt")
-                vectors: list[NDArray[np.float32]] = [np.empty(0, dtype=np.float32)] * len(samples)
-                for places in plan([s.cost for s in samples], batch_tokens or self._budget()):
-                    own = self._chunk_vectors([samples[k] for k in places], [rows[k] for k in places], out_dim)
-                    for place, of_parts in zip(places, own, strict=True):
-                        vectors[place] = of_parts
-                found += vectors
-                told.items += len(rows)
-        wrapping.check_count(len(found))
-        _warn(told, first_new, report is not None, said.max_length)
+        for vectors, places, _ in self._results(
+            inputs,
+            partial(self._chunk_vectors, width=out_dim),
+            ChunkSampler(**settings, window=window, overlap=overlap),
+            prompt_name=prompt_name,
+            prompt=prompt,
+            instruction=instruction,
+            language=language,
+            truncate=truncate,
+            batch_tokens=batch_tokens,
+            report=report,
+            joint=joint,
+        ):
+            if len(set(places)) < len(places):
+                raise SpecError("a prompt of several templates has no one vector for a part; name another prompt")
+            found += vectors
         return found
 
     def count_tokens(
@@ -318,10 +316,94 @@ class Embedder:
                 raise
         return counts
 
-    def similarity(self, a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float32]:
-        """Cosine of every row of `a` (N, D) with every row of `b` (M, D), in fp32: (N, M)."""
-        left, right = (unit(torch.as_tensor(np.atleast_2d(x))) for x in (a, b))
-        return (left @ right.T).numpy()
+    def encode_tokens(
+        self, inputs: Thing | Iterable[Thing], *, side: Literal["query", "document"] | None = None, **options: Any
+    ) -> list[NDArray[np.float32]]:
+        """Vectors of the tokens of things, in their order: of those that the spec's `tokens` reads, through its head.
+
+        A model that says nothing of token vectors gives the last states of all its tokens, as they are.
+
+        Args:
+            side: takes the prompt of that side where the spec has one, as `encode_query` and `encode_document` do, and
+                what holds for that side only (ColBERT's documents leave out punctuation); None counts as a document.
+            options: those of `encode`, less `truncate_dim`.
+
+        Returns:
+            float32 arrays (n, d), one a thing; (0, d) where no token is read, and one row of NaN for a skipped thing.
+
+        Raises:
+            As `encode`; SpecError also for a prompt that puts a thing in several ways.
+        """
+        said = self.spec.tokens or STATES
+        width = int(self.model.tokens.out)  # type: ignore[arg-type]
+        found: list[NDArray[np.float32]] = []
+        sampler = self._reading(said, side)
+        for vectors, places, count in self._results(inputs, self._token_vectors, sampler, **self._of(side, options)):
+            if len(set(places)) < len(places):
+                raise SpecError("a prompt of several templates has no one list of token vectors; name another prompt")
+            window = [np.full((1, width), np.nan, dtype=np.float32) for _ in range(count)]
+            for place, own in zip(places, vectors, strict=True):
+                window[place] = own
+            found += window
+        return found
+
+    def encode_sparse(
+        self, inputs: Thing | Iterable[Thing], *, side: Literal["query", "document"] | None = None, **options: Any
+    ) -> csr_array:
+        """Weights of terms of things, in their order, through the spec's `sparse` head.
+
+        Args:
+            side, options: as in `encode_tokens`. Of several templates the mean is taken.
+
+        Returns:
+            scipy csr_array (N, V), float32, without stored zeros; a row may be empty. A skipped thing's row holds one NaN,
+            in its first column, and `similarity` answers it with NaN.
+
+        Raises:
+            As `encode`; SpecError also for a model without a sparse head.
+        """
+        said = self.spec.sparse
+        if said is None or self.model.sparse is None:
+            raise SpecError(f"{self.spec.name!r} has no sparse head (or its folder had none beside the backbone)")
+        terms = int(self.model.sparse.out)  # type: ignore[arg-type]
+        blocks = [csr_array((0, terms), dtype=np.float32)]
+        sampler = self._reading(said, side)
+        for weights, places, count in self._results(inputs, self._sparse_weights, sampler, **self._of(side, options)):
+            blocks.append(_mean_rows(weights, places, count, terms))
+        return vstack(blocks, format="csr", dtype=np.float32)
+
+    def decode_sparse(self, weights: csr_array, top_k: int | None = None) -> list[list[tuple[str, float]]]:
+        """The terms of every row of sparse weights (N, V) with their weights, heaviest first, for people to read.
+
+        Raises:
+            SpecError: weights of another model, or a lexicon whose terms have no names (LENS' centroids).
+        """
+        head = self.model.sparse
+        if head is None or weights.shape[1] != head.out:
+            raise SpecError(f"weights of {weights.shape[1]} terms are not of {self.spec.name!r}")
+        if getattr(head, "lexicon", None) is not None:
+            raise SpecError(f"the terms of {self.spec.name!r} are clusters of tokens, and have no names")
+        told = []
+        for row in range(weights.shape[0]):
+            one = weights[[row]].tocoo()
+            heaviest = sorted(
+                zip(one.data.tolist(), one.col.tolist(), strict=True), key=lambda each: (-each[0], each[1])
+            )
+            told.append([(self._term(term), weight) for weight, term in heaviest[:top_k]])
+        return told
+
+    def similarity(self, a: Any, b: Any) -> NDArray[np.float32]:
+        """Every one of `a` with every one of `b`, in fp32, by what they are: (N, M).
+
+        Args:
+            a, b: both vectors (N, D): their cosine; both sparse weights (scipy, (N, V)): their dot product; or both token
+                vectors (lists of (n, d)): the greatest similarity of each token of a query in `a` with one of a document in
+                `b`, summed (MaxSim), over the number of query tokens if the spec says so. What was skipped gives NaN.
+
+        Raises:
+            SpecError: two kinds, or two widths.
+        """
+        return similarity(a, b, maxsim=(self.spec.tokens or STATES).similarity).numpy()
 
     def self_test(self, tolerance: float = 1e-4) -> SelfTest:
         """Embed the golden inputs and compare.
@@ -360,6 +442,54 @@ class Embedder:
         if self.golden:
             (path / GOLDEN_FILE).write_text(json.dumps(self.golden, ensure_ascii=False, indent=1), encoding="utf-8")
         return path
+
+    def _results(
+        self,
+        inputs: Thing | Iterable[Thing],
+        compute: Callable[[Sequence[Sample], Sequence[int]], Iterable[Result]],
+        sampler: Sampler,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | Sequence[str] | None = None,
+        instruction: str | Sequence[str] | None = None,
+        language: str | None = None,
+        truncate: Literal["end", "error"] = "end",
+        on_error: Literal["raise", "skip"] = "raise",
+        batch_tokens: int | None = None,
+        report: Report | None = None,
+        show_progress_bar: bool = False,
+        joint: str = " ",
+    ) -> Iterator[tuple[list[Result], NDArray[np.int64], int]]:
+        """What `compute` gives of every sample, a window of things at a time: the results, the places in the window of the
+        things they belong to, and how many things there are; one that was skipped has no place."""
+        began = time.perf_counter()
+        for value, kind, known in ((truncate, "truncate", ("end", "error")), (on_error, "on_error", ("raise", "skip"))):
+            if value not in known:
+                raise UnknownName(kind, value, known)
+        told = report if report is not None else Report()
+        first_new = len(told.skipped), len(told.truncated)
+        things = _many(inputs)
+        wrapping = _Wrapping(self.spec, prompt_name, prompt, instruction, language, joint)
+        if isinstance(things, Sized):
+            wrapping.check_count(len(things))  # before any work; a generator is counted as it goes
+        bar = _progress(things, show_progress_bar)
+        seen = 0
+        for first, window in _windows(things):
+            rows, samples = self._samples(window, first, wrapping, truncate, on_error, told, sampler)
+            found: list[Any] = [None] * len(samples)
+            for places in plan([s.cost for s in samples], batch_tokens or self._budget()):
+                with torch.inference_mode():
+                    results = compute([samples[k] for k in places], [rows[k] for k in places])
+                    for place, result in zip(places, results, strict=True):
+                        found[place] = result
+                bar.update(len(places) * len(window) / len(samples))
+            told.items += len(set(rows))
+            seen += len(window)
+            yield found, np.asarray(rows, dtype=np.int64) - first, len(window)
+        bar.close()
+        told.seconds += time.perf_counter() - began
+        wrapping.check_count(seen)
+        _warn(told, first_new, report is not None, self.spec.max_length)
 
     def _samples(
         self,
@@ -431,6 +561,64 @@ class Embedder:
             found.append(vectors)
         return found
 
+    def _token_vectors(self, samples: Sequence[Sample], rows: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """(n, d) of each sample."""
+        batch = pack(samples, rows, self.spec.mask).to(self.model.device)
+        for row, vectors in zip(rows, self.model.token_vectors(batch), strict=True):
+            yield self._finite(vectors.cpu().numpy(), row)
+
+    def _sparse_weights(self, samples: Sequence[Sample], rows: Sequence[int]) -> Iterator[Sparse]:
+        """(terms, weights) of each sample, none of them 0."""
+        said = self.spec.sparse
+        assert said is not None
+        place = 0
+        for weights in self.model.sparse_weights(pack(samples, rows, self.spec.mask).to(self.model.device)):
+            for row in weights:
+                kept = _kept(row, samples[place].terms, said)
+                terms = kept.nonzero().squeeze(1)
+                yield terms.cpu().numpy(), self._finite(kept[terms].cpu().numpy(), rows[place])
+                place += 1
+
+    def _finite(self, numbers: NDArray[np.float32], row: int) -> NDArray[np.float32]:
+        if not np.isfinite(numbers).all():
+            raise InputError(f"the model gave no finite numbers in {self.precision}; try precision='fp32'", row)
+        return numbers
+
+    def _reading(self, said: Read, side: str | None) -> Sampler:
+        """The sampler for an output that reads other tokens than the pooling."""
+        if side is not None and side not in SIDES:
+            raise UnknownName("side", side, SIDES)
+        document = side != "query"
+        skip = said.skip + (said.skip_document if document else ())
+        only = said.only_document if document else ()
+        rule = said.within if isinstance(said, SparseOutput) else None
+        return dataclasses.replace(
+            self._sampler,
+            counted=said.counted,
+            span=None
+            if said.span is None
+            else (self.tokenizer.id_of(said.span[0]), self.tokenizer.id_of(said.span[1])),
+            narrow=Narrowing(self._ids_of(skip), frozenset(map(self.tokenizer.id_of, only)) or None, said.ends),
+            words=None if rule is None else prompts.WORDS[rule],
+        )
+
+    def _term(self, term: int) -> str:
+        """A term as the tokenizer writes it; a model's table may be longer than its tokenizer's."""
+        return self.tokenizer.token_of(term) if term < len(self.tokenizer) else f"<{term}>"
+
+    def _ids_of(self, tokens: Sequence[str]) -> frozenset[int]:
+        """Their ids; a token that the tokenizer does not have never stands in a row."""
+        known = []
+        for token in tokens:
+            try:
+                known.append(self.tokenizer.id_of(token))
+            except UnknownName:
+                continue
+        return frozenset(known)
+
+    def _of(self, side: str | None, options: dict[str, Any]) -> dict[str, Any]:
+        return options if side is None else self._side(PROMPTS[side], options)
+
     def _finish(
         self, raw: NDArray[np.float32], places: NDArray[np.int64], count: int, width: int
     ) -> NDArray[np.float32]:
@@ -468,6 +656,31 @@ def _mark(tower: NativeTower, tokenizer: SentencePieceTokenizer | TransformersTo
     if text.count(token) != 1:
         raise SpecError(f"vision: text={text!r} must hold the token {token!r} once")
     return Mark(text, token, tower.token)
+
+
+def _kept(weights: torch.Tensor, terms: NDArray[np.int64] | None, said: SparseOutput) -> torch.Tensor:
+    """Weights (V,) of one item, less what `top` and `within` leave out."""
+    if terms is None:
+        return strongest(weights[None], said.top)[0]
+    if not len(terms):
+        return strongest(weights[None], said.otherwise)[0]
+    own = torch.from_numpy(terms).to(weights.device)
+    return strongest(torch.zeros_like(weights).index_copy(0, own, weights[own])[None], said.top)[0]
+
+
+def _mean_rows(weights: Sequence[Sparse], places: NDArray[np.int64], count: int, terms: int) -> csr_array:
+    """Rows of a window: the mean where an item went in several ways, one NaN where it was skipped."""
+    lengths = [len(ids) for ids, _ in weights]
+    ways = np.bincount(places, minlength=count)
+    rows = np.repeat(places, lengths)
+    data = np.concatenate([w for _, w in weights]) if weights else np.empty(0, dtype=np.float32)
+    columns = np.concatenate([ids for ids, _ in weights]) if weights else np.empty(0, dtype=np.int64)
+    gaps = np.flatnonzero(ways == 0)
+    data = np.concatenate([data / ways[rows].astype(np.float32), np.full(len(gaps), np.nan, dtype=np.float32)])
+    where = (np.concatenate([rows, gaps]), np.concatenate([columns, np.zeros_like(gaps)]))
+    summed = csr_array(coo_array((data, where), shape=(count, terms)), dtype=np.float32)
+    summed.sort_indices()
+    return summed
 
 
 class _Wrapping:
@@ -549,10 +762,10 @@ def _warn(told: Report, before: tuple[int, int], asked: bool, longest: int) -> N
     skipped, cut = told.skipped[before[0] :], told.truncated[before[1] :]
     if skipped and not asked:
         shown = "; ".join(f"item {s.row}: {s.reason}" for s in skipped[:3])
-        warnings.warn(f"{len(skipped)} items were skipped, their rows are NaN: {shown}", stacklevel=3)
+        warnings.warn(f"{len(skipped)} items were skipped, their rows are NaN: {shown}", stacklevel=4)
     if cut and not asked:
         warnings.warn(
-            f"{len(cut)} items were longer than {longest} tokens and were cut (first: {cut[0]})", stacklevel=3
+            f"{len(cut)} items were longer than {longest} tokens and were cut (first: {cut[0]})", stacklevel=4
         )
 
 
@@ -598,7 +811,8 @@ def compose(
     """An embedder from parts, trained or fresh.
 
     Args:
-        backbone: a transformers model, a folder or hub name of one, or the dict of a configuration (fresh weights).
+        backbone: a transformers model, a folder or hub name of one, or the dict of a configuration (fresh weights); with a
+            `sparse` head that reads logits, a language model.
         tokenizer: a fast tokenizer of transformers or its folder, or a `SentencePieceTokenizer`.
         vision: `{"library": "timm", "name": ...}`, `{"library": "open_clip", "name": ...}` or
             `{"library": "transformers", "path": ...}`, see the `compose` of each in `mmembed.towers`; `{"library":
@@ -614,7 +828,8 @@ def compose(
     for key in spec:
         if key not in known:
             raise UnknownName("field of the spec", key, known)
-    body = _backbone(backbone)
+    wanted = SparseOutput.of(spec.get("sparse"))
+    body, language_head = _backbone(backbone, wanted is not None and reads_logits(wanted))
     words = _tokenizer(tokenizer)
     tower: VisionTower | None = None
     seeing: dict[str, Any] = {}
@@ -623,20 +838,28 @@ def compose(
     elif vision is not None:
         tower, entry = compose_vision(vision)
         seeing = {"vision": entry, "projector": _kind(projector or "mlp")}
-    pooling = _kind(spec.pop("pooling", "last"))
+    pooling = spec.pop("pooling", "last")
     width = next((h["out"] for h in reversed(spec.get("heads", ())) if "out" in h), text_config(body).hidden_size)
+    if pooling is None and "dimension" not in spec:
+        tokens = TokenOutput.of(spec.get("tokens")) or STATES
+        head = (
+            build_token_head(tokens.head, width)
+            if wanted is None
+            else build_sparse_head(wanted.head, width, vocabulary_of(body, language_head))
+        )
+        spec["dimension"] = head.out
     said = ModelSpec(
         **{
             "name": "composed",
             "backbone": {"config": described(body.config)},
             "tokenizer": _tokenizer_settings(words),
             "dimension": width,
-            "pooling": pooling,
+            "pooling": None if pooling is None else _kind(pooling),
             **seeing,
             **spec,
         }
     )
-    model = EmbeddingModel(said, backbone=body, vision=tower)
+    model = EmbeddingModel(said, backbone=body, vision=tower, language_head=language_head)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Embedder(model.to(device=torch.device(chosen), dtype=dtype_of(precision)), words)
 
@@ -645,15 +868,18 @@ def _kind(part: Mapping[str, Any] | str) -> Mapping[str, Any]:
     return {"kind": part} if isinstance(part, str) else part
 
 
-def _backbone(given: Any) -> PreTrainedModel:
+def _backbone(given: Any, whole: bool) -> tuple[PreTrainedModel, LanguageHead | None]:
+    """The body, and if `whole` the language head that goes with it."""
     from transformers import AutoConfig, AutoModel, PreTrainedModel
 
     if isinstance(given, PreTrainedModel):
-        return given
+        return (body_of(given), LanguageHead(given)) if whole else (given, None)
     if isinstance(given, Mapping):
+        if whole:
+            return build_language_model(given)
         settings = dict(given)
-        return AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
-    return load_backbone(given)
+        return AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings)), None
+    return load_language_model(given) if whole else (load_backbone(given), None)
 
 
 def _image_processor(backbone: Any, changed: Mapping[str, Any]) -> dict[str, Any]:

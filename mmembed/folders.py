@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from . import checkpoints, hub, prompts
 from .checkpoints import Checkpoint
 from .errors import LoadError, SpecError
+from .outputs import SparseOutput, TokenOutput
 from .spec import ModelSpec, described
 
 POOLING_MODES = {
@@ -29,6 +29,8 @@ NEW_POOLING_MODES = {
     "lasttoken": "last",
 }
 ACTIVATIONS = {"Identity": "identity", "Tanh": "tanh", "GELU": "gelu", "ReLU": "relu"}
+_Modules = tuple[list[str], list[Path]]
+"""Names of the modules of a folder, and where each lies."""
 UNBOUNDED = 10**6
 """Tokenizers without a limit say 10^30 or so."""
 
@@ -40,7 +42,8 @@ ADAPTER = "adapter_config.json"
 @dataclass(frozen=True)
 class Found:
     """What a folder holds: the spec, the transformers folder of the backbone and the adapters that are merged into it in
-    their order, the configuration by which the backbone is built, a weights file a head, and where the tokenizer lies."""
+    their order, the configuration by which the backbone is built, a weights file a head, where the tokenizer lies, and for
+    the heads of `tokens` and `sparse` a weights file a layer."""
 
     spec: ModelSpec
     backbone: Path
@@ -48,6 +51,7 @@ class Found:
     heads: tuple[Path, ...]
     adapters: tuple[Path, ...]
     tokenizer: Path
+    others: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,15 +90,15 @@ def _read(folder: Path, known: Checkpoint | None, base: Path | None) -> Found:
         below, before = _below(folder, known, base)
         found = _read(below, known or checkpoints.of_folder(below), None)
         words = folder if _has_tokenizer(folder) else found.tokenizer
-        spec = found.spec if known else dataclasses.replace(found.spec, name=folder.resolve().name)
-        return dataclasses.replace(found, spec=spec, adapters=(*found.adapters, *before, folder), tokenizer=words)
+        spec = found.spec if known else replace(found.spec, name=folder.resolve().name)
+        return replace(found, spec=spec, adapters=(*found.adapters, *before, folder), tokenizer=words)
     if (folder / "config.json").exists():
         config = _json(folder / "config.json")
         causal_lm = any(name.endswith("ForCausalLM") for name in config.get("architectures") or ())
         pooling = "last" if causal_lm and config.get("is_causal", True) else "mean"
         built_by = _config(folder, known)
         spec = _spec(folder, folder, built_by, {"kind": pooling}, (), _width(built_by), {}, True, "all", known)
-        return Found(_laid_over(spec, known), folder, built_by, (), (), folder)
+        return _laid_over(Found(spec, folder, built_by, (), (), folder), folder, known)
     raise LoadError(f"{folder} holds no spec.json, modules.json or config.json: no embedder that mmembed can read")
 
 
@@ -138,10 +142,14 @@ def _sentence_transformers(
 ) -> Found:
     settings = _optional(folder / "config_sentence_transformers.json")
     kind = settings.get("model_type", "SentenceTransformer")
-    if kind != "SentenceTransformer":
-        raise SpecError(f"{folder} is a {kind}; only dense SentenceTransformer folders are read")
     names = [module["type"].rpartition(".")[2] for module in modules]
     paths = [_inside(folder, module["path"]) for module in modules]
+    if kind == "SparseEncoder" or names[1:] == ["SpladePooling"]:
+        return _sparse_encoder(folder, (names, paths), settings, known, base)
+    if kind == "MultiVectorEncoder":
+        return _multi_vector_encoder(folder, (names, paths), settings, known, base)
+    if kind != "SentenceTransformer":
+        raise SpecError(f"{folder} is a {kind}, which is not read")
     if names[:2] != ["Transformer", "Pooling"]:
         raise SpecError(f"{folder} begins with the modules {names[:2]}; known: Transformer, Pooling")
     backbone = paths[0]
@@ -161,9 +169,11 @@ def _sentence_transformers(
         width = head.get("out", width)
         heads.append(head)
         weights.append(path / "model.safetensors")
-    said = {name: text for name, text in (settings.get("prompts") or {}).items() if text is not None}
-    spec = _spec(folder, backbone, body.config, pooling, tuple(heads), width, said, normalize, counted, known)
-    return Found(_laid_over(spec, known), body.folder, body.config, tuple(weights), body.adapters, body.tokenizer)
+    spec = _spec(
+        folder, backbone, body.config, pooling, tuple(heads), width, _prompts(settings), normalize, counted, known
+    )
+    found = Found(spec, body.folder, body.config, tuple(weights), body.adapters, body.tokenizer)
+    return _laid_over(found, folder, known)
 
 
 def image_processor(folder: Path) -> dict[str, Any]:
@@ -184,8 +194,95 @@ def image_processor(folder: Path) -> dict[str, Any]:
     return {k: v for k, v in said.items() if v is not None and k not in ("processor_class", "_processor_class")}
 
 
-def _laid_over(spec: ModelSpec, known: Checkpoint | None) -> ModelSpec:
-    return spec if known is None else known.over(spec)
+def _laid_over(found: Found, folder: Path, known: Checkpoint | None) -> Found:
+    """What is declared of a known checkpoint over what its folder says; an output whose weights lie in a file that this
+    folder does not hold is none that it has."""
+    if known is None:
+        return found
+    said, others = dict(known.said), dict(found.others)
+    for name, file in known.said.get("files", {}).items():
+        if name == "backbone":  # which transformers finds by itself
+            continue
+        path = next((p for p in ((folder / file).with_suffix(".safetensors"), folder / file) if p.exists()), None)
+        if path is None:
+            said.pop(name, None)
+        else:
+            others[name] = (path,)
+    return replace(found, spec=replace(known, said=said).over(found.spec), others=others)
+
+
+def _sparse_encoder(
+    folder: Path, modules: _Modules, settings: dict[str, Any], known: Checkpoint | None, base: Path | None
+) -> Found:
+    """A SPLADE folder of sentence-transformers: a masked language model, and how its logits are pooled."""
+    names, paths = modules
+    if names[:1] not in (["Transformer"], ["MLMTransformer"]) or names[1:] != ["SpladePooling"]:
+        raise SpecError(f"{folder} is a SparseEncoder of the modules {names}; known: Transformer, SpladePooling")
+    task = _optional(paths[0] / "sentence_bert_config.json").get("transformer_task", "fill-mask")
+    if task != "fill-mask":
+        raise SpecError(f"{folder} is a SparseEncoder over {task}; known: fill-mask")
+    pooling = _json(paths[1] / "config.json")
+    head = {
+        "kind": "splade",
+        "activation": "log1p_log1p_relu" if pooling.get("activation_function") == "log1p_relu" else "log1p_relu",
+        "reduce": pooling.get("pooling_strategy", "max"),
+    }
+    body = _body(paths[0], known, base)
+    spec = _spec(folder, paths[0], body.config, {}, (), body.config.vocab_size, _prompts(settings), False, "all", known)
+    sparse = SparseOutput(head=head, top=settings.get("max_active_dims"))
+    found = Found(
+        replace(spec, pooling=None, sparse=sparse), body.folder, body.config, (), body.adapters, body.tokenizer
+    )
+    return _laid_over(found, folder, known)
+
+
+def _multi_vector_encoder(
+    folder: Path, modules: _Modules, settings: dict[str, Any], known: Checkpoint | None, base: Path | None
+) -> Found:
+    """A late-interaction folder of sentence-transformers: a backbone, layers for its tokens, and which of them count."""
+    names, paths = modules
+    known_names = ("Dense", "MultiVectorMask", "Normalize")
+    if names[:1] != ["Transformer"] or not set(names[1:]) <= set(known_names) or len(set(names)) < len(names):
+        raise SpecError(
+            f"{folder} is a MultiVectorEncoder of the modules {names}; known: Transformer, Dense (one), ..."
+        )
+    own = _optional(paths[0] / "sentence_bert_config.json")
+    for key in ("query_expansion", "query_length", "document_length"):
+        if own.get(key) is not None:
+            raise SpecError(
+                f"{folder}: {key}={own[key]} is not read: lengths of a side and expanded queries are missing"
+            )
+    if own.get("transformer_task", "feature-extraction") != "feature-extraction":
+        raise SpecError(f"{folder} is a MultiVectorEncoder over {own['transformer_task']}; known: feature-extraction")
+    at = dict(zip(names, paths, strict=True))
+    head: dict[str, Any] = {"kind": "states", "normalize": "Normalize" in at}
+    weights: tuple[Path, ...] = ()
+    width = _width(_json(paths[0] / "config.json"))
+    if "Dense" in at:
+        dense = _head("Dense", at["Dense"])
+        if dense.pop("activation") != "identity":
+            raise SpecError(f"{folder}: a layer for tokens with an activation is not supported")
+        head, width = {**dense, "normalize": "Normalize" in at}, dense["out"]
+        weights = (at["Dense"] / "model.safetensors",)
+    mask = _optional(at["MultiVectorMask"] / "config.json") if "MultiVectorMask" in at else {}
+    if mask.get("keep_only_token_ids"):
+        raise SpecError(f"{folder}: keep_only_token_ids is not read")
+    words, sides = mask.get("skiplist_words") or [], mask.get("skiplist_tasks") or ["document"]
+    if sides not in (["document"], ["query", "document"], ["document", "query"]):
+        raise SpecError(f"{folder}: a skiplist for {sides} alone is not supported")
+    similarity = settings.get("similarity_fn_name") or "maxsim"
+    tokens = TokenOutput.of(
+        {"head": head, ("skip_document" if len(sides) == 1 else "skip"): words, "similarity": similarity}
+    )
+    body = _body(paths[0], known, base)
+    spec = _spec(folder, paths[0], body.config, {}, (), width, _prompts(settings), False, "all", known)
+    spec = replace(spec, pooling=None, tokens=tokens)
+    found = Found(spec, body.folder, body.config, (), body.adapters, body.tokenizer, {"tokens": weights})
+    return _laid_over(found, folder, known)
+
+
+def _prompts(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {name: text for name, text in (settings.get("prompts") or {}).items() if text is not None}
 
 
 def _config(backbone: Path, known: Checkpoint | None) -> Any:

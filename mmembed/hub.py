@@ -58,7 +58,9 @@ def _download(repository: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        known = checkpoints.declared().get(repository)
+        files = known.said.get("files", {}).values() if known else ()
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", *files]
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]

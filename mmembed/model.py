@@ -1,10 +1,10 @@
-"""EmbeddingModel: a Batch goes in, one vector an item comes out; how it is built from a spec, loaded and saved."""
+"""EmbeddingModel: a Batch goes in, one vector an item, or its other kinds, come out; how it is built, loaded and saved."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,14 @@ from .errors import SpecError
 from .nn.heads import build_head
 from .nn.pooling import build_pooling
 from .nn.projector import Projector, build_projector
+from .nn.sparse import BLOCK, build_sparse_head, items_of
+from .nn.tokens import build_token_head
+from .outputs import STATES, SparseOutput
 from .spec import FILE as SPEC_FILE
 from .spec import NATIVE, ModelSpec, described
 from .towers import adapters
 from .towers import backbone as backbones
+from .towers.language_head import LanguageHead, build_language_model, load_language_model, vocabulary_of
 from .towers.native import NativeTower
 from .towers.vision import VisionTower, build_vision
 
@@ -37,8 +41,10 @@ class EmbeddingModel(nn.Module):
 
     A vision-language model of transformers holds tower and projector itself: its backbone is then all of it but the pooling.
 
+    Beside the pooling, on the same states: a head for token vectors and one for sparse weights, where the spec has them.
+
     Args:
-        spec: what it is. backbone, vision, projector: parts with weights; None builds them fresh from the spec.
+        spec: what it is. backbone, vision, language_head: parts with weights; None builds them fresh from the spec.
 
     Raises:
         SpecError: the parts do not fit each other or the spec.
@@ -50,9 +56,13 @@ class EmbeddingModel(nn.Module):
         *,
         backbone: PreTrainedModel | None = None,
         vision: VisionTower | None = None,
+        language_head: LanguageHead | None = None,
     ):
         super().__init__()
-        body = backbones.build_backbone(spec.backbone["config"]) if backbone is None else backbone
+        if backbone is None and spec.sparse is not None and reads_logits(spec.sparse):
+            body, language_head = build_language_model(spec.backbone["config"])
+        else:
+            body = backbones.build_backbone(spec.backbone["config"]) if backbone is None else backbone
         _check_layers(spec, body)
         mask = spec.mask or backbones.natural_mask(body)
         self.spec = dataclasses.replace(spec, mask=mask)
@@ -66,15 +76,31 @@ class EmbeddingModel(nn.Module):
         elif spec.vision is not None and spec.projector is not None:
             self.vision = vision or build_vision(spec.vision)
             self.projector = build_projector(spec.projector, width=self.vision.width, out=width)
-        self.pooling = build_pooling(spec.pooling, width)
+        self.language_head = language_head
+        self.tokens, self.sparse = self._other_heads(self.spec, width)
+        self.pooling = None if spec.pooling is None else build_pooling(spec.pooling, width)
         self.heads = nn.ModuleList()
         for settings in spec.heads:
             head = build_head(settings, width)
             self.heads.append(head)
             width = int(head.out)  # type: ignore[arg-type]
+        if self.pooling is None:
+            width = int((self.sparse or self.tokens).out)  # type: ignore[arg-type]
         if width != spec.dimension:
             raise SpecError(f"the parts give vectors of {width} numbers, the spec says dimension={spec.dimension}")
         self.eval()
+
+    def _other_heads(self, spec: ModelSpec, width: int) -> tuple[nn.Module, nn.Module | None]:
+        tokens = build_token_head((spec.tokens or STATES).head, width)
+        if spec.sparse is None:
+            return tokens, None
+        sparse = build_sparse_head(spec.sparse.head, width, vocabulary_of(self.backbone, self.language_head))
+        if sparse.needs_logits and self.language_head is None:
+            raise SpecError(
+                "this sparse head reads the language head of its backbone, which was not loaded: compose the embedder from "
+                "a folder or a language model of transformers with sparse={'head': {'kind': 'splade'}}"
+            )
+        return tokens, sparse
 
     def respecified(self, spec: ModelSpec) -> EmbeddingModel:
         """The same parts under another spec.
@@ -91,8 +117,17 @@ class EmbeddingModel(nn.Module):
         model = copy.copy(self)
         model._modules = dict(self._modules)
         model.spec = spec
-        if spec.pooling != self.spec.pooling:
-            model.pooling = build_pooling(spec.pooling, int(backbones.text_config(self.backbone).hidden_size))
+        width = int(backbones.text_config(self.backbone).hidden_size)
+        tokens, sparse = self._other_heads(spec, width)
+        for name, fresh in (("tokens", tokens), ("sparse", sparse)):
+            if _head_of(spec, name) != _head_of(self.spec, name):
+                if fresh is not None and any(True for _ in fresh.parameters()):
+                    raise SpecError(f"the head for {name} has weights: compose another embedder")
+                setattr(model, name, fresh)
+        if spec.pooling is None:
+            model.pooling = None
+        elif spec.pooling != self.spec.pooling:
+            model.pooling = build_pooling(spec.pooling, width)
             if any(True for _ in model.pooling.parameters()):
                 raise SpecError(f"the pooling {spec.pooling['kind']!r} has weights: compose another embedder")
         return model
@@ -143,11 +178,39 @@ class EmbeddingModel(nn.Module):
         return [0] * self.projector.tokens(self.vision.grid(*picture.pixels.shape[-2:]))
 
     def forward(self, batch: Batch) -> Float[Tensor, "B D"]:
-        """Vectors of full width in fp32, before shortening and unit length."""
+        """Vectors of full width in fp32, before shortening and unit length.
+
+        Raises:
+            SpecError: a model without a pooling: it has no one vector for an item.
+        """
+        if self.pooling is None:
+            kinds = [name for name in ("tokens", "sparse") if getattr(self.spec, name) is not None]
+            raise SpecError(
+                f"{self.spec.name!r} has no one vector for an item; ask it by encode_{' or encode_'.join(kinds)}"
+            )
         vectors = self.pooling(self.states(batch), batch.counted)
         for head in self.heads:
             vectors = head(vectors.to(_dtype(head, vectors.dtype))).float()
         return vectors
+
+    def token_vectors(self, batch: Batch) -> tuple[Float[Tensor, "n d"], ...]:
+        """Vectors of the counted tokens of each item, in fp32; none where none is counted."""
+        vectors = self.tokens(self.states(batch)[batch.counted.index])
+        return vectors.split(torch.bincount(batch.counted.item, minlength=batch.counted.items).tolist())
+
+    def sparse_weights(self, batch: Batch) -> Iterator[Float[Tensor, "b V"]]:
+        """Weights of terms in fp32, some items at a time: B x V numbers of a whole batch would be gigabytes.
+
+        Raises:
+            SpecError: a model without a sparse head.
+        """
+        if self.sparse is None:
+            raise SpecError(f"{self.spec.name!r} has no sparse head (or its folder had none beside the backbone)")
+        states, counted = self.states(batch), batch.counted
+        step = max(1, BLOCK // int(self.sparse.out))  # type: ignore[arg-type]
+        for first in range(0, counted.items, step):
+            some = items_of(counted, first, min(first + step, counted.items))
+            yield self.sparse(states, batch.ids[some.index], some, self.language_head)
 
     def states(self, batch: Batch) -> Float[Tensor, "T D"]:
         """Last hidden states of the packed row."""
@@ -210,14 +273,32 @@ def load_model(folder: Path, base: Path | None = None) -> tuple[EmbeddingModel, 
             model = EmbeddingModel(ModelSpec.from_folder(folder))
             weights.fill(model, folder / weights.WEIGHTS_FILE)
             return model, folder
-        body = backbones.load_backbone(found.backbone, found.config)
+        language_head = None
+        if found.spec.sparse is not None and reads_logits(found.spec.sparse):
+            body, language_head = load_language_model(found.backbone, found.config)
+        else:
+            body = backbones.load_backbone(found.backbone, found.config)
         for adapter in found.adapters:
             body = adapters.merge(body, adapter)
         spec = dataclasses.replace(found.spec, backbone={"config": described(body.config)})
-        model = EmbeddingModel(spec, backbone=body)
+        model = EmbeddingModel(spec, backbone=body, language_head=language_head)
         for head, path in zip(model.heads, found.heads, strict=True):
             weights.fill(head, path)
+        for name, paths in found.others.items():
+            layers = [m for m in getattr(model, name).modules() if isinstance(m, nn.Linear)]
+            for layer, path in zip(layers, paths, strict=True):
+                weights.fill(layer, path)
     return model, found.tokenizer
+
+
+def reads_logits(sparse: SparseOutput) -> bool:
+    """Whether a sparse head reads the language head of its backbone, which is loaded only then."""
+    return bool(build_sparse_head(sparse.head, 1, 1).needs_logits)
+
+
+def _head_of(spec: ModelSpec, name: str) -> object:
+    output = getattr(spec, name)
+    return None if output is None else output.head
 
 
 def _check_layers(spec: ModelSpec, backbone: PreTrainedModel) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from . import prompts
 from .errors import LoadError, SpecError, UnknownName
+from .outputs import COUNTED, SparseOutput, TokenOutput
 
 FILE = "spec.json"
 FORMAT = 1
@@ -19,7 +20,6 @@ LAYOUTS = ("packed", "padded")
 POSITIONS = ("auto", "sequential")
 NATIVE = "native"
 """The vision library of a vision-language model of transformers, which brings tower and projector itself."""
-COUNTED = ("all", "content", "repeat", "marked", "eos", "span")
 
 
 def described(config: Any) -> dict[str, Any]:
@@ -53,14 +53,16 @@ class ModelSpec:
             "native", ...}` where the backbone sees by itself, see `mmembed.towers.native`; None: text only.
         projector: `{"kind": ...}`, see `mmembed.nn.projector`; None for a native tower, which has its own.
         layers: whose states are pooled, their mean if several: -1 the last, after the final norm; -2, ... earlier, unnormed.
-        pooling: `{"kind": ...}`, see `mmembed.nn.pooling`.
+        pooling: `{"kind": ...}`, see `mmembed.nn.pooling`; None: no one vector for an item, but what follows.
+        tokens, sparse: token vectors and sparse weights beside it, see `mmembed.outputs`.
         counted: what pooling reads: "all" tokens of an item; "content": what stands before the item's own content (the
             instruction) left out; "repeat": from the last place where a template puts the item on (echo embeddings);
             "marked": the words of the template from {counted} on (GenEOL); "eos": the closing token; "span": from `span[0]`
             to `span[1]`, both included.
         heads: layers after pooling, in order, see `mmembed.nn.heads`.
         normalize: bring vectors to unit length.
-        dimension: width of a vector; dimensions: the shorter ones it was trained for (Matryoshka), longest first.
+        dimension: width of a vector; without pooling, of sparse weights or else of token vectors. dimensions: the shorter
+            ones it was trained for (Matryoshka), longest first.
         prompts: `{name: {modality | modality@language | "any": template}}`, see `mmembed.prompts`; several templates in a
             list give the mean of their vectors.
         cleaning: what is done to an item's texts first, one of `mmembed.prompts.CLEANINGS`.
@@ -83,7 +85,9 @@ class ModelSpec:
     vision: Mapping[str, Any] | None = None
     projector: Mapping[str, Any] | None = None
     layers: tuple[int, ...] = (-1,)
-    pooling: Mapping[str, Any] = field(default_factory=lambda: {"kind": "last"})
+    pooling: Mapping[str, Any] | None = field(default_factory=lambda: {"kind": "last"})
+    tokens: TokenOutput | None = None
+    sparse: SparseOutput | None = None
     counted: str = "all"
     span: tuple[str, str] | None = None
     heads: tuple[Mapping[str, Any], ...] = ()
@@ -101,6 +105,10 @@ class ModelSpec:
     summary: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", TokenOutput.of(self.tokens))
+        object.__setattr__(self, "sparse", SparseOutput.of(self.sparse))
+        if self.pooling is None and self.tokens is None and self.sparse is None:
+            raise SpecError("a spec without pooling needs tokens or sparse: nothing would come out")
         for value, kind, known in (
             (self.mask or "causal", "mask", MASKS),
             (self.layout or "packed", "layout", LAYOUTS),

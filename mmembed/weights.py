@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import LoadError
 from .nn.precision import dtype_of
@@ -33,10 +33,11 @@ def save(spec: ModelSpec, model: nn.Module, folder: Path) -> None:
     """Write spec.json and weights.safetensors, weights rounded to `spec.weights`."""
     from safetensors.torch import save_file
 
-    dtype = dtype_of(spec.weights)
+    dtype, twins = dtype_of(spec.weights), _tied(model)
     state = {
         name: (t.to(dtype) if t.is_floating_point() else t).detach().cpu().contiguous().clone()
         for name, t in model.state_dict().items()
+        if name not in twins
     }
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors leaves it to its owner alone
@@ -44,24 +45,55 @@ def save(spec: ModelSpec, model: nn.Module, folder: Path) -> None:
 
 
 def fill(model: nn.Module, path: Path) -> None:
-    """Load a safetensors file that must hold exactly the weights of `model`.
+    """Load a file that must hold exactly the weights of `model`; of two that are one tensor, the first.
 
     Raises:
         LoadError: no such file, or weights that do not fit; nothing is dropped silently.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(path)
-    except FileNotFoundError:
-        raise LoadError(f"{path.parent} holds no {path.name}") from None
-    except SafetensorError as error:
-        raise LoadError(f"{path} is broken: {error}") from None
+    state = tensors(path)
+    if isinstance(model, nn.Linear):  # sentence-transformers' Dense holds its one layer by that name
+        state = {key.removeprefix("linear."): value for key, value in state.items()}
     try:
         found = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise LoadError(f"{path} does not fit its spec: {error}") from None
-    if found.missing_keys or found.unexpected_keys:
-        missing, unexpected = (keys or "none" for keys in (found.missing_keys, found.unexpected_keys))
+    twins = _tied(model)
+    lacking = [key for key in found.missing_keys if key not in twins]
+    if lacking or found.unexpected_keys:
+        missing, unexpected = (keys or "none" for keys in (lacking, found.unexpected_keys))
         raise LoadError(f"{path} does not fit its spec: missing {missing}, unexpected {unexpected}")
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    """What a safetensors file holds, or a torch file where a released checkpoint has nothing else: that one is opened by
+    the reader that takes tensors and runs no code of the file's.
+
+    Raises:
+        LoadError: no such file, or one that holds other things.
+    """
+    from pickle import UnpicklingError
+
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise LoadError(f"{path.parent} holds no {path.name}") from None
+    except SafetensorError as error:
+        raise LoadError(f"{path} is broken: {error}") from None
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        raise LoadError(f"{path} is broken, or holds more than tensors: {str(error).splitlines()[0]}") from None
+
+
+def _tied(model: nn.Module) -> set[str]:
+    """Names of weights that are one tensor with another before them: a language head's and the embeddings'."""
+    seen: set[int] = set()
+    tied = set()
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        if id(weight) in seen:
+            tied.add(name)
+        seen.add(id(weight))
+    return tied

@@ -33,10 +33,13 @@ EXTRA: Mapping[str, type] = {
     "prefix": list,
     "suffix": list,
     "adapters": list,
+    "files": dict,
+    "dense": bool,
 }
 """What it takes, if not text alone; facts that no source settles; the model_type of transformers that stands in for its
 own, and values over those of its config.json; tokens around an item; for a checkpoint that is an adapter, repositories of
-those that its authors merge into the base before it, in order."""
+those that its authors merge into the base before it, in order; the file that holds the weights of an
+output, by the field of the spec that says it; false: it has no one vector for an item."""
 SPEC: Mapping[str, type] = {
     "prompts": dict,
     "instructions": dict,
@@ -45,6 +48,8 @@ SPEC: Mapping[str, type] = {
     "pooling": dict,
     "counted": str,
     "span": list,
+    "tokens": dict,
+    "sparse": dict,
     "mask": str,
     "positions": str,
     "vision": dict,
@@ -88,6 +93,11 @@ class Checkpoint:
         fields = {key: self.said[key] for key in SPEC if key in self.said}
         around = {key: self.said[key] for key in ("prefix", "suffix") if key in self.said}
         fields["prompts"] = {**spec.prompts, **fields.get("prompts", {})}
+        if self.said.get("dense") is False:
+            fields["pooling"] = None
+            fields["dimension"] = (
+                fields.get("sparse", {}).get("head", {}).get("terms", spec.backbone["config"]["vocab_size"])
+            )
         fields["languages"] = tuple(fields.get("languages", ()))
         if "span" in fields:
             fields["span"] = tuple(fields["span"])

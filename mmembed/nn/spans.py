@@ -80,7 +80,7 @@ class Spans:
 class Counted:
     """The tokens that pooling reads: `index` (C,) into the packed row, in order, and `item` (C,), whose they are.
 
-    Every one of the `items` items has at least one counted token.
+    For a pooling every one of the `items` items has at least one counted token; token vectors and sparse weights may have none.
     """
 
     index: Int[Tensor, " C"]

@@ -34,17 +34,30 @@ def build_backbone(config: Mapping[str, Any]) -> PreTrainedModel:
         UnknownName: transformers has no model of that type.
         SpecError: the configuration makes no model.
     """
+    made = config_of(config)
+    try:
+        model = AutoModel.from_config(made, trust_remote_code=False)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise SpecError(f"a {made.model_type} backbone cannot be built: {error}") from None
+    return cast(PreTrainedModel, model)
+
+
+def config_of(said: Mapping[str, Any]) -> PreTrainedConfig:
+    """The configuration of transformers that the dict of one, "model_type" included, describes.
+
+    Raises:
+        UnknownName, SpecError: as `build_backbone`.
+    """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    settings = {key: value for key, value in config.items() if key != "model_type"}
-    kind = config["model_type"]
+    settings = {key: value for key, value in said.items() if key != "model_type"}
+    kind = said["model_type"]
     if kind not in CONFIG_MAPPING:
         raise UnknownName("model_type of transformers", kind, CONFIG_MAPPING.keys())
     try:
-        model = AutoModel.from_config(AutoConfig.for_model(kind, **settings), trust_remote_code=False)
+        return AutoConfig.for_model(kind, **settings)
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise SpecError(f"a {kind} backbone cannot be built: {error}") from None
-    return cast(PreTrainedModel, model)
 
 
 def load_backbone(path: str | os.PathLike[str], config: PreTrainedConfig | None = None) -> PreTrainedModel:
@@ -53,14 +66,25 @@ def load_backbone(path: str | os.PathLike[str], config: PreTrainedConfig | None 
     Raises:
         LoadError: no such model, an adapter without its base, remote code, or weights that the file does not hold.
     """
+    return from_pretrained(AutoModel, path, config)
+
+
+def from_pretrained(made_by: Any, path: str | os.PathLike[str], config: PreTrainedConfig | None) -> PreTrainedModel:
+    """A model by one of transformers' Auto classes, in fp32, all of whose weights were in the folder.
+
+    Weights are safetensors; a torch file is opened only where there is nothing else, by the reader that runs no code.
+
+    Raises:
+        LoadError: as `load_backbone`.
+    """
     if (Path(path) / ADAPTER).exists():
         raise LoadError(f"{os.fspath(path)!r} is an adapter, merged into its base by mmembed.load(folder)")
     try:
-        model, told = AutoModel.from_pretrained(
+        model, told = made_by.from_pretrained(
             path,
             **({} if config is None else {"config": config}),
             trust_remote_code=False,
-            use_safetensors=True,
+            use_safetensors=not _only_torch(Path(path)),
             dtype=torch.float32,
             output_loading_info=True,
         )
@@ -71,6 +95,10 @@ def load_backbone(path: str | os.PathLike[str], config: PreTrainedConfig | None 
     if missing:
         raise LoadError(f"{os.fspath(path)!r} lacks weights: {', '.join(sorted(missing)[:5])}")
     return model
+
+
+def _only_torch(folder: Path) -> bool:
+    return (folder / "pytorch_model.bin").exists() and not any(folder.glob("*.safetensors"))
 
 
 def prepare_backbone(model: PreTrainedModel, mask: str, layout: str | None) -> PreTrainedModel:
@@ -94,16 +122,16 @@ def prepare_backbone(model: PreTrainedModel, mask: str, layout: str | None) -> P
         if reads_ahead(model) != ahead:
             other = "causal" if ahead else "bidirectional"
             raise SpecError(f"a {kind} backbone cannot have mask={mask!r}: it is {other} by make; use mask={other!r}")
-    probe = _probe(model)
-    spans = Spans.of([len(ids) for ids in probe], cast(Mask, mask)).to(model.device)
+    texts = probe(model)
+    spans = Spans.of([len(ids) for ids in texts], cast(Mask, mask)).to(model.device)
     with torch.no_grad():
-        due = torch.cat([_of_layers(model, (-1,), input_ids=ids[None])[0] for ids in probe]).float()
+        due = torch.cat([_of_layers(model, (-1,), input_ids=ids[None])[0] for ids in texts]).float()
         if packed:
             model.set_attn_implementation(attention.NAME)
         else:
             _plain_attention(model, "sdpa", "eager")
         try:
-            off = (states(model, torch.cat(probe), None, spans).float() - due).norm() / due.norm()
+            off = (states(model, torch.cat(texts), None, spans).float() - due).norm() / due.norm()
         except (NotImplementedError, TypeError) as error:
             raise SpecError(f"a {kind} backbone does not run {layout or 'packed'}: {error}") from error
     if not off <= (1e-4 if model.dtype == torch.float32 else 0.2):
@@ -134,7 +162,7 @@ def reads_ahead(model: PreTrainedModel) -> bool:
     """
     _plain_attention(model.eval(), "eager")
     try:
-        embeds = model.get_input_embeddings()(_probe(model)[0][None]).detach().requires_grad_()
+        embeds = model.get_input_embeddings()(probe(model)[0][None]).detach().requires_grad_()
         with torch.enable_grad():
             first = model(inputs_embeds=embeds, **_no_cache(model)).last_hidden_state[0, 0]
             (moved,) = torch.autograd.grad(first @ torch.arange(1, len(first) + 1).to(first), embeds)
@@ -143,7 +171,7 @@ def reads_ahead(model: PreTrainedModel) -> bool:
     return bool((moved[0, 2] != 0).any())
 
 
-def _probe(model: PreTrainedModel) -> list[Int[Tensor, " T"]]:
+def probe(model: PreTrainedModel) -> list[Int[Tensor, " T"]]:
     """Two short texts of ordinary tokens."""
     rows = model.get_input_embeddings().num_embeddings
     ordinary = torch.arange(5) * (rows // 9) + rows // 3
