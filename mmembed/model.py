@@ -126,6 +126,8 @@ class EmbeddingModel(nn.Module):
                 setattr(model, name, fresh)
         if spec.pooling is None:
             model.pooling = None
+            width = int((model.sparse or model.tokens).out)  # type: ignore[arg-type]
+            model.spec = dataclasses.replace(spec, dimension=width, dimensions=())
         elif spec.pooling != self.spec.pooling:
             model.pooling = build_pooling(spec.pooling, width)
             if any(True for _ in model.pooling.parameters()):
