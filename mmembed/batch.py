@@ -14,13 +14,17 @@ from torch import Tensor
 
 from .errors import InputError, SpecError, TruncationError
 from .nn.spans import Counted, Spans
-from .prompts import MARKED, ImageRun, Run, TextRun
+from .prompts import MARKED, PLACED, ImageRun, Placeholder, Run, TextRun
 from .tokenizer import Tokenizer, Tokens
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .images import Image
+
+
+Laid = tuple[TextRun, Tokens] | ImageRun | Placeholder
+"""A run of an item with the tokens of its text."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,6 +71,8 @@ class Sample:
         windows: lengths of the runs of `ids` that do not see each other; None: all of it is one.
         chunks: where parts of the item lie in `ids`, each pooled by itself; None: `counted` is pooled as one.
         terms: ids of the item's own words, where they bound its sparse weights.
+        placeholder: the token that an intervention writes to, None for none; its id is never read.
+        against: the same item under the prompt that an intervention compares with.
     """
 
     ids: NDArray[np.int64]
@@ -76,6 +82,8 @@ class Sample:
     windows: tuple[int, ...] | None = None
     chunks: tuple[NDArray[np.int64], ...] | None = None
     terms: NDArray[np.int64] | None = None
+    placeholder: int | None = None
+    against: Sample | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -83,7 +91,8 @@ class Sample:
     @property
     def cost(self) -> int:
         """What it takes of a batch's budget: a token each, and one for every 14 x 14 pixels, a patch of its tower."""
-        return len(self.ids) + sum(image.picture.pixels.size // (3 * 14 * 14) for image in self.images)
+        patches = sum(image.picture.pixels.size // (3 * 14 * 14) for image in self.images)
+        return len(self.ids) + patches + (self.against.cost if self.against else 0)
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,8 @@ class Batch:
         ids: (T,) token numbers. spans: what attends to what, and positions. counted: what is pooled.
         pictures: the images in the order of their slots. slots: (S,) where their tokens lie in the row.
         rows: the caller's row of each of the B items.
+        placeholders: (B,) the token of each item that an intervention writes to; None where there is none.
+        against: the same items under the prompt that an intervention compares with.
     """
 
     ids: Int[Tensor, " T"]
@@ -102,6 +113,8 @@ class Batch:
     pictures: tuple[Picture, ...]
     slots: Int[Tensor, " S"]
     rows: tuple[int, ...]
+    placeholders: Int[Tensor, " B"] | None = None
+    against: Batch | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         return Batch(
@@ -111,6 +124,8 @@ class Batch:
             self.pictures,
             self.slots.to(device, non_blocking=True),
             self.rows,
+            None if self.placeholders is None else self.placeholders.to(device, non_blocking=True),
+            None if self.against is None else self.against.to(device),
         )
 
 
@@ -148,6 +163,7 @@ class Sampler:
         open, close: whether opening and closing tokens go around a sample.
         counted, span: which tokens pooling reads, see `ModelSpec`.
         narrow: which of them an output of another kind reads. words: own text -> words whose ids are the sample's `terms`.
+        placed: whether every sample must hold a placeholder; if not, none may.
         prepare: RGB (H, W, 3) -> what the tower takes; image_ids: that -> the tokens it takes in the row, as numbers.
             None: text only.
         mark: how images stand in the text, where the model's own tokenizer has a token for them: an item is then one
@@ -163,6 +179,7 @@ class Sampler:
     span: tuple[int, int] | None = None
     narrow: Narrowing | None = None
     words: Callable[[str], Sequence[str]] | None = None
+    placed: bool = False
     prepare: Callable[[NDArray[np.uint8]], Picture] | None = None
     image_ids: Callable[[Picture], list[int]] | None = None
     mark: Mark | None = None
@@ -197,16 +214,17 @@ class Sampler:
     def _suffix(self) -> list[int]:
         return self.tokenizer.suffix if self.close else []
 
-    def _sample(self, runs: Sequence[tuple[TextRun, Tokens] | ImageRun], truncate: str) -> Sample:
+    def _sample(self, runs: Sequence[Laid], truncate: str) -> Sample:
         ids, copies, images = self._laid(runs)
         excess = len(ids) - self.max_length
         if excess > 0:
             kept = self._kept(len(ids), copies, images, excess, truncate)
             ids, copies, images = [ids[k] for k in kept], [copies[k] for k in kept], _moved(images, kept)
         row = np.asarray(ids, dtype=np.int64)
-        return Sample(row, self._count(row, copies), tuple(images), max(excess, 0))
+        placeholder = copies.index(PLACED) if self.placed else None
+        return Sample(row, self._count(row, copies), tuple(images), max(excess, 0), placeholder=placeholder)
 
-    def _laid(self, runs: Sequence[tuple[TextRun, Tokens] | ImageRun]) -> tuple[list[int], list[int], list[Slots]]:
+    def _laid(self, runs: Sequence[Laid]) -> tuple[list[int], list[int], list[Slots]]:
         """The ids of a sample before it is cut, the copy that each belongs to, and the images among them."""
         ids: list[int] = list(self._prefix)
         copies: list[int] = [0] * len(ids)
@@ -217,6 +235,9 @@ class Sampler:
                 images.append(Slots(len(ids), len(own), picture))
                 ids += own
                 copies += [run.copy] * len(own)
+            elif isinstance(run, Placeholder):
+                ids.append(0)
+                copies.append(PLACED)
             else:
                 text, tokens = run
                 ids += tokens.ids
@@ -225,6 +246,11 @@ class Sampler:
         copies += [0] * len(self._suffix)
         if not ids:
             raise InputError("the item is empty: it has no token at all")
+        if self.placed != (PLACED in copies):
+            need = (
+                "needs a prompt with {placeholder}" if self.placed else "has no use for the {placeholder} of its prompt"
+            )
+            raise InputError(f"the model {need}")
         return ids, copies, images
 
     def _pictured(self, image: Image) -> tuple[Picture, list[int]]:
@@ -286,8 +312,10 @@ class ChunkSampler(Sampler):
     window: int | None = None
     overlap: int = 0
 
-    def _sample(self, runs: Sequence[tuple[TextRun, Tokens] | ImageRun], truncate: str) -> Sample:
+    def _sample(self, runs: Sequence[Laid], truncate: str) -> Sample:
         ids, copies, images = self._laid(runs)
+        if self.placed:
+            raise InputError("the parts of an item are not pooled one by one under an intervention with a placeholder")
         owners, parts = self._owners(runs, images, len(ids))
         excess = len(ids) - self.max_length if self.window is None else 0
         if excess > 0:
@@ -305,9 +333,7 @@ class ChunkSampler(Sampler):
         sample = Sample(row, counted, tuple(images), max(excess, 0), None, tuple(chunks))
         return sample if self.window is None or len(row) <= self.window else self._in_windows(sample, self.window)
 
-    def _owners(
-        self, runs: Sequence[tuple[TextRun, Tokens] | ImageRun], images: Sequence[Slots], count: int
-    ) -> tuple[NDArray[np.int64], int]:
+    def _owners(self, runs: Sequence[Laid], images: Sequence[Slots], count: int) -> tuple[NDArray[np.int64], int]:
         """The part that each token falls to, and how many parts there are."""
         owners: list[int | None] = [None] * len(self._prefix)
         numbers: set[int] = set()
@@ -318,6 +344,8 @@ class ChunkSampler(Sampler):
                 current = run.part
                 owners += [current] * next(pictures).count
                 numbers.add(current)
+            elif isinstance(run, Placeholder):
+                owners.append(current)
             else:
                 text, tokens = run
                 firsts = [first for first, _ in text.parts]
@@ -363,14 +391,16 @@ def _joined(runs: Sequence[Run], mark: Mark) -> TextRun:
             whole.content += [(first + begin, first + end, copy) for begin, end, copy in run.content]
             whole.parts += [(first + begin, part) for begin, part in run.parts]
             whole.text += run.text
-        else:
+        elif isinstance(run, ImageRun):
             whole.add(mark.text, 0, run.part)
+        else:
+            raise InputError(
+                "a vision-language model of transformers takes no {placeholder}: it makes its states itself"
+            )
     return whole
 
 
-def _split(
-    whole: Sequence[tuple[TextRun, Tokens] | ImageRun], runs: Sequence[Run], mark: Mark
-) -> list[tuple[TextRun, Tokens] | ImageRun]:
+def _split(whole: Sequence[Laid], runs: Sequence[Run], mark: Mark) -> list[Laid]:
     """The tokens of `_joined` text, cut at its images.
 
     Raises:
@@ -384,7 +414,7 @@ def _split(
     places = [k for k, number in enumerate(tokens.ids) if number == mark.number]
     if len(places) != len(images):
         raise SpecError(f"the tokenizer found {len(places)} tokens {mark.token!r} for {len(images)} images")
-    parts: list[tuple[TextRun, Tokens] | ImageRun] = []
+    parts: list[Laid] = []
     for first, place, image in zip([0, *(k + 1 for k in places)], places, images, strict=False):
         parts += [(text, Tokens(tokens.ids[first:place], tokens.spans[first:place])), image]
     last = places[-1] + 1 if places else 0
@@ -437,6 +467,9 @@ def pack(samples: Sequence[Sample], rows: Sequence[int], mask: str | None) -> Ba
         for where in (sample.chunks if sample.chunks is not None else [np.flatnonzero(sample.counted)])
     ]
     owner = np.repeat(np.arange(len(pooled)), [len(where) for where in pooled])
+    held = [(sample.placeholder, first) for sample, first in zip(samples, firsts, strict=True)]
+    placeholders = [first + place for place, first in held if place is not None]
+    against = [sample.against for sample in samples if sample.against is not None]
     return Batch(
         ids=torch.from_numpy(np.concatenate([sample.ids for sample in samples])),
         spans=Spans.of(lengths, mask, torch.from_numpy(block)),  # type: ignore[arg-type]
@@ -444,4 +477,6 @@ def pack(samples: Sequence[Sample], rows: Sequence[int], mask: str | None) -> Ba
         pictures=tuple(pictures),
         slots=torch.from_numpy(np.concatenate(slots)) if slots else torch.empty(0, dtype=torch.long),
         rows=tuple(rows),
+        placeholders=torch.from_numpy(np.asarray(placeholders, dtype=np.int64)) if placeholders else None,
+        against=pack(against, rows, mask) if against else None,
     )

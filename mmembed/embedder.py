@@ -114,6 +114,7 @@ class Embedder:
             close=spec.close,
             counted=spec.counted,
             span=None if spec.span is None else (tokenizer.id_of(spec.span[0]), tokenizer.id_of(spec.span[1])),
+            placed=model.intervention is not None and model.intervention.placed,
             prepare=model.prepare if model.sees else None,
             image_ids=model.image_ids if model.sees else None,
             mark=None if model.native is None else _mark(model.native, tokenizer),
@@ -503,6 +504,7 @@ class Embedder:
     ) -> tuple[list[int], list[Sample]]:
         """Rows and samples of the things that can be embedded; the others are raised or reported."""
         wrapped: list[list[prompts.Run]] = []
+        compared: list[list[prompts.Run]] = []  # the same items under the prompt of an intervention
         rows: list[int] = []
         bad: set[int] = set()
 
@@ -515,13 +517,19 @@ class Embedder:
 
         for row, thing in enumerate(window, first):
             try:
-                ways = wrapping(to_item(thing), row)
+                item = to_item(thing)
+                ways = wrapping(item, row)
+                if self.model.intervention is not None and self.model.intervention.against is not None:
+                    compared += [wrapping.under(self.model.intervention.against, item)] * len(ways)
                 wrapped += ways
                 rows += [row] * len(ways)
             except InputError as error:
                 failed(row, error)
         made: list[Sample | None] = []
-        for row, sample in zip(rows, sampler.samples(wrapped, truncate), strict=True):
+        samples = sampler.samples(wrapped, truncate)
+        if compared:
+            samples = map(_beside, samples, sampler.samples(compared, truncate))
+        for row, sample in zip(rows, samples, strict=True):
             if isinstance(sample, InputError):
                 made.append(None)
                 if row not in bad:
@@ -719,10 +727,21 @@ class _Wrapping:
             instruction = prompts.CLEANINGS[self.spec.instruction_cleaning](instruction)
         return [prompts.wrap(item, template, instruction, self.spec.cleaning, self.joint) for template in templates]
 
+    def under(self, name: str, item: Item) -> list[prompts.Run]:
+        """The item in the one template of the prompt `name`."""
+        template = prompts.templates_for(self.spec.prompts, name, item, self.language)[0]
+        return prompts.wrap(item, template, self.spec.instructions.get(name), self.spec.cleaning)
+
     def check_count(self, items: int) -> None:
         for given, what in ((self.prompt, "prompts"), (self.instruction, "instructions")):
             if given is not None and not isinstance(given, str) and len(given) != items:
                 raise SpecError(f"{len(given)} {what} were given for {items} items")
+
+
+def _beside(sample: Sample | InputError, against: Sample | InputError) -> Sample | InputError:
+    if isinstance(sample, InputError) or isinstance(against, InputError):
+        return sample if isinstance(sample, InputError) else against
+    return dataclasses.replace(sample, against=against)
 
 
 def _of_row(given: str | Sequence[str] | None, row: int, what: str) -> str | None:

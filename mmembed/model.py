@@ -17,8 +17,10 @@ from transformers import PreTrainedModel
 
 from . import folders, weights
 from .batch import Batch, Picture
-from .errors import SpecError
+from .errors import SpecError, UnknownName
 from .nn.heads import build_head
+from .nn.interventions import Intervention, Places, build_intervention
+from .nn.mixes import build_mix
 from .nn.pooling import build_pooling
 from .nn.projector import Projector, build_projector
 from .nn.sparse import BLOCK, build_sparse_head, items_of
@@ -30,6 +32,7 @@ from .towers import adapters
 from .towers import backbone as backbones
 from .towers.language_head import LanguageHead, build_language_model, load_language_model, vocabulary_of
 from .towers.native import NativeTower
+from .towers.reading import Change
 from .towers.vision import VisionTower, build_vision
 
 if TYPE_CHECKING:
@@ -63,10 +66,10 @@ class EmbeddingModel(nn.Module):
             body, language_head = build_language_model(spec.backbone["config"])
         else:
             body = backbones.build_backbone(spec.backbone["config"]) if backbone is None else backbone
-        _check_layers(spec, body)
         mask = spec.mask or backbones.natural_mask(body)
         self.spec = dataclasses.replace(spec, mask=mask)
         self.backbone = backbones.prepare_backbone(body, mask, spec.layout)
+        self._check_layers(spec)
         width = int(backbones.text_config(self.backbone).hidden_size)
         self.native: NativeTower | None = None
         self.vision: VisionTower | None = None
@@ -76,6 +79,9 @@ class EmbeddingModel(nn.Module):
         elif spec.vision is not None and spec.projector is not None:
             self.vision = vision or build_vision(spec.vision)
             self.projector = build_projector(spec.projector, width=self.vision.width, out=width)
+        self.mix = build_mix(spec.mix, len(spec.layers))
+        self.intervention = self._intervention(spec)
+        self._final_norm = self._norm_of(spec)
         self.language_head = language_head
         self.tokens, self.sparse = self._other_heads(self.spec, width)
         self.pooling = None if spec.pooling is None else build_pooling(spec.pooling, width)
@@ -108,12 +114,12 @@ class EmbeddingModel(nn.Module):
         Raises:
             SpecError: the change is one of weights, or of the mask of a padded backbone, which is set inside it.
         """
-        fixed = ["backbone", "tokenizer", "vision", "projector", "heads", "layout", "dimension", "positions"]
-        fixed += ["mask"] if self.layout == "padded" else []
-        for name in fixed:
+        for name in ("backbone", "tokenizer", "vision", "projector", "heads", "layout", "dimension", "positions"):
             if getattr(spec, name) != getattr(self.spec, name):
                 raise SpecError(f"{name} is part of the weights: compose another embedder")
-        _check_layers(spec, self.backbone)
+        if self.layout == "padded" and spec.mask != self.spec.mask:
+            raise SpecError(f"a padded backbone holds its mask, a packed one does not: compose with mask={spec.mask!r}")
+        self._check_layers(spec)
         model = copy.copy(self)
         model._modules = dict(self._modules)
         model.spec = spec
@@ -130,8 +136,12 @@ class EmbeddingModel(nn.Module):
             model.spec = dataclasses.replace(spec, dimension=width, dimensions=())
         elif spec.pooling != self.spec.pooling:
             model.pooling = build_pooling(spec.pooling, width)
-            if any(True for _ in model.pooling.parameters()):
-                raise SpecError(f"the pooling {spec.pooling['kind']!r} has weights: compose another embedder")
+            _without_weights(model.pooling, "pooling", spec.pooling)
+        if spec.mix != self.spec.mix or spec.layers != self.spec.layers:
+            model.mix = build_mix(spec.mix, len(spec.layers))
+            _without_weights(model.mix, "mix of layers", spec.mix)
+        model.intervention = model._intervention(spec)
+        model._final_norm = model._norm_of(spec)
         return model
 
     def with_head(self, settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> EmbeddingModel:
@@ -215,18 +225,93 @@ class EmbeddingModel(nn.Module):
             yield self.sparse(states, batch.ids[some.index], some, self.language_head)
 
     def states(self, batch: Batch) -> Float[Tensor, "T D"]:
-        """Last hidden states of the packed row."""
-        if not batch.pictures:
-            return backbones.states(self.backbone, batch.ids, None, batch.spans, self.spec.layers)
-        if self.native is not None:
-            told = partial(self.native.inputs, pictures=batch.pictures, dtype=self.backbone.dtype)
-            return backbones.states(self.backbone, batch.ids, None, batch.spans, self.spec.layers, told)
-        embeds = self.backbone.get_input_embeddings()(batch.ids)
-        tokens = self._image_embeds([picture.pixels for picture in batch.pictures])
-        if len(tokens) != len(batch.slots):
-            raise SpecError(f"the images give {len(tokens)} tokens and the row has {len(batch.slots)} slots for them")
-        embeds = embeds.index_copy(0, batch.slots, tokens.to(embeds.dtype))
-        return backbones.states(self.backbone, batch.ids, embeds, batch.spans, self.spec.layers)
+        """States of the packed row that are pooled: of the last layer, or of the spec's layers, mixed."""
+        mixed: Tensor = self.mix(self._layer_states(batch))
+        return mixed
+
+    def _layer_states(self, batch: Batch) -> Float[Tensor, "L T D"]:
+        layers, change = self.spec.layers, None if self.intervention is None else self._change(self.intervention, batch)
+        spans = dataclasses.replace(batch.spans, open_from=self._open_from)
+        embeds, told = self._embeds(batch), self._told(batch)
+        states = backbones.layer_states(self.backbone, batch.ids, embeds, spans, layers, told, change)
+        last = (-1, self._depth)  # normed by the backbone itself
+        for norm in self._final_norm:
+            states = torch.stack([s if k in last else norm(s) for k, s in zip(layers, states, strict=True)])
+        return states
+
+    def _told(self, batch: Batch) -> backbones.Told | None:
+        """What a vision-language model of transformers is told of the images in a batch."""
+        if self.native is None or not batch.pictures:
+            return None
+        return partial(self.native.inputs, pictures=batch.pictures, dtype=self.backbone.dtype)
+
+    def _embeds(self, batch: Batch) -> Float[Tensor, "T D"] | None:
+        """What stands for the tokens, where something else than their own embedding does."""
+        pictures = () if self.native is not None else batch.pictures
+        if not pictures and batch.placeholders is None:
+            return None
+        table = self.backbone.get_input_embeddings()
+        embeds: Tensor = table(batch.ids)
+        if pictures:
+            tokens = self._image_embeds([picture.pixels for picture in pictures])
+            if len(tokens) != len(batch.slots):
+                raise SpecError(
+                    f"the images give {len(tokens)} tokens and the row has {len(batch.slots)} slots for them"
+                )
+            embeds = embeds.index_copy(0, batch.slots, tokens.to(embeds.dtype))
+        if batch.placeholders is not None:
+            assert self.intervention is not None
+            row = self.intervention.placeholder(embeds) * getattr(table, "embed_scale", 1)  # Gemma's table is scaled
+            embeds = embeds.index_copy(0, batch.placeholders, row.expand(len(batch.placeholders), -1))
+        return embeds
+
+    def _change(self, by: Intervention, batch: Batch) -> Change:
+        """What an intervention does in one batch; where it compares with another prompt, that one runs first."""
+        at = Places(batch.spans.last, batch.placeholders)
+        if by.against is None:
+            return Change(by, at)
+        under = batch.against
+        assert under is not None
+        embeds, told = self._embeds(under), self._told(under)
+        heads = backbones.attended(self.backbone, under.ids, embeds, under.spans, by.layer, told)
+        return Change(by, at, heads[under.spans.last])
+
+    def _intervention(self, spec: ModelSpec) -> Intervention | None:
+        if spec.intervention is None:
+            return None
+        heads = int(backbones.text_config(self.backbone).num_attention_heads)
+        made = build_intervention(spec.intervention, depth=self._depth, heads=heads)
+        if made.against is not None:
+            if made.against not in spec.prompts:
+                raise UnknownName("prompt", made.against, spec.prompts)
+            backbones.check_projection(self.backbone, made.layer)
+        return made
+
+    def _norm_of(self, spec: ModelSpec) -> tuple[nn.Module, ...]:
+        """The backbone's final norm, where inner layers are given it; in a tuple, for it is no part of ours."""
+        return (backbones.final_norm(self.backbone),) if spec.norm_layers else ()
+
+    @property
+    def _depth(self) -> int:
+        return int(backbones.text_config(self.backbone).num_hidden_layers)
+
+    @property
+    def _open_from(self) -> int | None:
+        first = self.spec.bidirectional_from
+        return first if first is None or first >= 0 else first + self._depth
+
+    def _check_layers(self, spec: ModelSpec) -> None:
+        depth, first = self._depth, spec.bidirectional_from
+        if any(not -depth - 1 <= layer <= depth for layer in spec.layers):
+            raise SpecError(
+                f"layers {spec.layers}: the backbone has {depth}, counted from 0 (embeddings) or back from -1"
+            )
+        if first is not None and not -depth <= first < depth:
+            raise SpecError(
+                f"bidirectional_from={first}: the backbone has the blocks 0 to {depth - 1}, or back from -1"
+            )
+        if first is not None and self.layout == "padded":
+            raise SpecError("bidirectional_from needs a packed backbone: transformers gives all its layers one mask")
 
     def _image_embeds(self, pixels: Sequence[NDArray[np.uint8]]) -> Float[Tensor, "S D"]:
         """Tokens of all images in order; images of one size go through the tower together."""
@@ -303,10 +388,9 @@ def _head_of(spec: ModelSpec, name: str) -> object:
     return None if output is None else output.head
 
 
-def _check_layers(spec: ModelSpec, backbone: PreTrainedModel) -> None:
-    depth = int(backbones.text_config(backbone).num_hidden_layers)
-    if any(not -depth - 1 <= layer <= depth for layer in spec.layers):
-        raise SpecError(f"layers {spec.layers}: the backbone has {depth}, counted from 0 (embeddings) or back from -1")
+def _without_weights(part: nn.Module, kind: str, settings: Mapping[str, Any]) -> None:
+    if any(True for _ in part.parameters()):
+        raise SpecError(f"the {kind} {settings['kind']!r} has weights: compose another embedder")
 
 
 def _dtype(module: nn.Module, otherwise: torch.dtype) -> torch.dtype:

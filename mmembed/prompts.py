@@ -17,12 +17,15 @@ from .inputs import Item, Text, modality
 PLAIN = "{content}"
 """The template of no prompt: the parts of the item in their order."""
 
-SLOTS = ("content", "text", "image", "instruction", "counted", "blank")
+SLOTS = ("content", "text", "image", "instruction", "counted", "blank", "placeholder")
 """{content}: all parts in order; {text} / {image}: the parts of one kind; {instruction}: what the caller asks for;
 {counted}: nothing, but the words of the template from there on are what counted="marked" pools; {blank}: a black picture of
-56 x 56, which some models were trained to see beside every text."""
+56 x 56, which some models were trained to see beside every text; {placeholder}: a token that an intervention
+writes to (`mmembed.nn.interventions`)."""
 MARKED = -1
 """Stands where the number of a copy would, for words of a template that {counted} marks."""
+PLACED = -2
+"""Stands there for a placeholder."""
 
 Templates = Mapping[str, Mapping[str, str | Sequence[str]]]
 """{prompt name: {modality, or modality@language, or "any": template, or several whose vectors are averaged}}; "empty" is
@@ -60,7 +63,12 @@ class ImageRun:
     part: int = 0
 
 
-Run = TextRun | ImageRun
+@dataclass(frozen=True)
+class Placeholder:
+    """One token that stands for no text."""
+
+
+Run = TextRun | ImageRun | Placeholder
 
 
 def check(templates: Templates) -> None:
@@ -175,7 +183,7 @@ def wrap(
     marked = 0
 
     def words(text: str, copy: int = 0, part: int | None = None) -> None:
-        if not runs or isinstance(runs[-1], ImageRun):
+        if not runs or not isinstance(runs[-1], TextRun):
             runs.append(TextRun())
         run = runs[-1]
         assert isinstance(run, TextRun)
@@ -190,6 +198,8 @@ def wrap(
             if instruction is None:
                 raise InputError("this prompt asks for an instruction: pass instruction='...'")
             words(instruction)
+        elif slot == "placeholder":
+            runs.append(Placeholder())
         elif slot == "blank":
             runs.append(ImageRun(Image(np.zeros((56, 56, 3), np.uint8)), 0))
         elif slot is not None:

@@ -46,13 +46,19 @@ class ModelSpec:
         max_length: tokens of one item at most, image tokens and special tokens included.
         mask: "causal", "bidirectional", or "causal+image": causal, and the tokens of an image see each other both ways;
             None is the one that the backbone was made for, and a model's own spec always says which.
+        bidirectional_from: the first block, from 0 on or from -1 back, where tokens see all of their item whatever the mask
+            (BeLLM); None: there is none.
         layout: "packed" where the backbone allows it, "padded" where it must be; None decides by the backbone.
         positions: of a vision-language model of transformers: "auto", its own, in rows and columns where it has them, or
             "sequential", which the embedders over Qwen2-VL of 2024 and 2025 were trained with.
         vision: `{"library": "timm" | "open_clip" | "transformers", ...}`, see `mmembed.towers.vision`, or `{"library":
             "native", ...}` where the backbone sees by itself, see `mmembed.towers.native`; None: text only.
         projector: `{"kind": ...}`, see `mmembed.nn.projector`; None for a native tower, which has its own.
-        layers: whose states are pooled, their mean if several: -1 the last, after the final norm; -2, ... earlier, unnormed.
+        layers: whose states are pooled: -1 the last, after the final norm; -2, ... earlier ones; or from 0 (embeddings) and 1
+            (what the first block gives) on. Blocks behind the deepest of them do not run.
+        norm_layers: give inner layers the final norm too; otherwise they are as transformers' `hidden_states` has them.
+        mix: `{"kind": ...}`, how several layers become one, see `mmembed.nn.mixes`.
+        intervention: `{"kind": ...}`, what is changed inside the backbone on the way, see `mmembed.nn.interventions`.
         pooling: `{"kind": ...}`, see `mmembed.nn.pooling`; None: no one vector for an item, but what follows.
         tokens, sparse: token vectors and sparse weights beside it, see `mmembed.outputs`.
         counted: what pooling reads: "all" tokens of an item; "content": what stands before the item's own content (the
@@ -80,11 +86,15 @@ class ModelSpec:
     close: bool = True
     max_length: int = 512
     mask: str | None = None
+    bidirectional_from: int | None = None
     layout: str | None = None
     positions: str = "auto"
     vision: Mapping[str, Any] | None = None
     projector: Mapping[str, Any] | None = None
     layers: tuple[int, ...] = (-1,)
+    norm_layers: bool = False
+    mix: Mapping[str, Any] = field(default_factory=lambda: {"kind": "mean"})
+    intervention: Mapping[str, Any] | None = None
     pooling: Mapping[str, Any] | None = field(default_factory=lambda: {"kind": "last"})
     tokens: TokenOutput | None = None
     sparse: SparseOutput | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -14,7 +14,9 @@ class Method:
     Attributes:
         name: as it is called here. paper: where it is from.
         templates: `{modality or "any": template, or several whose vectors are averaged}`; None leaves the prompts alone.
-        cleaning, layers, counted, pooling: as in `ModelSpec`.
+        besides: prompts of other names that the method has, such as one that an intervention compares with.
+        cleaning, layers, norm_layers, counted, pooling, mask, bidirectional_from, intervention: as in `ModelSpec`; a mask of
+            None leaves the embedder's own.
         opened: whether the tokenizer's opening token (BOS) stands before the prompt; not where the prompt writes it.
         closed: whether the tokenizer's closing token (EOS) follows the prompt; one-word prompts end where the word would come.
         causal: whether it needs a causal backbone. packed: whether it needs one that runs packed.
@@ -23,10 +25,15 @@ class Method:
     name: str
     paper: str
     templates: Mapping[str, str | Sequence[str]] | None = None
+    besides: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     cleaning: str | None = None
     layers: tuple[int, ...] = (-1,)
+    norm_layers: bool = False
     counted: str = "all"
     pooling: str = "last"
+    mask: str | None = None
+    bidirectional_from: int | None = None
+    intervention: Mapping[str, Any] | None = None
     opened: bool = True
     closed: bool = False
     causal: bool = True
@@ -36,15 +43,21 @@ class Method:
         """The fields of `ModelSpec` that the method sets."""
         said: dict[str, Any] = {
             "layers": self.layers,
+            "norm_layers": self.norm_layers,
+            "mix": {"kind": "mean"},
+            "intervention": self.intervention,
+            "bidirectional_from": self.bidirectional_from,
             "counted": self.counted,
             "span": None,
             "pooling": {"kind": self.pooling},
             "cleaning": self.cleaning,
         }
         if self.templates is not None:
-            said["prompts"] = {self.name: dict(self.templates)}
+            said["prompts"] = {self.name: dict(self.templates), **self.besides}
             said["default_prompt_name"] = self.name
             said["instructions"] = {}
+        if self.mask is not None:
+            said["mask"] = self.mask
         if not self.opened:
             said["open"] = False
         if not self.closed:

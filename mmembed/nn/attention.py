@@ -53,7 +53,15 @@ def attend(
         raise NotImplementedError("a packed row carries its mask in `spans`; an attention_mask came as well")
     if dropout:
         raise NotImplementedError("attention dropout is not supported over packed rows: set attention_dropout to 0")
-    if sliding_window is not None and not getattr(getattr(module, "config", None), "is_causal", True):
+    if spans.open_from is not None:
+        layer = getattr(module, "layer_idx", None)
+        if layer is None:
+            raise NotImplementedError(
+                f"{type(module).__name__} does not say which layer it is of: no layer can be opened"
+            )
+        if layer >= spans.open_from:
+            spans, sliding_window = spans.opened, None
+    if sliding_window is not None and not spans.causal and getattr(module, "is_causal", False):
         # transformers' masks of a decoder set to read both ways include the token `sliding_window` away.
         sliding_window += 1
     name = room or choose(query, spans, sliding_window, softcap)

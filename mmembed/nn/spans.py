@@ -21,7 +21,8 @@ class Spans:
 
     A token q may look at a token k when k's span is still open at q: `start[q] <= k < end[q]`, for the mask "causal"
     also `k <= q`. Under "causal+image" the tokens of one image see each other both ways besides: `block` holds the
-    number of the image a token belongs to, -1 for text.
+    number of the image a token belongs to, -1 for text. In layers from `open_from` on, counted from 0, every token sees
+    all of its item.
     """
 
     lengths: tuple[int, ...]
@@ -30,6 +31,7 @@ class Spans:
     end: Int[Tensor, " T"]
     positions: Int[Tensor, " T"]
     block: Int[Tensor, " T"] | None = None
+    open_from: int | None = None
 
     @classmethod
     def of(cls, lengths: Sequence[int], mask: Mask, block: Int[Tensor, " T"] | None = None) -> Spans:
@@ -45,6 +47,16 @@ class Spans:
     def to(self, device: torch.device | str) -> Spans:
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("start", "end", "positions")}
         return replace(self, **moved, block=None if self.block is None else self.block.to(device, non_blocking=True))
+
+    @property
+    def last(self) -> Int[Tensor, " B"]:
+        """The last token of each item."""
+        return self.boundaries[1:].long() - 1
+
+    @cached_property
+    def opened(self) -> Spans:
+        """The same items, where every token sees all of its own."""
+        return replace(self, mask="bidirectional", block=None, open_from=None)
 
     @property
     def causal(self) -> bool:

@@ -18,6 +18,8 @@ from ..errors import InputError, LoadError, SpecError, UnknownName
 from ..folders import ADAPTER
 from ..nn import attention
 from ..nn.spans import Mask, Spans
+from . import reading
+from .reading import Change
 
 Told = Callable[[Int[Tensor, "B T"]], Mapping[str, Any]]
 """What a vision-language model is told besides the tokens of a padded batch."""
@@ -125,7 +127,7 @@ def prepare_backbone(model: PreTrainedModel, mask: str, layout: str | None) -> P
     texts = probe(model)
     spans = Spans.of([len(ids) for ids in texts], cast(Mask, mask)).to(model.device)
     with torch.no_grad():
-        due = torch.cat([_of_layers(model, (-1,), input_ids=ids[None])[0] for ids in texts]).float()
+        due = torch.cat([reading.read(model, {"input_ids": ids[None]}, None, (-1,))[0] for ids in texts]).float()
         if packed:
             model.set_attn_implementation(attention.NAME)
         else:
@@ -222,18 +224,77 @@ def states(
     ids: Int[Tensor, " T"],
     embeds: Float[Tensor, "T D"] | None,
     spans: Spans,
+) -> Float[Tensor, "T D"]:
+    """Last hidden states of a packed row; `embeds`, where given, stand in for `ids`."""
+    return layer_states(model, ids, embeds, spans)[0]
+
+
+def layer_states(
+    model: PreTrainedModel,
+    ids: Int[Tensor, " T"],
+    embeds: Float[Tensor, "T D"] | None,
+    spans: Spans,
     layers: Sequence[int] = (-1,),
     told: Told | None = None,
-) -> Float[Tensor, "T D"]:
-    """States of a packed row, the mean over `layers`; `embeds`, where given, stand in for `ids`, and `told` is what a
-    vision-language model is told of its images.
+    change: Change | None = None,
+) -> Float[Tensor, "L T D"]:
+    """States of a packed row at each of `layers`; `embeds`, where given, stand in for `ids`.
 
     Layer -1 is the last, after the final norm (before it, where the configuration has tie_last_hidden_states=False); -2,
-    -3, ... are what earlier blocks gave, and 0 the embeddings, none of them normed: transformers' `hidden_states`.
+    -3, ... are what earlier blocks gave, and 0 the embeddings, none of them normed: transformers' `hidden_states`. Blocks
+    behind the deepest layer do not run.
+
+    Args:
+        told: what a vision-language model is told of its images.
+        change: what is changed on the way, see `mmembed.nn.interventions`.
 
     Raises:
         InputError: an item longer than `steady_length`.
     """
+    inputs, rows = _inputs(model, ids, embeds, spans, told)
+    return reading.read(model, inputs, rows, layers, change)
+
+
+def attended(
+    model: PreTrainedModel,
+    ids: Int[Tensor, " T"],
+    embeds: Float[Tensor, "T D"] | None,
+    spans: Spans,
+    layer: int,
+    told: Told | None = None,
+) -> Float[Tensor, "T HE"]:
+    """What attention of block `layer` gives each token of a packed row, heads joined, before its output projection."""
+    inputs, rows = _inputs(model, ids, embeds, spans, told)
+    return reading.attended(model, inputs, rows, layer)
+
+
+def check_projection(model: PreTrainedModel, layer: int) -> None:
+    """Raise `SpecError` where block `layer` has no attention output projection that an intervention can stand before."""
+    if not reading.has_output_projection(model, layer):
+        raise SpecError(
+            f"block {layer} of a {model.config.model_type} backbone has no self_attn.o_proj to stand before"
+        )
+
+
+def final_norm(model: PreTrainedModel) -> nn.Module:
+    """The norm behind the last block of a prepared backbone.
+
+    Raises:
+        SpecError: it has none.
+    """
+    ids = torch.cat(probe(model))
+    spans = Spans.of([len(ids)], "causal").to(ids.device)
+    return reading.final_norm(model, _inputs(model, ids, None, spans)[0])
+
+
+def _inputs(
+    model: PreTrainedModel,
+    ids: Int[Tensor, " T"],
+    embeds: Float[Tensor, "T D"] | None,
+    spans: Spans,
+    told: Told | None = None,
+) -> tuple[dict[str, Any], Int[Tensor, " T"] | None]:
+    """What the model's forward takes for a packed row, and where the row's tokens lie in the grid it makes of them."""
     steady, longest = steady_length(model), max(spans.lengths)
     if steady is not None and longest > steady:
         raise InputError(
@@ -241,52 +302,38 @@ def states(
             f"the longest item of the batch, and a vector would hang on its company; compose with max_length={steady}"
         )
     if is_packed(model):
-        inputs = {"input_ids": ids[None]} if embeds is None else {"inputs_embeds": embeds[None]}
+        row: dict[str, Any] = {"input_ids": ids[None]} if embeds is None else {"inputs_embeds": embeds[None]}
         positions = (spans.positions + _first_position(model))[None]
-        return _of_layers(model, layers, **inputs, position_ids=positions, spans=spans)[0]
-    return _padded(model, ids, embeds, spans, layers, told)
+        return {**row, "position_ids": positions, "spans": spans, **_no_cache(model)}, None
+    inputs, where = _padded(model, ids, embeds, spans)
+    images = {} if told is None else told(inputs["input_ids"])
+    return {**inputs, **images, **_no_cache(model)}, where
 
 
 def _padded(
-    model: PreTrainedModel,
-    ids: Int[Tensor, " T"],
-    embeds: Float[Tensor, "T D"] | None,
-    spans: Spans,
-    layers: Sequence[int],
-    told: Told | None,
-) -> Float[Tensor, "T D"]:
-    """The same by a padded batch, right-padded: what comes later cannot change what a causal layer saw before."""
+    model: PreTrainedModel, ids: Int[Tensor, " T"], embeds: Float[Tensor, "T D"] | None, spans: Spans
+) -> tuple[dict[str, Any], Int[Tensor, " T"]]:
+    """The same as a padded batch, right-padded: what comes later cannot change what a causal layer saw before."""
     longest = max(spans.lengths)
     item = torch.arange(len(spans.lengths), device=ids.device).repeat_interleave(
         torch.tensor(spans.lengths, device=ids.device)
     )
-    where = item * longest + spans.positions
+    where = item * longest + (torch.arange(len(ids), device=ids.device) - spans.start)
     cells = len(spans.lengths) * longest
     mask = torch.zeros(cells, dtype=torch.long, device=ids.device).index_fill(0, where, 1)
     pad = getattr(text_config(model), "pad_token_id", None) or 0
+    inputs: dict[str, Any]
     if embeds is None:
         grid = torch.full((cells,), pad, dtype=ids.dtype, device=ids.device).index_copy(0, where, ids)
-        inputs: dict[str, Any] = {"input_ids": grid.view(-1, longest)}
+        inputs = {"input_ids": grid.view(-1, longest)}
     else:
         grid = embeds.new_zeros(cells, embeds.shape[-1]).index_copy(0, where, embeds)
         inputs = {"inputs_embeds": grid.view(-1, longest, embeds.shape[-1])}
     if "position_ids" in inspect.signature(model.forward).parameters:
-        row = torch.arange(longest, device=ids.device) + _first_position(model)
-        inputs["position_ids"] = row.expand(len(spans.lengths), -1)
-    if told is not None:
-        inputs |= told(inputs["input_ids"])
-    out = _of_layers(model, layers, **inputs, attention_mask=mask.view(-1, longest))
-    return out.reshape(cells, -1)[where]
-
-
-def _of_layers(model: PreTrainedModel, layers: Sequence[int], **inputs: Any) -> Float[Tensor, "B T D"]:
-    inputs |= _no_cache(model)
-    normed = getattr(text_config(model), "tie_last_hidden_states", None) is not False
-    if tuple(layers) == (-1,) and normed:
-        return model(**inputs).last_hidden_state
-    out = model(**inputs, output_hidden_states=True)
-    found = [out.last_hidden_state if layer == -1 and normed else out.hidden_states[layer] for layer in layers]
-    return found[0] if len(found) == 1 else torch.stack(found).mean(0)
+        first = _first_position(model)
+        row = torch.zeros(cells, dtype=spans.positions.dtype, device=ids.device)
+        inputs["position_ids"] = row.index_copy(0, where, spans.positions).view(-1, longest) + first
+    return {**inputs, "attention_mask": mask.view(-1, longest)}, where
 
 
 def _first_position(model: PreTrainedModel) -> int:

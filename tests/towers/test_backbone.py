@@ -215,23 +215,6 @@ def test_tokens_of_one_image_see_each_other_and_all_else_is_causal(kind):
     assert torch.equal(told[9:13], causal[9:13]), "an item without an image is causal as before"
 
 
-@pytest.mark.parametrize("layout", [None, "padded"])
-@pytest.mark.parametrize("kind", BACKBONES)
-def test_earlier_layers_are_the_hidden_states_of_transformers(kind, layout):
-    mask, rows = natural_mask(tiny_backbone(kind)), items((6, 1, 9))
-    model, reference = prepare_backbone(tiny_backbone(kind), mask, layout), plain(kind, mask, "eager")
-    spans = Spans.of([6, 1, 9], mask)
-    for layers in ((-2,), (0,), (-1, -2)):
-        with torch.no_grad():
-            told = states(model, torch.cat(rows), None, spans, layers)
-            outs = [reference(input_ids=row[None], output_hidden_states=True) for row in rows]
-        due = [
-            torch.stack([out.last_hidden_state if k == -1 else out.hidden_states[k] for k in layers]).mean(0)[0]
-            for out in outs
-        ]
-        assert (told - torch.cat(due)).abs().max() <= 1e-5
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("kind", BACKBONES)
 def test_a_backbone_of_another_precision_is_prepared_as_well(kind, dtype):

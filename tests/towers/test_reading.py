@@ -1,0 +1,108 @@
+"""Layers are read as transformers gives them, no more blocks run than must, and one backbone serves many threads."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from mmembed.errors import SpecError
+from mmembed.nn.interventions import Places, build_intervention
+from mmembed.nn.spans import Spans
+from mmembed.testing import BACKBONES, tiny_backbone
+from mmembed.towers.backbone import attended, final_norm, layer_states, natural_mask, prepare_backbone, states
+from mmembed.towers.reading import Change, layers_of
+
+LENGTHS = (6, 1, 9)
+LAYOUTS = (None, "padded")
+
+
+def rows():
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randint(2, 250, (n,), generator=generator) for n in LENGTHS]
+
+
+def prepared(kind, layout=None):
+    mask = natural_mask(tiny_backbone(kind))
+    return prepare_backbone(tiny_backbone(kind), mask, layout), Spans.of(LENGTHS, mask)
+
+
+def read(model, spans, layers, change=None):
+    with torch.no_grad():
+        return layer_states(model, torch.cat(rows()), None, spans, layers, change=change)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_layers_are_the_hidden_states_of_transformers(kind, layout):
+    model, spans = prepared(kind, layout)
+    plain = tiny_backbone(kind)
+    plain.set_attn_implementation("eager")
+    with torch.no_grad():
+        outs = [plain(input_ids=row[None], output_hidden_states=True) for row in rows()]
+    for layers in ((-2,), (0,), (1, 0), (-1, -2), (1, -1, 1)):
+        told = read(model, spans, layers)
+        due = [[out.last_hidden_state if k == -1 else out.hidden_states[k] for k in layers] for out in outs]
+        assert (told - torch.cat([torch.cat(own) for own in due], 1)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_blocks_behind_the_deepest_layer_do_not_run(kind, layout):
+    model, spans = prepared(kind, layout)
+    ran = []
+    for number, block in enumerate(layers_of(model)):
+        block.register_forward_hook(lambda *_, number=number: ran.append(number))
+    depth = model.config.num_hidden_layers
+    for layers, blocks in (((0,), 0), ((1,), 1), ((1, 0), 1), ((-2,), depth - 1), ((0, -1), depth), ((-1,), depth)):
+        ran.clear()
+        read(model, spans, layers)
+        assert ran == list(range(blocks)), layers
+
+
+def test_a_backbone_is_read_by_many_threads_at_once():
+    model, spans = prepared("qwen3")
+    intervention = build_intervention({"kind": "token_prepending", "start": 0}, depth=2, heads=4)
+    ends = torch.tensor([5, 6, 15])
+    change = Change(intervention, Places(ends, ends - torch.tensor([3, 0, 3])))
+    asked = [((-1,), None), ((1,), None), ((-1,), change), ((0, 1), None), ((2,), change)]
+    due = [read(model, spans, layers, how) for layers, how in asked]
+    assert (due[0] - due[2]).abs().max() > 1e-3
+    with ThreadPoolExecutor(5) as pool:
+        for _ in range(10):
+            told = list(pool.map(lambda each: read(model, spans, *each), asked * 2))
+            assert all(torch.equal(a, b) for a, b in zip(told, due * 2, strict=True))
+
+
+def test_what_was_asked_of_a_forward_is_gone_after_it():
+    model, spans = prepared("llama")
+    before = states(model, torch.cat(rows()), None, spans)
+    for _ in range(3):
+        read(model, spans, (1,))
+    with pytest.raises(IndexError):
+        layer_states(model, torch.tensor([10_000] * 16), None, spans, (1,))
+    assert torch.equal(states(model, torch.cat(rows()), None, spans), before)
+    assert len(layers_of(model)[0]._forward_hooks) == 1
+
+
+def test_attention_is_read_before_its_output_projection():
+    model, spans = prepared("llama")
+    seen = []
+    handle = model.layers[1].self_attn.o_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0][0]))
+    states(model, torch.cat(rows()), None, spans)
+    handle.remove()
+    assert torch.equal(attended(model, torch.cat(rows()), None, spans, 1), seen[0])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", [kind for kind in BACKBONES if kind != "xlm-roberta"])
+def test_the_final_norm_is_found(kind, layout):
+    model, _ = prepared(kind, layout)
+    name = {"lfm2": "embedding_norm", "modernbert": "final_norm"}.get(kind, "norm")
+    assert final_norm(model) is getattr(model, name)
+
+
+def test_a_backbone_without_a_final_norm_says_so():
+    with pytest.raises(SpecError, match="no final norm"):
+        final_norm(prepared("xlm-roberta")[0])
