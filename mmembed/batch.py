@@ -169,6 +169,9 @@ class Sampler:
         mark: how images stand in the text, where the model's own tokenizer has a token for them: an item is then one
             text, tokenised at once, as the processors of transformers do. None: the texts around them are tokenised
             each on its own.
+        apart: text and pictures go to towers of their own: a picture takes no token of the text, and alone none stands
+            around it. fused: whether an item may then have both, or several pictures.
+        fill: the id behind a text up to `max_length`, where the model reads its padding.
     """
 
     tokenizer: Tokenizer
@@ -183,6 +186,9 @@ class Sampler:
     prepare: Callable[[NDArray[np.uint8]], Picture] | None = None
     image_ids: Callable[[Picture], list[int]] | None = None
     mark: Mark | None = None
+    apart: bool = False
+    fused: bool = True
+    fill: int | None = None
 
     def samples(self, items: Sequence[Sequence[Run]], truncate: str = "end") -> Iterator[Sample | InputError]:
         """One sample, or what is wrong with it, for each item; all texts are tokenised in one call."""
@@ -216,17 +222,22 @@ class Sampler:
 
     def _sample(self, runs: Sequence[Laid], truncate: str) -> Sample:
         ids, copies, images = self._laid(runs)
-        excess = len(ids) - self.max_length
+        pictures = len(images) if self.apart else 0
+        excess = len(ids) - pictures - self.max_length
         if excess > 0:
             kept = self._kept(len(ids), copies, images, excess, truncate)
             ids, copies, images = [ids[k] for k in kept], [copies[k] for k in kept], _moved(images, kept)
+        if self.fill is not None and len(ids) > pictures:
+            filling = self.max_length + pictures - len(ids)
+            ids, copies = ids + [self.fill] * filling, copies + [0] * filling
         row = np.asarray(ids, dtype=np.int64)
         placeholder = copies.index(PLACED) if self.placed else None
         return Sample(row, self._count(row, copies), tuple(images), max(excess, 0), placeholder=placeholder)
 
     def _laid(self, runs: Sequence[Laid]) -> tuple[list[int], list[int], list[Slots]]:
         """The ids of a sample before it is cut, the copy that each belongs to, and the images among them."""
-        ids: list[int] = list(self._prefix)
+        worded = not self.apart or any(not isinstance(run, ImageRun) for run in runs)
+        ids: list[int] = list(self._prefix) if worded else []
         copies: list[int] = [0] * len(ids)
         images: list[Slots] = []
         for run in runs:
@@ -242,15 +253,19 @@ class Sampler:
                 text, tokens = run
                 ids += tokens.ids
                 copies += [_copy_of(span, text.content) for span in tokens.spans]
-        ids += self._suffix
-        copies += [0] * len(self._suffix)
-        if not ids:
+        suffix = self._suffix if worded else []
+        ids += suffix
+        copies += [0] * len(suffix)
+        pictures = len(images) if self.apart else 0
+        if len(ids) == pictures and worded:
             raise InputError("the item is empty: it has no token at all")
         if self.placed != (PLACED in copies):
             need = (
                 "needs a prompt with {placeholder}" if self.placed else "has no use for the {placeholder} of its prompt"
             )
             raise InputError(f"the model {need}")
+        if pictures + worded > 1 and not self.fused:
+            raise InputError("this model has towers for a text and for a picture, and no vector for several together")
         return ids, copies, images
 
     def _pictured(self, image: Image) -> tuple[Picture, list[int]]:
@@ -263,7 +278,9 @@ class Sampler:
         """Which of `count` tokens stay: the last ones of the item's own text go, of every copy alike; its images, prompt and
         special tokens stay."""
         if truncate == "error":
-            raise TruncationError(f"{count} tokens are more than the {self.max_length} that the model reads")
+            raise TruncationError(
+                f"{self.max_length + excess} tokens are more than the {self.max_length} that the model reads"
+            )
         pictured = {k for slots in images for k in range(slots.first, slots.first + slots.count)}
         own = [[k for k, mine in enumerate(copies) if mine == copy and k not in pictured] for copy in _present(copies)]
         each = -(-excess // len(own)) if own else 0

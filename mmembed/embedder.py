@@ -20,6 +20,7 @@ from scipy.sparse import coo_array, csr_array, vstack
 
 from . import folders, hub, prompts
 from .batch import ChunkSampler, Mark, Narrowing, Sample, Sampler, pack, plan
+from .dual import DualEncoder, load_open_clip
 from .errors import InputError, LoadError, SpecError, UnknownName
 from .inputs import Image, Item, Thing, to_item
 from .model import EmbeddingModel, load_model, reads_logits
@@ -29,7 +30,7 @@ from .nn.sparse import build_sparse_head, strongest
 from .nn.tokens import build_token_head
 from .outputs import SIDES, STATES, Read, SparseOutput, TokenOutput
 from .spec import NATIVE, ModelSpec, described
-from .tokenizer import SentencePieceTokenizer, TransformersTokenizer, load_tokenizer
+from .tokenizer import SentencePieceTokenizer, Tokenizer, TransformersTokenizer, load_tokenizer
 from .towers.backbone import load_backbone, text_config
 from .towers.language_head import LanguageHead, body_of, build_language_model, load_language_model, vocabulary_of
 from .towers.native import NativeTower
@@ -44,6 +45,8 @@ PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 Sparse: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.float32]]"
 Result = TypeVar("Result")
 GOLDEN_FILE = "golden.json"
+OPEN_CLIP = "open_clip:"
+"""Before the name of a model that open_clip, not we, finds."""
 WINDOW = 1024
 """Items that are prepared and sorted by length together: enough for long runs of equal length, few enough for their pixels."""
 BUDGET = {"cpu": 4096, "cuda": 32768}
@@ -99,8 +102,8 @@ class Embedder:
 
     def __init__(
         self,
-        model: EmbeddingModel,
-        tokenizer: SentencePieceTokenizer | TransformersTokenizer,
+        model: EmbeddingModel | DualEncoder,
+        tokenizer: Tokenizer,
         golden: Sequence[Mapping[str, Any]] = (),
     ):
         self.model = model
@@ -118,6 +121,9 @@ class Embedder:
             prepare=model.prepare if model.sees else None,
             image_ids=model.image_ids if model.sees else None,
             mark=None if model.native is None else _mark(model.native, tokenizer),
+            apart=spec.dual is not None,
+            fused=spec.dual is None or spec.fuse is not None,
+            fill=tokenizer.pad if spec.fill else None,
         )
 
     @property
@@ -141,7 +147,7 @@ class Embedder:
     def __repr__(self) -> str:
         spec = self.spec
         return (
-            f"<mmembed.Embedder {spec.name!r}: {spec.backbone['config']['model_type']}, {'/'.join(spec.modalities)}, "
+            f"<mmembed.Embedder {spec.name!r}: {spec.architecture}, {'/'.join(spec.modalities)}, "
             f"{spec.dimension} numbers, {self.precision} on {self.model.device}>"
         )
 
@@ -657,7 +663,7 @@ class Embedder:
         return options if known is None else {"prompt_name": known, **options}
 
 
-def _mark(tower: NativeTower, tokenizer: SentencePieceTokenizer | TransformersTokenizer) -> Mark:
+def _mark(tower: NativeTower, tokenizer: Tokenizer) -> Mark:
     """How images stand in a text, by the model's own token."""
     token = tokenizer.token_of(tower.token)
     text = tower.text or token
@@ -799,20 +805,27 @@ def load(
     """An embedder by name.
 
     Args:
-        name: a folder (ours, of sentence-transformers, of transformers, or of a PEFT adapter), a bundled name ("pico"), or
-            "organisation/name" of a hub; None is the bundled default.
+        name: a folder (ours, of sentence-transformers, of transformers, of open_clip, or of a PEFT adapter), a bundled name
+            ("pico"), or "organisation/name" of a hub; None is the bundled default. "open_clip:" before a name of open_clip's
+            own: local-dir:<folder>, hf-hub:organisation/name, or <architecture>:<file or tag of weights>; a tag is
+            downloaded by open_clip.
         base: folder or name of the model that an adapter is merged into; None is what the adapter itself names, as a
             folder beside it or of the hub.
         device: "cpu", "cuda", ...; None takes CUDA where there is one.
         precision: "fp32", "bf16" or "fp16": what weights and products are kept in.
         revision: of a hub repository.
     """
-    folder = hub.find(name, revision=revision)
     dtype = dtype_of(precision)
-    model, words = load_model(folder, None if base is None else hub.find(base))
+    entries: Sequence[Mapping[str, Any]] = ()
+    model: EmbeddingModel | DualEncoder
+    if isinstance(name, str) and name.startswith(OPEN_CLIP):
+        model, words = load_open_clip(name.removeprefix(OPEN_CLIP), revision)
+    else:
+        folder = hub.find(name, revision=revision)
+        model, words = load_model(folder, None if base is None else hub.find(base))
+        golden = folder / GOLDEN_FILE
+        entries = json.loads(golden.read_text(encoding="utf-8")) if golden.exists() else ()
     tokenizer = load_tokenizer(words, dict(model.spec.tokenizer))
-    golden = folder / GOLDEN_FILE
-    entries = json.loads(golden.read_text(encoding="utf-8")) if golden.exists() else ()
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Embedder(model.to(device=torch.device(chosen), dtype=dtype), tokenizer, entries)
 

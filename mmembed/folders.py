@@ -11,6 +11,7 @@ from typing import Any
 from . import checkpoints, hub, prompts
 from .checkpoints import Checkpoint
 from .errors import LoadError, SpecError
+from .hub import ADAPTER
 from .outputs import SparseOutput, TokenOutput
 from .spec import ModelSpec, described
 
@@ -33,10 +34,6 @@ _Modules = tuple[list[str], list[Path]]
 """Names of the modules of a folder, and where each lies."""
 UNBOUNDED = 10**6
 """Tokenizers without a limit say 10^30 or so."""
-
-
-ADAPTER = "adapter_config.json"
-"""Where it lies in a folder, the folder holds an adapter of PEFT, as transformers tells it."""
 
 
 @dataclass(frozen=True)
@@ -446,3 +443,145 @@ def _json(path: Path) -> Any:
 
 def _optional(path: Path) -> dict[str, Any]:
     return _json(path) if path.exists() else {}
+
+
+@dataclass(frozen=True)
+class FoundDual:
+    """A dual encoder of a folder: its spec, both towers with their weights, and where the tokenizer lies."""
+
+    spec: ModelSpec
+    towers: Any
+    tokenizer: Path
+
+
+def read_dual(folder: Path) -> FoundDual | None:
+    """The dual encoder that a folder of transformers, sentence-transformers or open_clip holds; None where it holds none.
+
+    A folder that two libraries wrote (LAION's have open_clip_config.json beside config.json) is read as transformers
+    reads it; `read_open_clip` reads the other.
+
+    Raises:
+        LoadError: files missing. SpecError: settings or modules that no part here has.
+    """
+    known = checkpoints.of_folder(folder)
+    body, normalize = folder, True
+    if (folder / "modules.json").exists():
+        modules = _json(folder / "modules.json")
+        names = [module["type"].rpartition(".")[2] for module in modules]
+        body, normalize = _inside(folder, modules[0]["path"]), "Normalize" in names
+        if not _is_dual(body):
+            return None
+        if names[0] not in ("Transformer", "CLIPModel") or names[1:] not in ([], ["Normalize"]):
+            raise SpecError(
+                f"{folder} has the modules {names}; of a dual encoder known: Transformer or CLIPModel, Normalize"
+            )
+    if _is_dual(body):
+        return _transformers_dual(folder, body, known, normalize)
+    if (folder / "open_clip_config.json").exists():
+        return read_open_clip(folder)
+    return None
+
+
+def _is_dual(body: Path) -> bool:
+    from .towers.dual_transformers import KINDS
+
+    return _optional(body / "config.json").get("model_type") in KINDS
+
+
+def _transformers_dual(folder: Path, body: Path, known: Checkpoint | None, normalize: bool) -> FoundDual:
+    from transformers import AutoImageProcessor
+
+    from .towers import dual_transformers
+    from .towers.vision import Preprocess
+    from .towers.vision_transformers import preprocess_of
+
+    config = _config(body, known)
+    kind = dual_transformers.KINDS[config.model_type]
+    try:
+        processor = AutoImageProcessor.from_pretrained(body, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{body} holds no image processor: {str(error).splitlines()[0]}") from None
+    preprocess = preprocess_of(processor, int(config.vision_config.patch_size))
+    words = _optional(body / "tokenizer_config.json").get("tokenizer_class", "")
+    settings = _optional(folder / "config_sentence_transformers.json")
+    spec = ModelSpec(
+        name=folder.resolve().name,
+        backbone={"dual": "transformers", "config": described(config), "preprocess": preprocess},
+        tokenizer=_dual_tokenizer(kind.fill, words),
+        max_length=_max_length(body, config.text_config),
+        fill=kind.fill,
+        fuse="sum",
+        normalize=normalize,
+        dimension=dual_transformers.width_of(config),
+        dimensions=(settings["truncate_dim"],) if settings.get("truncate_dim") else (),
+        prompts={
+            name: {"any": prompts.literal(text)} for name, text in (settings.get("prompts") or {}).items() if text
+        },
+        default_prompt_name=settings.get("default_prompt_name"),
+    )
+    towers = dual_transformers.load(body, config, Preprocess.of(preprocess))
+    return FoundDual(spec if known is None else known.over(spec), towers, body)
+
+
+def _dual_tokenizer(fill: bool, name: str) -> dict[str, Any]:
+    """The spec's `tokenizer` of a dual encoder whose folder names the class `name`.
+
+    SigLIP's is a plain sentencepiece model behind a class that transformers cannot make without protobuf.
+    """
+    if name.startswith("SiglipTokenizer"):
+        return {"kind": "sentencepiece", "suffix": ["</s>"], "pad": "</s>", "clean": "siglip"}
+    cased = fill and name.startswith(("Gemma", "Siglip2"))
+    return {"kind": "transformers", **({"clean": "lower"} if cased else {})}
+
+
+def read_open_clip(folder: Path) -> FoundDual:
+    """The model of a folder of open_clip, whatever other library's files lie beside it.
+
+    Raises:
+        LoadError: files missing. SpecError: a model that no part here runs.
+    """
+    from .towers import dual_open_clip
+
+    return _of_open_clip(folder.resolve().name, dual_open_clip.load(folder), folder)
+
+
+def named_open_clip(architecture: str, pretrained: str, revision: str | None) -> FoundDual:
+    """An architecture of open_clip with weights from a file or by a tag; a tokenizer that lies in a repository of a hub
+    is had from there.
+
+    Raises:
+        UnknownName: no such architecture, file or tag. LoadError: no weights. SpecError: a model that no part here runs.
+    """
+    from .towers import dual_open_clip
+
+    found = dual_open_clip.named(architecture, pretrained)
+    words = found.text.get("hf_tokenizer_name")
+    name = f"{architecture}:{Path(pretrained).name}"
+    return _of_open_clip(name, found, hub.find(words, revision=revision) if words else Path())
+
+
+def _of_open_clip(name: str, found: Any, tokenizer: Path) -> FoundDual:
+    """The spec of what `mmembed.towers.dual_open_clip` found. Its texts are always padded to their full length."""
+    text = found.text
+    given = dict(text.get("tokenizer_kwargs") or {})
+    length = int(text.get("context_length", 77))
+    if text.get("hf_tokenizer_name"):
+        clean = "open_clip/" + given.pop("clean", "whitespace")
+        # CLIPA: [SEP] is counted when a long text is cut, and then made into padding.
+        after = {"suffix": ["[PAD]"]} if given.pop("strip_sep_token", False) else {}
+        words = {"kind": "transformers", "clean": clean, **after}
+    else:
+        words = {"kind": "open_clip", "clean": given.pop("clean", "lower")}
+    if given:
+        raise SpecError(f"{name}: settings of open_clip's tokenizer that nothing here follows: {', '.join(given)}")
+    towers = found.towers
+    spec = ModelSpec(
+        name=name,
+        backbone={"dual": "open_clip", "config": dict(found.config), "preprocess": dict(found.preprocess)},
+        tokenizer=words,
+        max_length=length,
+        fill=True,
+        fuse="sum",
+        dimension=towers.width,
+    )
+    return FoundDual(spec, towers, tokenizer)

@@ -12,6 +12,8 @@ from .errors import LoadError, UnknownName
 from .spec import FILE, ModelSpec
 
 DEFAULT = "pico"
+ADAPTER = "adapter_config.json"
+"""Where it lies in a folder, the folder holds an adapter of PEFT, as transformers tells it."""
 _HERE = Path(__file__).resolve().parent
 SHELVES = (_HERE / "adapters", _HERE.parent / "adapters")
 """Where named adapters stand: inside an installed package, and beside it in a checkout."""
@@ -61,7 +63,10 @@ def _download(repository: str, revision: str | None) -> Path:
         known = checkpoints.declared().get(repository)
         files = known.said.get("files", {}).values() if known else ()
         patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", *files]
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        if not any(folder.rglob("*.safetensors")):  # some older releases, the first CLIP among them, have only these
+            snapshot_download(repository, revision=revision, allow_patterns=["*pytorch_model.bin"])
+        return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         near = difflib.get_close_matches(repository, checkpoints.declared(), n=1, cutoff=0.8)

@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from . import folders, weights
+from . import folders
 from .batch import Batch, Picture
+from .dual import DualEncoder
 from .errors import SpecError, UnknownName
-from .nn.heads import build_head
 from .nn.interventions import Intervention, Places, build_intervention
 from .nn.mixes import build_mix
 from .nn.pooling import build_pooling
@@ -34,12 +34,13 @@ from .towers.language_head import LanguageHead, build_language_model, load_langu
 from .towers.native import NativeTower
 from .towers.reading import Change
 from .towers.vision import VisionTower, build_vision
+from .weights import WEIGHTS_FILE, Model, fill
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class EmbeddingModel(nn.Module):
+class EmbeddingModel(Model):
     """Vision tower -> projector -> image slots of the packed row -> backbone -> pooling -> heads.
 
     A vision-language model of transformers holds tower and projector itself: its backbone is then all of it but the pooling.
@@ -61,16 +62,15 @@ class EmbeddingModel(nn.Module):
         vision: VisionTower | None = None,
         language_head: LanguageHead | None = None,
     ):
-        super().__init__()
         if backbone is None and spec.sparse is not None and reads_logits(spec.sparse):
             body, language_head = build_language_model(spec.backbone["config"])
         else:
             body = backbones.build_backbone(spec.backbone["config"]) if backbone is None else backbone
         mask = spec.mask or backbones.natural_mask(body)
-        self.spec = dataclasses.replace(spec, mask=mask)
+        width = int(backbones.text_config(body).hidden_size)
+        super().__init__(dataclasses.replace(spec, mask=mask), width)
         self.backbone = backbones.prepare_backbone(body, mask, spec.layout)
         self._check_layers(spec)
-        width = int(backbones.text_config(self.backbone).hidden_size)
         self.native: NativeTower | None = None
         self.vision: VisionTower | None = None
         self.projector: Projector | None = None
@@ -85,15 +85,7 @@ class EmbeddingModel(nn.Module):
         self.language_head = language_head
         self.tokens, self.sparse = self._other_heads(self.spec, width)
         self.pooling = None if spec.pooling is None else build_pooling(spec.pooling, width)
-        self.heads = nn.ModuleList()
-        for settings in spec.heads:
-            head = build_head(settings, width)
-            self.heads.append(head)
-            width = int(head.out)  # type: ignore[arg-type]
-        if self.pooling is None:
-            width = int((self.sparse or self.tokens).out)  # type: ignore[arg-type]
-        if width != spec.dimension:
-            raise SpecError(f"the parts give vectors of {width} numbers, the spec says dimension={spec.dimension}")
+        self.check_width(width if self.pooling is not None else int((self.sparse or self.tokens).out))
         self.eval()
 
     def _other_heads(self, spec: ModelSpec, width: int) -> tuple[nn.Module, nn.Module | None]:
@@ -132,7 +124,7 @@ class EmbeddingModel(nn.Module):
                 setattr(model, name, fresh)
         if spec.pooling is None:
             model.pooling = None
-            width = int((model.sparse or model.tokens).out)  # type: ignore[arg-type]
+            width = int((model.sparse or model.tokens).out)
             model.spec = dataclasses.replace(spec, dimension=width, dimensions=())
         elif spec.pooling != self.spec.pooling:
             model.pooling = build_pooling(spec.pooling, width)
@@ -143,27 +135,6 @@ class EmbeddingModel(nn.Module):
         model.intervention = model._intervention(spec)
         model._final_norm = model._norm_of(spec)
         return model
-
-    def with_head(self, settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> EmbeddingModel:
-        """The same parts and one head more, behind the others, with weights that were fitted, not trained; shorter
-        dimensions are forgotten, for the numbers are others now."""
-        head = build_head(settings, self.spec.dimension)
-        head.load_state_dict(dict(weights))
-        width = int(head.out)  # type: ignore[arg-type]
-        model = copy.copy(self)
-        model._modules = dict(self._modules)
-        model.heads = nn.ModuleList([*self.heads, head.to(device=self.device, dtype=self.dtype).eval()])
-        behind = (*self.spec.heads, dict(settings))
-        model.spec = dataclasses.replace(self.spec, heads=behind, dimension=width, dimensions=())
-        return model
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
 
     @property
     def layout(self) -> str:
@@ -200,10 +171,7 @@ class EmbeddingModel(nn.Module):
             raise SpecError(
                 f"{self.spec.name!r} has no one vector for an item; ask it by encode_{' or encode_'.join(kinds)}"
             )
-        vectors = self.pooling(self.states(batch), batch.counted)
-        for head in self.heads:
-            vectors = head(vectors.to(_dtype(head, vectors.dtype))).float()
-        return vectors
+        return self.through_heads(self.pooling(self.states(batch), batch.counted))
 
     def token_vectors(self, batch: Batch) -> tuple[Float[Tensor, "n d"], ...]:
         """Vectors of the counted tokens of each item, in fp32; none where none is counted."""
@@ -219,7 +187,7 @@ class EmbeddingModel(nn.Module):
         if self.sparse is None:
             raise SpecError(f"{self.spec.name!r} has no sparse head (or its folder had none beside the backbone)")
         states, counted = self.states(batch), batch.counted
-        step = max(1, BLOCK // int(self.sparse.out))  # type: ignore[arg-type]
+        step = max(1, BLOCK // int(self.sparse.out))
         for first in range(0, counted.items, step):
             some = items_of(counted, first, min(first + step, counted.items))
             yield self.sparse(states, batch.ids[some.index], some, self.language_head)
@@ -328,17 +296,9 @@ class EmbeddingModel(nn.Module):
                 parts[place] = own
         return torch.cat([part for part in parts if part is not None])
 
-    def fingerprint(self) -> str:
-        """sha256 of the spec and of every weight as it is held: equal exactly when vectors are."""
-        return weights.fingerprint(self.spec, self)
 
-    def save(self, folder: Path) -> None:
-        """Write spec.json and weights.safetensors, weights rounded to `spec.weights`."""
-        weights.save(self.spec, self, folder)
-
-
-def load_model(folder: Path, base: Path | None = None) -> tuple[EmbeddingModel, Path]:
-    """Read what a model's `save` wrote, or a folder of sentence-transformers or transformers, adapters merged.
+def load_model(folder: Path, base: Path | None = None) -> tuple[EmbeddingModel | DualEncoder, Path]:
+    """Read what a model's `save` wrote, or a folder of sentence-transformers, transformers or open_clip, adapters merged.
 
     Weights are held in fp32 until `to(...)` says otherwise.
 
@@ -352,14 +312,18 @@ def load_model(folder: Path, base: Path | None = None) -> tuple[EmbeddingModel, 
         LoadError: no weights, or weights that do not fit; nothing is dropped silently.
         SpecError: a base, and no adapter.
     """
-    found = None if (folder / SPEC_FILE).exists() else folders.read(folder, base)
-    if base is not None and (found is None or not found.adapters):
-        raise SpecError(f"{folder} is no adapter: it stands on no other model, and base= is for those that do")
     with torch.random.fork_rng(devices=[]):  # fresh weights are drawn and replaced: the caller's seed stays his
-        if found is None:
-            model = EmbeddingModel(ModelSpec.from_folder(folder))
-            weights.fill(model, folder / weights.WEIGHTS_FILE)
-            return model, folder
+        if (folder / SPEC_FILE).exists():
+            spec = ModelSpec.from_folder(folder)
+            own = EmbeddingModel(spec) if spec.dual is None else DualEncoder(spec)
+            _check_base(base, (), folder)
+            fill(own, folder / WEIGHTS_FILE)
+            return own, folder
+        if (dual := folders.read_dual(folder)) is not None:
+            _check_base(base, (), folder)
+            return DualEncoder(dual.spec, towers=dual.towers), dual.tokenizer
+        found = folders.read(folder, base)
+        _check_base(base, found.adapters, folder)
         language_head = None
         if found.spec.sparse is not None and reads_logits(found.spec.sparse):
             body, language_head = load_language_model(found.backbone, found.config)
@@ -370,12 +334,17 @@ def load_model(folder: Path, base: Path | None = None) -> tuple[EmbeddingModel, 
         spec = dataclasses.replace(found.spec, backbone={"config": described(body.config)})
         model = EmbeddingModel(spec, backbone=body, language_head=language_head)
         for head, path in zip(model.heads, found.heads, strict=True):
-            weights.fill(head, path)
+            fill(head, path)
         for name, paths in found.others.items():
             layers = [m for m in getattr(model, name).modules() if isinstance(m, nn.Linear)]
             for layer, path in zip(layers, paths, strict=True):
-                weights.fill(layer, path)
+                fill(layer, path)
     return model, found.tokenizer
+
+
+def _check_base(base: Path | None, stands_on_it: Sequence[Path], folder: Path) -> None:
+    if base is not None and not stands_on_it:
+        raise SpecError(f"{folder} is no adapter: it stands on no other model, and base= is for those that do")
 
 
 def reads_logits(sparse: SparseOutput) -> bool:
@@ -391,7 +360,3 @@ def _head_of(spec: ModelSpec, name: str) -> object:
 def _without_weights(part: nn.Module, kind: str, settings: Mapping[str, Any]) -> None:
     if any(True for _ in part.parameters()):
         raise SpecError(f"the {kind} {settings['kind']!r} has weights: compose another embedder")
-
-
-def _dtype(module: nn.Module, otherwise: torch.dtype) -> torch.dtype:
-    return next((p.dtype for p in module.parameters()), otherwise)

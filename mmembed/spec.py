@@ -20,6 +20,7 @@ LAYOUTS = ("packed", "padded")
 POSITIONS = ("auto", "sequential")
 NATIVE = "native"
 """The vision library of a vision-language model of transformers, which brings tower and projector itself."""
+FUSIONS = ("sum",)
 
 
 def described(config: Any) -> dict[str, Any]:
@@ -38,10 +39,17 @@ class ModelSpec:
 
     Attributes:
         name: what it is called.
-        backbone: `{"config": {...}}`, the configuration of a transformers decoder or encoder, "model_type" included.
-        tokenizer: `{"kind": "sentencepiece" | "transformers"}`; `prefix` and `suffix` are the tokens that open and close an
-            item, where they are not those that a transformers tokenizer puts there itself.
+        backbone: `{"config": {...}}`, the configuration of a transformers decoder or encoder, "model_type" included. Of a dual
+            encoder, which has a tower for texts and one for pictures and nothing in common but the space of its vectors,
+            `{"dual": "transformers" | "open_clip", "config": {...}, "preprocess": {...}}`, see `mmembed.towers.dual`.
+        tokenizer: `{"kind": "sentencepiece" | "transformers" | "open_clip"}`; `prefix` and `suffix` are the tokens that open
+            and close an item, where they are not those that a transformers tokenizer puts there itself; other settings are
+            those of the class in `mmembed.tokenizer`.
         open: whether the tokenizer's opening tokens (BOS, CLS) begin an item; not where a template writes them itself.
+        fill: a text takes `max_length` tokens always, the tokenizer's padding behind it, which the model reads as it reads
+            the rest (SigLIP).
+        fuse: how a dual encoder makes one vector of a text and pictures: "sum", of their features before unit length
+            (CLIP_SF of UniIR, BGE-VL, and what mteb does with any dual encoder); None: such items are refused.
         close: whether the tokenizer's closing tokens (EOS, SEP) end an item; one-word prompts end where the word would come.
         max_length: tokens of one item at most, image tokens and special tokens included.
         mask: "causal", "bidirectional", or "causal+image": causal, and the tokens of an image see each other both ways;
@@ -85,6 +93,8 @@ class ModelSpec:
     open: bool = True
     close: bool = True
     max_length: int = 512
+    fill: bool = False
+    fuse: str | None = None
     mask: str | None = None
     bidirectional_from: int | None = None
     layout: str | None = None
@@ -122,12 +132,17 @@ class ModelSpec:
         for value, kind, known in (
             (self.mask or "causal", "mask", MASKS),
             (self.layout or "packed", "layout", LAYOUTS),
+            (self.fuse or "sum", "fusion", FUSIONS),
             (self.counted, "way of counting", COUNTED),
             (self.positions, "kind of positions", POSITIONS),
         ):
             if value not in known:
                 raise UnknownName(kind, value, known)
-        if "model_type" not in self.backbone.get("config", {}):
+        if self.dual is None and (self.fuse is not None or self.fill):
+            raise SpecError(
+                "fuse and fill are said of dual encoders; a shared backbone reads text and pictures together"
+            )
+        if self.dual != "open_clip" and "model_type" not in self.backbone.get("config", {}):
             raise SpecError("backbone needs a 'config' with the 'model_type' of a transformers model")
         composed = self.vision is not None and self.vision.get("library") != NATIVE
         if composed != (self.projector is not None):
@@ -146,7 +161,19 @@ class ModelSpec:
         prompts.check(self.prompts)
 
     @property
+    def dual(self) -> str | None:
+        """The library of a dual encoder; None where text and pictures share a backbone."""
+        return self.backbone.get("dual")
+
+    @property
+    def architecture(self) -> str:
+        """What a reader calls it: the model_type of transformers, or open_clip."""
+        return str(self.backbone["config"].get("model_type", self.dual))
+
+    @property
     def modalities(self) -> tuple[str, ...]:
+        if self.dual is not None:
+            return ("text", "image") if self.fuse is None else ("text", "image", "image+text")
         return ("text",) if self.vision is None else ("text", "image", "image+text")
 
     def to_json(self) -> str:

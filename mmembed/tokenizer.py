@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import string
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,7 +14,34 @@ if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
     from transformers import PreTrainedTokenizerBase
 
-SENTENCEPIECE_FILE = "tokenizer.model"
+SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
+"""Names that sentencepiece models go by; the first is how we write them."""
+
+
+def _of_open_clip(name: str) -> Callable[[str], str]:
+    def clean(text: str) -> str:
+        from open_clip.tokenizer import get_clean_fn
+
+        return get_clean_fn(name)(text)
+
+    return clean
+
+
+def _siglip(text: str) -> str:
+    return " ".join(text.lower().translate(str.maketrans("", "", string.punctuation)).split())
+
+
+CLEANINGS: Mapping[str, Callable[[str], str]] = {
+    "lower": str.lower,
+    "siglip": _siglip,
+    **{f"open_clip/{name}": _of_open_clip(name) for name in ("whitespace", "lower", "canonicalize")},
+}
+"""What is done to a whole text, prompt and all, before it is tokenised, where the tokenizer itself does not do it.
+
+"siglip": small letters, no ASCII punctuation, single spaces, as SiglipTokenizer of transformers does (big_vision, from which
+that is taken, first makes a space of "_"). "lower": SigLIP 2 was trained on small letters, and its folders of transformers
+hold Gemma's tokenizer, which keeps capitals. "open_clip/...": as open_clip's own wrappers do.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +60,13 @@ class Tokenizer(Protocol):
     suffix: list[int]
     """Special ids that close an item (EOS, SEP)."""
 
+    def __len__(self) -> int: ...
+
+    @property
+    def pad(self) -> int:
+        """Id that an item is filled up with, on its right."""
+        ...
+
     def encode(self, texts: Sequence[str]) -> list[Tokens]: ...
 
     def id_of(self, token: str) -> int: ...
@@ -47,12 +82,21 @@ class SentencePieceTokenizer:
     Args:
         processor: the loaded model.
         prefix, suffix: pieces such as "<s>" and "</s>" that open and close an item.
+        clean: one of `CLEANINGS`, see `TransformersTokenizer`. pad: the piece that an item is filled up with.
     """
 
     def __init__(
-        self, processor: SentencePieceProcessor, *, prefix: Sequence[str] = (), suffix: Sequence[str] = ("</s>",)
+        self,
+        processor: SentencePieceProcessor,
+        *,
+        prefix: Sequence[str] = (),
+        suffix: Sequence[str] = ("</s>",),
+        clean: str | None = None,
+        pad: str = "<pad>",
     ):
         self.processor = processor
+        self.clean = _cleaning(clean)
+        self._pad = pad
         self.prefix = [self.id_of(piece) for piece in prefix]
         self.suffix = [self.id_of(piece) for piece in suffix]
 
@@ -71,8 +115,15 @@ class SentencePieceTokenizer:
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         if not texts:
             return []
+        if self.clean is not None:
+            every = self.processor.encode([self.clean(text) for text in texts])
+            return [_whole(ids, text) for ids, text in zip(every, texts, strict=True)]
         mapped = self.processor.encode(list(texts), return_type="offset_mapping")
         return [Tokens(each["ids"], each["offsets"]) for each in mapped]
+
+    @property
+    def pad(self) -> int:
+        return self.id_of(self._pad)
 
     def id_of(self, token: str) -> int:
         number = self.processor.piece_to_id(token)
@@ -84,7 +135,7 @@ class SentencePieceTokenizer:
         return self.processor.id_to_piece(number)
 
     def save(self, folder: Path) -> None:
-        (folder / SENTENCEPIECE_FILE).write_bytes(self.processor.serialized_model_proto())
+        (folder / SENTENCEPIECE_FILES[0]).write_bytes(self.processor.serialized_model_proto())
 
 
 class TransformersTokenizer:
@@ -93,10 +144,12 @@ class TransformersTokenizer:
     Args:
         tokenizer: the loaded one.
         prefix, suffix: tokens such as "<s>" and "</s>" that open and close an item; None is what the tokenizer does.
+        clean: one of `CLEANINGS`. Each token then stands for the whole of its text: nothing of it can be left out of
+            pooling, and a long one is cut at its end, prompt and all.
 
     Raises:
         SpecError: a slow tokenizer, which cannot say which characters a token stands for.
-        UnknownName: a token that it does not have.
+        UnknownName: a token that it does not have, or no such cleaning.
     """
 
     def __init__(
@@ -105,12 +158,14 @@ class TransformersTokenizer:
         *,
         prefix: Sequence[str] | None = None,
         suffix: Sequence[str] | None = None,
+        clean: str | None = None,
     ):
         if not tokenizer.is_fast:
             raise SpecError(
                 f"{type(tokenizer).__name__} is a slow tokenizer; mmembed needs a fast one (tokenizer.json)"
             )
         self.tokenizer = tokenizer
+        self.clean = _cleaning(clean)
         with_special = tokenizer("a")["input_ids"]
         plain = tokenizer("a", add_special_tokens=False)["input_ids"]
         where = next(i for i in range(len(with_special)) if with_special[i : i + len(plain)] == plain)
@@ -134,9 +189,20 @@ class TransformersTokenizer:
     def __len__(self) -> int:
         return len(self.tokenizer)
 
+    @property
+    def pad(self) -> int:
+        words = self.tokenizer
+        if words.pad_token_id is None or words.padding_side != "right":
+            raise SpecError(f"{type(words).__name__} pads on the {words.padding_side} with {words.pad_token!r}")
+        return int(words.pad_token_id)
+
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         if not texts:
             return []
+        if self.clean is not None:
+            given = [self.clean(text) for text in texts]
+            every = self.tokenizer(given, add_special_tokens=False, verbose=False)["input_ids"]
+            return [_whole(ids, text) for ids, text in zip(every, texts, strict=True)]
         out = self.tokenizer(
             list(texts),
             add_special_tokens=False,
@@ -163,12 +229,59 @@ class TransformersTokenizer:
         self.tokenizer.save_pretrained(folder)
 
 
-def load_tokenizer(folder: Path, settings: dict[str, Any]) -> SentencePieceTokenizer | TransformersTokenizer:
+class OpenClipTokenizer:
+    """open_clip's own byte-pair tokenizer, OpenAI's of CLIP, whose words come with open_clip.
+
+    Args:
+        clean: its cleaning: "lower", "whitespace" or "canonicalize".
+    """
+
+    def __init__(self, *, clean: str = "lower"):
+        from open_clip import SimpleTokenizer
+
+        self.tokenizer = SimpleTokenizer(clean=clean)
+        self.prefix = [self.tokenizer.sot_token_id]
+        self.suffix = [self.tokenizer.eot_token_id]
+        self.pad = 0
+
+    def __len__(self) -> int:
+        return int(self.tokenizer.vocab_size)
+
+    def encode(self, texts: Sequence[str]) -> list[Tokens]:
+        return [_whole(self.tokenizer.encode(text), text) for text in texts]
+
+    def id_of(self, token: str) -> int:
+        if token not in self.tokenizer.encoder:
+            raise UnknownName("token of open_clip's tokenizer", token, ())
+        return int(self.tokenizer.encoder[token])
+
+    def token_of(self, number: int) -> str:
+        token: str = self.tokenizer.decoder[number]
+        return token
+
+    def save(self, folder: Path) -> None:
+        """Nothing to write: the words are open_clip's."""
+
+
+def _cleaning(name: str | None) -> Callable[[str], str] | None:
+    if name is not None and name not in CLEANINGS:
+        raise UnknownName("cleaning", name, CLEANINGS)
+    return None if name is None else CLEANINGS[name]
+
+
+def _whole(ids: list[int], text: str) -> Tokens:
+    return Tokens(ids, [(0, len(text))] * len(ids))
+
+
+def load_tokenizer(folder: Path, settings: dict[str, Any]) -> Tokenizer:
     """The tokenizer that `settings` (the spec's `tokenizer`) describes, from the files of a folder."""
-    kind = settings.get("kind")
-    special = {key: settings[key] for key in ("prefix", "suffix") if key in settings}
+    given = dict(settings)
+    kind = given.pop("kind", None)
     if kind == "sentencepiece":
-        return SentencePieceTokenizer.from_file(folder / SENTENCEPIECE_FILE, **special)
+        here = [folder / name for name in SENTENCEPIECE_FILES]
+        return SentencePieceTokenizer.from_file(next((path for path in here if path.exists()), here[0]), **given)
     if kind == "transformers":
-        return TransformersTokenizer.from_folder(folder, **special)
-    raise UnknownName("kind of tokenizer", kind, ("sentencepiece", "transformers"))
+        return TransformersTokenizer.from_folder(folder, **given)
+    if kind == "open_clip":
+        return OpenClipTokenizer(**given)
+    raise UnknownName("kind of tokenizer", kind, ("sentencepiece", "transformers", "open_clip"))

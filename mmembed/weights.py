@@ -1,15 +1,21 @@
-"""Weights on disk: written beside their spec, filled into a model again, and told apart by a fingerprint."""
+"""What every kind of model has: a spec, heads behind its vectors, weights on disk, and a fingerprint of them all."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Self
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from .errors import LoadError
+from .errors import LoadError, SpecError
+from .nn.heads import build_head
 from .nn.precision import dtype_of
 from .spec import FILE as SPEC_FILE
 from .spec import ModelSpec
@@ -17,31 +23,83 @@ from .spec import ModelSpec
 WEIGHTS_FILE = "weights.safetensors"
 
 
-def fingerprint(spec: ModelSpec, model: nn.Module) -> str:
-    """sha256 of the spec and of every weight as it is held: equal exactly when vectors are."""
-    said = json.loads(spec.to_json())
-    for key in ("name", "languages", "licence", "summary", "weights"):
-        said.pop(key)
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+class Model(nn.Module):
+    """What every kind of model has: a spec, heads behind its vectors, and a place on disk.
 
+    Args:
+        spec: what it is. width: of its vectors before the heads.
 
-def save(spec: ModelSpec, model: nn.Module, folder: Path) -> None:
-    """Write spec.json and weights.safetensors, weights rounded to `spec.weights`."""
-    from safetensors.torch import save_file
+    Raises:
+        SpecError: the heads do not end in the dimension that the spec says.
+    """
 
-    dtype, twins = dtype_of(spec.weights), _tied(model)
-    state = {
-        name: (t.to(dtype) if t.is_floating_point() else t).detach().cpu().contiguous().clone()
-        for name, t in model.state_dict().items()
-        if name not in twins
-    }
-    save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors leaves it to its owner alone
-    (folder / SPEC_FILE).write_text(spec.to_json(), encoding="utf-8")
+    def __init__(self, spec: ModelSpec, width: int):
+        super().__init__()
+        self.spec = spec
+        self.heads = nn.ModuleList()
+        for settings in spec.heads:
+            head = build_head(settings, width)
+            self.heads.append(head)
+            width = int(head.out)  # type: ignore[arg-type]
+
+    def check_width(self, width: int) -> None:
+        """Raise `SpecError` if vectors of this width, once through the heads, are not as wide as the spec says."""
+        width = int(self.heads[-1].out) if len(self.heads) else width  # type: ignore[arg-type]
+        if width != self.spec.dimension:
+            raise SpecError(f"the parts give vectors of {width} numbers, the spec says dimension={self.spec.dimension}")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def through_heads(self, vectors: Float[Tensor, "B D"]) -> Float[Tensor, "B E"]:
+        """Vectors as the last head leaves them, in fp32."""
+        for head in self.heads:
+            own = next((p.dtype for p in head.parameters()), vectors.dtype)
+            vectors = head(vectors.to(own)).float()
+        return vectors
+
+    def with_head(self, settings: Mapping[str, Any], fitted: Mapping[str, Tensor]) -> Self:
+        """The same parts and one head more, behind the others, with weights that were fitted, not trained; shorter
+        dimensions are forgotten, for the numbers are others now."""
+        head = build_head(settings, self.spec.dimension)
+        head.load_state_dict(dict(fitted))
+        model = copy.copy(self)
+        model._modules = dict(self._modules)
+        model.heads = nn.ModuleList([*self.heads, head.to(device=self.device, dtype=self.dtype).eval()])
+        behind = (*self.spec.heads, dict(settings))
+        width = int(head.out)  # type: ignore[arg-type]
+        model.spec = dataclasses.replace(self.spec, heads=behind, dimension=width, dimensions=())
+        return model
+
+    def fingerprint(self) -> str:
+        """sha256 of the spec and of every weight as it is held: equal exactly when vectors are."""
+        said = json.loads(self.spec.to_json())
+        for key in ("name", "languages", "licence", "summary", "weights"):
+            said.pop(key)
+        digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write spec.json and weights.safetensors, weights rounded to `spec.weights`."""
+        from safetensors.torch import save_file
+
+        dtype, twins = dtype_of(self.spec.weights), _tied(self)
+        state = {
+            name: (t.to(dtype) if t.is_floating_point() else t).detach().cpu().contiguous().clone()
+            for name, t in self.state_dict().items()
+            if name not in twins
+        }
+        save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors leaves it to its owner alone
+        (folder / SPEC_FILE).write_text(self.spec.to_json(), encoding="utf-8")
 
 
 def fill(model: nn.Module, path: Path) -> None:

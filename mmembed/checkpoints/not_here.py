@@ -34,6 +34,8 @@ NOT_HERE: Mapping[str, str] = {
     ),
     "Snowflake/snowflake-arctic-embed-m-v2.0": _OWN_CODE,
     "Snowflake/snowflake-arctic-embed-m-long": _OWN_CODE,
+    "jinaai/jina-clip-v1": _OWN_CODE,
+    "jinaai/jina-clip-v2": _OWN_CODE,
     "jinaai/jina-embeddings-v3": _ADAPTERS,
     "jinaai/jina-embeddings-v5-text-small": _ADAPTERS,
     "jinaai/jina-embeddings-v5-text-nano": _ADAPTERS,

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import LoadError, MissingExtra, SpecError
-from ..folders import ADAPTER
+from ..hub import ADAPTER
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 WRAPPERS = {"base_model", "model", "language_model", "thinker", "base_layer", "modules_to_save", "default"}

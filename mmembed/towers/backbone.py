@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ..errors import InputError, LoadError, SpecError, UnknownName
-from ..folders import ADAPTER
+from ..hub import ADAPTER
 from ..nn import attention
 from ..nn.spans import Mask, Spans
 from . import reading

@@ -115,20 +115,18 @@ def _whole_patches(width: int, height: int, patch: int, most: int, eps: float = 
     return side(low, width), side(low, height)
 
 
-class VisionTower(nn.Module):
-    """A vision model of some library, with its own preprocessing and feature layer.
+class Seeing(nn.Module):
+    """A module that looks at pictures: a picture becomes pixels on the host, and pixels become numbers on the device.
 
     Attributes:
-        model: the library's module. width: channels C of its features. preprocess: picture -> pixels.
+        preprocess: picture -> pixels.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: nn.Module, width: int, preprocess: Preprocess):
+    def __init__(self, preprocess: Preprocess):
         super().__init__()
-        self.model = model
-        self.width = width
         self.preprocess = preprocess
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(preprocess.std).view(1, 3, 1, 1) * 255, persistent=False)
@@ -136,6 +134,24 @@ class VisionTower(nn.Module):
     def prepare(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 -> pixels (3, H', W') uint8."""
         return self.preprocess(rgb)
+
+    def normalised(self, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 H W"]:
+        """Pixels with the mean and standard deviation that the model was trained with, in its own dtype."""
+        dtype = next(self.parameters()).dtype
+        return ((pixels.float() - self.mean.float()) / self.std.float()).to(dtype)
+
+
+class VisionTower(Seeing):
+    """A vision model of some library, with its own preprocessing and feature layer.
+
+    Attributes:
+        model: the library's module. width: channels C of its features. preprocess: picture -> pixels.
+    """
+
+    def __init__(self, model: nn.Module, width: int, preprocess: Preprocess):
+        super().__init__(preprocess)
+        self.model = model
+        self.width = width
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of features for pixels of a size."""
@@ -146,9 +162,7 @@ class VisionTower(nn.Module):
         raise NotImplementedError
 
     def forward(self, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N P C"]:
-        dtype = next(self.model.parameters()).dtype
-        x = ((pixels.float() - self.mean.float()) / self.std.float()).to(dtype)
-        out = self.features(x)
+        out = self.features(self.normalised(pixels))
         rows, columns = self.grid(*pixels.shape[-2:])
         if out.shape[1] != rows * columns:
             raise SpecError(f"the tower gave {out.shape[1]} features where {rows} x {columns} were due")

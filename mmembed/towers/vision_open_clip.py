@@ -82,23 +82,33 @@ def compose(
     else:
         visual = _create(name, config, pretrained)
     given = (config or {}).get("preprocess_cfg") or getattr(visual, "preprocess_cfg", None) or {}
-    image_size = visual.image_size
-    size = int(image_size[0] if isinstance(image_size, (tuple, list)) else image_size)
-    mode = given.get("resize_mode", "shortest")
-    if mode not in ("shortest", "squash"):
-        raise SpecError(f"open_clip's resize mode {mode!r} is not supported; known: shortest, squash")
     kept = {key: config[key] for key in ("embed_dim", "vision_cfg")} if config is not None else None
     return visual, {
         "library": "open_clip",
         **({"name": name} if kept is None else {"config": kept}),
         "layer": layer,
-        "preprocess": {
-            **({"resize": "square"} if mode == "squash" else {"resize": "shortest", "crop": size, "rounding": "even"}),
-            "size": size,
-            "interpolation": given.get("interpolation", "bicubic"),
-            "mean": list(given.get("mean", open_clip.OPENAI_DATASET_MEAN)),
-            "std": list(given.get("std", open_clip.OPENAI_DATASET_STD)),
-        },
+        "preprocess": preprocess_of(visual, given),
+    }
+
+
+def preprocess_of(visual: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
+    """open_clip's `preprocess_cfg` of an image tower, as `Preprocess` settings.
+
+    Raises:
+        SpecError: it letterboxes ("longest"), which nothing here does.
+    """
+    image_size: Any = visual.image_size
+    sides = image_size if isinstance(image_size, (tuple, list)) else (image_size, image_size)
+    size = int(sides[0])
+    mode = given.get("resize_mode", "shortest")
+    if mode not in ("shortest", "squash") or sides[0] != sides[1]:
+        raise SpecError(f"open_clip's resize mode {mode!r} to {image_size} is not supported; known: shortest, squash")
+    return {
+        **({"resize": "square"} if mode == "squash" else {"resize": "shortest", "crop": size, "rounding": "even"}),
+        "size": size,
+        "interpolation": given.get("interpolation", "bicubic"),
+        "mean": list(given.get("mean", open_clip.OPENAI_DATASET_MEAN)),
+        "std": list(given.get("std", open_clip.OPENAI_DATASET_STD)),
     }
 
 

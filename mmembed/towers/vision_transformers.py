@@ -34,19 +34,25 @@ class TransformersTower(VisionTower):
 
     def features(self, x: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N P C"]:
         rows, columns = self.grid(*x.shape[-2:])
-        out = self.model(**self._inputs(x, rows, columns), output_hidden_states=self.layer != "last")
+        out = self.model(**self._inputs(x), output_hidden_states=self.layer != "last")
         states = out.last_hidden_state if self.layer == "last" else out.hidden_states[self.layer]
         # Class and register tokens stand in front, where a model has them.
         return states[:, states.shape[1] - rows * columns :]
 
-    def _inputs(self, x: Float[Tensor, "N 3 H W"], rows: int, columns: int) -> dict[str, Any]:
+    def _inputs(self, x: Float[Tensor, "N 3 H W"]) -> dict[str, Any]:
         if self.naflex:
-            patches = rearrange(x, "n c (h p) (w q) -> n (h w) (p q c)", p=self.patch, q=self.patch)
-            shape = repeat(torch.tensor([rows, columns], device=x.device), "two -> n two", n=len(x))
-            mask = torch.ones(patches.shape[:2], dtype=torch.long, device=x.device)
-            return {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shape}
+            return naflex_inputs(x, self.patch)
         other_size = self.fixed is not None and tuple(x.shape[-2:]) != (self.fixed, self.fixed)
         return {"pixel_values": x, **({"interpolate_pos_encoding": True} if other_size else {})}
+
+
+def naflex_inputs(x: Float[Tensor, "N 3 H W"], patch: int) -> dict[str, Tensor]:
+    """What the NaFlex tower of SigLIP 2 takes for pictures of one size: their patches, none of them padding."""
+    rows, columns = x.shape[-2] // patch, x.shape[-1] // patch
+    patches = rearrange(x, "n c (h p) (w q) -> n (h w) (p q c)", p=patch, q=patch)
+    shape = repeat(torch.tensor([rows, columns], device=x.device), "two -> n two", n=len(x))
+    mask = torch.ones(patches.shape[:2], dtype=torch.long, device=x.device)
+    return {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shape}
 
 
 def build(*, config: Mapping[str, Any], preprocess: Preprocess, layer: str | int = "last") -> VisionTower:
@@ -130,6 +136,7 @@ def preprocess_of(processor: Any, patch: int) -> dict[str, Any]:
         if not crop or crop["height"] != crop["width"]:
             raise SpecError(f"{name} keeps the shape without a square crop: not supported")
         return {"resize": "shortest", "size": int(size["shortest_edge"]), "crop": int(crop["height"]), **common}
-    if size.get("height") == size.get("width") and "height" in size and not getattr(processor, "do_center_crop", False):
+    crop = dict(processor.crop_size) if getattr(processor, "do_center_crop", False) else size
+    if size.get("height") == size.get("width") and "height" in size and crop == size:
         return {"resize": "square", "size": int(size["height"]), **common}
     raise SpecError(f"{name} resizes to {size}: not supported")

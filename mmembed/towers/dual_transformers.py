@@ -1,0 +1,110 @@
+"""Dual encoders of transformers: CLIP, MetaCLIP 2, SigLIP, SigLIP 2 with fixed sizes and NaFlex, TIPSv2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from ..errors import LoadError, SpecError, UnknownName
+from .dual import DualTowers
+from .vision import Preprocess
+from .vision_transformers import naflex_inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """How one model_type differs from the others.
+
+    Attributes:
+        mask: of the text tower. fill: whether it was trained on texts padded to their full length, which it reads and
+            whose last token it pools. naflex: pictures of any shape, as patches.
+    """
+
+    mask: str
+    fill: bool = False
+    naflex: bool = False
+
+
+KINDS: Mapping[str, Kind] = {
+    "clip": Kind(mask="causal"),
+    "metaclip_2": Kind(mask="causal"),
+    "siglip": Kind(mask="bidirectional", fill=True),
+    "siglip2": Kind(mask="bidirectional", fill=True, naflex=True),
+    "tipsv2": Kind(mask="bidirectional"),
+}
+
+
+class TransformersDual(DualTowers):
+    """`get_text_features` and `get_image_features` of a model of transformers."""
+
+    def __init__(self, model: PreTrainedModel, preprocess: Preprocess):
+        kind = KINDS[model.config.model_type]
+        super().__init__(model, width_of(model.config), kind.mask, preprocess)
+        self.naflex = kind.naflex
+        self.patch = int(model.config.vision_config.patch_size)
+
+    def text(self, ids: Int[Tensor, "N L"], real: Bool[Tensor, "N L"]) -> Float[Tensor, "N D"]:
+        mask = None if bool(real.all()) else real.long()
+        out: Tensor = self.model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output  # type: ignore[operator]
+        return out
+
+    def image(self, x: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]:
+        inputs = naflex_inputs(x, self.patch) if self.naflex else {"pixel_values": x}
+        out: Tensor = self.model.get_image_features(**inputs).pooler_output  # type: ignore[operator]
+        # TIPSv2 keeps the one pooled token as a row of its own.
+        return out.reshape(len(x), -1)
+
+
+def width_of(config: PreTrainedConfig) -> int:
+    """Numbers in a vector of a model with this configuration."""
+    projected = getattr(config, "projection_dim", None) if config.model_type in ("clip", "metaclip_2") else None
+    return int(projected or config.vision_config.hidden_size)
+
+
+def build(config: Mapping[str, Any], preprocess: Preprocess) -> DualTowers:
+    """The towers with fresh weights from the dict of a transformers configuration.
+
+    Raises:
+        UnknownName: no dual encoder of that model_type. SpecError: the configuration makes no model.
+    """
+    settings = {key: value for key, value in config.items() if key != "model_type"}
+    kind = config["model_type"]
+    if kind not in KINDS:
+        raise UnknownName("dual encoder of transformers", kind, KINDS)
+    try:
+        model = AutoModel.from_config(CONFIG_MAPPING[kind].from_dict(settings), trust_remote_code=False)
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"a {kind} model cannot be built: {error}") from None
+    return TransformersDual(model, preprocess)
+
+
+def load(folder: Path, config: PreTrainedConfig, preprocess: Preprocess) -> DualTowers:
+    """The towers with the weights of a folder. Where it has no safetensors, pytorch_model.bin is read by torch's loader of
+    plain tensors (`weights_only`), which runs no code: the first CLIP was never published otherwise.
+
+    Raises:
+        LoadError: no weights, or some that the files do not hold.
+    """
+    try:
+        model, told = AutoModel.from_pretrained(
+            folder,
+            config=config,
+            trust_remote_code=False,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, UnpicklingError) as error:
+        raise LoadError(f"no dual encoder at {str(folder)!r}: {str(error).splitlines()[0]}") from None
+    if told["missing_keys"] or told["mismatched_keys"]:
+        lacking = sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]]))
+        raise LoadError(f"{str(folder)!r} lacks weights: {', '.join(lacking[:5])}")
+    return TransformersDual(model, preprocess)
