@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from . import folders, hub
 from .batch import Batch, Picture
 from .errors import SpecError
+from .nn.interventions import Intervention
 from .spec import ModelSpec
 from .towers.dual import DualTowers, build_dual
 from .weights import Model
@@ -24,26 +25,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FREE = (
-    *("name", "prompts", "default_prompt_name", "instructions", "cleaning", "fuse", "normalize", "dimensions"),
-    *("weights", "languages", "licence", "summary"),
+    *("name", "prompts", "default_prompt_name", "instructions", "cleaning", "instruction_cleaning", "fuse"),
+    *("normalize", "dimensions", "weights", "languages", "licence", "summary"),
 )
 """Fields of a spec that may change while the weights stay; masks, layers, pooling and lengths are inside the towers."""
-
-
-SHARED = (
-    "vision",
-    "projector",
-    "tokens",
-    "sparse",
-    "layers",
-    "counted",
-    "span",
-    "open",
-    "close",
-    "layout",
-    "positions",
-)
-"""Fields that are said of a shared backbone only."""
+OWN = ("backbone", "tokenizer", "dimension", "max_length", "fill", "mask", "heads")
+"""Fields that say what the towers are; all others are said of a shared backbone only."""
 
 
 class DualEncoder(Model):
@@ -61,10 +48,10 @@ class DualEncoder(Model):
         towers = build_dual(spec.backbone) if towers is None else towers
         if spec.mask not in (None, towers.mask):
             raise SpecError(f"the text tower is {towers.mask} by make; the spec says mask={spec.mask!r}")
-        plain = {f.name: f.default for f in dataclasses.fields(ModelSpec)}
-        for name in SHARED:
-            if getattr(spec, name) != plain[name]:
-                raise SpecError(f"a dual encoder pools inside its towers: {name} cannot be said of it")
+        for f in dataclasses.fields(ModelSpec):
+            plain = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+            if f.name not in (*FREE, *OWN) and getattr(spec, f.name) != plain:
+                raise SpecError(f"a dual encoder pools inside its towers: {f.name} cannot be said of it")
         super().__init__(dataclasses.replace(spec, mask=towers.mask), towers.width)
         self.towers = towers
         self.check_width(towers.width)
@@ -122,6 +109,11 @@ class DualEncoder(Model):
             stacked = torch.from_numpy(np.stack([pixels[place] for place in of_shape])).to(self.device)
             out[torch.tensor(of_shape, device=self.device)] = self.towers.image(self.towers.normalised(stacked)).float()
         return out
+
+    @property
+    def intervention(self) -> Intervention | None:
+        """Nothing is done to states inside the towers."""
+        return None
 
     @property
     def sparse(self) -> nn.Module | None:

@@ -85,7 +85,7 @@ class EmbeddingModel(Model):
         self.language_head = language_head
         self.tokens, self.sparse = self._other_heads(self.spec, width)
         self.pooling = None if spec.pooling is None else build_pooling(spec.pooling, width)
-        self.check_width(width if self.pooling is not None else int((self.sparse or self.tokens).out))
+        self.check_width(width if self.pooling is not None else int((self.sparse or self.tokens).out))  # type: ignore[arg-type]
         self.eval()
 
     def _other_heads(self, spec: ModelSpec, width: int) -> tuple[nn.Module, nn.Module | None]:
@@ -124,7 +124,7 @@ class EmbeddingModel(Model):
                 setattr(model, name, fresh)
         if spec.pooling is None:
             model.pooling = None
-            width = int((model.sparse or model.tokens).out)
+            width = int((model.sparse or model.tokens).out)  # type: ignore[arg-type]
             model.spec = dataclasses.replace(spec, dimension=width, dimensions=())
         elif spec.pooling != self.spec.pooling:
             model.pooling = build_pooling(spec.pooling, width)
@@ -187,7 +187,7 @@ class EmbeddingModel(Model):
         if self.sparse is None:
             raise SpecError(f"{self.spec.name!r} has no sparse head (or its folder had none beside the backbone)")
         states, counted = self.states(batch), batch.counted
-        step = max(1, BLOCK // int(self.sparse.out))
+        step = max(1, BLOCK // int(self.sparse.out))  # type: ignore[arg-type]
         for first in range(0, counted.items, step):
             some = items_of(counted, first, min(first + step, counted.items))
             yield self.sparse(states, batch.ids[some.index], some, self.language_head)
