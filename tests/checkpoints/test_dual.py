@@ -312,7 +312,7 @@ def test_what_lies_inside_the_towers_cannot_be_changed(made):
             ours.respecified(**{name: value})
     with pytest.raises(SpecError):
         apply(ours, "prompteol")
-    with pytest.raises(SpecError, match="pools one place of an item"):
+    with pytest.raises(SpecError, match="does not pool several tokens"):
         ours.encode_chunks([("red", "cat")])
     with pytest.raises(UnknownName, match="no fusion is called 'mean'"):
         ours.respecified(fuse="mean")
