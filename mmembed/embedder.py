@@ -24,7 +24,7 @@ from .dual import DualEncoder, load_open_clip
 from .errors import InputError, LoadError, SpecError, UnknownName
 from .inputs import Image, Item, Thing, to_item
 from .model import EmbeddingModel, load_model, reads_logits
-from .nn.precision import PRECISIONS, dtype_of, unit
+from .nn.precision import PRECISIONS, cast, dtype_of, unit
 from .nn.similarity import similarity
 from .nn.sparse import build_sparse_head, strongest
 from .nn.tokens import build_token_head
@@ -827,7 +827,7 @@ def load(
         entries = json.loads(golden.read_text(encoding="utf-8")) if golden.exists() else ()
     tokenizer = load_tokenizer(words, dict(model.spec.tokenizer))
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Embedder(model.to(device=torch.device(chosen), dtype=dtype), tokenizer, entries)
+    return Embedder(cast(model, dtype).to(torch.device(chosen)), tokenizer, entries)
 
 
 def compose(
@@ -893,7 +893,7 @@ def compose(
     )
     model = EmbeddingModel(said, backbone=body, vision=tower, language_head=language_head)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Embedder(model.to(device=torch.device(chosen), dtype=dtype_of(precision)), words)
+    return Embedder(cast(model, dtype_of(precision)).to(torch.device(chosen)), words)
 
 
 def _kind(part: Mapping[str, Any] | str) -> Mapping[str, Any]:

@@ -94,7 +94,8 @@ def _read(folder: Path, known: Checkpoint | None, base: Path | None) -> Found:
         causal_lm = any(name.endswith("ForCausalLM") for name in config.get("architectures") or ())
         pooling = "last" if causal_lm and config.get("is_causal", True) else "mean"
         built_by = _config(folder, known)
-        spec = _spec(folder, folder, built_by, {"kind": pooling}, (), _width(built_by), {}, True, "all", known)
+        sight = _native(folder, built_by, known)
+        spec = _spec(folder, folder, built_by, {"kind": pooling}, (), _width(built_by), {}, True, "all", sight)
         return _laid_over(Found(spec, folder, built_by, (), (), folder), folder, known)
     raise LoadError(f"{folder} holds no spec.json, modules.json or config.json: no embedder that mmembed can read")
 
@@ -166,9 +167,13 @@ def _sentence_transformers(
         width = head.get("out", width)
         heads.append(head)
         weights.append(path / "model.safetensors")
-    spec = _spec(
-        folder, backbone, body.config, pooling, tuple(heads), width, _prompts(settings), normalize, counted, known
-    )
+    said = _prompts(settings)
+    how = _optional(backbone / "sentence_bert_config.json")
+    chats = known is None and "message" in how.get("modality_config", {})
+    sight = None if chats else _native(backbone, body.config, known)
+    spec = _spec(folder, backbone, body.config, pooling, tuple(heads), width, said, normalize, counted, sight)
+    if chats:
+        spec = dataclasses.replace(spec, **_chat(backbone, how, said, spec.default_prompt_name))
     found = Found(spec, body.folder, body.config, tuple(weights), body.adapters, body.tokenizer)
     return _laid_over(found, folder, known)
 
@@ -225,7 +230,8 @@ def _sparse_encoder(
         "reduce": pooling.get("pooling_strategy", "max"),
     }
     body = _body(paths[0], known, base)
-    spec = _spec(folder, paths[0], body.config, {}, (), body.config.vocab_size, _prompts(settings), False, "all", known)
+    sight = _native(paths[0], body.config, known)
+    spec = _spec(folder, paths[0], body.config, {}, (), body.config.vocab_size, _prompts(settings), False, "all", sight)
     sparse = SparseOutput(head=head, top=settings.get("max_active_dims"))
     found = Found(
         replace(spec, pooling=None, sparse=sparse), body.folder, body.config, (), body.adapters, body.tokenizer
@@ -254,7 +260,8 @@ def _multi_vector_encoder(
     at = dict(zip(names, paths, strict=True))
     head: dict[str, Any] = {"kind": "states", "normalize": "Normalize" in at}
     weights: tuple[Path, ...] = ()
-    width = _width(_json(paths[0] / "config.json"))
+    body = _body(paths[0], known, base)
+    width = _width(body.config)
     if "Dense" in at:
         dense = _head("Dense", at["Dense"])
         if dense.pop("activation") != "identity":
@@ -271,8 +278,8 @@ def _multi_vector_encoder(
     tokens = TokenOutput.of(
         {"head": head, ("skip_document" if len(sides) == 1 else "skip"): words, "similarity": similarity}
     )
-    body = _body(paths[0], known, base)
-    spec = _spec(folder, paths[0], body.config, {}, (), width, _prompts(settings), False, "all", known)
+    sight = _native(paths[0], body.config, known)
+    spec = _spec(folder, paths[0], body.config, {}, (), width, _prompts(settings), False, "all", sight)
     spec = replace(spec, pooling=None, tokens=tokens)
     found = Found(spec, body.folder, body.config, (), body.adapters, body.tokenizer, {"tokens": weights})
     return _laid_over(found, folder, known)
@@ -345,6 +352,47 @@ def _native(folder: Path, config: Any, known: Checkpoint | None) -> dict[str, An
     return {"library": "native", "processor": image_processor(folder)}
 
 
+def _chat(folder: Path, how: Mapping[str, Any], said: Mapping[str, str], default: str | None) -> dict[str, Any]:
+    """Fields of the spec for a folder whose inputs sentence-transformers sends through a chat template: an item is the
+    message of a user, a prompt that of the system, and without one it is the prompt "chat".
+
+    Raises:
+        SpecError: settings beyond the template's, or a template that does not put parts one after the other.
+    """
+    from transformers import AutoTokenizer
+
+    asked = dict(how.get("processing_kwargs", {}))
+    options = asked.pop("chat_template", {})
+    if asked or how["modality_config"]["message"].get("format", "structured") != "structured":
+        raise SpecError(
+            f"{folder} asks for more of its processor than a chat template of parts: {asked}: not supported"
+        )
+    words = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    sees = "image" in how["modality_config"]
+    one, other = "\ue000", "\ue001"  # private characters, which no template holds
+
+    def rendered(prompt: str, *parts: str) -> str:
+        content = [{"type": "text", "text": part} if part else {"type": "image"} for part in parts]
+        system = [{"role": "system", "content": [{"type": "text", "text": prompt}]}] if prompt else []
+        told = [*system, {"role": "user", "content": content}]
+        return words.apply_chat_template(told, tokenize=False, **options)
+
+    picture, templates = "", {}
+    for name, prompt in {"chat": "", **said}.items():
+        before, _, after = rendered(prompt, one).partition(one)
+        if sees:
+            picture = rendered(prompt, "")[len(before) :].removesuffix(after)
+        parts = (one, "", other) if sees else (one, other)
+        if rendered(prompt, *parts) != before + one + picture + other + after:
+            raise SpecError(f"{folder}: its chat template does not put parts one after the other")
+        templates[name] = {"any": prompts.literal(before) + prompts.escaped(after)}
+    return {
+        "prompts": templates,
+        "default_prompt_name": default or "chat",
+        "vision": {"library": "native", "processor": image_processor(folder), "text": picture} if sees else None,
+    }
+
+
 def _spec(
     folder: Path,
     backbone: Path,
@@ -355,7 +403,7 @@ def _spec(
     said: Mapping[str, str],
     normalize: bool,
     counted: str,
-    known: Checkpoint | None,
+    vision: Mapping[str, Any] | None,
 ) -> ModelSpec:
     settings = _optional(folder / "config_sentence_transformers.json")
     return ModelSpec(
@@ -364,7 +412,7 @@ def _spec(
         tokenizer={"kind": "transformers"},
         max_length=_max_length(backbone, config),
         mask=None,
-        vision=_native(backbone, config, known),
+        vision=vision,
         pooling=pooling,
         counted=counted,
         heads=heads,

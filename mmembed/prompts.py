@@ -85,7 +85,12 @@ def check(templates: Templates) -> None:
 
 def literal(prompt: str) -> str:
     """A template that puts `prompt` before the item, whatever braces it has."""
-    return prompt.replace("{", "{{").replace("}", "}}") + PLAIN
+    return escaped(prompt) + PLAIN
+
+
+def escaped(text: str) -> str:
+    """Words of a template that are to stand as they are, whatever braces they have."""
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 def templates_for(templates: Templates, name: str | None, item: Item, language: str | None = None) -> tuple[str, ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UnknownName
 
@@ -21,6 +23,23 @@ def dtype_of(precision: str) -> torch.dtype:
         return PRECISIONS[precision]
     except KeyError:
         raise UnknownName("precision", precision, PRECISIONS) from None
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def cast(module: M, dtype: torch.dtype) -> M:
+    """Weights, and what is saved beside them, in a dtype. What a module computes when it is built stays in fp32: rotary
+    frequencies in bf16 (which `module.to` would give) turn token 1000 by up to two radians too much."""
+    with torch.no_grad():
+        for part in module.modules():
+            for weight in part.parameters(recurse=False):
+                if weight.is_floating_point():
+                    weight.data = weight.data.to(dtype)
+            for name, buffer in part.named_buffers(recurse=False):
+                if buffer.is_floating_point() and name not in part._non_persistent_buffers_set:
+                    part.register_buffer(name, buffer.to(dtype))
+    return module
 
 
 def unit(vectors: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:

@@ -10,11 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import PIL.Image
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import (
     AutoModel,
+    AutoModelForImageTextToText,
     Qwen2VLImageProcessorPil,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
@@ -23,7 +29,8 @@ from transformers import (
 )
 
 import mmembed
-from mmembed import Image, checkpoints
+from mmembed import Image, checkpoints, hub
+from mmembed.errors import InputError, SpecError
 from mmembed.testing import IMAGE_PROCESSORS, tiny_vlm
 
 SHOWN = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -328,12 +335,12 @@ def body(folder: Path, row: Row) -> Any:
     return AutoModel.from_pretrained(folder, config=config, attn_implementation="sdpa").eval()
 
 
-def test_every_declared_vision_language_checkpoint_has_a_row():
-    native = {name for name, found in checkpoints.declared().items() if "vision" in found.said}
-    assert set(ROWS) <= native
-    assert {checkpoints.declared()[name].family for name in ROWS} >= {
-        checkpoints.declared()[name].family for name in native if "qwen" in checkpoints.declared()[name].family
-    }
+def test_every_checkpoint_of_these_families_has_a_row():
+    families = {checkpoints.declared()[name].family for name in ROWS}
+    assert {name for name, found in checkpoints.declared().items() if found.family in families} == set(ROWS)
+    known = {row["name"]: row["modalities"] for row in hub.known()}
+    for name, row in ROWS.items():
+        assert known[name] == [what for what in WHAT if any(asked == what for _, asked in row.asks)]
 
 
 @pytest.mark.parametrize("repository", ROWS)
@@ -384,3 +391,160 @@ def test_a_checkpoint_gives_the_vectors_of_its_authors_code(tmp_path, held, repo
                     family=family,
                     what="image+text",
                 )
+
+
+def encoded(folder: Path, item: Any, **asked: Any) -> np.ndarray:
+    return mmembed.load(folder, device="cpu").encode([item], **asked)
+
+
+def test_a_small_picture_is_made_square_and_an_instruction_with_its_own_end_is_left_alone(tmp_path, held):
+    for repository, given, task in (
+        ("VLM2Vec/VLM2Vec-V2.0", TASK, TASK),
+        ("Qwen/Qwen3-VL-Embedding-2B", f" {TASK}? ", f"{TASK}?"),
+        ("Qwen/Qwen3-VL-Embedding-2B", f"{TASK}。", f"{TASK}。"),
+        ("Alibaba-NLP/gme-Qwen2-VL-2B-Instruct", f"{TASK}?", f"{TASK}?."),
+    ):
+        row = ROWS[repository]
+        text = {
+            "qwen3_vl": lambda task: qwen3([SMALL, WORDS], task),
+            "gme": lambda task: chat([SMALL, WORDS], helpful=True, system=task) + "<|endoftext|>",
+            "vlm2vec": lambda task: VLM2VEC.asks["query", "image+text"](WORDS, task),
+        }[row.kind if row is QWEN3 else "gme" if row is GME else "vlm2vec"](task)
+        ours = mmembed.load(released(tmp_path / "ours", repository, row), device="cpu")
+        vectors = ours.encode_query([(WORDS, Image(SMALL))], instruction=given)
+        due = authors(row, body(tmp_path / "theirs", row), [text], [SMALL], "right")
+        family = checkpoints.declared()[repository].family
+        held(repository, vectors, due, against=FORMULA, kind="checkpoint", family=family, what="image+text")
+
+
+def test_an_item_of_nothing_is_null(tmp_path, held):
+    repository = "Qwen/Qwen3-VL-Embedding-8B"
+    folder = released(tmp_path, repository, QWEN3)
+    due = authors(
+        QWEN3, body(tmp_path / "theirs", QWEN3), [qwen3(["NULL"], "Represent the user's input.")], [], "right"
+    )
+    family = checkpoints.declared()[repository].family
+    for nothing in ("", {"text": ""}):
+        held(repository, encoded(folder, nothing), due, against=FORMULA, kind="checkpoint", family=family, what="text")
+    shown = Image(PICTURE)
+    assert np.array_equal(encoded(folder, (shown, "")), encoded(folder, shown))
+
+
+def test_the_key_layout_and_the_flat_configuration_of_2024_are_read(tmp_path):
+    repository = "Alibaba-NLP/gme-Qwen2-VL-2B-Instruct"
+    new, old = released(tmp_path / "new", repository, GME), released(tmp_path / "old", repository, GME)
+    state = load_file(old / "model.safetensors")
+    renamed = {key.replace("language_model.", "model.", 1): value for key, value in state.items()}
+    assert {key.partition(".")[0] for key in renamed} == {"model", "visual"}
+    save_file(renamed, old / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((old / "config.json").read_text())
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    flat = {"rope_theta": rope["rope_theta"], "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]}}
+    (old / "config.json").write_text(json.dumps({**text, **config, **flat}))
+    items = ["red", Image(SMALL), ("what?", Image(SMALL))]
+    for item in items:
+        assert np.array_equal(encoded(old, item), encoded(new, item))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_an_adapter_of_vlm2vec_is_merged_as_peft_merges_it(tmp_path, held, dora):
+    repository = "TIGER-Lab/VLM2Vec-Qwen2VL-2B"
+    tiny_vlm(tmp_path / "Qwen2-VL-2B-Instruct", "qwen2_vl")
+    whole = AutoModelForImageTextToText.from_pretrained(tmp_path / "Qwen2-VL-2B-Instruct")
+    config = peft.LoraConfig(r=4, lora_alpha=16, use_dora=dora, target_modules=["q_proj", "v_proj", "down_proj"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        tuned = peft.get_peft_model(whole, config)
+        for name, weight in tuned.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.3)
+            elif "magnitude" in name:
+                weight.data *= torch.rand_like(weight) + 0.5
+    folder = tmp_path / "VLM2Vec-Qwen2VL-2B"
+    tuned.save_pretrained(folder)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(
+        json.dumps({**settings, "base_model_name_or_path": "Qwen/Qwen2-VL-2B-Instruct"})
+    )
+    ours = mmembed.load(folder, device="cpu")
+    assert ours.spec.name == repository
+    text = VLM2VEC.asks["query", "image+text"](WORDS, TASK)
+    due = authors(VLM2VEC, tuned.merge_and_unload().model.eval(), [text], [PICTURE], "left")
+    vectors = ours.encode_query([(WORDS, Image(PICTURE))], instruction=TASK)
+    held(repository, vectors, due, against="peft", kind="checkpoint", family="vlm2vec_qwen2_vl", what="image+text")
+    base = AutoModel.from_pretrained(tmp_path / "Qwen2-VL-2B-Instruct").eval()
+    assert np.abs(vectors - authors(VLM2VEC, base, [text], [PICTURE], "left")).max() > 1e-2
+
+
+def as_sentence_transformers(folder: Path, prompts: Mapping[str, str]) -> SentenceTransformer:
+    """The folder of a vision-language model with the files that sentence-transformers adds, and what it then gives."""
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    processor = processor_of(replace(QWEN3, pixels=(4096, 65536)))
+    processor.chat_template = TEMPLATE
+    processor.save_pretrained(folder)
+    body = Transformer(str(folder), processing_kwargs={"chat_template": {"add_generation_prompt": True}})
+    model = SentenceTransformer(modules=[body, Pooling(32, pooling_mode="lasttoken"), Normalize()], device="cpu")
+    model.prompts = dict(prompts)
+    model.save_pretrained(str(folder))
+    return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+
+
+def test_a_multimodal_folder_of_sentence_transformers_gives_what_it_gives(tmp_path, held):
+    folder = tmp_path / "somebody-tuned-it"
+    tiny_vlm(folder, "qwen3_vl")
+    theirs = as_sentence_transformers(folder, {"query": "Find {it}.", "document": ""})
+    (folder / "preprocessor_config.json").unlink()
+    ours = mmembed.load(folder, device="cpu")
+    assert (ours.spec.modalities, ours.spec.default_prompt_name) == (WHAT, "chat")
+    picture = PICTURE[: 32 * 5, : 32 * 7]  # of whole patches: sentence-transformers would resize it by torchvision
+    shown = PIL.Image.fromarray(picture)
+    items = {"text": WORDS, "image": Image(picture), "image+text": (Image(picture), WORDS)}
+    same = {"text": WORDS, "image": shown, "image+text": {"image": shown, "text": WORDS}}
+    for name in (None, "query", "document"):
+        for what, item in items.items():
+            due = theirs.encode([same[what]], prompt_name=name)
+            vectors = ours.encode([item], prompt_name=name)
+            held(
+                "a multimodal folder of sentence-transformers",
+                vectors,
+                due,
+                against="sentence-transformers",
+                kind="folder",
+                family="folders",
+                what=what,
+            )
+    turned = ours.encode([(WORDS, Image(picture))])
+    assert np.abs(turned - theirs.encode([{"text": WORDS, "image": shown}])).max() <= 1e-5
+    assert np.abs(turned - ours.encode([items["image+text"]])).max() > 1e-3
+    how = json.loads((folder / "sentence_bert_config.json").read_text())
+    how["processing_kwargs"]["text"] = {"padding": "max_length"}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(how))
+    with pytest.raises(SpecError, match="asks for more of its processor than a chat template"):
+        mmembed.load(folder)
+
+
+def test_a_declared_checkpoint_with_the_files_of_sentence_transformers_is_run_as_declared(tmp_path):
+    repository = "Qwen/Qwen3-VL-Embedding-2B"
+    plain, full = (released(tmp_path / name, repository, QWEN3) for name in ("plain", "full"))
+    as_sentence_transformers(full, {"query": "Find it."})
+    (full / "processor_config.json").unlink()
+    ours, due = (mmembed.load(folder, device="cpu") for folder in (full, plain))
+    assert {**vars(ours.spec), "tokenizer": 0, "dimensions": 0} == {**vars(due.spec), "tokenizer": 0, "dimensions": 0}
+    for item in ("red", (Image(PICTURE), WORDS)):
+        assert np.array_equal(ours.encode_query([item]), due.encode_query([item]))
+
+
+def test_a_template_that_leaves_parts_out_is_refused(tmp_path):
+    folder = tmp_path / "somebody-tuned-it"
+    tiny_vlm(folder, "qwen3_vl")
+    as_sentence_transformers(folder, {})
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content[0].text }}")
+    with pytest.raises(SpecError, match="does not put parts one after the other"):
+        mmembed.load(folder)
+
+
+def test_what_a_family_does_not_say_of_a_modality_is_an_error(tmp_path):
+    ours = mmembed.load(released(tmp_path, "jinaai/jina-embeddings-v4-vllm-code", JINA), device="cpu")
+    with pytest.raises(InputError, match=r"item 0: the prompt 'query' has no template for image\+text items"):
+        ours.encode_query([(WORDS, Image(SMALL))])
