@@ -173,7 +173,7 @@ def _sentence_transformers(
     sight = None if chats else _native(backbone, body.config, known)
     spec = _spec(folder, backbone, body.config, pooling, tuple(heads), width, said, normalize, counted, sight)
     if chats:
-        spec = dataclasses.replace(spec, **_chat(backbone, how, said, spec.default_prompt_name))
+        spec = replace(spec, **_chat(backbone, how, said, spec.default_prompt_name))
     found = Found(spec, body.folder, body.config, tuple(weights), body.adapters, body.tokenizer)
     return _laid_over(found, folder, known)
 
