@@ -206,11 +206,16 @@ def _laid_over(found: Found, folder: Path, known: Checkpoint | None) -> Found:
         if name == "backbone":  # which transformers finds by itself
             continue
         path = next((p for p in ((folder / file).with_suffix(".safetensors"), folder / file) if p.exists()), None)
+        if path is None and known.said.get("dense") is False:
+            raise LoadError(f"{folder} holds no {file}, the {name} head of {known.repository}")
         if path is None:
             said.pop(name, None)
         else:
             others[name] = (path,)
-    return replace(found, spec=replace(known, said=said).over(found.spec), others=others)
+    spec = replace(known, said=said).over(found.spec)
+    if spec.pooling is None and spec.sparse is not None:
+        spec = replace(spec, dimension=spec.sparse.head.get("terms", found.config.vocab_size))
+    return replace(found, spec=spec, others=others)
 
 
 def _sparse_encoder(

@@ -137,7 +137,9 @@ def tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([nn.Linear]):  # some put a whole layer there
+            held = torch.load(path, map_location="cpu", weights_only=True)
+        return held.state_dict() if isinstance(held, nn.Linear) else held
     except FileNotFoundError:
         raise LoadError(f"{path.parent} holds no {path.name}") from None
     except SafetensorError as error:

@@ -95,9 +95,6 @@ class Checkpoint:
         fields["prompts"] = {**spec.prompts, **fields.get("prompts", {})}
         if self.said.get("dense") is False:
             fields["pooling"] = None
-            fields["dimension"] = (
-                fields.get("sparse", {}).get("head", {}).get("terms", spec.backbone["config"]["vocab_size"])
-            )
         fields["languages"] = tuple(fields.get("languages", ()))
         if "span" in fields:
             fields["span"] = tuple(fields["span"])

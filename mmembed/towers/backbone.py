@@ -100,7 +100,7 @@ def from_pretrained(made_by: Any, path: str | os.PathLike[str], config: PreTrain
 
 
 def _only_torch(folder: Path) -> bool:
-    return (folder / "pytorch_model.bin").exists() and not any(folder.glob("*.safetensors"))
+    return (folder / "pytorch_model.bin").exists() and not any(folder.glob("model*.safetensors"))
 
 
 def prepare_backbone(model: PreTrainedModel, mask: str, layout: str | None) -> PreTrainedModel:
