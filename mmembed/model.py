@@ -22,7 +22,9 @@ from .errors import SpecError, UnknownName
 from .nn.interventions import Intervention, Places, build_intervention
 from .nn.mixes import build_mix
 from .nn.pooling import build_pooling
+from .nn.positions import Groups, Positioning, build_positioning
 from .nn.projector import Projector, build_projector
+from .nn.spans import Spans
 from .nn.sparse import BLOCK, build_sparse_head, items_of
 from .nn.tokens import build_token_head
 from .outputs import STATES, SparseOutput
@@ -71,11 +73,12 @@ class EmbeddingModel(Model):
         super().__init__(dataclasses.replace(spec, mask=mask), width)
         self.backbone = backbones.prepare_backbone(body, mask, spec.layout)
         self._check_layers(spec)
+        self._number(self.spec)
         self.native: NativeTower | None = None
         self.vision: VisionTower | None = None
         self.projector: Projector | None = None
         if spec.vision is not None and spec.vision["library"] == NATIVE:
-            self.native = NativeTower.of(spec.vision, body.config, spec.positions)
+            self.native = NativeTower.of(spec.vision, body.config, str(spec.positions))
         elif spec.vision is not None and spec.projector is not None:
             self.vision = vision or build_vision(spec.vision)
             self.projector = build_projector(spec.projector, width=self.vision.width, out=width)
@@ -106,7 +109,8 @@ class EmbeddingModel(Model):
         Raises:
             SpecError: the change is one of weights, or of the mask of a padded backbone, which is set inside it.
         """
-        for name in ("backbone", "tokenizer", "vision", "projector", "heads", "layout", "dimension", "positions"):
+        fixed = ["backbone", "tokenizer", "vision", "projector", "heads", "layout", "dimension"]
+        for name in [*fixed, "positions"] if self.native is not None else fixed:
             if getattr(spec, name) != getattr(self.spec, name):
                 raise SpecError(f"{name} is part of the weights: compose another embedder")
         if self.layout == "padded" and spec.mask != self.spec.mask:
@@ -115,6 +119,7 @@ class EmbeddingModel(Model):
         model = copy.copy(self)
         model._modules = dict(self._modules)
         model.spec = spec
+        model._number(spec)
         width = int(backbones.text_config(self.backbone).hidden_size)
         tokens, sparse = self._other_heads(spec, width)
         for name, fresh in (("tokens", tokens), ("sparse", sparse)):
@@ -199,9 +204,11 @@ class EmbeddingModel(Model):
 
     def _layer_states(self, batch: Batch) -> Float[Tensor, "L T D"]:
         layers, change = self.spec.layers, None if self.intervention is None else self._change(self.intervention, batch)
-        spans = dataclasses.replace(batch.spans, open_from=self._open_from)
+        spans = dataclasses.replace(self._numbered(batch.spans), open_from=self._open_from)
         embeds, told = self._embeds(batch), self._told(batch)
-        states = backbones.layer_states(self.backbone, batch.ids, embeds, spans, layers, told, change)
+        states = backbones.layer_states(
+            self.backbone, batch.ids, embeds, spans, layers, told, change, groups=self._groups
+        )
         last = (-1, self._depth)  # normed by the backbone itself
         for norm in self._final_norm:
             states = torch.stack([s if k in last else norm(s) for k, s in zip(layers, states, strict=True)])
@@ -241,8 +248,28 @@ class EmbeddingModel(Model):
         under = batch.against
         assert under is not None
         embeds, told = self._embeds(under), self._told(under)
-        heads = backbones.attended(self.backbone, under.ids, embeds, under.spans, by.layer, told)
+        spans = self._numbered(under.spans)
+        heads = backbones.attended(self.backbone, under.ids, embeds, spans, by.layer, told, self._groups)
         return Change(by, at, heads[under.spans.last])
+
+    def _number(self, spec: ModelSpec) -> None:
+        """Set how tokens are numbered; weights stay shared where rotary positions change their base."""
+        self._positioning: Positioning | None = None
+        if not isinstance(spec.positions, str):
+            original = getattr(backbones.text_config(self.backbone), "max_position_embeddings", spec.max_length)
+            self._positioning = build_positioning(spec.positions, original=original)
+        self.backbone = backbones.positioned(self.backbone, self._positioning, str(spec.mask))
+
+    @property
+    def _groups(self) -> Groups | None:
+        return None if self._positioning is None else self._positioning.groups()
+
+    def _numbered(self, spans: Spans) -> Spans:
+        """Spans with the numbers that the backbone is told of its tokens."""
+        if self._positioning is None:
+            return spans
+        numbers = self._positioning.number(spans.positions, spans.end - spans.start)
+        return dataclasses.replace(spans, numbers=numbers, windows=self._positioning.windows)
 
     def _intervention(self, spec: ModelSpec) -> Intervention | None:
         if spec.intervention is None:

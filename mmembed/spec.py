@@ -57,8 +57,9 @@ class ModelSpec:
         bidirectional_from: the first block, from 0 on or from -1 back, where tokens see all of their item whatever the mask
             (BeLLM); None: there is none.
         layout: "packed" where the backbone allows it, "padded" where it must be; None decides by the backbone.
-        positions: of a vision-language model of transformers: "auto", its own, in rows and columns where it has them, or
-            "sequential", which the embedders over Qwen2-VL of 2024 and 2025 were trained with.
+        positions: "auto", the backbone's own, in rows and columns where a vision-language model of transformers has them;
+            "sequential", in their place, which the embedders over Qwen2-VL of 2024 and 2025 were trained with; or `{"kind":
+            ...}` for longer items than the backbone was made for, see `mmembed.nn.positions`.
         vision: `{"library": "timm" | "open_clip" | "transformers", ...}`, see `mmembed.towers.vision`, or `{"library":
             "native", ...}` where the backbone sees by itself, see `mmembed.towers.native`; None: text only.
         projector: `{"kind": ...}`, see `mmembed.nn.projector`; None for a native tower, which has its own.
@@ -98,7 +99,7 @@ class ModelSpec:
     mask: str | None = None
     bidirectional_from: int | None = None
     layout: str | None = None
-    positions: str = "auto"
+    positions: str | Mapping[str, Any] = "auto"
     vision: Mapping[str, Any] | None = None
     projector: Mapping[str, Any] | None = None
     layers: tuple[int, ...] = (-1,)
@@ -134,7 +135,7 @@ class ModelSpec:
             (self.layout or "packed", "layout", LAYOUTS),
             (self.fuse or "sum", "fusion", FUSIONS),
             (self.counted, "way of counting", COUNTED),
-            (self.positions, "kind of positions", POSITIONS),
+            (self.positions if isinstance(self.positions, str) else "auto", "kind of positions", POSITIONS),
         ):
             if value not in known:
                 raise UnknownName(kind, value, known)

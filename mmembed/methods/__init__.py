@@ -11,10 +11,30 @@ from typing import Any
 
 from ..embedder import Embedder
 from ..errors import SpecError, UnknownName
-from . import contrastive_prompting, echo, geneol, in_one_word, layers, masks, position_weighted, token_prepending
+from . import (
+    contrastive_prompting,
+    echo,
+    geneol,
+    in_one_word,
+    layers,
+    long_positions,
+    masks,
+    position_weighted,
+    token_prepending,
+)
 from .method import Method
 
-FILES = (in_one_word, echo, geneol, token_prepending, contrastive_prompting, masks, position_weighted, layers)
+FILES = (
+    in_one_word,
+    echo,
+    geneol,
+    token_prepending,
+    contrastive_prompting,
+    masks,
+    long_positions,
+    position_weighted,
+    layers,
+)
 METHODS: Mapping[str, Method] = {method.name: method for file in FILES for method in file.METHODS}
 
 

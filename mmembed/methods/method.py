@@ -19,6 +19,7 @@ class Method:
             None leaves the embedder's own.
         opened: whether the tokenizer's opening token (BOS) stands before the prompt; not where the prompt writes it.
         closed: whether the tokenizer's closing token (EOS) follows the prompt; one-word prompts end where the word would come.
+        positions: as in `ModelSpec`; where given, they are all that the method changes.
         causal: whether it needs a causal backbone. packed: whether it needs one that runs packed.
     """
 
@@ -36,11 +37,14 @@ class Method:
     intervention: Mapping[str, Any] | None = None
     opened: bool = True
     closed: bool = False
+    positions: Mapping[str, Any] | None = None
     causal: bool = True
     packed: bool = False
 
     def fields(self) -> dict[str, Any]:
         """The fields of `ModelSpec` that the method sets."""
+        if self.positions is not None:
+            return {"positions": self.positions}
         said: dict[str, Any] = {
             "layers": self.layers,
             "norm_layers": self.norm_layers,

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from ..errors import UnknownName
+from .extension import Extension, extended
 from .spans import Spans
 
 NAME = "mmembed"
@@ -33,6 +34,7 @@ def attend(
     attention_mask: Tensor | None,
     *,
     spans: Spans,
+    extension: Extension | None = None,
     room: str | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -40,7 +42,8 @@ def attend(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Float[Tensor, "1 T H E"], None]:
-    """Attention of one packed row under the rule of `spans`, in the named room or the best one for the device.
+    """Attention of one packed row under the rule of `spans`, in the named room or the best one for the device, or by groups
+    where an `extension` says so.
 
     The signature is that of transformers' `AttentionInterface`; keyword arguments that say nothing about the mask or
     the softmax (`deterministic`, `use_cache`, ...) are not ours to read.
@@ -53,6 +56,8 @@ def attend(
         raise NotImplementedError("a packed row carries its mask in `spans`; an attention_mask came as well")
     if dropout:
         raise NotImplementedError("attention dropout is not supported over packed rows: set attention_dropout to 0")
+    if not spans.windows:
+        sliding_window = None
     if spans.open_from is not None:
         layer = getattr(module, "layer_idx", None)
         if layer is None:
@@ -64,12 +69,18 @@ def attend(
     if sliding_window is not None and not spans.causal and getattr(module, "is_causal", False):
         # transformers' masks of a decoder set to read both ways include the token `sliding_window` away.
         sliding_window += 1
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if extension is not None:
+        if softcap is not None:
+            raise NotImplementedError("SelfExtend knows no soft cap")
+        heads = _one_key_a_head(query, key, value)
+        out = extended(query, *heads, spans, extension, scaling=scale, window=sliding_window)
+        return out.transpose(1, 2).contiguous(), None
     name = room or choose(query, spans, sliding_window, softcap)
     try:
         chosen = ROOMS[name]
     except KeyError:
         raise UnknownName("attention room", name, ROOMS) from None
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = chosen(query, key, value, spans, scaling=scale, window=sliding_window, softcap=softcap)
     return out.transpose(1, 2).contiguous(), None  # some models take a view of it
 

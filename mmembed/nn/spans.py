@@ -22,7 +22,8 @@ class Spans:
     A token q may look at a token k when k's span is still open at q: `start[q] <= k < end[q]`, for the mask "causal"
     also `k <= q`. Under "causal+image" the tokens of one image see each other both ways besides: `block` holds the
     number of the image a token belongs to, -1 for text. In layers from `open_from` on, counted from 0, every token sees
-    all of its item.
+    all of its item. `positions` count the tokens of an item from 0, `numbers` are what the backbone is told in their
+    place, and None: the same. Where `windows` is false, layers that slide see all that the mask lets them.
     """
 
     lengths: tuple[int, ...]
@@ -32,6 +33,8 @@ class Spans:
     positions: Int[Tensor, " T"]
     block: Int[Tensor, " T"] | None = None
     open_from: int | None = None
+    numbers: Tensor | None = None
+    windows: bool = True
 
     @classmethod
     def of(cls, lengths: Sequence[int], mask: Mask, block: Int[Tensor, " T"] | None = None) -> Spans:

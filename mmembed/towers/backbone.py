@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +19,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from ..errors import InputError, LoadError, SpecError, UnknownName
 from ..hub import ADAPTER
 from ..nn import attention
+from ..nn.extension import Extension, Turn
+from ..nn.positions import Groups, Positioning
 from ..nn.spans import Mask, Spans
 from . import reading
 from .reading import Change
@@ -237,6 +241,7 @@ def layer_states(
     layers: Sequence[int] = (-1,),
     told: Told | None = None,
     change: Change | None = None,
+    groups: Groups | None = None,
 ) -> Float[Tensor, "L T D"]:
     """States of a packed row at each of `layers`; `embeds`, where given, stand in for `ids`.
 
@@ -246,12 +251,12 @@ def layer_states(
 
     Args:
         told: what a vision-language model is told of its images.
-        change: what is changed on the way, see `mmembed.nn.interventions`.
+        change: what is changed on the way, see `mmembed.nn.interventions`. groups: how distant tokens count their distance.
 
     Raises:
         InputError: an item longer than `steady_length`.
     """
-    inputs, rows = _inputs(model, ids, embeds, spans, told)
+    inputs, rows = _inputs(model, ids, embeds, spans, told, groups)
     return reading.read(model, inputs, rows, layers, change)
 
 
@@ -262,9 +267,10 @@ def attended(
     spans: Spans,
     layer: int,
     told: Told | None = None,
+    groups: Groups | None = None,
 ) -> Float[Tensor, "T HE"]:
     """What attention of block `layer` gives each token of a packed row, heads joined, before its output projection."""
-    inputs, rows = _inputs(model, ids, embeds, spans, told)
+    inputs, rows = _inputs(model, ids, embeds, spans, told, groups)
     return reading.attended(model, inputs, rows, layer)
 
 
@@ -287,12 +293,98 @@ def final_norm(model: PreTrainedModel) -> nn.Module:
     return reading.final_norm(model, _inputs(model, ids, None, spans)[0])
 
 
+def positioned(model: PreTrainedModel, positioning: Positioning | None, mask: str) -> PreTrainedModel:
+    """The same weights under other positions: as it is, or with rotary positions of another base.
+
+    Raises:
+        SpecError: they do not go with the backbone, its layout or its mask.
+    """
+    if positioning is None:
+        return model if rotary_of(model) is None else _rebased(model, None)
+    kind, config = model.config.model_type, text_config(model)
+    if config is not model.config:
+        raise SpecError(f"a {kind} model numbers its tokens itself, in rows and columns")
+    if not positioning.windows and not is_packed(model) and getattr(config, "sliding_window", None) is not None:
+        raise SpecError(f"a padded {kind} backbone holds its sliding windows: compose it packed, or say windows=True")
+    numbers = positioning.number(torch.arange(9), torch.full((9,), 9))
+    base = rotary_base(model)
+    turns = positioning.groups() is not None or numbers.is_floating_point()
+    if base is None and (turns or positioning.theta(1.0) != 1.0):
+        raise SpecError(f"a {kind} backbone has no rotary positions of one base, which these need")
+    if positioning.groups() is not None:
+        if not is_packed(model) or mask != "causal":
+            raise SpecError("SelfExtend needs a causal backbone that runs packed")
+        _check_turns(model)
+    return model if base is None else _rebased(model, positioning.theta(base))
+
+
+def rotary_of(model: PreTrainedModel) -> nn.Module | None:
+    """The one module that makes the rotary positions of all layers; None: there is none, or more than one."""
+    found = [part for part in model.modules() if isinstance(getattr(part, "inv_freq", None), Tensor)]
+    own = getattr(model, "rotary_emb", None)
+    return own if found == [own] else None
+
+
+def rotary_base(model: PreTrainedModel) -> float | None:
+    """The base that rotary positions were trained with."""
+    said = getattr(text_config(model), "rope_parameters", None) or {}
+    return None if rotary_of(model) is None or "rope_theta" not in said else float(said["rope_theta"])
+
+
+def _rebased(model: PreTrainedModel, base: float | None) -> PreTrainedModel:
+    """The same weights with rotary positions of a base, None: the trained one; the model itself stays as it is."""
+    rotary, config = model.rotary_emb, copy.deepcopy(text_config(model))
+    if base is not None:
+        config.rope_parameters = {**config.rope_parameters, "rope_theta": base}
+    made = type(rotary)(config=config).to(device=rotary.inv_freq.device, dtype=rotary.inv_freq.dtype)
+    if torch.equal(made.inv_freq, rotary.inv_freq):
+        return model
+    body = copy.copy(model)
+    body._modules = {**model._modules, "rotary_emb": made}
+    return body
+
+
+def _extension(model: PreTrainedModel, groups: Groups, positions: Int[Tensor, " T"]) -> Extension:
+    return Extension(
+        groups,
+        _turn(model, groups.query(positions) - positions),
+        _turn(model, groups.key(positions) - positions),
+    )
+
+
+def _turn(model: PreTrainedModel, by: Int[Tensor, " T"]) -> Turn:
+    like = torch.empty(0, dtype=model.dtype, device=by.device)
+    cos, sin = model.rotary_emb(like, position_ids=by[None])
+    scale = model.rotary_emb.attention_scaling  # is in what the door is given already
+    return cos / scale, sin / scale
+
+
+def _check_turns(model: PreTrainedModel) -> None:
+    """Hold the door's turns to the model's own: all tokens turned on by p from position p stand at 2p.
+
+    Raises:
+        SpecError: the model turns otherwise.
+    """
+    ids = torch.cat(probe(model))
+    spans = Spans.of([len(ids)], "causal").to(ids.device)
+    twice = dataclasses.replace(spans, numbers=spans.positions * 2)
+    inputs, _ = _inputs(model, ids, None, spans)
+    on = _turn(model, spans.positions)
+    inputs["extension"] = Extension(Groups(1, -len(ids), 0, None), on, on)  # every token is a distant one
+    with torch.no_grad():
+        due = states(model, ids, None, twice).float()
+        off = (reading.read(model, inputs, None, (-1,))[0].float() - due).norm() / due.norm()
+    if not off <= (1e-4 if model.dtype == torch.float32 else 0.2):
+        raise SpecError(f"a {model.config.model_type} backbone turns its rotary positions in a way of its own")
+
+
 def _inputs(
     model: PreTrainedModel,
     ids: Int[Tensor, " T"],
     embeds: Float[Tensor, "T D"] | None,
     spans: Spans,
     told: Told | None = None,
+    groups: Groups | None = None,
 ) -> tuple[dict[str, Any], Int[Tensor, " T"] | None]:
     """What the model's forward takes for a packed row, and where the row's tokens lie in the grid it makes of them."""
     steady, longest = steady_length(model), max(spans.lengths)
@@ -301,17 +393,24 @@ def _inputs(
             f"an item of {longest} tokens: beyond {steady} a {model.config.model_type} backbone turns its positions by "
             f"the longest item of the batch, and a vector would hang on its company; compose with max_length={steady}"
         )
+    numbers = spans.positions if spans.numbers is None else spans.numbers
     if is_packed(model):
         row: dict[str, Any] = {"input_ids": ids[None]} if embeds is None else {"inputs_embeds": embeds[None]}
-        positions = (spans.positions + _first_position(model))[None]
-        return {**row, "position_ids": positions, "spans": spans, **_no_cache(model)}, None
-    inputs, where = _padded(model, ids, embeds, spans)
+        if groups is not None:
+            row["extension"] = _extension(model, groups, spans.positions)
+        return {
+            **row,
+            "position_ids": (numbers + _first_position(model))[None],
+            "spans": spans,
+            **_no_cache(model),
+        }, None
+    inputs, where = _padded(model, ids, embeds, spans, numbers)
     images = {} if told is None else told(inputs["input_ids"])
     return {**inputs, **images, **_no_cache(model)}, where
 
 
 def _padded(
-    model: PreTrainedModel, ids: Int[Tensor, " T"], embeds: Float[Tensor, "T D"] | None, spans: Spans
+    model: PreTrainedModel, ids: Int[Tensor, " T"], embeds: Float[Tensor, "T D"] | None, spans: Spans, numbers: Tensor
 ) -> tuple[dict[str, Any], Int[Tensor, " T"]]:
     """The same as a padded batch, right-padded: what comes later cannot change what a causal layer saw before."""
     longest = max(spans.lengths)
@@ -331,8 +430,8 @@ def _padded(
         inputs = {"inputs_embeds": grid.view(-1, longest, embeds.shape[-1])}
     if "position_ids" in inspect.signature(model.forward).parameters:
         first = _first_position(model)
-        row = torch.zeros(cells, dtype=spans.positions.dtype, device=ids.device)
-        inputs["position_ids"] = row.index_copy(0, where, spans.positions).view(-1, longest) + first
+        row = torch.zeros(cells, dtype=numbers.dtype, device=ids.device)
+        inputs["position_ids"] = row.index_copy(0, where, numbers).view(-1, longest) + first
     return {**inputs, "attention_mask": mask.view(-1, longest)}, where
 
 
