@@ -450,13 +450,15 @@ def _present(copies: list[int]) -> list[int]:
     return sorted({copy for copy in copies if copy > 0})
 
 
-def plan(costs: Sequence[int], budget: int) -> list[list[int]]:
-    """Rows grouped into batches that cost at most `budget` (or one row), dearest first, so that equals stand side by side."""
-    order = sorted(range(len(costs)), key=lambda row: (-costs[row], row))
+def plan(costs: Sequence[int], budget: int, apart: Sequence[int] = ()) -> list[list[int]]:
+    """Rows grouped into batches that cost at most `budget` (or one row), dearest first, so that equals stand side by side;
+    rows whose numbers in `apart` differ share none."""
+    order = sorted(range(len(costs)), key=lambda row: (apart[row] if apart else 0, -costs[row], row))
     batches: list[list[int]] = []
     used = 0
     for row in order:
-        if not batches or used + costs[row] > budget:
+        strange = bool(apart) and bool(batches) and apart[batches[-1][0]] != apart[row]
+        if not batches or strange or used + costs[row] > budget:
             batches.append([])
             used = 0
         batches[-1].append(row)

@@ -31,7 +31,7 @@ from .nn.tokens import build_token_head
 from .outputs import SIDES, STATES, Read, SparseOutput, TokenOutput
 from .spec import NATIVE, ModelSpec, described
 from .tokenizer import SentencePieceTokenizer, Tokenizer, TransformersTokenizer, load_tokenizer
-from .towers.backbone import load_backbone, text_config
+from .towers.backbone import check_precision, load_backbone
 from .towers.language_head import LanguageHead, body_of, build_language_model, load_language_model, vocabulary_of
 from .towers.native import NativeTower
 from .towers.vision import VisionTower, compose_vision
@@ -484,7 +484,9 @@ class Embedder:
         for first, window in _windows(things):
             rows, samples = self._samples(window, first, wrapping, truncate, on_error, told, sampler)
             found: list[Any] = [None] * len(samples)
-            for places in plan([s.cost for s in samples], batch_tokens or self._budget()):
+            native = self.model.native
+            apart = [len(s.images) for s in samples] if native is not None and native.apart else ()
+            for places in plan([s.cost for s in samples], batch_tokens or self._budget(), apart):
                 with torch.inference_mode():
                     results = compute([samples[k] for k in places], [rows[k] for k in places])
                     for place, result in zip(places, results, strict=True):
@@ -827,6 +829,8 @@ def load(
         entries = json.loads(golden.read_text(encoding="utf-8")) if golden.exists() else ()
     tokenizer = load_tokenizer(words, dict(model.spec.tokenizer))
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(model, EmbeddingModel):
+        check_precision(model.backbone, dtype)
     return Embedder(cast(model, dtype).to(torch.device(chosen)), tokenizer, entries)
 
 
@@ -871,7 +875,7 @@ def compose(
         tower, entry = compose_vision(vision)
         seeing = {"vision": entry, "projector": _kind(projector or "mlp")}
     pooling = spec.pop("pooling", "last")
-    width = next((h["out"] for h in reversed(spec.get("heads", ())) if "out" in h), text_config(body).hidden_size)
+    width = next((h["out"] for h in reversed(spec.get("heads", ())) if "out" in h), folders.width(body.config))
     if pooling is None and "dimension" not in spec:
         tokens = TokenOutput.of(spec.get("tokens")) or STATES
         head = (
@@ -893,7 +897,9 @@ def compose(
     )
     model = EmbeddingModel(said, backbone=body, vision=tower, language_head=language_head)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Embedder(cast(model, dtype_of(precision)).to(torch.device(chosen)), words)
+    dtype = dtype_of(precision)
+    check_precision(body, dtype)
+    return Embedder(cast(model, dtype).to(torch.device(chosen)), words)
 
 
 def _kind(part: Mapping[str, Any] | str) -> Mapping[str, Any]:

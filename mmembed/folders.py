@@ -34,6 +34,8 @@ _Modules = tuple[list[str], list[Path]]
 """Names of the modules of a folder, and where each lies."""
 UNBOUNDED = 10**6
 """Tokenizers without a limit say 10^30 or so."""
+PROCESSOR = "preprocessor_config.json"
+"""An image processor of transformers; an adapter may bring its own."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def read(folder: Path, base: Path | None = None) -> Found:
 
     A plain folder pools as sentence-transformers would: the last token of a causal language model, else the mean; and
     unlike there, vectors are brought to unit length. What is declared of a known checkpoint (`mmembed.checkpoints`) is
-    laid over what its folder says. An adapter alone is the embedder of its base with the adapter merged into it.
+    laid over what its folder says; of one that sees, it is all, for its modules are often code of its own. An adapter
+    alone is the embedder of its base with the adapter merged into it.
 
     Args:
         base: what an adapter stands on, in place of what it says: by its name beside the adapter's folder, or of a hub.
@@ -81,21 +84,26 @@ def read(folder: Path, base: Path | None = None) -> Found:
 
 def _read(folder: Path, known: Checkpoint | None, base: Path | None) -> Found:
     modules = folder / "modules.json"
-    if modules.exists():
+    sees = known is not None and "vision" in known.said
+    if modules.exists() and not sees:
         return _sentence_transformers(folder, _json(modules), known, base)
     if (folder / ADAPTER).exists():
         below, before = _below(folder, known, base)
         found = _read(below, known or checkpoints.of_folder(below), None)
         words = folder if _has_tokenizer(folder) else found.tokenizer
         spec = found.spec if known else replace(found.spec, name=folder.resolve().name)
-        return replace(found, spec=spec, adapters=(*found.adapters, *before, folder), tokenizer=words)
+        found = replace(found, spec=spec, adapters=(*found.adapters, *before, folder), tokenizer=words)
+        if spec.vision is None or not (folder / PROCESSOR).exists():
+            return found
+        own = {**spec.vision, "processor": image_processor(folder)}
+        return _laid_over(replace(found, spec=replace(spec, vision=own)), folder, known)
     if (folder / "config.json").exists():
         config = _json(folder / "config.json")
         causal_lm = any(name.endswith("ForCausalLM") for name in config.get("architectures") or ())
         pooling = "last" if causal_lm and config.get("is_causal", True) else "mean"
         built_by = _config(folder, known)
         sight = _native(folder, built_by, known)
-        spec = _spec(folder, folder, built_by, {"kind": pooling}, (), _width(built_by), {}, True, "all", sight)
+        spec = _spec(folder, folder, built_by, {"kind": pooling}, (), width(built_by), {}, True, "all", sight)
         return _laid_over(Found(spec, folder, built_by, (), (), folder), folder, known)
     raise LoadError(f"{folder} holds no spec.json, modules.json or config.json: no embedder that mmembed can read")
 
@@ -153,7 +161,7 @@ def _sentence_transformers(
     backbone = paths[0]
     pooling, counted = _pooling(_json(paths[1] / "config.json"), paths[1])
     body = _body(backbone, known, base)
-    width = _width(body.config)
+    wide = width(body.config)
     heads: list[dict[str, Any]] = []
     weights: list[Path] = []
     normalize = False
@@ -164,14 +172,14 @@ def _sentence_transformers(
             normalize = True
             continue
         head = _head(name, path)
-        width = head.get("out", width)
+        wide = head.get("out", wide)
         heads.append(head)
         weights.append(path / "model.safetensors")
     said = _prompts(settings)
     how = _optional(backbone / "sentence_bert_config.json")
     chats = known is None and "message" in how.get("modality_config", {})
     sight = None if chats else _native(backbone, body.config, known)
-    spec = _spec(folder, backbone, body.config, pooling, tuple(heads), width, said, normalize, counted, sight)
+    spec = _spec(folder, backbone, body.config, pooling, tuple(heads), wide, said, normalize, counted, sight)
     if chats:
         spec = replace(spec, **_chat(backbone, how, said, spec.default_prompt_name))
     found = Found(spec, body.folder, body.config, tuple(weights), body.adapters, body.tokenizer)
@@ -266,12 +274,12 @@ def _multi_vector_encoder(
     head: dict[str, Any] = {"kind": "states", "normalize": "Normalize" in at}
     weights: tuple[Path, ...] = ()
     body = _body(paths[0], known, base)
-    width = _width(body.config)
+    wide = width(body.config)
     if "Dense" in at:
         dense = _head("Dense", at["Dense"])
         if dense.pop("activation") != "identity":
             raise SpecError(f"{folder}: a layer for tokens with an activation is not supported")
-        head, width = {**dense, "normalize": "Normalize" in at}, dense["out"]
+        head, wide = {**dense, "normalize": "Normalize" in at}, dense["out"]
         weights = (at["Dense"] / "model.safetensors",)
     mask = _optional(at["MultiVectorMask"] / "config.json") if "MultiVectorMask" in at else {}
     if mask.get("keep_only_token_ids"):
@@ -284,7 +292,7 @@ def _multi_vector_encoder(
         {"head": head, ("skip_document" if len(sides) == 1 else "skip"): words, "similarity": similarity}
     )
     sight = _native(paths[0], body.config, known)
-    spec = _spec(folder, paths[0], body.config, {}, (), width, _prompts(settings), False, "all", sight)
+    spec = _spec(folder, paths[0], body.config, {}, (), wide, _prompts(settings), False, "all", sight)
     spec = replace(spec, pooling=None, tokens=tokens)
     found = Found(spec, body.folder, body.config, (), body.adapters, body.tokenizer, {"tokens": weights})
     return _laid_over(found, folder, known)
@@ -325,7 +333,9 @@ def _config(backbone: Path, known: Checkpoint | None) -> Any:
         except (OSError, ValueError) as error:
             raise LoadError(f"{backbone}: {str(error).splitlines()[0]}") from None
     vars(config).pop("auto_map", None)
-    _overwrite(config, known.said.get("config", {}) if known is not None else {})
+    if known is not None:
+        _overwrite(config, known.said.get("config", {}))
+        _overwrite(config, dict.fromkeys(known.said.get("without", ())))
     return config
 
 
@@ -471,11 +481,13 @@ def _head(name: str, path: Path) -> dict[str, Any]:
     }
 
 
-def _width(config: Any) -> int:
-    width = getattr(config.get_text_config(), "hidden_size", None)
-    if width is None:
+def width(config: Any) -> int:
+    """Numbers of a token's last state: EmbeddingGemma 2 projects its own, and says to what."""
+    own = config.get_text_config()
+    found = getattr(own, "embedding_dim" if own.model_type == "embedding_gemma2_text" else "hidden_size", None)
+    if found is None:
         raise SpecError(f"a {config.model_type} configuration says no hidden_size")
-    return int(width)
+    return int(found)
 
 
 def _inside(folder: Path, path: str) -> Path:

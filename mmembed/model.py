@@ -69,7 +69,7 @@ class EmbeddingModel(Model):
         else:
             body = backbones.build_backbone(spec.backbone["config"]) if backbone is None else backbone
         mask = spec.mask or backbones.natural_mask(body)
-        width = int(backbones.text_config(body).hidden_size)
+        width = folders.width(body.config)
         super().__init__(dataclasses.replace(spec, mask=mask), width)
         self.backbone = backbones.prepare_backbone(body, mask, spec.layout)
         self._check_layers(spec)
@@ -120,7 +120,7 @@ class EmbeddingModel(Model):
         model._modules = dict(self._modules)
         model.spec = spec
         model._number(spec)
-        width = int(backbones.text_config(self.backbone).hidden_size)
+        width = folders.width(self.backbone.config)
         tokens, sparse = self._other_heads(spec, width)
         for name, fresh in (("tokens", tokens), ("sparse", sparse)):
             if _head_of(spec, name) != _head_of(self.spec, name):

@@ -82,6 +82,55 @@ VLMS: dict[str, dict[str, Any]] = {
         "vision_config": _CLIP,
         "image_grid_pinpoints": _TILES,
     },
+    "mllama": {
+        "text_config": {**_SMALL, "num_key_value_heads": 2, "num_hidden_layers": 4, "cross_attention_layers": [1, 3]},
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "attention_heads": 2,
+            "num_hidden_layers": 3,
+            "num_global_layers": 1,
+            "intermediate_layers_indices": [0, 2],
+            "vision_output_dim": 48,
+            "image_size": 32,
+            "patch_size": 8,
+            "max_num_tiles": 4,
+        },
+    },
+    "qwen2_5_omni_thinker": {
+        "text_config": _READS,
+        "vision_config": {**_QWEN_VISION, "window_size": 56, "fullatt_block_indexes": [1]},
+        "audio_config": {
+            "d_model": 16,
+            "encoder_layers": 1,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 16,
+            "output_dim": WIDTH,
+        },
+    },
+    "embedding_gemma2": {
+        "text_config": {
+            **_DECODER,
+            "num_hidden_layers": 3,
+            "sliding_window": 5,
+            "sliding_window_pattern": 3,
+            "global_head_dim": 16,
+            "num_global_key_value_heads": 1,
+            "hidden_size_per_layer_input": 12,
+            "embedding_dim": 24,
+        },
+        "vision_config": {
+            "model_type": "gemma4_vision",
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "patch_size": 4,
+            "position_embedding_size": 64,
+        },
+    },
 }
 """Settings of tiny vision-language models, by transformers' model_type."""
 
@@ -91,6 +140,15 @@ QWEN_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>"
 VLM_TOKENS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(QWEN_VLMS, (*QWEN_TOKENS, "<|video_pad|>")),
     "llava_next": ("<image>",),
+    "mllama": ("<|image|>", "<|begin_of_text|>"),
+    "qwen2_5_omni_thinker": (
+        *QWEN_TOKENS[:3],
+        *("<|IMAGE|>", "<|VIDEO|>", "<|AUDIO|>", "<|vision_bos|>", "<|vision_eos|>", "<|audio_bos|>", "<|audio_eos|>"),
+    ),
+    "embedding_gemma2": (
+        *("<bos>", "<eos>", "<|image|>", "<|image>", "<image|>", "<|video|>"),
+        *("<|audio|>", "<|audio>", "<audio|>"),
+    ),
 }
 """Special tokens of their tokenizers besides those of `byte_tokenizer`."""
 _QWEN_MARKS: Mapping[str, str] = {
@@ -102,6 +160,25 @@ _QWEN_MARKS: Mapping[str, str] = {
 VLM_MARKS: Mapping[str, Mapping[str, str]] = {
     **dict.fromkeys(QWEN_VLMS, _QWEN_MARKS),
     "llava_next": {"image_token_index": "<image>"},
+    "mllama": {"image_token_index": "<|image|>"},
+    "qwen2_5_omni_thinker": {
+        "image_token_index": "<|IMAGE|>",
+        "video_token_index": "<|VIDEO|>",
+        "audio_token_index": "<|AUDIO|>",
+        "vision_start_token_id": "<|vision_bos|>",
+        "vision_end_token_id": "<|vision_eos|>",
+        "audio_start_token_id": "<|audio_bos|>",
+        "audio_end_token_id": "<|audio_eos|>",
+    },
+    "embedding_gemma2": {
+        "image_token_id": "<|image|>",
+        "boi_token_id": "<|image>",
+        "eoi_token_id": "<image|>",
+        "video_token_id": "<|video|>",
+        "audio_token_id": "<|audio|>",
+        "boa_token_id": "<|audio>",
+        "eoa_token_index": "<audio|>",
+    },
 }
 """Which of those tokens their configurations name."""
 IMAGE_PROCESSORS: Mapping[str, dict[str, Any]] = {
@@ -115,6 +192,7 @@ IMAGE_PROCESSORS: Mapping[str, dict[str, Any]] = {
             "qwen2_vl": {},
             "qwen2_5_vl": {},
             "qwen3_vl": {"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+            "qwen2_5_omni_thinker": {},
         }.items()
     },
     "llava_next": {
@@ -123,6 +201,12 @@ IMAGE_PROCESSORS: Mapping[str, dict[str, Any]] = {
         "crop_size": {"height": 32, "width": 32},
         "image_grid_pinpoints": _TILES,
     },
+    "mllama": {
+        "image_processor_type": "MllamaImageProcessor",
+        "size": {"height": 32, "width": 32},
+        "max_image_tiles": 4,
+    },
+    "embedding_gemma2": {"image_processor_type": "Gemma4ImageProcessor", "patch_size": 4, "max_soft_tokens": 70},
 }
 """Settings of their image processors: pictures of a few tokens."""
 
@@ -160,10 +244,10 @@ def tiny_backbone(kind: str = "qwen3", seed: int = 0, **changed: Any) -> PreTrai
 
 
 def sharpen(model: nn.Module) -> None:
-    """Draw norm weights from 0.5 to 1.5, and scale the query and key projections by 8."""
+    """Draw norm weights and gates, which start shut, from 0.5 to 1.5, and scale the query and key projections by 8."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "norm" in name.lower() and name.endswith("weight"):
+            if ("norm" in name.lower() and name.endswith("weight")) or weight.numel() == 1:
                 weight.uniform_(0.5, 1.5)
             elif any(part in name for part in ("q_proj.weight", "k_proj.weight", "query.weight", "key.weight")):
                 weight.mul_(8)

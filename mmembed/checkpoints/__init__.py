@@ -30,6 +30,7 @@ EXTRA: Mapping[str, type] = {
     "unverified": list,
     "model_type": str,
     "config": dict,
+    "without": list,
     "prefix": list,
     "suffix": list,
     "adapters": list,
@@ -37,9 +38,10 @@ EXTRA: Mapping[str, type] = {
     "dense": bool,
 }
 """What it takes, if not text alone; facts that no source settles; the model_type of transformers that stands in for its
-own, and values over those of its config.json; tokens around an item; for a checkpoint that is an adapter, repositories of
-those that its authors merge into the base before it, in order; the file that holds the weights of an
-output, by the field of the spec that says it; false: it has no one vector for an item."""
+own, values over those of its config.json, and parts of it that are left out: towers for what is not embedded here; tokens
+around an item; for a checkpoint that is an adapter, repositories of those that its authors merge into the base before it,
+in order; the file that holds the weights of an output, by the field of the spec that says it; false: it has no one vector
+for an item."""
 SPEC: Mapping[str, type] = {
     "prompts": dict,
     "instructions": dict,

@@ -27,6 +27,8 @@ from .reading import Change
 
 Told = Callable[[Int[Tensor, "B T"]], Mapping[str, Any]]
 """What a vision-language model is told besides the tokens of a padded batch."""
+NEVER_HALF = ("embedding_gemma2",)
+"""Models whose states overflow in fp16, as their authors say."""
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -146,6 +148,12 @@ def prepare_backbone(model: PreTrainedModel, mask: str, layout: str | None) -> P
             f"a {kind} backbone does not compute {'packed' if packed else 'padded'} what it should: {advice}"
         )
     return model
+
+
+def check_precision(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Raise `SpecError` for a model that does not run in `dtype`."""
+    if dtype == torch.float16 and model.config.model_type in NEVER_HALF:
+        raise SpecError(f"a {model.config.model_type} backbone overflows in fp16; use precision='bf16' or 'fp32'")
 
 
 def text_config(model: PreTrainedModel) -> PreTrainedConfig:

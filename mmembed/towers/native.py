@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 FAMILIES: Mapping[str, str] = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "qwen_vl"),
     "llava_next": "llava_next",
+    "mllama": "mllama",
+    "qwen2_5_omni_thinker": "qwen_omni",
+    "embedding_gemma2": "gemma",
 }
 """model_type of transformers -> the file `native_<family>.py` that says how its forward is called."""
 SETTINGS = ("library", "processor", "first", "text")
@@ -122,6 +125,11 @@ class NativeTower:
     def token(self) -> int:
         """Number of the token that stands for an image in a text."""
         return int(self.config.image_token_id)
+
+    @property
+    def apart(self) -> bool:
+        """Whether items of other numbers of images change an item's vector: such a family's file says APART = True."""
+        return bool(getattr(self.family, "APART", False))
 
     def prepare(self, rgb: NDArray[np.uint8]) -> Picture:
         """(H, W, 3) uint8 -> pixels as the processor lays them out, still uint8: they are normalised on the device.

@@ -15,23 +15,38 @@ import torch
 import torch.nn.functional as F
 from PIL import Image as Pillow
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    EmbeddingGemma2Processor,
+    EmbeddingGemma2VideoProcessor,
+    Gemma4AudioFeatureExtractor,
     LlavaNextProcessor,
+    MllamaProcessor,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2_5OmniProcessor,
+    Qwen2_5OmniThinkerForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
+    Qwen2VLVideoProcessor,
+    WhisperFeatureExtractor,
 )
+from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 import mmembed
 from mmembed import Embedder, Image
 from mmembed.checkpoints import declared
-from mmembed.errors import InputError
+from mmembed.errors import InputError, SpecError
 from mmembed.testing import IMAGE_PROCESSORS, VLM_MARKS, VLM_TOKENS, VLMS, byte_tokenizer, sharpen
 
 from ..conftest import picture
 from ..parity import Held
+from .test_vlm import smart
 
 TEXTS = ["red", "eine Katze schläft auf dem warmen Sofa", "写真 {one}", "x" * 70]
 PICTURES = [picture(1, 60, 60), picture(2, 40, 150), picture(3, 130, 47), picture(4, 20, 30), picture(5, 33, 71)]
@@ -80,6 +95,21 @@ def pairs(write: Callable[[str], str], **options: Any) -> Side:
     return Side("image+text", PAIRS, write, options)
 
 
+WHOLE: Mapping[str, Any] = {
+    "embedding_gemma2": AutoModel,
+    "qwen2_5_omni_thinker": Qwen2_5OmniThinkerForConditionalGeneration,
+}
+"""What an architecture's own class is, where it is none of the ordinary ones."""
+SOUND: Mapping[str, Any] = {
+    "model_type": "gemma4_audio",
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "subsampling_conv_channels": [4, 4],
+    "output_proj_dims": 32,
+}
+
+
 def released(
     folder: Path, kind: str, *, bos: bool = False, special: Sequence[str] = (), **changed: Any
 ) -> PreTrainedModel:
@@ -90,7 +120,8 @@ def released(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = AutoConfig.for_model(kind, **{**VLMS[kind], **marks, **changed})
-        model = AutoModelForImageTextToText.from_config(config)
+        make = WHOLE.get(kind, AutoModelForImageTextToText)
+        model = make.from_config(config) if hasattr(make, "from_config") else make(config)
         sharpen(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -259,3 +290,169 @@ def test_what_the_authors_say_nothing_of_is_an_error(tmp_path):
     embedder = mmembed.load(folder, device="cpu")
     with pytest.raises(InputError, match="'one_word' has no template for image\\+text items"):
         embedder.encode([PAIRS[0]])
+
+
+# Mllama
+
+
+def mllama(folder: Path) -> MllamaProcessor:
+    settings = {k: v for k, v in IMAGE_PROCESSORS["mllama"].items() if k != "image_processor_type"}
+    return MllamaProcessor(
+        MllamaImageProcessorPil(**settings), AutoTokenizer.from_pretrained(folder, padding_side="right")
+    )
+
+
+def llama_words(folder: Path) -> None:
+    """A tokenizer that opens every text with <|begin_of_text|>, as that of Llama 3 does."""
+    core = byte_tokenizer(eos=False, special=VLM_TOKENS["mllama"])._tokenizer
+    bos = "<|begin_of_text|>"
+    core.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, core.token_to_id(bos))])
+    tokens = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", bos_token=bos)
+    tokens.save_pretrained(folder)
+
+
+def last_of_mask(model: PreTrainedModel, processor: Any, asks: Sequence[Ask]) -> torch.Tensor:
+    """`last_pooling` of mmE5's demo: right padding, the last token that the mask counts."""
+    told = {"images": [own for _, own in asks]} if asks[0][1] else {}
+    inputs = processor(text=[text for text, _ in asks], return_tensors="pt", padding=True, **told)
+    assert (inputs["input_ids"] == 258 + 1 + 1).sum(1).tolist() == [2] * len(asks), "two <|begin_of_text|> in each"
+    with torch.no_grad():
+        states = model(**inputs, output_hidden_states=True).hidden_states[-1]
+    ends = inputs["attention_mask"].sum(1) - 1
+    return F.normalize(states[torch.arange(len(asks)), ends], dim=-1)
+
+
+MME5 = [
+    texts(lambda words: words),
+    texts(
+        lambda words: f"Find me an everyday image that matches the given caption: {words}\n",
+        prompt_name="image_search",
+    ),
+    images(lambda _: "<|image|><|begin_of_text|>Represent the given image.\n"),
+    pairs(
+        lambda words: f"<|image|><|begin_of_text|>Represent the given image with the following question: {words}\n",
+        prompt_name="query",
+    ),
+]
+
+
+def test_mllama(tmp_path, held):
+    folder = tmp_path / "mmE5-mllama-11b-instruct"
+    model = released(folder, "mllama")
+    llama_words(folder)
+    processor = mllama(folder)
+    (folder / "modules.json").write_text(
+        json.dumps([{"idx": 0, "name": "transformer", "path": "", "type": "custom_st.MultiModalTransformer"}])
+    )
+    embedder = mmembed.load(folder, device="cpu")
+    holds(held, embedder, MME5, lambda asks: last_of_mask(model, processor, asks))
+    mixed = [*TEXTS, *PICTURES, *PAIRS, (PICTURES[0], PICTURES[1], "both")]
+    embedder = embedder.respecified(prompts={"p": {"any": "<|begin_of_text|>{content}"}}, default_prompt_name="p")
+    alone = np.concatenate([embedder.encode([item]) for item in mixed])
+    assert np.abs(embedder.encode(mixed) - alone).max() <= 1e-5
+
+
+# Qwen2.5-Omni
+
+
+def omni(folder: Path) -> Qwen2_5OmniProcessor:
+    names = {"image": "IMAGE", "video": "VIDEO", "audio": "AUDIO"}
+    tokens = {f"{name}_token": f"<|{written}|>" for name, written in names.items()}
+    tokens |= {f"{tower}_{end}_token": f"<|{tower}_{end}|>" for tower in ("vision", "audio") for end in ("bos", "eos")}
+    settings = {k: v for k, v in IMAGE_PROCESSORS["qwen2_5_omni_thinker"].items() if k != "image_processor_type"}
+    return Qwen2_5OmniProcessor(
+        Qwen2VLImageProcessorPil(**settings),
+        Qwen2VLVideoProcessor(),
+        WhisperFeatureExtractor(),
+        AutoTokenizer.from_pretrained(folder, padding_side="left", extra_special_tokens=tokens),
+    )
+
+
+def omni_chat(user: str, close: str = "") -> str:
+    """The chat template of Qwen2.5-Omni, with the words that it says where no system speaks."""
+    return (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{close}"
+    )
+
+
+SEEN = "<|vision_bos|><|IMAGE|><|vision_eos|>"
+OMNI: Mapping[str, Sequence[Side]] = {
+    **{
+        f"Haon-Chen/e5-omni-{size}": [
+            texts(lambda words: omni_chat(f"Query: {words}", "<|endoftext|>"), prompt_name="query"),
+            texts(lambda words: omni_chat(words, "<|endoftext|>")),
+            images(lambda _: omni_chat(SEEN, "<|endoftext|>")),
+            pairs(lambda words: omni_chat(SEEN + words, "<|endoftext|>")),
+        ]
+        for size in ("3B", "7B")
+    },
+    **{
+        f"LCO-Embedding/LCO-Embedding-Omni-{size}": [
+            texts(lambda words: omni_chat(f"{words}\nSummarize the above text in one word:")),
+            images(lambda _: omni_chat(f"{SEEN}\nSummarize the above image in one word:")),
+            pairs(lambda words: omni_chat(f"{words}{SEEN}\nSummarize the above in one word:")),
+        ]
+        for size in ("3B", "3B-2605", "7B")
+    },
+}
+
+
+@pytest.mark.parametrize("repository", OMNI)
+def test_omni_thinkers(tmp_path, held, repository):
+    folder = tmp_path / repository.rpartition("/")[2]
+    model = released(folder, "qwen2_5_omni_thinker")
+    processor = omni(folder)
+    embedder = mmembed.load(folder, device="cpu")
+    first = lambda image: smart(image, 28, 4 * 28 * 28, 16384 * 28 * 28)  # noqa: E731
+    holds(held, embedder, OMNI[repository], lambda asks: last(model, processor, asks), first)
+
+
+# EmbeddingGemma 2
+
+
+def gemma(folder: Path) -> EmbeddingGemma2Processor:
+    tokens = {f"{name}_token": f"<|{name}|>" for name in ("image", "audio")}
+    tokens |= {"boi_token": "<|image>", "eoi_token": "<image|>", "boa_token": "<|audio>", "eoa_token": "<audio|>"}
+    settings = {k: v for k, v in IMAGE_PROCESSORS["embedding_gemma2"].items() if k != "image_processor_type"}
+    return EmbeddingGemma2Processor(
+        Gemma4AudioFeatureExtractor(),
+        Gemma4ImageProcessorPil(**settings),
+        AutoTokenizer.from_pretrained(folder, padding_side="right", extra_special_tokens=tokens),
+        EmbeddingGemma2VideoProcessor(),
+    )
+
+
+def mean_of_all(model: PreTrainedModel, processor: Any, asks: Sequence[Ask]) -> torch.Tensor:
+    """The mean over every token that the mask counts, prompt and special tokens too, as its sentence-transformers folder."""
+    told = {"images": [own for _, own in asks]} if asks[0][1] else {}
+    inputs = processor(text=[f"<bos>{text}<eos>" for text, _ in asks], return_tensors="pt", padding=True, **told)
+    inputs.pop("num_soft_tokens_per_image", None)
+    with torch.no_grad():
+        states = model(**inputs).last_hidden_state
+    counted = inputs["attention_mask"][..., None]
+    return F.normalize((states * counted).sum(1) / counted.sum(1), dim=-1)
+
+
+def of_each_kind(before: str, **options: Any) -> list[Side]:
+    return [
+        texts(lambda words: before + words, **options),
+        images(lambda _: f"{before}<|image|>", **options),
+        pairs(lambda words: f"{before}<|image|>{words}", **options),
+    ]
+
+
+def test_embeddinggemma_2(tmp_path, held):
+    folder = tmp_path / "embeddinggemma-2"
+    model = released(folder, "embedding_gemma2", audio_config=SOUND)
+    processor = gemma(folder)
+    embedder = mmembed.load(folder, device="cpu")
+    assert embedder.model.backbone.audio_tower is None
+    sides = [
+        *of_each_kind(""),
+        *of_each_kind("task: search result | query: ", prompt_name="query"),
+        *of_each_kind("title: none | text: ", prompt_name="document"),
+    ]
+    holds(held, embedder, sides, lambda asks: mean_of_all(model, processor, asks))
+    with pytest.raises(SpecError, match="overflows in fp16; use precision='bf16'"):
+        mmembed.load(folder, device="cpu", precision="fp16")

@@ -18,7 +18,11 @@ from ..conftest import picture
 
 CHAT = "<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
 SHOWN = "<|vision_start|><|image_pad|><|vision_end|>"
-SHOW = {kind: SHOWN if kind in QWEN_VLMS else "" for kind in VLMS}
+SHOW = {
+    **dict.fromkeys(VLMS, ""),
+    **dict.fromkeys(QWEN_VLMS, SHOWN),
+    "qwen2_5_omni_thinker": "<|vision_bos|><|IMAGE|><|vision_eos|>",
+}
 SMALL, WIDE, TALL = picture(1, 60, 60), picture(2, 40, 200), picture(3, 180, 70)
 ITEMS = [
     "red",
@@ -78,7 +82,9 @@ def test_mask_and_positions_change_vectors_and_keep_them_free_of_company(tmp_pat
 def test_the_order_of_images_and_words_matters(seeing):
     ways = [(SMALL, WIDE, "one"), (WIDE, SMALL, "one"), ("one", WIDE, SMALL), (WIDE, "one", SMALL)]
     vectors = seeing.encode(ways)
-    assert (np.abs(vectors[:, None] - vectors[None]).max(-1) + np.eye(len(ways))).min() > 1e-3
+    # To Mllama pictures side by side are a set, but for the tokens that stand for them.
+    least = 5e-5 if seeing.spec.backbone["config"]["model_type"] == "mllama" else 1e-3
+    assert (np.abs(vectors[:, None] - vectors[None]).max(-1) + np.eye(len(ways))).min() > least
 
 
 def test_a_saved_model_gives_the_same_vectors(seeing, tmp_path):
@@ -94,7 +100,9 @@ def test_pixels_are_bytes_and_normalised_as_the_processor_does(seeing):
     due = tower.processor(WIDE.load())
     assert made.pixels.dtype == np.uint8
     told = tower.inputs(torch.tensor([tower.image_ids(made)]), [made], dtype=None)
-    assert np.abs(told["pixel_values"].numpy() - np.asarray(due["pixel_values"])).max() <= 1e-6
+    mine, theirs = told["pixel_values"].numpy(), np.asarray(due["pixel_values"])
+    assert np.abs(mine - theirs[:, : mine.shape[1]]).max() <= 1e-6
+    assert not theirs[:, mine.shape[1] :].any()
 
 
 def test_the_token_of_an_image_in_a_text_is_no_image(one):
