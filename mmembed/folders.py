@@ -84,8 +84,8 @@ def read(folder: Path, base: Path | None = None) -> Found:
 
 def _read(folder: Path, known: Checkpoint | None, base: Path | None) -> Found:
     modules = folder / "modules.json"
-    sees = known is not None and "vision" in known.said
-    if modules.exists() and not sees:
+    all_said = known is not None and {"vision", "pooling"} <= known.said.keys()
+    if modules.exists() and not all_said:
         return _sentence_transformers(folder, _json(modules), known, base)
     if (folder / ADAPTER).exists():
         below, before = _below(folder, known, base)
