@@ -82,7 +82,7 @@ class EmbeddingModel(Model):
         elif spec.vision is not None and spec.projector is not None:
             self.vision = vision or build_vision(spec.vision)
             self.projector = build_projector(spec.projector, width=self.vision.width, out=width)
-        self.mix = build_mix(spec.mix, len(spec.layers))
+        self.mix = build_mix(spec.mix, len(spec.layers), width)
         self.intervention = self._intervention(spec)
         self._final_norm = self._norm_of(spec)
         self.language_head = language_head
@@ -120,7 +120,7 @@ class EmbeddingModel(Model):
         model._modules = dict(self._modules)
         model.spec = spec
         model._number(spec)
-        width = folders.width(self.backbone.config)
+        width = hidden = folders.width(self.backbone.config)
         tokens, sparse = self._other_heads(spec, width)
         for name, fresh in (("tokens", tokens), ("sparse", sparse)):
             if _head_of(spec, name) != _head_of(self.spec, name):
@@ -135,7 +135,7 @@ class EmbeddingModel(Model):
             model.pooling = build_pooling(spec.pooling, width)
             _without_weights(model.pooling, "pooling", spec.pooling)
         if spec.mix != self.spec.mix or spec.layers != self.spec.layers:
-            model.mix = build_mix(spec.mix, len(spec.layers))
+            model.mix = build_mix(spec.mix, len(spec.layers), hidden)
             _without_weights(model.mix, "mix of layers", spec.mix)
         model.intervention = model._intervention(spec)
         model._final_norm = model._norm_of(spec)
@@ -176,7 +176,10 @@ class EmbeddingModel(Model):
             raise SpecError(
                 f"{self.spec.name!r} has no one vector for an item; ask it by encode_{' or encode_'.join(kinds)}"
             )
-        return self.through_heads(self.pooling(self.states(batch), batch.counted))
+        if not self._mixes_vectors:
+            return self.through_heads(self.pooling(self.states(batch), batch.counted))
+        pooled = torch.stack([self.pooling(states, batch.counted) for states in self._layer_states(batch)])
+        return self.through_heads(self.mix(pooled))
 
     def token_vectors(self, batch: Batch) -> tuple[Float[Tensor, "n d"], ...]:
         """Vectors of the counted tokens of each item, in fp32; none where none is counted."""
@@ -198,9 +201,21 @@ class EmbeddingModel(Model):
             yield self.sparse(states, batch.ids[some.index], some, self.language_head)
 
     def states(self, batch: Batch) -> Float[Tensor, "T D"]:
-        """States of the packed row that are pooled: of the last layer, or of the spec's layers, mixed."""
+        """States of the packed row that are pooled: of the last layer, or of the spec's layers, mixed.
+
+        Raises:
+            SpecError: layers that are mixed only after they are pooled.
+        """
+        if self._mixes_vectors:
+            raise SpecError(
+                f"the mix {self.spec.mix['kind']!r} is of pooled vectors: tokens have no states of their own"
+            )
         mixed: Tensor = self.mix(self._layer_states(batch))
         return mixed
+
+    @property
+    def _mixes_vectors(self) -> bool:
+        return bool(getattr(self.mix, "of_vectors", False))
 
     def _layer_states(self, batch: Batch) -> Float[Tensor, "L T D"]:
         layers, change = self.spec.layers, None if self.intervention is None else self._change(self.intervention, batch)
@@ -254,11 +269,13 @@ class EmbeddingModel(Model):
 
     def _number(self, spec: ModelSpec) -> None:
         """Set how tokens are numbered; weights stay shared where rotary positions change their base."""
-        self._positioning: Positioning | None = None
+        before: Positioning | None = getattr(self, "_positioning", None)
+        self._positioning = None
         if not isinstance(spec.positions, str):
             original = getattr(backbones.text_config(self.backbone), "max_position_embeddings", spec.max_length)
             self._positioning = build_positioning(spec.positions, original=original)
-        self.backbone = backbones.positioned(self.backbone, self._positioning, str(spec.mask))
+        if before is not None or self._positioning is not None:
+            self.backbone = backbones.positioned(self.backbone, self._positioning, str(spec.mask))
 
     @property
     def _groups(self) -> Groups | None:

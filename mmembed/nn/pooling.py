@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..registry import Registry
+from .perceiver import Perceiver
 from .spans import Counted
 
 States = Float[Tensor, "T D"]
@@ -140,3 +141,17 @@ class LatentAttention(nn.Module):
         x = self.down(value * F.gelu(gate)) + x
         every = Counted(torch.arange(len(x), device=x.device), counted.item, counted.items)
         return mean(x, every)
+
+
+@poolings.register("perceiver")
+class PerceiverPooling(nn.Module):
+    """`Perceiver` over the counted tokens; its authors let it read the last token alone behind a causal mask (counted="eos"),
+    and all of them behind a bidirectional one, padding included, which an item alone has none of."""
+
+    def __init__(self, width: int, *, latents: int = 768, heads: int = 32, head_width: int = 2048):
+        super().__init__()
+        self.perceiver = Perceiver(width, latents=latents, heads=heads, head_width=head_width)
+
+    def forward(self, states: States, counted: Counted) -> Vectors:
+        read: Tensor = self.perceiver(states[counted.index], torch.bincount(counted.item, minlength=counted.items))
+        return read

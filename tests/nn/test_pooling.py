@@ -15,7 +15,10 @@ from mmembed.nn.spans import Counted
 
 WIDTH = 12
 LENGTHS = (4, 1, 7, 3)
-SMALL = {"latent_attention": {"latents": 5, "heads": 3, "head_width": 4}}
+SMALL = {
+    "perceiver": {"latents": 5, "heads": 3, "head_width": 4},
+    "latent_attention": {"latents": 5, "heads": 3, "head_width": 4},
+}
 
 
 def made(kind, **changed):
