@@ -195,11 +195,12 @@ class Sampler:
         written = items if self.mark is None else [[_joined(runs, self.mark)] for runs in items]
         texts = [run.text for runs in written for run in runs if isinstance(run, TextRun)]
         tokens = iter(self.tokenizer.encode(texts))
-        for runs, texted in zip(items, written, strict=True):
+        alone = self.tokenizer.encode([_alone(self.counted, runs) for runs in items])
+        for runs, texted, part in zip(items, written, alone, strict=True):
             own = [(run, next(tokens)) if isinstance(run, TextRun) else run for run in texted]
             try:
                 sample = self._sample(own if self.mark is None else _split(own, runs, self.mark), truncate)
-                yield self._read(sample, runs)
+                yield self._read(_counted_by(self.counted, sample, len(part.ids)), runs)
             except InputError as error:
                 yield error
 
@@ -436,6 +437,27 @@ def _split(whole: Sequence[Laid], runs: Sequence[Run], mark: Mark) -> list[Laid]
         parts += [(text, Tokens(tokens.ids[first:place], tokens.spans[first:place])), image]
     last = places[-1] + 1 if places else 0
     return [*parts, (text, Tokens(tokens.ids[last:], tokens.spans[last:]))]
+
+
+def _alone(counted: str, runs: Sequence[Run]) -> str:
+    """The part of a text whose tokens, made by themselves, say how many are counted: its own content to the end, or the
+    words before it."""
+    run = runs[-1 if counted == "tail" else 0] if counted in ("tail", "rest") and runs else None
+    if not isinstance(run, TextRun) or not run.content:
+        return ""
+    begin = run.content[0][0]
+    return run.text[begin:] if counted == "tail" else run.text[:begin]
+
+
+def _counted_by(counted: str, sample: Sample, alone: int) -> Sample:
+    """The sample, less the tokens that do not count by the number of those that a part of it makes by itself."""
+    if counted not in ("tail", "rest"):
+        return sample
+    kept = sample.counted.copy()
+    kept[: len(sample) + sample.truncated - alone if counted == "tail" else alone] = False
+    if not kept.any():
+        raise InputError("the item is empty: it has no token of its own")
+    return replace(sample, counted=kept)
 
 
 def _copy_of(span: tuple[int, int], content: list[tuple[int, int, int]]) -> int:

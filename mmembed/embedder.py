@@ -733,7 +733,8 @@ class _Wrapping:
             instruction = self.spec.instructions.get(self.name)
         if instruction is not None and self.spec.instruction_cleaning is not None:
             instruction = prompts.CLEANINGS[self.spec.instruction_cleaning](instruction)
-        return [prompts.wrap(item, template, instruction, self.spec.cleaning, self.joint) for template in templates]
+        spec = self.spec
+        return [prompts.wrap(item, each, instruction, spec.cleaning, self.joint, spec.apart) for each in templates]
 
     def under(self, name: str, item: Item) -> list[prompts.Run]:
         """The item in the one template of the prompt `name`."""

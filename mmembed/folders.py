@@ -41,8 +41,9 @@ PROCESSOR = "preprocessor_config.json"
 @dataclass(frozen=True)
 class Found:
     """What a folder holds: the spec, the transformers folder of the backbone and the adapters that are merged into it in
-    their order, the configuration by which the backbone is built, a weights file a head, where the tokenizer lies, and for
-    the heads of `tokens` and `sparse` a weights file a layer."""
+    their order, the configuration by which the backbone is built, a weights file a head, where the tokenizer lies, for the
+    heads of `tokens` and `sparse` a weights file a layer, what stands before the names of the backbone's weights, and the names
+    of the pooling's weights by ours."""
 
     spec: ModelSpec
     backbone: Path
@@ -51,6 +52,8 @@ class Found:
     adapters: tuple[Path, ...]
     tokenizer: Path
     others: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    prefix: str = ""
+    pooling: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -223,7 +226,8 @@ def _laid_over(found: Found, folder: Path, known: Checkpoint | None) -> Found:
     spec = replace(known, said=said).over(found.spec)
     if spec.pooling is None and spec.sparse is not None:
         spec = replace(spec, dimension=spec.sparse.head.get("terms", found.config.vocab_size))
-    return replace(found, spec=spec, others=others)
+    names = known.said.get("weights", {})
+    return replace(found, spec=spec, others=others, prefix=names.get("backbone", ""), pooling=names.get("pooling", {}))
 
 
 def _sparse_encoder(
@@ -315,7 +319,8 @@ def _config(backbone: Path, known: Checkpoint | None) -> Any:
     kind = raw.get("model_type")
     if known is not None and "model_type" in known.said:
         kind = known.said["model_type"]
-        config = CONFIG_MAPPING[kind].from_dict({**raw, "model_type": kind})
+        inner = raw if CONFIG_MAPPING[kind].sub_configs else raw.get("text_config", raw)
+        config = CONFIG_MAPPING[kind].from_dict({**inner, "model_type": kind})
     else:
         if own and kind not in CONFIG_MAPPING:
             raise LoadError(

@@ -36,7 +36,7 @@ from .towers.language_head import LanguageHead, build_language_model, load_langu
 from .towers.native import NativeTower
 from .towers.reading import Change
 from .towers.vision import VisionTower, build_vision
-from .weights import WEIGHTS_FILE, Model, fill
+from .weights import WEIGHTS_FILE, Model, fill, fill_by_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -372,7 +372,7 @@ def load_model(folder: Path, base: Path | None = None) -> tuple[EmbeddingModel |
         if found.spec.sparse is not None and reads_logits(found.spec.sparse):
             body, language_head = load_language_model(found.backbone, found.config)
         else:
-            body = backbones.load_backbone(found.backbone, found.config)
+            body = backbones.load_backbone(found.backbone, found.config, found.prefix)
         for adapter in found.adapters:
             body = adapters.merge(body, adapter)
         spec = dataclasses.replace(found.spec, backbone={"config": described(body.config)})
@@ -383,6 +383,8 @@ def load_model(folder: Path, base: Path | None = None) -> tuple[EmbeddingModel |
             layers = [m for m in getattr(model, name).modules() if isinstance(m, nn.Linear)]
             for layer, path in zip(layers, paths, strict=True):
                 fill(layer, path)
+        if found.pooling and model.pooling is not None:
+            fill_by_name(model.pooling, found.backbone, found.pooling)
     return model, found.tokenizer
 
 

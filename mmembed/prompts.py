@@ -169,15 +169,23 @@ CLEANINGS: Mapping[str, Callable[[str], str]] = {
     "one_sentence": one_sentence,
     "full_stop": full_stop,
     "punctuation": punctuation,
+    "strip": str.strip,
+    "strip_end": str.rstrip,
 }
 
 
 def wrap(
-    item: Item, template: str, instruction: str | None = None, cleaning: str | None = None, joint: str = " "
+    item: Item,
+    template: str,
+    instruction: str | None = None,
+    cleaning: str | None = None,
+    joint: str = " ",
+    apart: bool = False,
 ) -> list[Run]:
     """The item inside its template, as runs of text and images in order; its own texts are NFC-normalised here, once.
 
-    Texts that follow each other are joined by `joint`. A template may put the item more than once.
+    Texts that follow each other are joined by `joint`. A template may put the item more than once. `apart`: each piece
+    of the template, and each text, is a run of its own.
 
     Raises:
         InputError: the template has {instruction} and none was given, or it leaves out a part of the item.
@@ -188,7 +196,7 @@ def wrap(
     marked = 0
 
     def words(text: str, copy: int = 0, part: int | None = None) -> None:
-        if not runs or not isinstance(runs[-1], TextRun):
+        if apart or not runs or not isinstance(runs[-1], TextRun):
             runs.append(TextRun())
         run = runs[-1]
         assert isinstance(run, TextRun)

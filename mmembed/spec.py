@@ -73,13 +73,16 @@ class ModelSpec:
         counted: what pooling reads: "all" tokens of an item; "content": what stands before the item's own content (the
             instruction) left out; "repeat": from the last place where a template puts the item on (echo embeddings);
             "marked": the words of the template from {counted} on (GenEOL); "eos": the closing token; "span": from `span[0]`
-            to `span[1]`, both included.
+            to `span[1]`, both included; "tail": as many tokens at the end as the content and what follows it make by
+            themselves (LLM2Vec); "rest": all but as many at the front as the words before the content make by themselves, so
+            that the last of them stays where BOS opens an item (NV-Embed, INSTRUCTOR).
         heads: layers after pooling, in order, see `mmembed.nn.heads`.
         normalize: bring vectors to unit length.
         dimension: width of a vector; without pooling, of sparse weights or else of token vectors. dimensions: the shorter
             ones it was trained for (Matryoshka), longest first.
         prompts: `{name: {modality | modality@language | "any": template}}`, see `mmembed.prompts`; several templates in a
             list give the mean of their vectors.
+        apart: tokenise each piece of a template by itself, so that its words do not merge with those beside them (SGPT).
         cleaning: what is done to an item's texts first, one of `mmembed.prompts.CLEANINGS`.
         instruction_cleaning: the same for an instruction.
         default_prompt_name: prompt of a plain `encode`.
@@ -116,6 +119,7 @@ class ModelSpec:
     dimension: int
     dimensions: tuple[int, ...] = ()
     prompts: prompts.Templates = field(default_factory=dict)
+    apart: bool = False
     cleaning: str | None = None
     instruction_cleaning: str | None = None
     default_prompt_name: str | None = None

@@ -143,7 +143,8 @@ class TransformersTokenizer:
 
     Args:
         tokenizer: the loaded one.
-        prefix, suffix: tokens such as "<s>" and "</s>" that open and close an item; None is what the tokenizer does.
+        prefix, suffix: tokens such as "<s>" and "</s>" that open and close an item, "{bos}" and "{eos}" are the tokenizer's
+            own; None is what the tokenizer does.
         clean: one of `CLEANINGS`. Each token then stands for the whole of its text: nothing of it can be left out of
             pooling, and a long one is cut at its end, prompt and all.
 
@@ -214,7 +215,8 @@ class TransformersTokenizer:
         return [Tokens(ids, spans) for ids, spans in zip(out["input_ids"], out["offset_mapping"], strict=True)]
 
     def id_of(self, token: str) -> int:
-        number = self.tokenizer.get_vocab().get(token)
+        own = {"{bos}": self.tokenizer.bos_token, "{eos}": self.tokenizer.eos_token}
+        number = self.tokenizer.get_vocab().get(own.get(token, token))
         if number is None:
             raise UnknownName("token", token, self.tokenizer.all_special_tokens)
         return number

@@ -111,6 +111,28 @@ def fill(model: nn.Module, path: Path) -> None:
     state = tensors(path)
     if isinstance(model, nn.Linear):  # sentence-transformers' Dense holds its one layer by that name
         state = {key.removeprefix("linear."): value for key, value in state.items()}
+    _fit(model, state, path)
+
+
+def fill_by_name(model: nn.Module, folder: Path, names: Mapping[str, str]) -> None:
+    """Load the weights of `model` from among those in the safetensors files of a folder; `names` are theirs by ours.
+
+    Raises:
+        LoadError: weights that are not there, or do not fit.
+    """
+    from safetensors import safe_open
+
+    theirs: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            theirs |= {name: file.get_tensor(name) for name in set(file.keys()) & set(names.values())}
+    missing = sorted(set(names.values()) - theirs.keys())
+    if missing:
+        raise LoadError(f"{folder} lacks weights: {', '.join(missing)}")
+    _fit(model, {ours: theirs[name] for ours, name in names.items()}, folder)
+
+
+def _fit(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     try:
         found = model.load_state_dict(state, strict=False)
     except RuntimeError as error:

@@ -36,12 +36,14 @@ EXTRA: Mapping[str, type] = {
     "adapters": list,
     "files": dict,
     "dense": bool,
+    "weights": dict,
 }
 """What it takes, if not text alone; facts that no source settles; the model_type of transformers that stands in for its
 own, values over those of its config.json, and parts of it that are left out: towers for what is not embedded here; tokens
 around an item; for a checkpoint that is an adapter, repositories of those that its authors merge into the base before it,
 in order; the file that holds the weights of an output, by the field of the spec that says it; false: it has no one vector
-for an item."""
+for an item; how its files call the weights where transformers or we say otherwise: `backbone` is what stands before the
+names of the backbone, `pooling` holds theirs by ours."""
 SPEC: Mapping[str, type] = {
     "prompts": dict,
     "instructions": dict,
@@ -52,6 +54,8 @@ SPEC: Mapping[str, type] = {
     "span": list,
     "tokens": dict,
     "sparse": dict,
+    "apart": bool,
+    "cleaning": str,
     "mask": str,
     "positions": str,
     "vision": dict,

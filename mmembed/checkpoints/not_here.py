@@ -6,11 +6,10 @@ from collections.abc import Mapping
 
 _OWN_CODE = "its layers are code of its own repository, and code from a hub is never run here"
 _ADAPTERS = "it holds one low-rank adapter a task beside its body, in a layout of its own"
-_BRACKETS = (
-    "its brackets go around an item as single tokens after tokenisation, others for queries than for documents; "
-    "as text they would merge with the words beside them"
+
+_CONTEXT = (
+    "a text's vector hangs on vectors of its corpus, which go before it as tokens without positions: code of its own"
 )
-_LLM2VEC = "it is two low-rank adapters to be merged one after the other; merge them with peft and load that folder"
 
 NOT_HERE: Mapping[str, str] = {
     "jinaai/jina-embeddings-v4": (
@@ -26,32 +25,39 @@ NOT_HERE: Mapping[str, str] = {
         f"qihoo360/RzenEmbed{version}": "no source of ours tells the words around its inputs"
         for version in ("", "-v1-2B", "-v2-7B")
     },
-    "nvidia/NV-Embed-v1": f"{_OWN_CODE}; that code no longer imports either",
-    "nvidia/NV-Embed-v2": f"{_OWN_CODE}; that code no longer imports either",
-    "BAAI/bge-code-v1": "it runs through code of its own repository, whose attention no source of ours tells",
     "Alibaba-NLP/gte-multilingual-base": (
-        f"{_OWN_CODE}; the class of transformers that is nearest may turn its positions otherwise (unverified)"
+        f"{_OWN_CODE}; the class of transformers that is nearest turns its positions by another base (160000 with no divisor; "
+        "the original and TEI divide by 8^(2/d)), so its vectors would differ"
     ),
     "Snowflake/snowflake-arctic-embed-m-v2.0": _OWN_CODE,
     "Snowflake/snowflake-arctic-embed-m-long": _OWN_CODE,
     "jinaai/jina-clip-v1": _OWN_CODE,
     "jinaai/jina-clip-v2": _OWN_CODE,
-    "jinaai/jina-embeddings-v3": _ADAPTERS,
-    "jinaai/jina-embeddings-v5-text-small": _ADAPTERS,
-    "jinaai/jina-embeddings-v5-text-nano": _ADAPTERS,
+    "nomic-ai/nomic-embed-text-v2-moe": (f"{_OWN_CODE}; transformers' nomic_bert has no mixture of experts"),
+    "nomic-ai/nomic-embed-code": (
+        "no source of ours tells its prompts, its pooling and whether its repository's code reads both ways"
+    ),
+    "nomic-ai/CodeRankEmbed": "no source of ours tells its prompt and its pooling",
+    "jinaai/jina-embeddings-v3": (
+        f"{_ADAPTERS}; jinaai/jina-embeddings-v3-hf has its body in transformers' class, without the adapters"
+    ),
+    "jinaai/jina-embeddings-v5-text-small": f"{_ADAPTERS}, and no source of ours tells the names of its files and tensors",
+    "jinaai/jina-embeddings-v5-text-nano": f"{_ADAPTERS}, and no source of ours tells the names of its files and tensors",
+    "jxm/cde-small-v1": _CONTEXT,
+    "jxm/cde-small-v2": _CONTEXT,
+    "Salesforce/SFR-Embedding-Code-2B_R": f"{_OWN_CODE}; it imports only under transformers 4",
     **{
-        f"Muennighoff/SGPT-{size}-weightedmean-msmarco-specb-bitfit": _BRACKETS
-        for size in ("125M", "1.3B", "2.7B", "5.8B")
-    },
-    **{
-        f"McGill-NLP/LLM2Vec-{body}-mntp{stage}": _LLM2VEC
-        for body in (
-            "Sheared-LLaMA",
-            "Llama-2-7b-chat-hf",
-            "Mistral-7B-Instruct-v2",
-            "Meta-Llama-3-8B-Instruct",
-            "Meta-Llama-31-8B-Instruct",
+        f"McGill-NLP/LLM2Vec-Meta-Llama-31-8B-Instruct-mntp{stage}": (
+            "its authors' code wraps a text for Llama 3 but not for 3.1, and no source of ours tells how it was measured"
         )
         for stage in ("", "-supervised", "-unsup-simcse")
+    },
+    **{f"codesage/codesage-{size}-v2": _OWN_CODE for size in ("small", "base", "large")},
+    **{f"codefuse-ai/C2LLM-{size}": f"{_OWN_CODE}: its tokens are pooled by attention" for size in ("0.5B", "7B")},
+    **{
+        f"NovaSearch/stella_en_{size}_v5": (
+            "its dense layers lie in a folder a width, and its repository puts code of its own in the place of its body"
+        )
+        for size in ("400M", "1.5B")
     },
 }

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,13 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForTextEncoding,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from ..errors import InputError, LoadError, SpecError, UnknownName
 from ..hub import ADAPTER
@@ -29,6 +36,7 @@ Told = Callable[[Int[Tensor, "B T"]], Mapping[str, Any]]
 """What a vision-language model is told besides the tokens of a padded batch."""
 NEVER_HALF = ("embedding_gemma2",)
 """Models whose states overflow in fp16, as their authors say."""
+ENCODERS_OF_PAIRS = ("t5", "mt5", "umt5", "t5gemma")
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -44,7 +52,7 @@ def build_backbone(config: Mapping[str, Any]) -> PreTrainedModel:
     """
     made = config_of(config)
     try:
-        model = AutoModel.from_config(made, trust_remote_code=False)
+        model = _class_of(made).from_config(made, trust_remote_code=False)
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise SpecError(f"a {made.model_type} backbone cannot be built: {error}") from None
     return cast(PreTrainedModel, model)
@@ -68,16 +76,28 @@ def config_of(said: Mapping[str, Any]) -> PreTrainedConfig:
         raise SpecError(f"a {kind} backbone cannot be built: {error}") from None
 
 
-def load_backbone(path: str | os.PathLike[str], config: PreTrainedConfig | None = None) -> PreTrainedModel:
-    """The body of a transformers model with its weights, from a folder or by its hub name; `config` replaces its own.
+def _class_of(config: PreTrainedConfig) -> Any:
+    """The class of transformers that makes the body; of an encoder with a decoder (T5), the encoder alone."""
+    return AutoModelForTextEncoding if config.model_type in ENCODERS_OF_PAIRS else AutoModel
+
+
+def load_backbone(
+    path: str | os.PathLike[str], config: PreTrainedConfig | None = None, prefix: str = ""
+) -> PreTrainedModel:
+    """The body of a transformers model with its weights, from a folder or by its hub name.
+
+    Args:
+        config: replaces its own. prefix: what stands before the names of its weights, other names are not read.
 
     Raises:
         LoadError: no such model, an adapter without its base, remote code, or weights that the file does not hold.
     """
-    return from_pretrained(AutoModel, path, config)
+    return from_pretrained(AutoModel, path, config, prefix)
 
 
-def from_pretrained(made_by: Any, path: str | os.PathLike[str], config: PreTrainedConfig | None) -> PreTrainedModel:
+def from_pretrained(
+    made_by: Any, path: str | os.PathLike[str], config: PreTrainedConfig | None, prefix: str = ""
+) -> PreTrainedModel:
     """A model by one of transformers' Auto classes, in fp32, all of whose weights were in the folder.
 
     Weights are safetensors; a torch file is opened only where there is nothing else, by the reader that runs no code.
@@ -88,9 +108,11 @@ def from_pretrained(made_by: Any, path: str | os.PathLike[str], config: PreTrain
     if (Path(path) / ADAPTER).exists():
         raise LoadError(f"{os.fspath(path)!r} is an adapter, merged into its base by mmembed.load(folder)")
     try:
-        model, told = made_by.from_pretrained(
+        built_by = config or AutoConfig.from_pretrained(path, trust_remote_code=False)
+        model, told = (_class_of(built_by) if made_by is AutoModel else made_by).from_pretrained(
             path,
-            **({} if config is None else {"config": config}),
+            config=built_by,
+            key_mapping={f"^{re.escape(prefix)}\\.": ""} if prefix else None,
             trust_remote_code=False,
             use_safetensors=not _only_torch(Path(path)),
             dtype=torch.float32,
