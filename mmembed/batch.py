@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,7 +30,7 @@ Laid = tuple[TextRun, Tokens] | ImageRun | Placeholder
 """A run of an item with the tokens of its text."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Picture:
     """An image as a vision tower takes it.
 
@@ -38,6 +41,18 @@ class Picture:
 
     pixels: NDArray[np.uint8]
     also: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Equal exactly where pictures are."""
+        told = hashlib.blake2b(self.pixels.tobytes(), digest_size=16)
+        for name, value in ("shape", np.asarray(self.pixels.shape)), *sorted(self.also.items()):
+            told.update(name.encode() + value.astype(np.int64).tobytes())
+        return told.digest()
+
+
+Pictured = tuple[Picture, list[int]]
+"""A picture, and the tokens it takes in the row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +72,11 @@ class Slots:
     first: int
     count: int
     picture: Picture
+
+    @property
+    def cost(self) -> int:
+        """What its tower takes of a batch's budget: one for every 14 x 14 pixels, a patch."""
+        return self.picture.pixels.size // (3 * 14 * 14)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +110,8 @@ class Sample:
 
     @property
     def cost(self) -> int:
-        """What it takes of a batch's budget: a token each, and one for every 14 x 14 pixels, a patch of its tower."""
-        patches = sum(image.picture.pixels.size // (3 * 14 * 14) for image in self.images)
-        return len(self.ids) + patches + (self.against.cost if self.against else 0)
+        """What it takes of a batch's budget: a token each, and the patches of its images."""
+        return len(self.ids) + sum(image.cost for image in self.images) + (self.against.cost if self.against else 0)
 
 
 @dataclass(frozen=True)
@@ -196,10 +215,11 @@ class Sampler:
         texts = [run.text for runs in written for run in runs if isinstance(run, TextRun)]
         tokens = iter(self.tokenizer.encode(texts))
         alone = self.tokenizer.encode([_alone(self.counted, runs) for runs in items])
+        seen: dict[int, Pictured] = {}  # an image under several prompts is decoded once
         for runs, texted, part in zip(items, written, alone, strict=True):
             own = [(run, next(tokens)) if isinstance(run, TextRun) else run for run in texted]
             try:
-                sample = self._sample(own if self.mark is None else _split(own, runs, self.mark), truncate)
+                sample = self._sample(own if self.mark is None else _split(own, runs, self.mark), truncate, seen)
                 yield self._read(_counted_by(self.counted, sample, len(part.ids)), runs)
             except InputError as error:
                 yield error
@@ -221,8 +241,8 @@ class Sampler:
     def _suffix(self) -> list[int]:
         return self.tokenizer.suffix if self.close else []
 
-    def _sample(self, runs: Sequence[Laid], truncate: str) -> Sample:
-        ids, copies, images = self._laid(runs)
+    def _sample(self, runs: Sequence[Laid], truncate: str, seen: dict[int, Pictured]) -> Sample:
+        ids, copies, images = self._laid(runs, seen)
         pictures = len(images) if self.apart else 0
         excess = len(ids) - pictures - self.max_length
         if excess > 0:
@@ -235,7 +255,7 @@ class Sampler:
         placeholder = copies.index(PLACED) if self.placed else None
         return Sample(row, self._count(row, copies), tuple(images), max(excess, 0), placeholder=placeholder)
 
-    def _laid(self, runs: Sequence[Laid]) -> tuple[list[int], list[int], list[Slots]]:
+    def _laid(self, runs: Sequence[Laid], seen: dict[int, Pictured]) -> tuple[list[int], list[int], list[Slots]]:
         """The ids of a sample before it is cut, the copy that each belongs to, and the images among them."""
         worded = not self.apart or any(not isinstance(run, ImageRun) for run in runs)
         ids: list[int] = list(self._prefix) if worded else []
@@ -243,7 +263,9 @@ class Sampler:
         images: list[Slots] = []
         for run in runs:
             if isinstance(run, ImageRun):
-                picture, own = self._pictured(run.image)
+                if id(run.image) not in seen:
+                    seen[id(run.image)] = self._pictured(run.image)
+                picture, own = seen[id(run.image)]
                 images.append(Slots(len(ids), len(own), picture))
                 ids += own
                 copies += [run.copy] * len(own)
@@ -269,7 +291,7 @@ class Sampler:
             raise InputError("this model has towers for a text and for a picture, and no vector for several together")
         return ids, copies, images
 
-    def _pictured(self, image: Image) -> tuple[Picture, list[int]]:
+    def _pictured(self, image: Image) -> Pictured:
         if self.prepare is None or self.image_ids is None:
             raise InputError("this model reads text only, and the item holds an image")
         picture = self.prepare(image.load())
@@ -330,8 +352,8 @@ class ChunkSampler(Sampler):
     window: int | None = None
     overlap: int = 0
 
-    def _sample(self, runs: Sequence[Laid], truncate: str) -> Sample:
-        ids, copies, images = self._laid(runs)
+    def _sample(self, runs: Sequence[Laid], truncate: str, seen: dict[int, Pictured]) -> Sample:
+        ids, copies, images = self._laid(runs, seen)
         if self.placed:
             raise InputError("the parts of an item are not pooled one by one under an intervention with a placeholder")
         owners, parts = self._owners(runs, images, len(ids))
@@ -472,52 +494,195 @@ def _present(copies: list[int]) -> list[int]:
     return sorted({copy for copy in copies if copy > 0})
 
 
-def plan(costs: Sequence[int], budget: int, apart: Sequence[int] = ()) -> list[list[int]]:
-    """Rows grouped into batches that cost at most `budget` (or one row), dearest first, so that equals stand side by side;
-    rows whose numbers in `apart` differ share none."""
-    order = sorted(range(len(costs)), key=lambda row: (apart[row] if apart else 0, -costs[row], row))
+SHARED = 8
+"""Tokens that are laid once for several items only from so many on: a shorter start is cheaper said again than looked up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tokens of a packed row that all of `items` go through, `length` from position `depth` on, behind segment `parent`."""
+
+    parent: int
+    depth: int
+    length: int
+    items: tuple[int, ...]
+
+
+def tree(keys: Sequence[NDArray[np.int64]]) -> list[Segment]:
+    """Items that begin alike as a tree in depth-first order, the longest common starts once; segments of one item stand
+    together by length. An item is told by numbers, equal where its tokens are; it may end where a shared segment does."""
+    order = sorted(range(len(keys)), key=lambda item: keys[item].astype(">i8").tobytes())
+    alike = [
+        0,
+        *(_common(keys[a], keys[b]) for a, b in pairwise(order)),
+    ]  # how many tokens each shares with the one before
+    segments: list[Segment] = []
+
+    def lay(first: int, stop: int, depth: int, parent: int) -> None:
+        """Items `order[first:stop]`, which share what lies before `depth`."""
+        groups = []
+        k = first
+        while k < stop:
+            end = k + 1
+            while end < stop and alike[end] >= depth + SHARED:
+                end += 1
+            groups.append((k, end))
+            k = end
+        alone = [order[k] for k, end in groups if end == k + 1]
+        alone.sort(key=lambda item: -len(keys[item]))
+        segments.extend(Segment(parent, depth, len(keys[item]) - depth, (item,)) for item in alone)
+        for k, end in groups:
+            if end > k + 1:
+                common = min(alike[k + 1 : end])
+                segments.append(Segment(parent, depth, common - depth, tuple(order[k:end])))
+                lay(k, end, common, len(segments) - 1)
+
+    lay(0, len(order), 0, -1)
+    return segments
+
+
+def _common(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
+    """How many numbers two rows begin with alike."""
+    least = min(len(a), len(b))
+    apart = a[:least] != b[:least]
+    return int(apart.argmax()) if apart.any() else least
+
+
+def key_of(sample: Sample, pictures: dict[bytes, int]) -> NDArray[np.int64]:
+    """A sample by numbers: its tokens, and at image slots a number below zero that is the picture's own."""
+    if not sample.images:
+        return sample.ids
+    key = sample.ids.copy()
+    for image in sample.images:
+        number = pictures.setdefault(image.picture.digest, len(pictures))
+        key[image.first : image.first + image.count] = -1 - number
+    return key
+
+
+def distinct(samples: Sequence[Sample]) -> tuple[list[int], list[int]]:
+    """The samples that equal none before them, and of every sample the place of its own among those: equal ones are computed
+    once."""
+    known: dict[bytes, int] = {}
+    places: dict[tuple[object, ...], int] = {}
+    firsts: list[int] = []
+    which: list[int] = []
+    for k, sample in enumerate(samples):
+        arrays = [key_of(sample, known), sample.counted, *(sample.chunks or ())]
+        arrays += [] if sample.terms is None else [sample.terms]
+        arrays += [] if sample.against is None else [sample.against.ids]
+        key = (sample.windows, sample.placeholder, *(array.tobytes() for array in arrays))
+        if key not in places:
+            places[key] = len(firsts)
+            firsts.append(k)
+        which.append(places[key])
+    return firsts, which
+
+
+def plan(samples: Sequence[Sample], budget: int, *, share: bool = False, apart: Sequence[int] = ()) -> list[list[int]]:
+    """Samples grouped into batches that cost at most `budget` (or one sample): by length, so that equals stand side by
+    side; with `share` those that begin alike together, what they share paid once a batch; samples whose numbers in `apart`
+    differ share no batch."""
+    if share:
+        known: dict[bytes, int] = {}
+        segments = tree([key_of(sample, known) for sample in samples])
+    else:
+        order = sorted(range(len(samples)), key=lambda item: (apart[item] if apart else 0, -samples[item].cost))
+        segments = [Segment(-1, 0, len(samples[item]), (item,)) for item in order]
     batches: list[list[int]] = []
+    laid: set[int] = set()
     used = 0
-    for row in order:
-        strange = bool(apart) and bool(batches) and apart[batches[-1][0]] != apart[row]
-        if not batches or strange or used + costs[row] > budget:
+    for segment in segments:
+        if len(segment.items) > 1:
+            continue
+        above = list(_above(segment, segments))
+        cost = _cost(segment, samples)
+        due = cost + sum(_cost(segments[k], samples) for k in above if k not in laid)
+        strange = bool(apart and batches) and apart[batches[-1][0]] != apart[segment.items[0]]
+        if not batches or strange or used + due > budget:
             batches.append([])
-            used = 0
-        batches[-1].append(row)
-        used += costs[row]
+            laid.clear()
+            used, due = 0, cost + sum(_cost(segments[k], samples) for k in above)
+        batches[-1].append(segment.items[0])
+        laid.update(above)
+        used += due
     return batches
 
 
-def pack(samples: Sequence[Sample], rows: Sequence[int], mask: str | None) -> Batch:
-    """Samples laid one after the other as one row, under the mask of a model's own spec."""
+def _above(segment: Segment, segments: Sequence[Segment]) -> Iterator[int]:
+    while segment.parent >= 0:
+        yield segment.parent
+        segment = segments[segment.parent]
+
+
+def _cost(segment: Segment, samples: Sequence[Sample]) -> int:
+    """What a segment takes of a batch's budget: its tokens, and the patches of the images in it."""
+    inside = range(segment.depth, segment.depth + segment.length)
+    return segment.length + sum(image.cost for image in samples[segment.items[0]].images if image.first in inside)
+
+
+def pack(samples: Sequence[Sample], rows: Sequence[int], mask: str | None, *, share: bool = False) -> Batch:
+    """Samples as one row, under the mask of a model's own spec.
+
+    Args:
+        share: lay the tokens with which several samples begin once, for a causal mask; else samples lie one after another.
+    """
     assert mask is not None, "a model resolves its mask when it is built"
-    firsts = np.cumsum([0, *(len(sample) for sample in samples[:-1])])
-    lengths = [length for sample in samples for length in sample.windows or (len(sample),)]
-    block = np.full(sum(lengths), -1, dtype=np.int64)
+    if share and mask != "bidirectional" and not any(sample.windows for sample in samples):
+        known: dict[bytes, int] = {}
+        segments = tree([key_of(sample, known) for sample in samples])
+    else:
+        segments = [
+            Segment(-1, last - length, length, (item,))
+            for item, sample in enumerate(samples)
+            for own in [sample.windows or (len(sample),)]
+            for length, last in zip(own, accumulate(own), strict=True)
+        ]
+    kept = [k for k, segment in enumerate(segments) if segment.length]
+    number = {k: place for place, k in enumerate(kept)}
+    firsts = np.cumsum([0, *(segments[k].length for k in kept)])
+    ids = np.empty(firsts[-1], dtype=np.int64)
+    block = np.full(firsts[-1], -1, dtype=np.int64)
     slots: list[NDArray[np.int64]] = []
     pictures: list[Picture] = []
-    for sample, first in zip(samples, firsts, strict=True):
-        for image in sample.images:
-            where = np.arange(image.count) + image.first + first
-            block[where] = len(pictures)
-            slots.append(where)
-            pictures.append(image.picture)
+    where: list[list[NDArray[np.int64]]] = [[] for _ in samples]  # of each item's tokens in the row
+    for k, first in zip(kept, firsts, strict=False):
+        segment = segments[k]
+        speaker = samples[segment.items[0]]
+        ids[first : first + segment.length] = speaker.ids[segment.depth : segment.depth + segment.length]
+        for item in segment.items:
+            where[item].append(np.arange(first, first + segment.length))
+        for image in speaker.images:
+            if segment.depth <= image.first < segment.depth + segment.length:
+                place = np.arange(image.count) + image.first - segment.depth + first
+                block[place] = len(pictures)
+                slots.append(place)
+                pictures.append(image.picture)
+    tokens = [np.concatenate(parts) for parts in where]
     pooled = [
-        where + first
-        for sample, first in zip(samples, firsts, strict=True)
-        for where in (sample.chunks if sample.chunks is not None else [np.flatnonzero(sample.counted)])
+        own[read]
+        for own, sample in zip(tokens, samples, strict=True)
+        for read in (sample.chunks if sample.chunks is not None else [np.flatnonzero(sample.counted)])
     ]
-    owner = np.repeat(np.arange(len(pooled)), [len(where) for where in pooled])
-    held = [(sample.placeholder, first) for sample, first in zip(samples, firsts, strict=True)]
-    placeholders = [first + place for place, first in held if place is not None]
+    held = [
+        own[sample.placeholder] for own, sample in zip(tokens, samples, strict=True) if sample.placeholder is not None
+    ]
     against = [sample.against for sample in samples if sample.against is not None]
     return Batch(
-        ids=torch.from_numpy(np.concatenate([sample.ids for sample in samples])),
-        spans=Spans.of(lengths, mask, torch.from_numpy(block)),  # type: ignore[arg-type]
-        counted=Counted(torch.from_numpy(np.concatenate(pooled)), torch.from_numpy(owner), len(pooled)),
+        ids=torch.from_numpy(ids),
+        spans=Spans.of(
+            [segments[k].length for k in kept],
+            mask,  # type: ignore[arg-type]
+            torch.from_numpy(block),
+            [number.get(segments[k].parent, -1) for k in kept],
+        ),
+        counted=Counted(
+            torch.from_numpy(np.concatenate(pooled)),
+            torch.from_numpy(np.repeat(np.arange(len(pooled)), [len(own) for own in pooled])),
+            len(pooled),
+        ),
         pictures=tuple(pictures),
         slots=torch.from_numpy(np.concatenate(slots)) if slots else torch.empty(0, dtype=torch.long),
         rows=tuple(rows),
-        placeholders=torch.from_numpy(np.asarray(placeholders, dtype=np.int64)) if placeholders else None,
+        placeholders=torch.from_numpy(np.asarray(held, dtype=np.int64)) if held else None,
         against=pack(against, rows, mask) if against else None,
     )

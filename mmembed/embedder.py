@@ -19,7 +19,7 @@ import torch
 from scipy.sparse import coo_array, csr_array, vstack
 
 from . import folders, hub, prompts
-from .batch import ChunkSampler, Mark, Narrowing, Sample, Sampler, pack, plan
+from .batch import Batch, ChunkSampler, Mark, Narrowing, Sample, Sampler, distinct, pack, plan
 from .dual import DualEncoder, load_open_clip
 from .errors import InputError, LoadError, SpecError, UnknownName
 from .inputs import Image, Item, Thing, to_item
@@ -483,18 +483,21 @@ class Embedder:
         seen = 0
         for first, window in _windows(things):
             rows, samples = self._samples(window, first, wrapping, truncate, on_error, told, sampler)
-            found: list[Any] = [None] * len(samples)
-            native = self.model.native
-            apart = [len(s.images) for s in samples] if native is not None and native.apart else ()
-            for places in plan([s.cost for s in samples], batch_tokens or self._budget(), apart):
+            firsts, which = distinct(samples)
+            found: list[Any] = [None] * len(firsts)
+            once = [samples[k] for k in firsts]
+            budget, native = batch_tokens or self._budget(), self.model.native
+            apart = [len(s.images) for s in once] if native is not None and native.apart else ()
+            for places in plan(once, budget, share=self.model.shares, apart=apart):
+                own = [firsts[place] for place in places]
                 with torch.inference_mode():
-                    results = compute([samples[k] for k in places], [rows[k] for k in places])
+                    results = compute([samples[k] for k in own], [rows[k] for k in own])
                     for place, result in zip(places, results, strict=True):
                         found[place] = result
-                bar.update(len(places) * len(window) / len(samples))
+                bar.update(len(places) * len(window) / len(firsts))
             told.items += len(set(rows))
             seen += len(window)
-            yield found, np.asarray(rows, dtype=np.int64) - first, len(window)
+            yield [found[place] for place in which], np.asarray(rows, dtype=np.int64) - first, len(window)
         bar.close()
         told.seconds += time.perf_counter() - began
         wrapping.check_count(seen)
@@ -551,9 +554,12 @@ class Embedder:
         told.images += sum(len(s.images) for _, s in kept)
         return [row for row, _ in kept], [s for _, s in kept]
 
+    def _packed(self, samples: Sequence[Sample], rows: Sequence[int]) -> Batch:
+        return pack(samples, rows, self.spec.mask, share=self.model.shares).to(self.model.device)
+
     def _vectors(self, samples: Sequence[Sample], rows: Sequence[int]) -> NDArray[np.float32]:
         """(B, dimension), before shortening and unit length."""
-        out = self.model(pack(samples, rows, self.spec.mask).to(self.model.device)).float().cpu().numpy()
+        out = self.model(self._packed(samples, rows)).float().cpu().numpy()
         bad = np.flatnonzero(~np.isfinite(out).all(1))
         if len(bad):
             raise InputError(f"the model gave no finite vector in {self.precision}; try precision='fp32'", rows[bad[0]])
@@ -579,7 +585,7 @@ class Embedder:
 
     def _token_vectors(self, samples: Sequence[Sample], rows: Sequence[int]) -> Iterator[NDArray[np.float32]]:
         """(n, d) of each sample."""
-        batch = pack(samples, rows, self.spec.mask).to(self.model.device)
+        batch = self._packed(samples, rows)
         for row, vectors in zip(rows, self.model.token_vectors(batch), strict=True):
             yield self._finite(vectors.cpu().numpy(), row)
 
@@ -588,7 +594,7 @@ class Embedder:
         said = self.spec.sparse
         assert said is not None
         place = 0
-        for weights in self.model.sparse_weights(pack(samples, rows, self.spec.mask).to(self.model.device)):
+        for weights in self.model.sparse_weights(self._packed(samples, rows)):
             for row in weights:
                 kept = _kept(row, samples[place].terms, said)
                 terms = kept.nonzero().squeeze(1)

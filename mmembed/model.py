@@ -146,6 +146,14 @@ class EmbeddingModel(Model):
         return "packed" if backbones.is_packed(self.backbone) else "padded"
 
     @property
+    def shares(self) -> bool:
+        """Nothing that comes later in an item may reach the tokens that others share, nor their numbers hang on how long it
+        is, and the row must be packed."""
+        later = self.spec.mask == "bidirectional" or self.spec.bidirectional_from is not None
+        plain = self.spec.intervention is None and isinstance(self.spec.positions, str)
+        return self.layout == "packed" and plain and not later
+
+    @property
     def sees(self) -> bool:
         """Whether there is a tower for images."""
         return self.native is not None or self.vision is not None
@@ -243,7 +251,7 @@ class EmbeddingModel(Model):
         table = self.backbone.get_input_embeddings()
         embeds: Tensor = table(batch.ids)
         if pictures:
-            tokens = self._image_embeds([picture.pixels for picture in pictures])
+            tokens = self._image_embeds(pictures)
             if len(tokens) != len(batch.slots):
                 raise SpecError(
                     f"the images give {len(tokens)} tokens and the row has {len(batch.slots)} slots for them"
@@ -325,20 +333,20 @@ class EmbeddingModel(Model):
         if first is not None and self.layout == "padded":
             raise SpecError("bidirectional_from needs a packed backbone: transformers gives all its layers one mask")
 
-    def _image_embeds(self, pixels: Sequence[NDArray[np.uint8]]) -> Float[Tensor, "S D"]:
-        """Tokens of all images in order; images of one size go through the tower together."""
+    def _image_embeds(self, pictures: Sequence[Picture]) -> Float[Tensor, "S D"]:
+        """Tokens of all images in order; equal ones go through the tower once, those of one size together."""
         if self.vision is None or self.projector is None:
             raise SpecError(f"the model {self.spec.name!r} has no vision tower, and the batch holds images")
-        places: dict[tuple[int, ...], list[int]] = {}
-        for place, image in enumerate(pixels):
-            places.setdefault(image.shape, []).append(place)
-        parts: list[Tensor | None] = [None] * len(pixels)
-        for shape, of_shape in places.items():
-            stacked = torch.from_numpy(np.stack([pixels[place] for place in of_shape])).to(self.device)
+        distinct = {picture.digest: picture.pixels for picture in pictures}
+        of_shape: dict[tuple[int, ...], list[bytes]] = {}
+        for digest, pixels in distinct.items():
+            of_shape.setdefault(pixels.shape, []).append(digest)
+        parts: dict[bytes, Tensor] = {}
+        for shape, digests in of_shape.items():
+            stacked = torch.from_numpy(np.stack([distinct[digest] for digest in digests])).to(self.device)
             tokens = self.projector(self.vision(stacked), self.vision.grid(*shape[-2:]))
-            for place, own in zip(of_shape, tokens, strict=True):
-                parts[place] = own
-        return torch.cat([part for part in parts if part is not None])
+            parts |= dict(zip(digests, tokens, strict=True))
+        return torch.cat([parts[picture.digest] for picture in pictures])
 
 
 def load_model(folder: Path, base: Path | None = None) -> tuple[EmbeddingModel | DualEncoder, Path]:

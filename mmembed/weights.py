@@ -42,6 +42,11 @@ class Model(nn.Module):
             self.heads.append(head)
             width = int(head.out)  # type: ignore[arg-type]
 
+    @property
+    def shares(self) -> bool:
+        """Whether tokens with which several items of a batch begin may be computed once."""
+        return False
+
     def check_width(self, width: int) -> None:
         """Raise `SpecError` if vectors of this width, once through the heads, are not as wide as the spec says."""
         width = int(self.heads[-1].out) if len(self.heads) else width  # type: ignore[arg-type]

@@ -2,20 +2,103 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmembed.batch import Picture, Sample, Slots, pack, plan
+from mmembed.batch import SHARED, Picture, Sample, Slots, pack, plan
+from mmembed.nn.spans import Spans
+
+
+def plain(ids: Sequence[int]) -> Sample:
+    return Sample(np.asarray(ids, dtype=np.int64), np.ones(len(ids), bool), (), 0)
 
 
 @given(st.lists(st.integers(1, 200), max_size=60), st.integers(1, 500))
 def test_a_plan_takes_every_row_once_and_keeps_to_the_budget(lengths, budget):
-    batches = plan(lengths, budget)
+    batches = plan([plain(range(n)) for n in lengths], budget)
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     assert all(len(batch) == 1 or sum(lengths[row] for row in batch) <= budget for batch in batches)
     order = [lengths[row] for batch in batches for row in batch]
     assert order == sorted(order, reverse=True)
+
+
+@st.composite
+def families(draw):
+    """Items that begin with what one of some stems begins with, a level or two deep."""
+    stems = [[9] * n for n in draw(st.lists(st.integers(0, 3 * SHARED), min_size=1, max_size=3))]
+    stems += [[*stem, *([8] * draw(st.integers(0, 2 * SHARED)))] for stem in stems]
+    ends = st.lists(st.integers(1, 3), max_size=6)
+    items = [[*draw(st.sampled_from(stems)), *draw(ends)] for _ in range(draw(st.integers(1, 12)))]
+    return [item or [1] for item in items]
+
+
+@given(families(), st.integers(1, 100))
+def test_a_plan_that_shares_takes_every_row_once_and_lays_no_more_than_the_budget(items, budget):
+    samples = [plain(item) for item in items]
+    batches = plan(samples, budget, share=True)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(items)))
+    for batch in batches:
+        laid = len(pack([samples[row] for row in batch], batch, "causal", share=True).ids)
+        assert len(batch) == 1 or laid <= budget
+
+
+@given(families())
+def test_a_tree_holds_every_item_and_lays_what_many_begin_with_once(items):
+    samples = [plain(item) for item in items]
+    batch = pack(samples, range(len(items)), "causal", share=True)
+    spans = batch.spans
+    every = torch.arange(len(batch.ids))
+    seen = spans.may_look(every[:, None], every[None, :])
+    for k, item in enumerate(items):
+        own = batch.counted.index[batch.counted.item == k]
+        assert batch.ids[own].tolist() == item
+        assert spans.positions[own].tolist() == list(range(len(item)))
+        # Each of its tokens sees those of the item before it, and nothing else in the row.
+        for place, token in enumerate(own.tolist()):
+            assert seen[token].nonzero().view(-1).tolist() == sorted(own[: place + 1].tolist())
+    assert spans.longest == max(map(len, items))
+    laid = {tuple(item[:n]) for item in items for n in range(1, len(item) + 1)}
+    assert len(batch.ids) <= sum(map(len, items))
+    assert len(batch.ids) >= len(laid), "tokens that differ in what came before are never one"
+    starts = [tuple(item[:SHARED]) for item in items if len(item) >= SHARED]
+    if len(set(starts)) < len(starts):
+        assert len(batch.ids) <= sum(map(len, items)) - SHARED
+
+
+def test_several_levels_are_laid_once_each():
+    stem, turn = list(range(100, 120)), list(range(200, 210))
+    items = [[*stem, *turn, 1], [*stem, *turn, 2], [*stem, 3, 4], [*stem, *turn], [5]]
+    batch = pack([plain(item) for item in items], range(5), "causal", share=True)
+    assert len(batch.ids) == 20 + 10 + 1 + 1 + 2 + 1
+    assert batch.spans.shared
+
+
+def test_nothing_is_shared_where_both_ways_are_read():
+    items = [plain(range(20)), plain(range(20))]
+    assert len(pack(items, [0, 1], "bidirectional", share=True).ids) == 40
+    with pytest.raises(ValueError, match="share no tokens"):
+        Spans.of([3, 2], "bidirectional", parents=[-1, 0])
+    with pytest.raises(ValueError, match="before its parent"):
+        Spans.of([3, 2], "causal", parents=[1, -1])
+
+
+def test_one_picture_under_many_prompts_is_laid_once_and_two_pictures_are_not():
+    red, blue = (Picture(np.full((3, 4, 4), shade, np.uint8)) for shade in (1, 2))
+    again = Picture(red.pixels.copy())
+
+    def seen(picture: Picture, *words: int) -> Sample:
+        ids = np.asarray([7, *([0] * SHARED), *words])
+        return Sample(ids, np.ones(len(ids), bool), (Slots(1, SHARED, picture),), 0)
+
+    batch = pack([seen(red, 5), seen(again, 6), seen(blue, 5)], [0, 1, 2], "causal+image", share=True)
+    assert len(batch.pictures) == 2
+    assert len(batch.ids) == 2 * (1 + SHARED) + 3
+    assert sorted(batch.slots.tolist()) == batch.slots.tolist()
 
 
 def test_pixels_cost_as_tokens_do():

@@ -12,7 +12,7 @@ import torch
 import mmembed
 from mmembed import Image, ModelSpec, Report, Text
 from mmembed.errors import InputError, LoadError, SpecError, TruncationError, UnknownName
-from mmembed.testing import WIDTH, byte_tokenizer, tiny_backbone, tiny_embedder
+from mmembed.testing import BACKBONES, ENCODERS, PADDED, WIDTH, byte_tokenizer, tiny_backbone, tiny_embedder
 
 from .conftest import picture
 
@@ -44,6 +44,35 @@ def test_an_item_has_one_vector_whatever_its_company(of_mask):
         for order in (np.arange(len(THINGS)), np.arange(len(THINGS))[::-1], rng.permutation(len(THINGS))):
             together = of_mask.encode([THINGS[k] for k in order], batch_tokens=budget)
             assert greatest(together, alone[order]) <= 1e-5
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("kind", [kind for kind in BACKBONES if kind not in (*ENCODERS, *PADDED)])
+def test_what_items_begin_with_is_computed_once_and_changes_nothing(kind, pooling):
+    asked = {"any": "Say in one word what this is about, whatever its language. {content}"}
+    embedder = tiny_embedder(backbone=tiny_backbone(kind), prompts={"query": asked}, pooling=pooling)
+    things = ["rot", "rouge", "rot", "赤い車", (picture(1), "red"), (picture(1), "rot"), (picture(2), "red")]
+    alone = np.concatenate([embedder.encode_query([thing]) for thing in things])
+    laid = []
+    layer = embedder.model.backbone.get_submodule("layers.0")
+    handle = layer.register_forward_pre_hook(lambda _, given: laid.append(given[0].shape[1]))
+    report = mmembed.Report()
+    together = embedder.encode_query(things, report=report)
+    handle.remove()
+    assert greatest(together, alone) <= 1e-5
+    assert sum(laid) < report.tokens / 2
+    assert np.array_equal(together[0], together[2])
+
+
+def test_a_picture_under_several_prompts_goes_through_the_tower_once():
+    asked = {"any": ["{content} What is it?", "Colour of this: {content}", "{content} In one word:"]}
+    embedder = tiny_embedder(prompts={"query": asked}, default_prompt_name="query")
+    seen = []
+    handle = embedder.model.vision.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    vectors = embedder.encode([picture(1), picture(2), picture(1)])
+    handle.remove()
+    assert seen == [2]
+    assert np.array_equal(vectors[0], vectors[2])
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean", "weightedmean", "first", "max", "attention"])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import AttentionInterface
 
@@ -90,6 +90,7 @@ def choose(query: Query, spans: Spans, window: int | None, softcap: float | None
     if not query.is_cuda:
         return "grouped" if softcap is None else "reference"
     plain = spans.block is None and softcap is None and query.dtype in (torch.float16, torch.bfloat16)
+    plain = plain and not spans.shared  # a shared part would have to be merged in by its log-sum-exp
     return "varlen" if plain and query.shape[-1] <= 256 else "flex"
 
 
@@ -113,19 +114,51 @@ def grouped(
     if softcap is not None:
         raise NotImplementedError("grouped attention knows no soft cap; the room 'reference' does")
     key, value = _one_key_a_head(query, key, value)
+    every = torch.arange(query.shape[2], device=query.device)
     parts = []
-    for first, count, length in spans.runs():
-        run = slice(first, first + count * length)
-        q, k, v = (rearrange(x[0, :, run], "h (n t) e -> n h t e", n=count) for x in (query, key, value))
-        narrow = window is not None and window < length
-        if narrow or (spans.block is not None and bool((spans.block[run] >= 0).any())):
-            row = rearrange(torch.arange(first, run.stop, device=query.device), "(n t) -> n t", n=count)
+    for run in spans.runs:
+        q, k, v = (rearrange(x[0, :, run.tokens], "h (n t) e -> n h t e", n=run.count) for x in (query, key, value))
+        row = rearrange(every[run.tokens], "(n t) -> n t", n=run.count)
+        depth = sum(part.stop - part.start for part in run.before)
+        narrow = window is not None and window < depth + run.length
+        blocks = spans.block is not None and bool((spans.block[run.tokens] >= 0).any())
+        if run.before:
+            past = torch.cat([every[part] for part in run.before])
+            if narrow or blocks:
+                columns = torch.cat([past.expand(run.count, -1), row], dim=1)
+                seen = spans.may_look(row[:, :, None], columns[:, None, :], window)
+            else:  # all of what came before, and of its own segment what stands behind
+                columns = torch.arange(depth + run.length, device=query.device)
+                seen = (columns <= columns[depth:, None])[None]
+            out = _behind(q, k, v, key[0, :, past], value[0, :, past], seen, scaling)
+        elif narrow or blocks:
             seen = spans.may_look(row[:, :, None], row[:, None, :], window)[:, None]
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling)
         else:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=spans.causal and length > 1, scale=scaling)
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=spans.causal and run.length > 1, scale=scaling)
         parts.append(rearrange(out, "n h t e -> h (n t) e"))
     return torch.cat(parts, dim=1)[None]
+
+
+def _behind(
+    q: Float[Tensor, "N H L E"],
+    k: Float[Tensor, "N H L E"],
+    v: Float[Tensor, "N H L E"],
+    past_k: Float[Tensor, "H P E"],
+    past_v: Float[Tensor, "H P E"],
+    seen: Bool[Tensor, "M L P_plus_L"],
+    scaling: float,
+) -> Float[Tensor, "N H L E"]:
+    """Attention of N runs over the P tokens that all of them come after, which are multiplied once and never copied, and
+    over their own; one softmax over both, in fp32 at least."""
+    n, split = q.shape[0], past_k.shape[1]
+    flat = rearrange(q, "n h l e -> h (n l) e")
+    old = rearrange(flat @ past_k.transpose(-1, -2), "h (n l) p -> n h l p", n=n)
+    scores = torch.cat([old, q @ k.transpose(-1, -2)], dim=-1) * scaling
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    weights = scores.masked_fill(~seen[:, None], float("-inf")).softmax(-1).to(v.dtype)
+    long_ago = rearrange(weights[..., :split], "n h l p -> h (n l) p") @ past_v
+    return rearrange(long_ago, "h (n l) e -> n h l e", n=n) + weights[..., split:] @ v
 
 
 def varlen(
@@ -134,8 +167,10 @@ def varlen(
     """Variable-length flash kernels of `torch.nn.attention.varlen` (CUDA, half precision)."""
     from torch.nn.attention.varlen import varlen_attn
 
-    if softcap is not None or spans.block is not None:
-        raise NotImplementedError("variable-length kernels know no soft cap and no image blocks; 'flex' does")
+    if softcap is not None or spans.block is not None or spans.shared:
+        raise NotImplementedError(
+            "variable-length kernels know no soft cap, image blocks or shared tokens; 'flex' does"
+        )
     reach = -1 if window is None else window - 1
     longest = max(spans.lengths)
     out: Any = varlen_attn(

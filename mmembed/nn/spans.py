@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Literal
 
 import torch
@@ -16,17 +16,43 @@ Mask = Literal["causal", "bidirectional", "causal+image"]
 
 
 @dataclass(frozen=True)
-class Spans:
-    """Runs of tokens in one packed row of T tokens, one run an item.
+class Run:
+    """Neighbours of equal length that go on from the same tokens: one dense batch.
 
-    A token q may look at a token k when k's span is still open at q: `start[q] <= k < end[q]`, for the mask "causal"
-    also `k <= q`. Under "causal+image" the tokens of one image see each other both ways besides: `block` holds the
-    number of the image a token belongs to, -1 for text. In layers from `open_from` on, counted from 0, every token sees
-    all of its item. `positions` count the tokens of an item from 0, `numbers` are what the backbone is told in their
-    place, and None: the same. Where `windows` is false, layers that slide see all that the mask lets them.
+    Attributes:
+        first: first token. count: how many. length: tokens of each. before: the runs of tokens that all of them come
+            after, as slices of the row, from the root of the tree on.
+    """
+
+    first: int
+    count: int
+    length: int
+    before: tuple[slice, ...]
+
+    @property
+    def tokens(self) -> slice:
+        return slice(self.first, self.first + self.count * self.length)
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Segments of tokens in one packed row of T tokens: an item each, or, where items begin with the same tokens, a tree of
+    segments in depth-first order, in which an item is the path from a root to where it ends.
+
+    A token q may look at a token k exactly when k's subtree is still open at q: `k <= q < end[k]`; for the mask
+    "bidirectional", which shares nothing, within its own item: `start[q] <= k < end[q]`. Under "causal+image" the tokens of
+    one image see each other both ways besides: `block` holds the number of the image a token belongs to, -1 for text. In
+    layers from `open_from` on, counted from 0, every token sees all of its item; nothing is shared then.
+
+    Attributes:
+        lengths: tokens of each segment. parents: the segment that each goes on from, -1 for none.
+        start: (T,) where a token's segment begins. end: (T,) where the subtree of its segment ends.
+        positions: (T,) depth in the tree: how many tokens of its item come before it. numbers: what the backbone is told in
+            their place; None: the same. windows: false where layers that slide see all that the mask lets them.
     """
 
     lengths: tuple[int, ...]
+    parents: tuple[int, ...]
     mask: Mask
     start: Int[Tensor, " T"]
     end: Int[Tensor, " T"]
@@ -37,15 +63,39 @@ class Spans:
     windows: bool = True
 
     @classmethod
-    def of(cls, lengths: Sequence[int], mask: Mask, block: Int[Tensor, " T"] | None = None) -> Spans:
-        """Spans of items that lie one after the other; `block` counts only for the mask "causal+image"."""
+    def of(
+        cls,
+        lengths: Sequence[int],
+        mask: Mask,
+        block: Int[Tensor, " T"] | None = None,
+        parents: Sequence[int] | None = None,
+    ) -> Spans:
+        """Spans of segments that lie one after the other, each behind its parent; without parents each is an item.
+        `block` counts only for the mask "causal+image".
+
+        Raises:
+            ValueError: parents under the mask "bidirectional", or not in depth-first order.
+        """
+        above = tuple(parents) if parents is not None else (-1,) * len(lengths)
+        if mask == "bidirectional" and any(p >= 0 for p in above):
+            raise ValueError("items that are read both ways share no tokens")
         counts = torch.tensor(lengths, dtype=torch.long)
-        ends = counts.cumsum(0)
-        start = (ends - counts).repeat_interleave(counts)
-        positions = torch.arange(int(counts.sum())) - start
-        end = ends.repeat_interleave(counts)
+        last = counts.cumsum(0)
+        first = last - counts
+        depth, subtree = [0] * len(lengths), last.tolist()
+        for segment, parent in enumerate(above):
+            if parent >= segment:
+                raise ValueError("a segment stands before its parent")
+            if parent >= 0:
+                depth[segment] = depth[parent] + int(counts[parent])
+        for segment in reversed(range(len(lengths))):
+            if above[segment] >= 0:
+                subtree[above[segment]] = max(subtree[above[segment]], subtree[segment])
+        start = first.repeat_interleave(counts)
+        positions = torch.arange(int(counts.sum())) - start + torch.tensor(depth).repeat_interleave(counts)
+        end = torch.tensor(subtree, dtype=torch.long).repeat_interleave(counts)
         keep = block if mask == "causal+image" and block is not None and bool((block >= 0).any()) else None
-        return cls(tuple(int(n) for n in lengths), mask, start, end, positions, keep)
+        return cls(tuple(int(n) for n in lengths), above, mask, start, end, positions, keep)
 
     def to(self, device: torch.device | str) -> Spans:
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("start", "end", "positions")}
@@ -65,27 +115,47 @@ class Spans:
     def causal(self) -> bool:
         return self.mask != "bidirectional"
 
-    def runs(self) -> Iterator[tuple[int, int, int]]:
-        """Runs of neighbours of equal length, as (first token, number of items, length): each is one dense batch."""
-        first = 0
-        for length, group in groupby(self.lengths):
-            count = len(list(group))
-            yield first, count, length
-            first += count * length
+    @property
+    def shared(self) -> bool:
+        """Whether some tokens belong to several items."""
+        return any(parent >= 0 for parent in self.parents)
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest item."""
+        depth = [0] * len(self.lengths)
+        for segment, parent in enumerate(self.parents):
+            depth[segment] = self.lengths[segment] + (depth[parent] if parent >= 0 else 0)
+        return max(depth)
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """The row as dense batches: neighbours of equal length with the same parent go together."""
+        firsts = [0, *accumulate(self.lengths)]
+        before: list[tuple[slice, ...]] = []
+        for parent in self.parents:
+            own = () if parent < 0 else (*before[parent], slice(firsts[parent], firsts[parent + 1]))
+            before.append(own)
+        segments = zip(self.lengths, self.parents, firsts, before, strict=False)
+        runs = []
+        for (length, _), group in groupby(segments, key=lambda each: each[:2]):
+            alike = list(group)
+            runs.append(Run(alike[0][2], len(alike), length, alike[0][3]))
+        return tuple(runs)
 
     @cached_property
     def boundaries(self) -> Int[Tensor, " B_plus_1"]:
-        """Where items begin and the last one ends, int32, as variable-length kernels want it."""
+        """Where segments begin and the last one ends, int32, as variable-length kernels want it."""
         ends = torch.tensor((0, *self.lengths), dtype=torch.int32, device=self.start.device).cumsum(0)
         return ends.to(torch.int32)
 
     def may_look(self, q: Tensor, k: Tensor, window: int | None = None) -> Bool[Tensor, " *T"]:
         """The one rule of the mask, for token numbers `q` and `k` that broadcast; `window` as in transformers: a
         sliding layer sees tokens less than `window` positions away."""
-        same = (self.start[q] <= k) & (k < self.end[q])
-        seen = same & (k <= q) if self.causal else same
+        seen = (k <= q) & (q < self.end[k]) if self.causal else (self.start[q] <= k) & (k < self.end[q])
         if self.block is not None:
-            seen = seen | (same & (self.block[q] >= 0) & (self.block[q] == self.block[k]))
+            beside = (self.start[q] == self.start[k]) & (self.block[q] == self.block[k])  # no segment parts an image
+            seen = seen | (beside & (self.block[q] >= 0))
         if window is not None:
             seen = seen & ((self.positions[q] - self.positions[k]).abs() < window)
         return seen
@@ -95,7 +165,8 @@ class Spans:
 class Counted:
     """The tokens that pooling reads: `index` (C,) into the packed row, in order, and `item` (C,), whose they are.
 
-    For a pooling every one of the `items` items has at least one counted token; token vectors and sparse weights may have none.
+    A token that several items share may be counted for each of them. Items come in their order; for a pooling every one of
+    the `items` has at least one counted token, token vectors and sparse weights may have none.
     """
 
     index: Int[Tensor, " C"]

@@ -417,7 +417,7 @@ def _inputs(
     groups: Groups | None = None,
 ) -> tuple[dict[str, Any], Int[Tensor, " T"] | None]:
     """What the model's forward takes for a packed row, and where the row's tokens lie in the grid it makes of them."""
-    steady, longest = steady_length(model), max(spans.lengths)
+    steady, longest = steady_length(model), spans.longest
     if steady is not None and longest > steady:
         raise InputError(
             f"an item of {longest} tokens: beyond {steady} a {model.config.model_type} backbone turns its positions by "

@@ -116,6 +116,62 @@ def test_gradients_of_a_room_are_those_of_the_reference(room):
     assert all((a - b).abs().max() <= 1e-4 for a, b in zip(*sides, strict=True))
 
 
+TREES = {
+    "instruction": ((5, 3, 3, 2), (-1, 0, 0, 0)),
+    "levels": ((4, 2, 3, 1, 1, 6, 2), (-1, 0, 1, 1, 0, -1, 5)),
+    "beside items": ((4, 2, 9, 4, 3, 3), (-1, 0, 0, -1, 3, 3)),
+}
+
+
+def paths(lengths, parents):
+    """The tokens that each segment's last token comes after, itself included, in order."""
+    firsts = [sum(lengths[:k]) for k in range(len(lengths))]
+    own = []
+    for first, length, parent in zip(firsts, lengths, parents, strict=True):
+        own.append([*(own[parent] if parent >= 0 else []), *range(first, first + length)])
+    return own
+
+
+def tree_of(name, mask):
+    lengths, parents = TREES[name]
+    block = torch.full((sum(lengths),), -1)
+    block[1:3] = 0  # an image in the first segment
+    return Spans.of(lengths, mask, block, parents)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("mask", ["causal", "causal+image"])
+@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("room", ["reference", "grouped", "flex"])
+def test_a_tree_gives_each_item_what_it_would_have_alone(room, name, mask, window):
+    lengths, parents = TREES[name]
+    q, k, v = draw((sum(lengths),), (4, 2))
+    spans = tree_of(name, mask)
+    told = ROOMS[room](q, k, v, spans, scaling=0.4, window=window, softcap=None)
+    for path in paths(lengths, parents):
+        block = None if spans.block is None else spans.block[path]
+        alone = Spans.of((len(path),), mask, block)
+        due = reference(q[:, :, path], k[:, :, path], v[:, :, path], alone, scaling=0.4, window=window, softcap=None)
+        assert (told[:, :, path] - due).abs().max() <= 1e-5
+
+
+def test_gradients_of_a_tree_are_those_of_the_reference():
+    spans = tree_of("levels", "causal+image")
+    sides = []
+    for chosen in ("grouped", "reference"):
+        leaves = [x.double().requires_grad_() for x in draw((sum(spans.lengths),), (4, 2))]
+        ROOMS[chosen](*leaves, spans, scaling=0.4, window=4, softcap=None).square().sum().backward()
+        sides.append([x.grad for x in leaves])
+    assert all((a - b).abs().max() <= 1e-4 for a, b in zip(*sides, strict=True))
+
+
+def test_shared_tokens_go_where_they_are_known():
+    q, k, v = draw((13,), (4, 2))
+    spans = tree_of("instruction", "causal")
+    with pytest.raises(NotImplementedError, match="shared tokens"):
+        ROOMS["varlen"](q, k, v, spans, scaling=0.4, window=None, softcap=None)
+
+
 def test_flex_caps_scores_as_the_reference_does():
     q, k, v = draw((5, 2), (4, 2))
     how = {"scaling": 0.4, "window": None, "softcap": 2.0}

@@ -46,10 +46,11 @@ def test_may_look_is_the_rule_written_plainly(row, mask, window):
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=12))
 def test_runs_are_the_lengths_again_in_order(lengths):
     spans = Spans.of(lengths, "causal")
-    told = list(spans.runs())
-    assert [length for _, count, length in told for _ in range(count)] == lengths
-    assert [first for first, _, _ in told] == [sum(c * n for _, c, n in told[:k]) for k in range(len(told))]
-    assert all(a[2] != b[2] for a, b in pairwise(told)), "neighbours of one length are one run"
+    told = spans.runs
+    assert [run.length for run in told for _ in range(run.count)] == lengths
+    assert [run.first for run in told] == [sum(r.count * r.length for r in told[:k]) for k in range(len(told))]
+    assert all(a.length != b.length for a, b in pairwise(told)), "neighbours of one length are one run"
+    assert not any(run.before for run in told)
 
 
 def test_boundaries_positions_start_and_end_of_a_row():
