@@ -20,12 +20,14 @@ from . import (
     long_positions,
     masks,
     position_weighted,
+    promptreps,
     token_prepending,
 )
 from .method import Method
 
 FILES = (
     in_one_word,
+    promptreps,
     echo,
     geneol,
     token_prepending,
@@ -61,4 +63,5 @@ def apply(embedder: Embedder, name: str, **changed: Any) -> Embedder:
         raise SpecError(f"{name} reads the last token of a causal backbone; this one reads both ways")
     if method.packed and embedder.model.layout != "packed":
         raise SpecError(f"{name} changes attention itself, which only a packed backbone lets us; this one runs padded")
-    return embedder.respecified(**{**method.fields(), **changed})
+    heads = {"sparse": method.sparse} if method.sparse and embedder.model.language_head is not None else {}
+    return embedder.respecified(**{**method.fields(), **heads, **changed})

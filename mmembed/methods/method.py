@@ -20,6 +20,7 @@ class Method:
         opened: whether the tokenizer's opening token (BOS) stands before the prompt; not where the prompt writes it.
         closed: whether the tokenizer's closing token (EOS) follows the prompt; one-word prompts end where the word would come.
         positions: as in `ModelSpec`; where given, they are all that the method changes.
+        apart: as in `ModelSpec`. sparse: the same, where the embedder has its backbone's language head.
         causal: whether it needs a causal backbone. packed: whether it needs one that runs packed.
     """
 
@@ -36,6 +37,8 @@ class Method:
     bidirectional_from: int | None = None
     intervention: Mapping[str, Any] | None = None
     opened: bool = True
+    apart: bool = False
+    sparse: Mapping[str, Any] | None = None
     closed: bool = False
     positions: Mapping[str, Any] | None = None
     causal: bool = True
@@ -55,6 +58,7 @@ class Method:
             "span": None,
             "pooling": {"kind": self.pooling},
             "cleaning": self.cleaning,
+            "apart": self.apart,
         }
         if self.templates is not None:
             said["prompts"] = {self.name: dict(self.templates), **self.besides}
