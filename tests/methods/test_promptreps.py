@@ -53,7 +53,7 @@ def merging_tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE(vocabulary, pairs))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token='"', pad_token='"')
+    return PreTrainedTokenizerFast(tokenizer_object=core)
 
 
 def authors(
