@@ -17,11 +17,12 @@ from .inputs import Item, Text, modality
 PLAIN = "{content}"
 """The template of no prompt: the parts of the item in their order."""
 
-SLOTS = ("content", "text", "image", "instruction", "counted", "blank", "placeholder")
+SLOTS = ("content", "text", "image", "instruction", "counted", "blank", "placeholder", "border")
 """{content}: all parts in order; {text} / {image}: the parts of one kind; {instruction}: what the caller asks for;
 {counted}: nothing, but the words of the template from there on are what counted="marked" pools; {blank}: a black picture of
 56 x 56, which some models were trained to see beside every text; {placeholder}: a token that an intervention
-writes to (`mmembed.nn.interventions`)."""
+writes to (`mmembed.nn.interventions`); {border}: the text before it and the text after it are tokenised each by itself
+(not where a vision-language model of transformers makes one text of an item)."""
 MARKED = -1
 """Stands where the number of a copy would, for words of a template that {counted} marks."""
 PLACED = -2
@@ -211,6 +212,8 @@ def wrap(
             if instruction is None:
                 raise InputError("this prompt asks for an instruction: pass instruction='...'")
             words(instruction)
+        elif slot == "border":
+            runs.append(TextRun())
         elif slot == "placeholder":
             runs.append(Placeholder())
         elif slot == "blank":

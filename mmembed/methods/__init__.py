@@ -17,6 +17,7 @@ from . import (
     geneol,
     in_one_word,
     layers,
+    llama2vec,
     long_positions,
     masks,
     position_weighted,
@@ -24,6 +25,7 @@ from . import (
     token_prepending,
 )
 from .method import Method
+from .not_here import NOT_HERE
 
 FILES = (
     in_one_word,
@@ -33,6 +35,7 @@ FILES = (
     token_prepending,
     contrastive_prompting,
     masks,
+    llama2vec,
     long_positions,
     position_weighted,
     layers,
@@ -49,8 +52,11 @@ def apply(embedder: Embedder, name: str, **changed: Any) -> Embedder:
         changed: fields of `ModelSpec` to set otherwise, such as `layers=(-3,)`.
 
     Raises:
-        UnknownName: no such method, or no such field. SpecError: the method reads no text or the backbone is no decoder.
+        UnknownName: no such method, no such field, or a token that the method needs and the tokenizer does not have.
+        SpecError: the backbone is not of the kind that the method needs, or a method that is known and left out, with the reason.
     """
+    if name in NOT_HERE:
+        raise SpecError(f"{name} is not here: {NOT_HERE[name]}")
     try:
         method = METHODS[name]
     except KeyError:
@@ -61,6 +67,8 @@ def apply(embedder: Embedder, name: str, **changed: Any) -> Embedder:
             raise UnknownName("field of the spec", key, known)
     if method.causal and embedder.spec.mask == "bidirectional":
         raise SpecError(f"{name} reads the last token of a causal backbone; this one reads both ways")
+    for token in method.needs:
+        embedder.tokenizer.id_of(token)
     if method.packed and embedder.model.layout != "packed":
         raise SpecError(f"{name} changes attention itself, which only a packed backbone lets us; this one runs padded")
     heads = {"sparse": method.sparse} if method.sparse and embedder.model.language_head is not None else {}

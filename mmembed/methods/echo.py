@@ -1,4 +1,7 @@
-"""Echo embeddings: the text is said twice and only the second time is pooled, where every token has seen all of it."""
+"""Echo embeddings: the text is said twice and only the second time is pooled, where every token has seen all of it.
+
+The authors tokenise the pieces of their templates each by itself.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ from .method import Method
 
 _PAPER = "Repetition Improves Language Model Embeddings, arXiv 2402.15449"
 _TEMPLATES = {
-    "text": "Document:{text}\nDocument again:{text}",
+    "text": "Document:{border}{text}{border}\nDocument again:{border}{text}",
     "image": "Picture:{image}\nPicture again:{image}",
-    "image+text": "Document:{content}\nDocument again:{content}",
+    "image+text": "Document:{border}{content}{border}\nDocument again:{border}{content}",
 }
 
 METHODS = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from .method import Method
 
 PROMPTEOL = 'This sentence : "{text}" means in one word:"'
@@ -51,7 +53,56 @@ def with_demonstration(sentence: str, word: str) -> dict[str, str | tuple[str, .
     return _asked(example + PROMPTEOL)
 
 
+DEMONSTRATIONS: Mapping[str, tuple[str, str]] = {
+    "facebook/opt-125m": ("A man is smoking.", "Smoking"),
+    "facebook/opt-350m": ("A man is playing on a guitar and singing.", "Music"),
+    "facebook/opt-1.3b": ("relating to switzerland or its people.", "Swiss"),
+    "facebook/opt-2.7b": ("A jockey riding a horse.", "Equestrian"),
+    "facebook/opt-6.7b": ("The man is riding a horse.", "Horseback-riding"),
+    "facebook/opt-13b": ("meat from a deer.", "Venison"),
+    "facebook/opt-30b": ("The man is riding a motorcycle down the road.", "Motorcycling"),
+    "facebook/opt-66b": ("of or relating to tutors or tutoring.", "Tutorial"),
+}
+"""The example that PromptEOL's authors picked for a backbone (run_icl.sh), for `with_demonstration(*...)`."""
+
+_LLAMA3 = "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n \n"
+"""The chat of Llama 3 as E5-V writes it, with its line of one space."""
+
+
+def _e5v(within: str = "{}") -> dict[str, dict[str, str]]:
+    """E5-V's questions by what is asked: of anything; of an image, or of one and what is to change in it (CIRR); of a garment,
+    which is the instruction (FashionIQ). Spaces and spelling are the authors'."""
+    asked = {
+        "": {
+            "text": "{text}\nSummary above sentence in one word: ",
+            "image": "{image}\nSummary above image in one word: ",
+            "image+text": "{image}{text}\nSummary above image and sentence in one word: ",
+        },
+        "composed": {
+            "image": "{image}\n Describe this image in one word:",
+            "image+text": '{image}Modify this image with "{text}", desribe modified image in one word:',
+        },
+        "fashion": {
+            "image": "{image}\n Describe this {instruction} in one word based on its style:",
+            "image+text": (
+                "{image} change the style of this {instruction} to {text}\n Desribe this modified {instruction} in one word "
+                "based on its style:"
+            ),
+        },
+    }
+    return {name: {kind: within.replace("{}", text) for kind, text in by.items()} for name, by in asked.items()}
+
+
+def _e5v_method(name: str, within: str = "{}") -> Method:
+    questions = _e5v(within)
+    return Method(name=name, paper="E5-V, arXiv 2407.12580", templates=questions.pop(""), besides=questions)
+
+
 _PROMPTEOL = "PromptEOL, arXiv 2307.16645"
+_ANGLE = (
+    "AnglE, arXiv 2309.12871: prompts A and B of its decoders, read at the last token, C of its encoders, at the first"
+)
+_SFP = "CSE-SFP, SIGIR 2025"
 _COT = "Pretended CoT and Knowledge Enhancement, arXiv 2404.03921"
 
 METHODS = (
@@ -84,4 +135,33 @@ METHODS = (
         templates={"text": _META},
         cleaning="one_sentence",
     ),
+    Method(
+        name="angle-a",
+        paper=_ANGLE,
+        templates=_asked('Summarize sentence "{text}" in one word:"'),
+    ),
+    Method(
+        name="angle-b",
+        paper=_ANGLE,
+        templates=_asked('You can only output one word. Summarize "{text}":"'),
+    ),
+    Method(
+        name="angle-c",
+        paper=_ANGLE,
+        templates={"text": "Represent this sentence for searching relevant passages: {text}"},
+        pooling="first",
+        closed=True,
+        causal=False,
+    ),
+    *(
+        Method(name=name, paper=_SFP, templates=_asked(f'This sentence : "{{text}}" {asked}'), cleaning="one_sentence")
+        for name, asked in (
+            ("cse-sfp-llama", "means in one word, it can be summarized as"),
+            ("cse-sfp-mistral", "means something, it can be summarized as"),
+            ("cse-sfp-opt", "means something, it can also be summarized as"),
+        )
+    ),
+    _e5v_method("e5-v"),
+    _e5v_method("e5-v-llama3", _LLAMA3),
 )
+"""E5-V asks nothing of an image with a text but what is to change in it; the plain question for both is ours."""

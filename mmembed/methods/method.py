@@ -19,6 +19,7 @@ class Method:
             None leaves the embedder's own.
         opened: whether the tokenizer's opening token (BOS) stands before the prompt; not where the prompt writes it.
         closed: whether the tokenizer's closing token (EOS) follows the prompt; one-word prompts end where the word would come.
+        needs: tokens that the tokenizer must have as such.
         positions: as in `ModelSpec`; where given, they are all that the method changes.
         apart: as in `ModelSpec`. sparse: the same, where the embedder has its backbone's language head.
         causal: whether it needs a causal backbone. packed: whether it needs one that runs packed.
@@ -40,6 +41,7 @@ class Method:
     apart: bool = False
     sparse: Mapping[str, Any] | None = None
     closed: bool = False
+    needs: tuple[str, ...] = ()
     positions: Mapping[str, Any] | None = None
     causal: bool = True
     packed: bool = False

@@ -18,6 +18,8 @@ TEXTS = ["A man is playing a guitar", "is it red?", 'she said "no"', "猫が寝�
 BACKBONES = ("qwen3", "llama", "mistral")
 """Tiny decoders that every method is tried on; mistral's attention slides over 7 tokens."""
 LAYOUTS = ("packed", "padded")
+SPECIAL = tuple(f"<s{k}>" for k in range(1, 17))
+"""Tokens of Llama2Vec, which every tokenizer here has."""
 LONG = 4000
 """Tokens that the longest prompts fit into."""
 
@@ -39,7 +41,7 @@ class Plain:
         self.model = backbone(self.kind, self.depth)
 
     def words(self, *, closed: bool = False) -> PreTrainedTokenizerBase:
-        return byte_tokenizer(eos=closed, special=self.special)
+        return byte_tokenizer(eos=closed, special=(*SPECIAL, *self.special))
 
     def ids(self, text: str, *, closed: bool = False) -> Tensor:
         """(1, T)"""
@@ -69,7 +71,7 @@ def embedder(kind: str, layout: str, depth: int = 4) -> mmembed.Embedder:
     """The same backbone, run by ours."""
     return mmembed.compose(
         backbone=backbone(kind, depth),
-        tokenizer=byte_tokenizer(),
+        tokenizer=byte_tokenizer(special=SPECIAL),
         layout=layout,
         max_length=LONG,
         name=f"tiny {kind}",

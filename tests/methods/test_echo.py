@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import torch
+from tokenizers import Tokenizer, models, trainers
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 import mmembed
 from mmembed.methods import apply
 
 from ..conftest import picture
-from .plain import Plain, Reference
+from .plain import LONG, TEXTS, Plain, Reference, backbone
 
 
 def second_copy(plain: Plain, text: str, *, closed: bool) -> Tensor:
@@ -34,3 +37,27 @@ def test_a_text_that_is_said_twice_is_cut_in_both_places(tiny):
     cut = ours.encode(["y" * 50], report=report)
     assert report.truncated == [0]
     assert abs(cut - ours.encode(["y" * 17])).max() <= 1e-6
+
+
+def merging_tokenizer() -> PreTrainedTokenizerFast:
+    """Tokens across any border of words, as a tokenizer of a language model has few of, so that pieces show."""
+    core = Tokenizer(models.BPE(unk_token="<unk>"))
+    texts = ["Document:red fox\nDocument again:red fox", *TEXTS] * 3
+    core.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=280, special_tokens=["<unk>"]))
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+
+
+def test_the_pieces_of_a_template_are_tokenised_apart(held):
+    words = merging_tokenizer()
+    ours = mmembed.compose(
+        backbone=backbone("llama", 4), tokenizer=words, max_length=LONG, normalize=False, device="cpu", close=False
+    )
+    due = []
+    for text in (texts := ["red fox", "a red fox", *TEXTS]):
+        pieces = [words(piece)["input_ids"] for piece in ("Document:", text, "\nDocument again:", text)]
+        ids = torch.tensor([[number for piece in pieces for number in piece]])
+        with torch.inference_mode():
+            due.append(backbone("llama", 4)(ids).last_hidden_state[0, -len(pieces[-1]) :].mean(0))
+    assert words.tokenize("Document:red fox") != words.tokenize("Document:") + words.tokenize("red fox")
+    says = {"against": "the authors' formula over transformers", "kind": "method", "family": "echo"}
+    held("echo", apply(ours, "echo").encode(texts), torch.stack(due), relative=True, **says)

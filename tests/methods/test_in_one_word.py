@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 import mmembed
 from mmembed.methods import apply
-from mmembed.methods.in_one_word import _META, with_demonstration
+from mmembed.methods.in_one_word import _META, DEMONSTRATIONS, with_demonstration
 
 from ..conftest import picture
-from .plain import Plain, Reference
+from .plain import LONG, TEXTS, Plain, Reference, embedder
 
 EOL = 'This sentence : "{text}" means in one word:"'
 COT = 'After thinking step by step , this sentence : "{text}" means in one word:"'
@@ -19,6 +20,9 @@ KE = (
 )
 DEMO = 'This sentence : "A jockey riding a horse." means in one word:"Equestrian".'
 
+RETRIEVAL = "Represent this sentence for searching relevant passages: "
+LLAMA3 = "<|start_header_id|>user<|end_header_id|>\n\nX<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n \n"
+
 REFERENCE: dict[str, Reference] = {
     "prompteol": lambda p, t: p.last(EOL, t),
     "prompteol-icl": lambda p, t: p.last(DEMO + EOL, t),
@@ -27,7 +31,16 @@ REFERENCE: dict[str, Reference] = {
     "pretended-cot": lambda p, t: p.last(COT, t, -2),
     "knowledge-enhancement": lambda p, t: p.last(KE, t, -2),
     "metaeol": lambda p, t: torch.stack([p.last(prompt, t) for prompt in _META]).mean(0),
+    "angle-a": lambda p, t: p.hidden(f'Summarize sentence "{t}" in one word:"')[-1][0, -1],
+    "angle-b": lambda p, t: p.hidden(f'You can only output one word. Summarize "{t}":"')[-1][0, -1],
+    "angle-c": lambda p, t: p.hidden(f"{RETRIEVAL}{t}", closed=True)[-1][0, 0],
+    "cse-sfp-llama": lambda p, t: p.last('This sentence : "{text}" means in one word, it can be summarized as', t),
+    "cse-sfp-mistral": lambda p, t: p.last('This sentence : "{text}" means something, it can be summarized as', t),
+    "cse-sfp-opt": lambda p, t: p.last('This sentence : "{text}" means something, it can also be summarized as', t),
+    "e5-v": lambda p, t: p.hidden(f"{t}\nSummary above sentence in one word: ")[-1][0, -1],
+    "e5-v-llama3": lambda p, t: p.hidden(LLAMA3.replace("X", f"{t}\nSummary above sentence in one word: "))[-1][0, -1],
 }
+SAYS = {"kind": "method", "family": "in_one_word"}
 
 
 def test_metaeol_has_eight_prompts_that_end_where_the_word_comes():
@@ -40,6 +53,43 @@ def test_a_picture_can_be_asked_for_one_word(tiny):
     plain = tiny.respecified(close=False)
     expected = plain.encode([(picture(1), "\nSummary above image in one word:")])
     assert abs(ours.encode([picture(1)]) - expected).max() <= 1e-6
+
+
+@pytest.mark.parametrize("name", ["e5-v", "e5-v-llama3"])
+def test_pictures_and_what_is_to_change_in_them_are_asked_for_one_word(name, tiny, held):
+    """Against the same words and pictures laid out by hand, image tokens in their place."""
+    ours = apply(tiny, name, max_length=LONG)
+    plain = tiny.respecified(close=False, max_length=LONG)
+    front, back = LLAMA3.split("X") if name == "e5-v-llama3" else ("", "")
+    red = picture(1)
+    asked = {
+        (red,): (None, (red, "\nSummary above image in one word: ")),
+        (red, "a dog"): ("composed", (red, 'Modify this image with "a dog", desribe modified image in one word:')),
+        (red, "blue"): (
+            "fashion",
+            (
+                red,
+                " change the style of this shirt to blue\n Desribe this modified shirt in one word based on its style:",
+            ),
+        ),
+    }
+    for thing, (prompt, (image, words)) in asked.items():
+        instruction = "shirt" if prompt == "fashion" else None
+        told = ours.encode([thing], prompt_name=prompt, instruction=instruction)
+        due = plain.encode([tuple(part for part in (front, image, words + back) if part)])
+        what = "image" if len(thing) == 1 else "image+text"
+        held(name, told, due, against="the same words and picture laid out by hand", what=what, **SAYS)
+
+
+@pytest.mark.parametrize("backbone", DEMONSTRATIONS)
+def test_the_authors_demonstration_for_a_backbone(backbone, held):
+    sentence, word = DEMONSTRATIONS[backbone]
+    templates = with_demonstration(sentence, word)
+    ours = apply(embedder("llama", "packed"), "prompteol-icl", prompts={"prompteol-icl": templates}, normalize=False)
+    demo = f'This sentence : "{sentence}" means in one word:"{word}".'
+    due = torch.stack([Plain("llama").last(demo + EOL, text) for text in TEXTS])
+    against = "the authors' formula over transformers"
+    held("prompteol-icl", ours.encode(TEXTS), due, relative=True, against=against, **SAYS)
 
 
 def test_another_demonstration_can_be_given(tiny):

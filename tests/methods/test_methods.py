@@ -18,6 +18,7 @@ import torch
 import mmembed
 from mmembed.errors import SpecError, UnknownName
 from mmembed.methods import FILES, METHODS, apply
+from mmembed.methods.not_here import NOT_HERE
 from mmembed.testing import tiny_embedder
 
 from .plain import BACKBONES, LAYOUTS, TEXTS, Plain, Reference, embedder
@@ -88,7 +89,8 @@ def test_every_method_is_saved_and_loaded(name, tmp_path):
     assert np.array_equal(again.encode(TEXTS), ours.encode(TEXTS))
 
 
-def test_a_method_leaves_the_embedder_as_it_was(tiny):
+def test_a_method_leaves_the_embedder_as_it_was():
+    tiny = embedder("qwen3", "packed")
     before, fingerprint = tiny.encode(TEXTS), tiny.model.fingerprint()
     for name in METHODS:
         ours = apply(tiny, name, max_length=2000, layers=(-1,))
@@ -96,6 +98,14 @@ def test_a_method_leaves_the_embedder_as_it_was(tiny):
         ours.encode(TEXTS)
         assert np.array_equal(tiny.encode(TEXTS), before), name
     assert tiny.model.fingerprint() == fingerprint
+
+
+def test_a_method_that_is_left_out_says_why(tiny):
+    assert not set(NOT_HERE) & set(METHODS)
+    for name, reason in NOT_HERE.items():
+        with pytest.raises(SpecError, match="is not here") as told:
+            apply(tiny, name)
+        assert reason in str(told.value)
 
 
 def test_what_does_not_go_together_is_refused(tiny):
