@@ -450,6 +450,19 @@ class Embedder:
             (path / GOLDEN_FILE).write_text(json.dumps(self.golden, ensure_ascii=False, indent=1), encoding="utf-8")
         return path
 
+    def save_sentence_transformers(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the folder that sentence-transformers, old and new, text-embeddings-inference and vLLM open, and `load` too.
+
+        Raises:
+            SpecError: what this embedder does and sentence-transformers has no words for, every item of it.
+        """
+        from .sentence_transformers import write
+
+        if not isinstance(self.model, EmbeddingModel):
+            raise SpecError("a dual encoder is not written as a folder of sentence-transformers")
+        write(Path(folder), self.model, self.tokenizer)
+        return Path(folder)
+
     def _results(
         self,
         inputs: Thing | Iterable[Thing],

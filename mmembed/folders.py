@@ -10,8 +10,9 @@ from typing import Any
 
 from . import checkpoints, hub, prompts
 from .checkpoints import Checkpoint
-from .errors import LoadError, SpecError
+from .errors import LoadError, SpecError, UnknownName
 from .hub import ADAPTER
+from .nn.pooling import pooled_width
 from .outputs import SparseOutput, TokenOutput
 from .spec import ModelSpec, described
 
@@ -26,9 +27,15 @@ POOLING_MODES = {
 """Flags of the old Pooling config, `pooling_mode_*`, and what we call them."""
 NEW_POOLING_MODES = {
     "cls": "first",
+    "mean_sqrt_len_tokens": "mean_sqrt_len",
     **{name: name for name in ("max", "mean", "mean_sqrt_len", "weightedmean")},
     "lasttoken": "last",
 }
+OLD_WEIGHTS = "pytorch_model.bin"
+TRANSFORMER_FILES = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
 ACTIVATIONS = {"Identity": "identity", "Tanh": "tanh", "GELU": "gelu", "ReLU": "relu"}
 _Modules = tuple[list[str], list[Path]]
 """Names of the modules of a folder, and where each lies."""
@@ -160,11 +167,16 @@ def _sentence_transformers(
     if kind != "SentenceTransformer":
         raise SpecError(f"{folder} is a {kind}, which is not read")
     if names[:2] != ["Transformer", "Pooling"]:
-        raise SpecError(f"{folder} begins with the modules {names[:2]}; known: Transformer, Pooling")
+        other = {
+            "StaticEmbedding": "its vectors are a table's, without a backbone: model2vec and sentence-transformers run it",
+            "Router": "it goes by another model for queries than for documents: load each folder of the two by itself",
+            "Asym": "it goes by another model for queries than for documents: load each folder of the two by itself",
+        }.get(names[0], "known: Transformer, Pooling")
+        raise SpecError(f"{folder} begins with the modules {names[:2]}; {other}")
     backbone = paths[0]
     pooling, counted = _pooling(_json(paths[1] / "config.json"), paths[1])
     body = _body(backbone, known, base)
-    wide = width(body.config)
+    wide = pooled_width(pooling, width(body.config))
     heads: list[dict[str, Any]] = []
     weights: list[Path] = []
     normalize = False
@@ -173,11 +185,13 @@ def _sentence_transformers(
             raise SpecError(f"{folder}: the module {name} comes after Normalize")
         if name == "Normalize":
             normalize = True
+        if name in ("Normalize", "Dropout"):
             continue
         head = _head(name, path)
         wide = head.get("out", wide)
         heads.append(head)
-        weights.append(path / "model.safetensors")
+        held = path / "model.safetensors"
+        weights.append(held if held.exists() or not (path / OLD_WEIGHTS).exists() else path / OLD_WEIGHTS)
     said = _prompts(settings)
     how = _optional(backbone / "sentence_bert_config.json")
     chats = known is None and "message" in how.get("modality_config", {})
@@ -429,7 +443,10 @@ def _spec(
     return ModelSpec(
         name=folder.resolve().name,
         backbone={"config": described(config)},
-        tokenizer={"kind": "transformers"},
+        tokenizer={
+            "kind": "transformers",
+            **({"lower": True} if _of_transformer(backbone).get("do_lower_case") else {}),
+        },
         max_length=_max_length(backbone, config),
         mask=None,
         vision=vision,
@@ -444,11 +461,14 @@ def _spec(
     )
 
 
+def _of_transformer(backbone: Path) -> dict[str, Any]:
+    """What a folder says of its module Transformer, under the name of today or one of those before."""
+    return next((_json(path) for name in TRANSFORMER_FILES if (path := backbone / name).exists()), {})
+
+
 def _max_length(backbone: Path, config: Any) -> int:
     """As sentence-transformers: its own limit, else the tokenizer's, never more than there are positions."""
-    own = _optional(backbone / "sentence_bert_config.json")
-    if own.get("do_lower_case"):
-        raise SpecError(f"{backbone} lower-cases its text outside the tokenizer, which is not supported")
+    own = _of_transformer(backbone)
     limit = own.get("max_seq_length") or _optional(backbone / "tokenizer_config.json").get("model_max_length")
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     known = [int(n) for n in (limit, positions) if n and 0 < n < UNBOUNDED]
@@ -461,9 +481,14 @@ def _pooling(settings: dict[str, Any], path: Path) -> tuple[dict[str, Any], str]
         modes = [NEW_POOLING_MODES.get(mode, mode) for mode in ([given] if isinstance(given, str) else given)]
     else:
         modes = [ours for flag, ours in POOLING_MODES.items() if settings.get(f"pooling_mode_{flag}")] or ["mean"]
-    if len(modes) != 1:
-        raise SpecError(f"{path} joins the poolings {modes}; only one is supported")
-    return {"kind": modes[0]}, "all" if settings.get("include_prompt", True) else "content"
+    known = {*NEW_POOLING_MODES.values()}
+    if set(modes) - known:
+        raise UnknownName("pooling of sentence-transformers", sorted(set(modes) - known)[0], known)
+    whole = settings.get("include_prompt", True)
+    if not whole and "weightedmean" in modes:
+        raise SpecError(f"{path}: weights by position that go on behind a prompt which is not pooled: not supported")
+    pooling = {"kind": modes[0]} if len(modes) == 1 else {"kind": "joined", "kinds": modes}
+    return pooling, "all" if whole else "content"
 
 
 def _head(name: str, path: Path) -> dict[str, Any]:
@@ -474,15 +499,15 @@ def _head(name: str, path: Path) -> dict[str, Any]:
     settings = _json(path / "config.json")
     # sentence-transformers' Dense without a named activation is a tanh.
     activation = settings.get("activation_function", "torch.nn.modules.activation.Tanh").rpartition(".")[2]
-    if activation not in ACTIVATIONS or settings.get("use_residual"):
-        raise SpecError(
-            f"{path}: activation {activation}, residual {settings.get('use_residual', False)}: not supported"
-        )
+    if activation not in ACTIVATIONS:
+        raise UnknownName("activation of a module Dense", activation, ACTIVATIONS)
+    residual = {"residual": True} if settings.get("use_residual") else {}
     return {
         "kind": "dense",
         "out": settings["out_features"],
         "bias": settings.get("bias", True),
         "activation": ACTIVATIONS[activation],
+        **residual,
     }
 
 

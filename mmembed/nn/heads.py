@@ -32,18 +32,27 @@ def build_head(settings: Mapping[str, Any], width: int) -> nn.Module:
 
 @heads.register("dense")
 class Dense(nn.Module):
-    """activation(x W^T + b), as sentence-transformers' Dense module (whose missing activation means tanh)."""
+    """activation(x W^T + b), as sentence-transformers' Dense module (whose missing activation means tanh); `residual`: x is
+    added to that, through a layer of its own where the widths differ."""
 
-    def __init__(self, width: int, *, out: int, bias: bool = True, activation: str = "identity"):
+    def __init__(
+        self, width: int, *, out: int, bias: bool = True, activation: str = "identity", residual: bool = False
+    ):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise UnknownName("activation", activation, ACTIVATIONS)
         self.out = out
         self.activation = activation
         self.linear = nn.Linear(width, out, bias=bias)
+        self.adds = residual
+        if residual and width != out:
+            self.residual = nn.Linear(width, out, bias=False)
 
     def forward(self, vectors: Vectors) -> Vectors:
-        return ACTIVATIONS[self.activation](self.linear(vectors))
+        made = ACTIVATIONS[self.activation](self.linear(vectors))
+        if not self.adds:
+            return made
+        return made + (self.residual(vectors) if hasattr(self, "residual") else vectors)
 
 
 @heads.register("layer_norm")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -77,6 +77,13 @@ def mean(states: States, counted: Counted) -> Vectors:
     return _weighted_sum(states, counted, (1.0 / sizes.float())[counted.item])
 
 
+@_plain("mean_sqrt_len")
+def mean_sqrt_len(states: States, counted: Counted) -> Vectors:
+    """Sum over the counted tokens, divided by the square root of their number (sentence-transformers)."""
+    sizes = torch.bincount(counted.item, minlength=counted.items)
+    return _weighted_sum(states, counted, sizes.float().rsqrt()[counted.item])
+
+
 @_plain("weightedmean")
 def weighted_mean(states: States, counted: Counted) -> Vectors:
     """Position-weighted mean: the i-th counted token weighs i / sum(i) (SGPT, arXiv 2202.08904)."""
@@ -92,6 +99,23 @@ def maximum(states: States, counted: Counted) -> Vectors:
     taken = states[counted.index].float()
     out = taken.new_full((counted.items, states.shape[-1]), float("-inf"))
     return out.scatter_reduce(0, repeat(counted.item, "c -> c d", d=taken.shape[-1]), taken, "amax")
+
+
+@poolings.register("joined")
+class Joined(nn.Module):
+    """Several poolings of the same tokens, one behind the other in one vector (sentence-transformers)."""
+
+    def __init__(self, width: int, *, kinds: Sequence[str] = ("mean",)):
+        super().__init__()
+        self.parts = nn.ModuleList(build_pooling({"kind": kind}, width) for kind in kinds)
+
+    def forward(self, states: States, counted: Counted) -> Vectors:
+        return torch.cat([part(states, counted) for part in self.parts], dim=-1)
+
+
+def pooled_width(settings: Mapping[str, Any] | None, width: int) -> int:
+    """Numbers of the vector that a pooling makes of states of width `width`."""
+    return width * len(settings["kinds"]) if settings is not None and "kinds" in settings else width
 
 
 @poolings.register("attention")

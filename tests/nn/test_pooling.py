@@ -54,6 +54,7 @@ PLAIN = {
     "last": lambda rows: rows[-1],
     "first": lambda rows: rows[0],
     "mean": lambda rows: sum(rows) / len(rows),
+    "mean_sqrt_len": lambda rows: sum(rows) / math.sqrt(len(rows)),
     "weightedmean": weighted,
     "max": lambda rows: torch.stack([max(column) for column in torch.stack(rows).T]),
 }
@@ -65,6 +66,13 @@ def test_a_plain_pooling_is_the_formula_over_the_counted_tokens(kind):
     told = made(kind)(states, counted(counts, item))
     for k in range(len(LENGTHS)):
         assert (told[k] - PLAIN[kind](list(states[counts & (item == k)]))).abs().max() <= 1e-6
+
+
+def test_joined_poolings_stand_one_behind_the_other():
+    states, counts, item = row()
+    read = (states, counted(counts, item))
+    told = build_pooling({"kind": "joined", "kinds": ["first", "max"]}, WIDTH)(*read)
+    assert torch.equal(told, torch.cat([made("first")(*read), made("max")(*read)], dim=-1))
 
 
 def test_attention_pooling_weighs_tokens_by_one_query():

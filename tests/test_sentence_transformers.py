@@ -1,0 +1,116 @@
+"""What we write sentence-transformers reads, with our vectors; what it has no words for is said, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+import mmembed
+from mmembed.errors import SpecError
+from mmembed.testing import byte_tokenizer, tiny_backbone, tiny_embedder
+
+TEXTS = ["red", "eine Katze schläft auf dem warmen Sofa", "写真", "x" * 90, "two words"]
+PROMPTS = {
+    "query": {"text": "Instruct: {instruction}\nQuery: {text}"},
+    "document": {"any": "{content}"},
+    "braced": {"text": "{{a}} {text}"},
+}
+WRITTEN = {
+    "a decoder with an end token": {"kind": "qwen3", "pooling": "last", "dimensions": (32, 16)},
+    "a decoder that reads both ways, its prompt not pooled": {
+        "kind": "qwen3",
+        "pooling": "mean",
+        "mask": "bidirectional",
+        "counted": "content",
+        "default_prompt_name": "query",
+        "prompts": {"query": {"text": "ask: {text}"}, "document": {"text": "doc: {text}"}},
+    },
+    "an encoder, three poolings in one, two layers": {
+        "kind": "xlm-roberta",
+        "pooling": {"kind": "joined", "kinds": ["first", "max", "mean_sqrt_len"]},
+        "heads": (
+            {"kind": "dense", "out": 20, "activation": "tanh"},
+            {"kind": "dense", "out": 20, "bias": False, "activation": "gelu", "residual": True},
+            {"kind": "layer_norm"},
+        ),
+        "normalize": False,
+    },
+    "a whitened one": {"kind": "llama", "pooling": "weightedmean", "heads": ({"kind": "whiten", "out": 12},)},
+    "one that cuts": {"kind": "gemma3_text", "pooling": "mean", "max_length": 30},
+}
+
+
+def embedder(kind: str, **spec: object) -> mmembed.Embedder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        made = mmembed.compose(
+            backbone=tiny_backbone(kind),
+            tokenizer=byte_tokenizer(bos=kind != "qwen3", eos=kind != "llama"),
+            device="cpu",
+            **{"prompts": PROMPTS, "instructions": {"query": "find it"}, "name": "made", **spec},
+        )
+        for head in made.model.heads:
+            for weight in head.parameters():
+                torch.nn.init.normal_(weight, std=0.3)
+    return made
+
+
+@pytest.mark.parametrize("which", WRITTEN)
+def test_sentence_transformers_gives_our_vectors_of_what_we_wrote(tmp_path, held, which):
+    ours = embedder(**WRITTEN[which])
+    folder = ours.save_sentence_transformers(tmp_path / "st")
+    theirs = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    again = mmembed.load(folder, device="cpu")
+    for name in ours.spec.prompts:
+        vectors = ours.encode(TEXTS, prompt_name=name)
+        for other, against in ((theirs, "sentence-transformers"), (again, "itself, written and read again")):
+            due = other.encode(TEXTS, prompt_name=name)
+            system = f"written for sentence-transformers: {which}"
+            held(system, due, vectors, against=against, kind="folder", family="sentence_transformers", relative=True)
+    assert np.abs(theirs.encode(TEXTS) - ours.encode(TEXTS)).max() <= 1e-5
+    modules = json.loads((folder / "modules.json").read_text())
+    assert {m["type"].rpartition(".")[0] for m in modules} == {"sentence_transformers.models"}
+    assert "pooling_mode_mean_tokens" in json.loads((folder / "1_Pooling" / "config.json").read_text())
+
+
+def test_tokens_around_an_item_go_into_the_tokenizers_own_file(tmp_path):
+    ours = mmembed.compose(
+        backbone=tiny_backbone("llama"), tokenizer=byte_tokenizer(bos=True, eos=False), close=True, device="cpu"
+    )
+    folder = ours.save_sentence_transformers(tmp_path / "st")
+    spec = {**json.loads(ours.spec.to_json())["tokenizer"], "suffix": ["</s>"]}
+    ended = ours.save(tmp_path / "ours")
+    said = json.loads((ended / "spec.json").read_text())
+    (ended / "spec.json").write_text(json.dumps({**said, "tokenizer": spec}))
+    ended_too = mmembed.load(ended, device="cpu")
+    assert np.abs(ended_too.encode(TEXTS) - ours.encode(TEXTS)).max() > 0.01
+    theirs = SentenceTransformer(str(ended_too.save_sentence_transformers(folder)), device="cpu", local_files_only=True)
+    assert np.abs(theirs.encode(TEXTS) - ended_too.encode(TEXTS)).max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"prompts": {"query": {"text": "{text} means"}}}, "the prompt 'query'"),
+        ({"prompts": {"query": {"text": "{instruction} {text}"}}, "instructions": {}}, "the prompt 'query'"),
+        ({"prompts": {"query": {"text": ["a {text}", "b {text}"]}}}, "the prompt 'query'"),
+        ({"counted": "eos"}, "counted='eos'"),
+        ({"layers": (-2,)}, r"layers=\(-2,\)"),
+        ({"pooling": "attention"}, "the pooling"),
+        ({"cleaning": "one_sentence", "counted": "tail"}, "cleaning='one_sentence'; counted='tail'"),
+    ],
+)
+def test_what_sentence_transformers_has_no_words_for_is_said_and_not_written(tmp_path, spec, says):
+    ours = embedder("qwen3", **spec)
+    with pytest.raises(SpecError, match=says):
+        ours.save_sentence_transformers(tmp_path / "st")
+    assert not (tmp_path / "st").exists()
+
+
+def test_an_embedder_that_sees_is_not_written_as_one_of_texts(tmp_path):
+    with pytest.raises(SpecError, match="vision="):
+        tiny_embedder().save_sentence_transformers(tmp_path / "st")
