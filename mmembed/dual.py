@@ -52,9 +52,9 @@ class DualEncoder(Model):
             plain = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
             if f.name not in (*FREE, *OWN) and getattr(spec, f.name) != plain:
                 raise SpecError(f"a dual encoder pools inside its towers: {f.name} cannot be said of it")
-        super().__init__(dataclasses.replace(spec, mask=towers.mask), towers.width)
+        super().__init__(dataclasses.replace(spec, mask=towers.mask))
         self.towers = towers
-        self.check_width(towers.width)
+        self.add_heads(towers.width)
         self.eval()
 
     def respecified(self, spec: ModelSpec) -> DualEncoder:

@@ -30,7 +30,7 @@ from .nn.tokens import build_token_head
 from .outputs import STATES, SparseOutput
 from .spec import FILE as SPEC_FILE
 from .spec import NATIVE, ModelSpec, described
-from .towers import adapters
+from .towers import adapters, routers
 from .towers import backbone as backbones
 from .towers.language_head import LanguageHead, build_language_model, load_language_model, vocabulary_of
 from .towers.native import NativeTower
@@ -70,7 +70,7 @@ class EmbeddingModel(Model):
             body = backbones.build_backbone(spec.backbone["config"]) if backbone is None else backbone
         mask = spec.mask or backbones.natural_mask(body)
         width = folders.width(body.config)
-        super().__init__(dataclasses.replace(spec, mask=mask), pooled_width(spec.pooling, width))
+        super().__init__(dataclasses.replace(spec, mask=mask))
         self.backbone = backbones.prepare_backbone(body, mask, spec.layout)
         self._check_layers(spec)
         self._number(self.spec)
@@ -87,9 +87,10 @@ class EmbeddingModel(Model):
         self._final_norm = self._norm_of(spec)
         self.language_head = language_head
         self.tokens, self.sparse = self._other_heads(self.spec, width)
+        width = self._token_width(spec)
         self.pooling = None if spec.pooling is None else build_pooling(spec.pooling, width)
         wide = pooled_width(spec.pooling, width) if spec.pooling is not None else (self.sparse or self.tokens).out
-        self.check_width(int(wide))  # type: ignore[arg-type]
+        self.add_heads(int(wide))  # type: ignore[arg-type]
         self.eval()
 
     def _other_heads(self, spec: ModelSpec, width: int) -> tuple[nn.Module, nn.Module | None]:
@@ -110,13 +111,20 @@ class EmbeddingModel(Model):
         Raises:
             SpecError: the change is one of weights, or of the mask of a padded backbone, which is set inside it.
         """
-        fixed = ["backbone", "tokenizer", "vision", "projector", "heads", "layout", "dimension"]
-        for name in [*fixed, "positions"] if self.native is not None else fixed:
+        fixed = ["backbone", "tokenizer", "vision", "projector", "heads", "layout"]
+        fixed += ["positions"] if self.native is not None else []
+        fixed += ["dimension"] if spec.routing == self.spec.routing else []
+        for name in fixed:
             if getattr(spec, name) != getattr(self.spec, name):
                 raise SpecError(f"{name} is part of the weights: compose another embedder")
         if self.layout == "padded" and spec.mask != self.spec.mask:
             raise SpecError(f"a padded backbone holds its mask, a packed one does not: compose with mask={spec.mask!r}")
         self._check_layers(spec)
+        pooled = self._token_width(spec)
+        if spec.routing != self.spec.routing and (spec.heads or spec.dimension != pooled):
+            raise SpecError(
+                f"routing={spec.routing!r} pools {pooled} numbers a token: say dimension={pooled}, and no heads"
+            )
         model = copy.copy(self)
         model._modules = dict(self._modules)
         model.spec = spec
@@ -133,7 +141,7 @@ class EmbeddingModel(Model):
             width = int((model.sparse or model.tokens).out)  # type: ignore[arg-type]
             model.spec = dataclasses.replace(spec, dimension=width, dimensions=())
         elif spec.pooling != self.spec.pooling:
-            model.pooling = build_pooling(spec.pooling, width)
+            model.pooling = build_pooling(spec.pooling, pooled)
             _without_weights(model.pooling, "pooling", spec.pooling)
         if spec.mix != self.spec.mix or spec.layers != self.spec.layers:
             model.mix = build_mix(spec.mix, len(spec.layers), hidden)
@@ -186,7 +194,7 @@ class EmbeddingModel(Model):
                 f"{self.spec.name!r} has no one vector for an item; ask it by encode_{' or encode_'.join(kinds)}"
             )
         if not self._mixes_vectors:
-            return self.through_heads(self.pooling(self.states(batch), batch.counted))
+            return self.through_heads(self.pooling(self._pooled_states(batch), batch.counted))
         pooled = torch.stack([self.pooling(states, batch.counted) for states in self._layer_states(batch)])
         return self.through_heads(self.mix(pooled))
 
@@ -208,6 +216,24 @@ class EmbeddingModel(Model):
         for first in range(0, counted.items, step):
             some = items_of(counted, first, min(first + step, counted.items))
             yield self.sparse(states, batch.ids[some.index], some, self.language_head)
+
+    def _token_width(self, spec: ModelSpec) -> int:
+        """Numbers of a token that is pooled."""
+        hidden = folders.width(self.backbone.config)
+        if spec.routing is None:
+            return hidden
+        if spec.intervention is not None or spec.mix["kind"] != "mean":
+            raise SpecError("routing is read from a forward as it is, without an intervention or a mix but the mean")
+        return hidden + routers.width(self.backbone)
+
+    def _pooled_states(self, batch: Batch) -> Float[Tensor, "T W"]:
+        """States and, where the spec says routing, what routers say behind them."""
+        if self.spec.routing is None:
+            return self.states(batch)
+        with routers.recorded(self.backbone) as logits:
+            states = self.states(batch)
+        said = [own.float() if self.spec.routing == "logits" else own.float().softmax(-1) for own in logits]
+        return torch.cat([states.float(), *said], -1)
 
     def states(self, batch: Batch) -> Float[Tensor, "T D"]:
         """States of the packed row that are pooled: of the last layer, or of the spec's layers, mixed.

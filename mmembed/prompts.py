@@ -166,8 +166,16 @@ def punctuation(text: str) -> str:
     return line if not line or unicodedata.category(line[-1]).startswith("P") else line + "."
 
 
+def ended_sentence(text: str) -> str:
+    """A text as MoEE's authors put it in quotes: a full stop at the end where there is no end, double quotes as single ones,
+    underscores as spaces (tianyi-lab/MoE-Embedding)."""
+    line = text if not text or text[-1] in ".?!\"'" else text + "."
+    return line.replace('"', "'").replace("_", " ")
+
+
 CLEANINGS: Mapping[str, Callable[[str], str]] = {
     "one_sentence": one_sentence,
+    "ended_sentence": ended_sentence,
     "full_stop": full_stop,
     "punctuation": punctuation,
     "strip": str.strip,

@@ -21,6 +21,7 @@ POSITIONS = ("auto", "sequential")
 NATIVE = "native"
 """The vision library of a vision-language model of transformers, which brings tower and projector itself."""
 FUSIONS = ("sum",)
+ROUTING = ("logits", "softmax")
 
 
 def described(config: Any) -> dict[str, Any]:
@@ -68,6 +69,8 @@ class ModelSpec:
         norm_layers: give inner layers the final norm too; otherwise they are as transformers' `hidden_states` has them.
         mix: `{"kind": ...}`, how several layers become one, see `mmembed.nn.mixes`.
         intervention: `{"kind": ...}`, what is changed inside the backbone on the way, see `mmembed.nn.interventions`.
+        routing: what the routers of a mixture of experts say of each token, pooled behind its state, layer by layer: their
+            "logits" or the "softmax" of these; None: states alone.
         pooling: `{"kind": ...}`, see `mmembed.nn.pooling`; None: no one vector for an item, but what follows.
         tokens, sparse: token vectors and sparse weights beside it, see `mmembed.outputs`.
         counted: what pooling reads: "all" tokens of an item; "content": what stands before the item's own content (the
@@ -109,6 +112,7 @@ class ModelSpec:
     norm_layers: bool = False
     mix: Mapping[str, Any] = field(default_factory=lambda: {"kind": "mean"})
     intervention: Mapping[str, Any] | None = None
+    routing: str | None = None
     pooling: Mapping[str, Any] | None = field(default_factory=lambda: {"kind": "last"})
     tokens: TokenOutput | None = None
     sparse: SparseOutput | None = None
@@ -140,6 +144,7 @@ class ModelSpec:
             (self.fuse or "sum", "fusion", FUSIONS),
             (self.counted, "way of counting", COUNTED),
             (self.positions if isinstance(self.positions, str) else "auto", "kind of positions", POSITIONS),
+            (self.routing or "logits", "routing", ROUTING),
         ):
             if value not in known:
                 raise UnknownName(kind, value, known)
@@ -161,6 +166,8 @@ class ModelSpec:
         for cleaning in (self.cleaning, self.instruction_cleaning):
             if cleaning is not None and cleaning not in prompts.CLEANINGS:
                 raise UnknownName("cleaning", cleaning, prompts.CLEANINGS)
+        if self.routing is not None and -1 not in self.layers:
+            raise SpecError("routing reads the routers of all layers, so the last one is among `layers`")
         if not self.layers:
             raise SpecError("layers names no layer; the last is (-1,)")
         prompts.check(self.prompts)

@@ -27,31 +27,31 @@ class Model(nn.Module):
     """What every kind of model has: a spec, heads behind its vectors, and a place on disk.
 
     Args:
-        spec: what it is. width: of its vectors before the heads.
-
-    Raises:
-        SpecError: the heads do not end in the dimension that the spec says.
+        spec: what it is.
     """
 
-    def __init__(self, spec: ModelSpec, width: int):
+    def __init__(self, spec: ModelSpec):
         super().__init__()
         self.spec = spec
         self.heads = nn.ModuleList()
-        for settings in spec.heads:
+
+    def add_heads(self, width: int) -> None:
+        """The spec's heads, behind vectors of `width` numbers.
+
+        Raises:
+            SpecError: they do not end in the dimension that the spec says.
+        """
+        for settings in self.spec.heads:
             head = build_head(settings, width)
             self.heads.append(head)
             width = int(head.out)  # type: ignore[arg-type]
+        if width != self.spec.dimension:
+            raise SpecError(f"the parts give vectors of {width} numbers, the spec says dimension={self.spec.dimension}")
 
     @property
     def shares(self) -> bool:
         """Whether tokens with which several items of a batch begin may be computed once."""
         return False
-
-    def check_width(self, width: int) -> None:
-        """Raise `SpecError` if vectors of this width, once through the heads, are not as wide as the spec says."""
-        width = int(self.heads[-1].out) if len(self.heads) else width  # type: ignore[arg-type]
-        if width != self.spec.dimension:
-            raise SpecError(f"the parts give vectors of {width} numbers, the spec says dimension={self.spec.dimension}")
 
     @property
     def dtype(self) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import UnknownName
+from ..errors import SpecError, UnknownName
 from ..registry import Registry
+from .precision import unit
 
 Vectors = Float[Tensor, "B D"]
 
@@ -83,3 +84,38 @@ class Whiten(nn.Module):
 
     def forward(self, vectors: Vectors) -> Vectors:
         return (vectors + self.bias) @ self.kernel
+
+
+@heads.register("standardize")
+class Standardize(nn.Module):
+    """(x - mean) / std, fitted on vectors, not trained; a number whose std is infinite, for it never moved, becomes zero."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.out = width
+        self.mean = nn.Parameter(torch.zeros(width))
+        self.std = nn.Parameter(torch.ones(width))
+
+    def forward(self, vectors: Vectors) -> Vectors:
+        return (vectors - self.mean) / self.std
+
+
+@heads.register("unit_blocks")
+class UnitBlocks(nn.Module):
+    """Blocks of numbers, each brought to length sqrt(weight): a dot product of such vectors is the weighted sum of the blocks'
+    cosines, one similarity for several kinds of numbers. A block of weight 0 is left out.
+
+    Args:
+        widths: numbers of each block, `width` together. weights: one a block, none negative.
+    """
+
+    def __init__(self, width: int, *, widths: Sequence[int], weights: Sequence[float]):
+        super().__init__()
+        if sum(widths) != width or len(weights) != len(widths) or min(weights) < 0 or not any(weights):
+            raise SpecError(f"blocks of {list(widths)} numbers with weights {list(weights)} make no vector of {width}")
+        self.widths, self.weights = tuple(widths), tuple(weights)
+        self.out = sum(block for block, weight in zip(widths, weights, strict=True) if weight)
+
+    def forward(self, vectors: Vectors) -> Vectors:
+        blocks = vectors.split(self.widths, dim=-1)
+        return torch.cat([unit(b) * w**0.5 for b, w in zip(blocks, self.weights, strict=True) if w], dim=-1)

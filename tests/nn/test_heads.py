@@ -11,7 +11,8 @@ from mmembed.errors import SpecError, UnknownName
 from mmembed.nn.heads import ACTIVATIONS, build_head, heads
 
 THEIRS = {"identity": nn.Identity(), "tanh": nn.Tanh(), "gelu": nn.GELU(), "relu": nn.ReLU()}
-SETTINGS = {"dense": {"out": 7}, "layer_norm": {}, "whiten": {"out": 4}}
+SETTINGS = {"dense": {"out": 7}, "layer_norm": {}, "whiten": {"out": 4}, "standardize": {}}
+SETTINGS["unit_blocks"] = {"widths": [2, 4], "weights": [1.0, 0.5]}
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -52,3 +53,14 @@ def test_unknown_heads_activations_and_settings_are_errors():
         build_head({"kind": "dense", "out": 3, "bia": False}, 6)
     with pytest.raises(SpecError, match="needs a 'kind'"):
         build_head({"out": 3}, 6)
+
+
+def test_a_dot_product_of_unit_blocks_is_the_weighted_sum_of_their_cosines():
+    a, b = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0))
+    head = build_head({"kind": "unit_blocks", "widths": [2, 4], "weights": [2.0, 0.5]}, 6)
+    cosine = nn.functional.cosine_similarity
+    expected = 2 * cosine(a[:, :2], b[:, :2]) + 0.5 * cosine(a[:, 2:], b[:, 2:])
+    assert ((head(a) * head(b)).sum(-1) - expected).abs().max() <= 1e-6
+    for widths, weights in (([2, 3], [1, 1]), ([2, 4], [1]), ([2, 4], [1, -1]), ([2, 4], [0, 0])):
+        with pytest.raises(SpecError, match="make no vector of 6"):
+            build_head({"kind": "unit_blocks", "widths": widths, "weights": weights}, 6)
