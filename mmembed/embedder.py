@@ -22,7 +22,7 @@ from . import folders, hub, prompts
 from .batch import Batch, ChunkSampler, Mark, Narrowing, Sample, Sampler, distinct, pack, plan
 from .dual import DualEncoder, load_open_clip
 from .errors import InputError, LoadError, SpecError, UnknownName
-from .inputs import Image, Item, Thing, to_item
+from .inputs import Image, Item, Text, Thing, to_item
 from .model import EmbeddingModel, load_model, reads_logits
 from .nn.precision import PRECISIONS, cast, dtype_of, unit
 from .nn.similarity import similarity
@@ -48,7 +48,9 @@ GOLDEN_FILE = "golden.json"
 OPEN_CLIP = "open_clip:"
 """Before the name of a model that open_clip, not we, finds."""
 WINDOW = 1024
-"""Items that are prepared and sorted by length together: enough for long runs of equal length, few enough for their pixels."""
+"""Items that are prepared and sorted by length together: enough for long runs of equal length."""
+SEEN = 256
+"""Of them at most so many with images, whose pixels wait for their batch: up to 11 MB each in a vision-language model."""
 BUDGET = {"cpu": 4096, "cuda": 32768}
 """Tokens of one batch: on a CPU more falls out of cache, on a GPU less leaves it idle."""
 
@@ -787,12 +789,13 @@ def _many(inputs: Thing | Iterable[Thing]) -> Iterable[Thing]:
 
 
 def _windows(things: Iterable[Thing]) -> Iterator[tuple[int, list[Thing]]]:
-    first, window = 0, []
+    first, window, seen = 0, [], 0
     for thing in things:
         window.append(thing)
-        if len(window) == WINDOW:
+        seen += not isinstance(thing, (str, Text))
+        if len(window) == WINDOW or seen == SEEN:
             yield first, window
-            first, window = first + len(window), []
+            first, window, seen = first + len(window), [], 0
     if window:
         yield first, window
 
@@ -942,7 +945,7 @@ def _backbone(given: Any, whole: bool) -> tuple[PreTrainedModel, LanguageHead | 
 
 def _image_processor(backbone: Any, changed: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a native tower's image processor: those of the backbone's folder, with `changed` over them."""
-    own = folders.image_processor(Path(backbone)) if isinstance(backbone, (str, os.PathLike)) else {}
+    own = folders.image_processor(hub.find(backbone)) if isinstance(backbone, (str, os.PathLike)) else {}
     return {**own, **changed}
 
 

@@ -232,6 +232,19 @@ MOCA = Row(
     both_ways=True,
 )
 JINA = Row(kind="qwen2_5_vl", asks=jina("Query: ", "Passage: "), pool=mean_of_the_picture)
+NOMIC = Row(
+    kind="qwen2_5_vl",
+    asks={
+        ("query", "text"): lambda words, task: words + "<|endoftext|>" * 10,
+        **{
+            (side, "image"): lambda words, task: (
+                "<|im_start|>user\n" + SHOWN + "Describe the image.<|im_end|><|endoftext|>"
+            )
+            for side in SIDES
+        },
+    },
+    pixels=(3136, 768 * 28 * 28),
+)
 EAGER = Row(
     kind="qwen3_vl",
     asks={
@@ -278,6 +291,8 @@ ROWS: Mapping[str, Row] = {
     "jinaai/jina-embeddings-v4-vllm-retrieval": JINA,
     "jinaai/jina-embeddings-v4-vllm-code": JINA,
     "jinaai/jina-embeddings-v4-vllm-text-matching": replace(JINA, asks=jina("Query: ", "Query: ")),
+    "nomic-ai/nomic-embed-multimodal-3b": NOMIC,
+    "nomic-ai/nomic-embed-multimodal-7b": NOMIC,
     "eagerworks/eager-embed-v1": EAGER,
     "MrLight/dse-qwen2-2b-mrl-v1": DSE,
     "llamaindex/vdr-2b-multi-v1": VDR,
@@ -413,6 +428,25 @@ def test_a_small_picture_is_made_square_and_an_instruction_with_its_own_end_is_l
         ours = mmembed.load(released(tmp_path / "ours", repository, row), device="cpu")
         vectors = ours.encode_query([(WORDS, Image(SMALL))], instruction=given)
         due = authors(row, body(tmp_path / "theirs", row), [text], [SMALL], "right")
+        family = checkpoints.declared()[repository].family
+        held(repository, vectors, due, against=FORMULA, kind="checkpoint", family=family, what="image+text")
+
+
+def test_several_pictures_go_to_their_own_places(tmp_path, held):
+    for repository, pictures in (
+        ("Qwen/Qwen3-VL-Embedding-2B", [PICTURE, SMALL]),
+        ("code-kunkun/LamRA-Ret", [SMALL, PICTURE]),
+    ):
+        row = ROWS[repository]
+        ours = mmembed.load(released(tmp_path, repository, row), device="cpu")
+        vectors = ours.encode_document([(*map(Image, pictures), WORDS)])
+        asked = "\nSummarize above image and sentence in one word: "
+        text = (
+            qwen3([*pictures, WORDS], "Represent the user's input.")
+            if row is QWEN3
+            else chat([*pictures, WORDS, asked], helpful=True)
+        )
+        due = authors(row, body(tmp_path / "theirs", row), [text], pictures, "left")
         family = checkpoints.declared()[repository].family
         held(repository, vectors, due, against=FORMULA, kind="checkpoint", family=family, what="image+text")
 

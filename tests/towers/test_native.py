@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import mmembed
-from mmembed import Image
+from mmembed import Image, embedder
+from mmembed.embedder import Embedder
 from mmembed.errors import InputError, LoadError, SpecError, TruncationError, UnknownName
 from mmembed.testing import QWEN_VLMS, VLMS, byte_tokenizer, tiny_backbone, tiny_vlm
 from mmembed.towers.native import STEPS
@@ -77,6 +78,19 @@ def test_mask_and_positions_change_vectors_and_keep_them_free_of_company(tmp_pat
     seen = [k for k, item in enumerate(ITEMS) if not isinstance(item, str)]
     assert moved[seen].min() > 1e-3
     assert (moved[0] > 1e-3) == ("mask" in changed)
+
+
+def test_few_items_with_images_wait_at_once(seeing, monkeypatch):
+    whole = seeing.encode(ITEMS)
+    waiting = []
+    told = Embedder._samples
+    monkeypatch.setattr(embedder, "SEEN", 2)
+    monkeypatch.setattr(
+        Embedder, "_samples", lambda self, window, *rest: waiting.append(window) or told(self, window, *rest)
+    )
+    assert np.abs(seeing.encode(iter(ITEMS)) - whole).max() <= 1e-5
+    assert [item for window in waiting for item in window] == ITEMS
+    assert max(sum(not isinstance(item, str) for item in window) for window in waiting) == 2
 
 
 def test_the_order_of_images_and_words_matters(seeing):
