@@ -112,8 +112,9 @@ def _read(folder: Path, known: Checkpoint | None, base: Path | None) -> Found:
         causal_lm = any(name.endswith("ForCausalLM") for name in config.get("architectures") or ())
         pooling = "last" if causal_lm and config.get("is_causal", True) else "mean"
         built_by = _config(folder, known)
-        sight = _native(folder, built_by, known)
-        spec = _spec(folder, folder, built_by, {"kind": pooling}, (), width(built_by), {}, True, "all", sight)
+        body = getattr(built_by, "vlm_config", built_by)  # a late-interaction retriever holds its body so
+        sight = _native(folder, body, known)
+        spec = _spec(folder, folder, body, {"kind": pooling}, (), width(body), {}, True, "all", sight)
         return _laid_over(Found(spec, folder, built_by, (), (), folder), folder, known)
     raise LoadError(f"{folder} holds no spec.json, modules.json or config.json: no embedder that mmembed can read")
 
@@ -240,6 +241,8 @@ def _laid_over(found: Found, folder: Path, known: Checkpoint | None) -> Found:
     spec = replace(known, said=said).over(found.spec)
     if spec.pooling is None and spec.sparse is not None:
         spec = replace(spec, dimension=spec.sparse.head.get("terms", found.config.vocab_size))
+    elif spec.pooling is None and spec.tokens is not None:
+        spec = replace(spec, dimension=spec.tokens.head.get("out", spec.dimension))
     names = known.said.get("weights", {})
     return replace(found, spec=spec, others=others, prefix=names.get("backbone", ""), pooling=names.get("pooling", {}))
 

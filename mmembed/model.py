@@ -35,6 +35,7 @@ from .towers import backbone as backbones
 from .towers.language_head import LanguageHead, build_language_model, load_language_model, vocabulary_of
 from .towers.native import NativeTower
 from .towers.reading import Change
+from .towers.retriever import is_retriever, load_retriever
 from .towers.vision import VisionTower, build_vision
 from .weights import WEIGHTS_FILE, Model, fill, fill_by_name
 
@@ -403,9 +404,11 @@ def load_model(folder: Path, base: Path | None = None) -> tuple[EmbeddingModel |
             return DualEncoder(dual.spec, towers=dual.towers), dual.tokenizer
         found = folders.read(folder, base)
         _check_base(base, found.adapters, folder)
-        language_head = None
+        language_head = projection = None
         if found.spec.sparse is not None and reads_logits(found.spec.sparse):
             body, language_head = load_language_model(found.backbone, found.config)
+        elif is_retriever(found.config):
+            body, projection = load_retriever(found.backbone, found.config)
         else:
             body = backbones.load_backbone(found.backbone, found.config, found.prefix)
         for adapter in found.adapters:
@@ -414,6 +417,9 @@ def load_model(folder: Path, base: Path | None = None) -> tuple[EmbeddingModel |
         model = EmbeddingModel(spec, backbone=body, language_head=language_head)
         for head, path in zip(model.heads, found.heads, strict=True):
             fill(head, path)
+        if projection is not None:
+            (layer,) = (m for m in model.tokens.modules() if isinstance(m, nn.Linear))
+            layer.load_state_dict(projection.state_dict())
         for name, paths in found.others.items():
             layers = [m for m in getattr(model, name).modules() if isinstance(m, nn.Linear)]
             for layer, path in zip(layers, paths, strict=True):

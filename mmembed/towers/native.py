@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FAMILIES: Mapping[str, str] = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "qwen_vl"),
     "llava_next": "llava_next",
+    "paligemma": "paligemma",
     "mllama": "mllama",
     "qwen2_5_omni_thinker": "qwen_omni",
     "embedding_gemma2": "gemma",

@@ -22,6 +22,7 @@ from mmembed.errors import LoadError, SpecError
 from mmembed.testing import byte_tokenizer, sharpen
 
 from .test_checkpoints import CONFIGS, changed_json
+from .test_retrievers import RETRIEVERS
 
 TEXTS = ["red", "eine Katze schläft auf dem warmen Sofa", "写真", "x" * 90, "two words, two pairs"]
 TASK = "Given a question, find its answer"
@@ -332,4 +333,4 @@ def test_what_a_late_interaction_folder_may_say_and_is_not_read_is_refused(tmp_p
 
 def test_every_declared_checkpoint_without_one_vector_has_its_test():
     sparse_or_tokens = {name for name, c in checkpoints.declared().items() if not c.said.get("dense", True)}
-    assert sparse_or_tokens == {*SPLADES, LACONIC, "yibinlei/LENS-d4000", "yibinlei/LENS-d8000"}
+    assert sparse_or_tokens == {*SPLADES, LACONIC, "yibinlei/LENS-d4000", "yibinlei/LENS-d8000", *RETRIEVERS}
