@@ -21,10 +21,7 @@ NOT_HERE: Mapping[str, str] = {
         for size in ("2B", "7B")
     },
     **{f"zhibinlan/UME-R1-{size}": "its vector is a state of words that it writes first" for size in ("2B", "7B")},
-    **{
-        f"qihoo360/RzenEmbed{version}": "no source of ours tells the words around its inputs"
-        for version in ("", "-v1-2B", "-v2-7B")
-    },
+    "qihoo360/RzenEmbed": "no source of ours tells the words around its inputs",
     "Alibaba-NLP/gte-multilingual-base": (
         f"{_OWN_CODE}; the class of transformers that is nearest turns its positions by another base (160000 with no divisor; "
         "the original and TEI divide by 8^(2/d)), so its vectors would differ"
