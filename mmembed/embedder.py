@@ -262,7 +262,8 @@ class Embedder:
         """
         said = self.spec
         kind = None if said.pooling is None else said.pooling["kind"]
-        if kind in (None, "last", "first") or said.counted in ("eos", "span", "marked"):
+        kinds = (kind,) if said.pooling is None else said.pooling.get("kinds", (kind,))
+        if {None, "last", "first"} & set(kinds) or said.counted in ("eos", "span", "marked"):
             raise SpecError(
                 f"{said.name!r} does not pool several tokens of an item (pooling {kind!r}, counted {said.counted!r}), and "
                 "parts have no such place each: embedder.respecified(pooling={'kind': 'mean'}, counted='all')"

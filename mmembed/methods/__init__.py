@@ -40,6 +40,17 @@ FILES = (
     position_weighted,
     layers,
 )
+BESIDE: Mapping[str, str] = {
+    "late-chunking": "mmembed.Embedder.encode_chunks",
+    "long-late-chunking": "mmembed.Embedder.encode_chunks",
+    "chunk-and-average": "mmembed.methods.chunk_and_average.encode",
+    "moee": "mmembed.methods.moee.fitted",
+    "whitening": "mmembed.methods.whitening.whitened",
+    "matryoshka": "mmembed.Embedder.encode",
+    "quantization": "mmembed.Quantizer",
+}
+"""Methods that are no spec to put on an embedder, for they take things to fit on or give something else, and where they are.
+(GenEOL is both: its prompt is among `METHODS`, its rewrites in `mmembed.methods.geneol.encode`.)"""
 METHODS: Mapping[str, Method] = {method.name: method for file in FILES for method in file.METHODS}
 
 
@@ -57,10 +68,12 @@ def apply(embedder: Embedder, name: str, **changed: Any) -> Embedder:
     """
     if name in NOT_HERE:
         raise SpecError(f"{name} is not here: {NOT_HERE[name]}")
+    if name in BESIDE:
+        raise SpecError(f"{name} takes more than an embedder: see {BESIDE[name]}")
     try:
         method = METHODS[name]
     except KeyError:
-        raise UnknownName("method", name, METHODS) from None
+        raise UnknownName("method", name, (*METHODS, *BESIDE)) from None
     known = {f.name for f in dataclasses.fields(embedder.spec)}
     for key in changed:
         if key not in known:

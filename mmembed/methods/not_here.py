@@ -27,6 +27,8 @@ NOT_HERE: Mapping[str, str] = {
         "generates nothing"
     ),
     "autoprompt": "a search for trigger words by gradient on labelled pairs: training, which gives a prompt to use, not a method",
+    "matryoshka-adaptor": "2024: a small network trained on vectors of one's own, to be cut short after it: training",
+    "csr": "2025: a sparse autoencoder trained on frozen vectors; sentence-transformers' folders of it are not read",
     "cde": (
         "Contextual document embeddings: two stages, the second of which reads vectors of a corpus without positions; its layers "
         "are code of its own repository, and code from a hub is never run here"

@@ -8,6 +8,7 @@ the test that holds it.
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from functools import cache
 from types import ModuleType
 
@@ -17,7 +18,7 @@ import torch
 
 import mmembed
 from mmembed.errors import SpecError, UnknownName
-from mmembed.methods import FILES, METHODS, apply
+from mmembed.methods import BESIDE, FILES, METHODS, apply
 from mmembed.methods.not_here import NOT_HERE
 from mmembed.testing import tiny_embedder
 
@@ -121,3 +122,11 @@ def test_what_does_not_go_together_is_refused(tiny):
         tiny.respecified(heads=({"kind": "layer_norm"},))
     with pytest.raises(SpecError, match="has weights"):
         tiny.respecified(pooling={"kind": "attention"})
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_method_that_is_no_spec_says_where_it_is(name, tiny):
+    found = pkgutil.resolve_name(BESIDE[name])
+    assert callable(found)
+    with pytest.raises(SpecError, match=f"see {BESIDE[name]}"):
+        apply(tiny, name)
