@@ -101,8 +101,10 @@ def preprocess_of(visual: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]
     sides = image_size if isinstance(image_size, (tuple, list)) else (image_size, image_size)
     size = int(sides[0])
     mode = given.get("resize_mode", "shortest")
-    if mode not in ("shortest", "squash") or sides[0] != sides[1]:
-        raise SpecError(f"open_clip's resize mode {mode!r} to {image_size} is not supported; known: shortest, squash")
+    if mode not in ("shortest", "squash"):
+        raise SpecError(f"open_clip's resize mode {mode!r} is not supported; known: shortest, squash")
+    if sides[0] != sides[1]:
+        raise SpecError(f"open_clip's towers for pictures of {sides[0]} x {sides[1]} pixels are not supported")
     return {
         **({"resize": "square"} if mode == "squash" else {"resize": "shortest", "crop": size, "rounding": "even"}),
         "size": size,
