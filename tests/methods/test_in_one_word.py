@@ -81,6 +81,26 @@ def test_pictures_and_what_is_to_change_in_them_are_asked_for_one_word(name, tin
         held(name, told, due, against="the same words and picture laid out by hand", what=what, **SAYS)
 
 
+def test_the_mean_is_what_prompteols_avg_means(held):
+    """Its code sums over the tokens and divides by the padded length: in a batch, a vector hangs on its company."""
+    ours = embedder("llama", "packed").respecified(pooling={"kind": "mean"}, close=False, normalize=False)
+    plain = Plain("llama")
+
+    def avg(texts: list[str]) -> torch.Tensor:
+        words = plain.words()
+        words.padding_side = "left"
+        batch = words(texts, return_tensors="pt", padding=True)
+        mask = batch["attention_mask"]
+        with torch.inference_mode():
+            states = plain.model(**batch, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).last_hidden_state
+        return (states * mask[..., None]).mean(1)
+
+    alone = torch.cat([avg([text]) for text in TEXTS])
+    against = "the authors' formula over transformers, alone"
+    held("prompteol --avg", ours.encode(TEXTS), alone, relative=True, against=against, **SAYS)
+    assert (avg(TEXTS) - alone).abs().max() > 1e-2
+
+
 @pytest.mark.parametrize("backbone", DEMONSTRATIONS)
 def test_the_authors_demonstration_for_a_backbone(backbone, held):
     sentence, word = DEMONSTRATIONS[backbone]

@@ -17,12 +17,14 @@ import pytest
 import torch
 
 import mmembed
-from mmembed.errors import SpecError, UnknownName
+from mmembed.errors import InputError, SpecError, UnknownName
+from mmembed.inputs import modality, to_item
 from mmembed.methods import BESIDE, FILES, METHODS, apply
 from mmembed.methods.not_here import NOT_HERE
 from mmembed.testing import tiny_embedder
 
-from .plain import BACKBONES, LAYOUTS, TEXTS, Plain, Reference, embedder
+from ..conftest import picture
+from .plain import BACKBONES, LAYOUTS, LONG, TEXTS, Plain, Reference, embedder
 
 
 def family_of(name: str) -> str:
@@ -79,6 +81,24 @@ def test_an_item_has_one_vector_under_every_method(name):
     alone = np.concatenate([ours.encode([text]) for text in TEXTS])
     for budget in (64, 100_000):
         assert np.abs(ours.encode(TEXTS[::-1], batch_tokens=budget)[::-1] - alone).max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if not METHODS[name].needs])
+def test_a_picture_has_one_vector_under_every_method_that_takes_one(name, tiny):
+    ours = apply(tiny, name, max_length=LONG, **({} if METHODS[name].positions else {"layers": (-1,)}))
+    things = [picture(1), picture(2, 70, 30), "a", ("red", picture(3))]
+    known = (
+        {modality(to_item(thing)) for thing in things} if METHODS[name].templates is None else METHODS[name].templates
+    )
+    for thing in things[:2] + things[3:]:
+        if modality(to_item(thing)) not in known and "any" not in known:
+            with pytest.raises(InputError, match="has no template for"):
+                ours.encode([thing])
+            return
+    together = ours.encode(things)
+    for row, thing in enumerate(things):
+        assert np.abs(ours.encode([thing])[0] - together[row]).max() <= 1e-5
+    assert np.abs(together[0] - together[1]).max() > 1e-4
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -12,6 +12,7 @@ import mmembed
 from mmembed import Image, embedder
 from mmembed.embedder import Embedder
 from mmembed.errors import InputError, LoadError, SpecError, TruncationError, UnknownName
+from mmembed.methods import apply
 from mmembed.testing import QWEN_VLMS, VLMS, byte_tokenizer, tiny_backbone, tiny_vlm
 from mmembed.towers.native import STEPS
 
@@ -212,3 +213,46 @@ def test_steps_before_the_processor():
     assert size(1000, 10, **whole) == (1008, 28)
     assert size(20, 20, **whole) == (56, 56)
     assert size(3000, 2000, **whole) == (1204, 812)
+
+
+DECODERS = [kind for kind in VLMS if kind != "embedding_gemma2"]
+"""EmbeddingGemma 2 reads both ways, and has a head of its own behind its states."""
+
+
+def made(folder, kind):
+    tiny_vlm(folder, kind)
+    return composed(folder, vision={"library": "native", "text": SHOW[kind]})
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_inner_layers_are_those_of_transformers(kind, tmp_path):
+    """Of the part that reads tokens, whatever layers its tower has; the blocks behind them do not run."""
+    base = made(tmp_path, kind).respecified(normalize=False, pooling={"kind": "last"}, counted="all")
+    given: list[dict] = []
+    handle = base.model.backbone.register_forward_pre_hook(lambda *a: given.append(a[2]), with_kwargs=True)
+    base.encode([ITEMS[4]])
+    handle.remove()
+    with torch.no_grad():
+        out = base.model.backbone(**given[0], output_hidden_states=True)
+    for layer in (0, 1, -2):
+        told = base.respecified(layers=(layer,)).encode([ITEMS[4]])[0]
+        due = out.hidden_states[layer][0, -1].numpy()
+        assert np.abs(told - due).max() <= 1e-5 * max(1, np.abs(due).max())
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_prompt_is_contrasted_with_another_in_a_vision_language_model(kind, tmp_path):
+    seeing = made(tmp_path, kind)
+    if kind == "mllama":  # its last block attends to the picture alone
+        with pytest.raises(SpecError, match=r"no self_attn\.o_proj"):
+            apply(seeing, "contrastive-prompting")
+        return
+    ours = apply(seeing, "contrastive-prompting", layers=(-1,))
+    plain = apply(seeing, "prompteol")
+    things = [SMALL, "red", ("what is this?", WIDE)]
+    together = ours.encode(things)
+    assert (np.abs(together - plain.encode(things)).max(1) > 1e-4).all()
+    for row, thing in enumerate(things):
+        assert np.abs(ours.encode([thing])[0] - together[row]).max() <= 1e-5
+    with pytest.raises(InputError, match="takes no"):
+        apply(seeing, "token-prepending", layers=(-1,)).encode(things)
