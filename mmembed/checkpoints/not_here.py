@@ -11,7 +11,24 @@ _CONTEXT = (
     "a text's vector hangs on vectors of its corpus, which go before it as tokens without positions: code of its own"
 )
 
+_COLPALI_ENGINE = (
+    "its layer for tokens is a class of colpali_engine or code of its repository, which transformers does not have"
+)
+_ONE_SIDED = "its queries are weights of a table (a Router of sentence-transformers), which are not read yet"
+
 NOT_HERE: Mapping[str, str] = {
+    "ModernVBERT/colmodernvbert": "its pictures go in tiles through a tower that has no file here yet",
+    "vidore/colqwen2.5-v0.2": _COLPALI_ENGINE,
+    "vidore/colSmol-500M": _COLPALI_ENGINE,
+    "nomic-ai/colnomic-embed-multimodal-7b": _COLPALI_ENGINE,
+    "nvidia/llama-nemoretriever-colembed-3b-v1": _OWN_CODE,
+    "colbert-ir/colbertv2.0": "its queries are filled up with [MASK] tokens that others do not see, which no layout here does",
+    "lightonai/GTE-ModernColBERT-v1": "its queries are filled up with [MASK] tokens, which no template here does",
+    "naver/splade-v3-doc": _ONE_SIDED,
+    "opensearch-project/opensearch-neural-sparse-encoding-doc-v2-distill": _ONE_SIDED,
+    "opensearch-project/opensearch-neural-sparse-encoding-doc-v3-distill": _ONE_SIDED,
+    "naver/splade-code-0.6B": "no source of ours tells its prompts and its mask",
+    "naver/v-splade": "no source of ours tells how its pictures become terms",
     "jinaai/jina-embeddings-v4": (
         "three adapters lie in layers that are code of its own; its authors' merged repositories run, such as "
         "jinaai/jina-embeddings-v4-vllm-retrieval"
