@@ -190,6 +190,7 @@ class Sampler:
             each on its own.
         apart: text and pictures go to towers of their own: a picture takes no token of the text, and alone none stands
             around it. fused: whether an item may then have both, or several pictures.
+        most: pictures of an item at most.
         fill: the id behind a text up to `max_length`, where the model reads its padding.
     """
 
@@ -207,6 +208,7 @@ class Sampler:
     mark: Mark | None = None
     apart: bool = False
     fused: bool = True
+    most: int | None = None
     fill: int | None = None
 
     def samples(self, items: Sequence[Sequence[Run]], truncate: str = "end") -> Iterator[Sample | InputError]:
@@ -279,6 +281,8 @@ class Sampler:
         suffix = self._suffix if worded else []
         ids += suffix
         copies += [0] * len(suffix)
+        if self.most is not None and len(images) > self.most:
+            raise InputError(f"the item holds {len(images)} images, and here this model takes {self.most} at most")
         pictures = len(images) if self.apart else 0
         if len(ids) == pictures and worded:
             raise InputError("the item is empty: it has no token at all")

@@ -125,6 +125,7 @@ class Embedder:
             mark=None if model.native is None else _mark(model.native, tokenizer),
             apart=spec.dual is not None,
             fused=spec.dual is None or spec.fuse is not None,
+            most=None if model.native is None else model.native.most,
             fill=tokenizer.pad if spec.fill else None,
         )
 

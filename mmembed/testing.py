@@ -82,6 +82,12 @@ VLMS: dict[str, dict[str, Any]] = {
         "vision_config": _CLIP,
         "image_grid_pinpoints": _TILES,
     },
+    "llava_onevision": {
+        "text_config": {**_DECODER, "model_type": "qwen2"},
+        "vision_config": {**_CLIP, "model_type": "siglip_vision_model", "vision_use_head": False},
+        "image_grid_pinpoints": _TILES,
+        "vision_aspect_ratio": "anyres_max_2",
+    },
     "mllama": {
         "text_config": {**_SMALL, "num_key_value_heads": 2, "num_hidden_layers": 4, "cross_attention_layers": [1, 3]},
         "vision_config": {
@@ -140,6 +146,7 @@ QWEN_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>"
 VLM_TOKENS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(QWEN_VLMS, (*QWEN_TOKENS, "<|video_pad|>")),
     "llava_next": ("<image>",),
+    "llava_onevision": ("<image>", "<video>", *QWEN_TOKENS[:3]),
     "mllama": ("<|image|>", "<|begin_of_text|>"),
     "qwen2_5_omni_thinker": (
         *QWEN_TOKENS[:3],
@@ -160,6 +167,7 @@ _QWEN_MARKS: Mapping[str, str] = {
 VLM_MARKS: Mapping[str, Mapping[str, str]] = {
     **dict.fromkeys(QWEN_VLMS, _QWEN_MARKS),
     "llava_next": {"image_token_index": "<image>"},
+    "llava_onevision": {"image_token_index": "<image>", "video_token_index": "<video>"},
     "mllama": {"image_token_index": "<|image|>"},
     "qwen2_5_omni_thinker": {
         "image_token_index": "<|IMAGE|>",
@@ -199,6 +207,11 @@ IMAGE_PROCESSORS: Mapping[str, dict[str, Any]] = {
         "image_processor_type": "LlavaNextImageProcessor",
         "size": {"shortest_edge": 32},
         "crop_size": {"height": 32, "width": 32},
+        "image_grid_pinpoints": _TILES,
+    },
+    "llava_onevision": {
+        "image_processor_type": "LlavaOnevisionImageProcessor",
+        "size": {"height": 32, "width": 32},
         "image_grid_pinpoints": _TILES,
     },
     "mllama": {

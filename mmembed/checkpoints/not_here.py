@@ -39,6 +39,47 @@ NOT_HERE: Mapping[str, str] = {
     },
     **{f"zhibinlan/UME-R1-{size}": "its vector is a state of words that it writes first" for size in ("2B", "7B")},
     "qihoo360/RzenEmbed": "no source of ours tells the words around its inputs",
+    **{
+        f"zhibinlan/LLaVE-{size}": (
+            "its weights and settings are named as LLaVA-NeXT's own code has them; nobody has shown that the LLaVA-OneVision "
+            "of transformers gives its vectors"
+        )
+        for size in ("0.5B", "2B", "7B")
+    },
+    **dict.fromkeys(
+        ("DeepGlint-AI/UniME-Phi3.5-V-4.2B", "TIGER-Lab/VLM2Vec-Full", "TIGER-Lab/VLM2Vec-LoRA"),
+        f"{_OWN_CODE}: Phi-3-V, which no version of transformers has",
+    ),
+    "openbmb/VisRAG-Ret": f"{_OWN_CODE}: MiniCPM-V 2.0",
+    "BAAI/BGE-VL-Screenshot": "no source of ours tells the words around its inputs",
+    "Tevatron/OmniEmbed-v0.1": (
+        "its card closes an item where the assistant's turn has begun, its training code before; the vectors differ"
+    ),
+    "nvidia/omni-embed-nemotron-3b": (
+        f"{_OWN_CODE}, and no source of ours tells whether it reads both ways and what stands before its inputs"
+    ),
+    "nvidia/llama-nemotron-embed-vl-1b-v2": (
+        f"{_OWN_CODE}; no source of ours tells how its pages are cut into tiles and written in the text"
+    ),
+    "nvidia/MM-Embed": (
+        f"{_OWN_CODE}: a LLaVA-NeXT over the decoder and the head of NV-Embed-v1, and no source of ours tells the names of "
+        "its tensors"
+    ),
+    **{
+        f"tencent/WeMM-Embedding-{size}": (
+            f"{_OWN_CODE}, and its pixels are those of one version of transformers, which has changed since"
+        )
+        for size in ("2B", "4B", "9B")
+    },
+    **{
+        f"Alibaba-NLP/UEmbed-{size}": "no source of ours tells which tokens end an item, and how many"
+        for size in ("2B", "4B", "9B")
+    },
+    **{
+        f"jinaai/jina-embeddings-v5-omni-{size}": f"{_ADAPTERS}, and towers by code of its own"
+        for size in ("small", "nano")
+    },
+    "BidirLM/BidirLM-Omni-2.5B-Embedding": _OWN_CODE,
     "Alibaba-NLP/gte-multilingual-base": (
         f"{_OWN_CODE}; the class of transformers that is nearest turns its positions by another base (160000 with no divisor; "
         "the original and TEI divide by 8^(2/d)), so its vectors would differ"

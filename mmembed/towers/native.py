@@ -26,6 +26,7 @@ FAMILIES: Mapping[str, str] = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "qwen_vl"),
     "llava_next": "llava_next",
     "paligemma": "paligemma",
+    "llava_onevision": "llava_onevision",
     "mllama": "mllama",
     "qwen2_5_omni_thinker": "qwen_omni",
     "embedding_gemma2": "gemma",
@@ -131,6 +132,11 @@ class NativeTower:
     def apart(self) -> bool:
         """Whether items of other numbers of images change an item's vector: such a family's file says APART = True."""
         return bool(getattr(self.family, "APART", False))
+
+    @property
+    def most(self) -> int | None:
+        """Images of an item at most; None is any number."""
+        return getattr(self.family, "MOST", None)
 
     def prepare(self, rgb: NDArray[np.uint8]) -> Picture:
         """(H, W, 3) uint8 -> pixels as the processor lays them out, still uint8: they are normalised on the device.

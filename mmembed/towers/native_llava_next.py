@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 def image_ids(tower: NativeTower, picture: Picture) -> list[int]:
     """A token for every patch of the whole, and of the tiles less what only fills them up, and one at every row's end."""
+    side, rows, columns = patches(tower, picture)
+    return [tower.token] * (side**2 + rows * (columns + 1))
+
+
+def patches(tower: NativeTower, picture: Picture) -> tuple[int, int, int]:
+    """Patches along a side of the whole, rows of them in the tiles, and columns, without those that fill up."""
     config = tower.config
     side = config.vision_config.image_size // config.vision_config.patch_size
     height, width = (int(length) for length in picture.also["image_sizes"][0])
@@ -28,7 +34,7 @@ def image_ids(tower: NativeTower, picture: Picture) -> list[int]:
         rows -= (rows - int(round(height * columns / width, 7))) // 2 * 2
     else:
         columns -= (columns - int(round(width * rows / height, 7))) // 2 * 2
-    return [tower.token] * (side**2 + rows * (columns + 1))
+    return side, rows, columns
 
 
 def inputs(tower: NativeTower, ids: Int[Tensor, "B T"], pictures: Sequence[Picture]) -> dict[str, Tensor]:

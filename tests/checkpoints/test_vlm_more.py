@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,9 +26,12 @@ from transformers import (
     EmbeddingGemma2VideoProcessor,
     Gemma4AudioFeatureExtractor,
     LlavaNextProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
     MllamaProcessor,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLProcessor,
     Qwen2_5OmniProcessor,
     Qwen2_5OmniThinkerForConditionalGeneration,
     Qwen2VLImageProcessorPil,
@@ -36,6 +40,7 @@ from transformers import (
 )
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 import mmembed
@@ -292,6 +297,58 @@ def test_what_the_authors_say_nothing_of_is_an_error(tmp_path):
         embedder.encode([PAIRS[0]])
 
 
+# LLaVA-OneVision
+
+
+def onevision(folder: Path) -> LlavaOnevisionProcessor:
+    settings = {k: v for k, v in IMAGE_PROCESSORS["llava_onevision"].items() if k != "image_processor_type"}
+    return LlavaOnevisionProcessor(
+        LlavaOnevisionImageProcessorPil(**settings),
+        AutoTokenizer.from_pretrained(folder, padding_side="left"),
+        LlavaOnevisionVideoProcessor(),
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_2",
+    )
+
+
+def onevision_chat(words: str, *, image: bool) -> str:
+    return f"<|im_start|>user {'<image>' * image}\n{words}<|im_end|><|im_start|>assistant\n"
+
+
+def last_of_one(model: PreTrainedModel, processor: Any, asks: Sequence[Ask]) -> torch.Tensor:
+    """Each alone: the processor of transformers takes the images of many texts for those of the first."""
+    return torch.cat([last(model, processor, [ask]) for ask in asks])
+
+
+ONEVISION: Mapping[str, Sequence[Side]] = {
+    "DeepGlint-AI/UniME-LLaVA-OneVision-7B": [
+        texts(lambda words: onevision_chat(f"{words}\nSummary above sentence in one word:\n", image=False)),
+        images(lambda _: onevision_chat("Summary above image in one word:\n", image=True)),
+    ],
+    "TianchengGu/UniME-V2-LLaVA-OneVision-8B": [
+        texts(lambda words: onevision_chat(words.strip(), image=False)),
+        images(lambda _: onevision_chat("Find an image caption describing the given image.", image=True)),
+        pairs(
+            lambda words: onevision_chat(
+                f"Represent the given image with the following question: {words}".strip(), image=True
+            ),
+            prompt_name="query",
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize("repository", ONEVISION)
+def test_llava_onevision(tmp_path, held, repository):
+    folder = tmp_path / repository.rpartition("/")[2]
+    model = released(folder, "llava_onevision")
+    processor = onevision(folder)
+    embedder = mmembed.load(folder, device="cpu")
+    first = (lambda image: image.resize((1344, 1344))) if "V2" in repository else same
+    holds(held, embedder, ONEVISION[repository], lambda asks: last_of_one(model, processor, asks), first)
+
+
 # Mllama
 
 
@@ -456,3 +513,58 @@ def test_embeddinggemma_2(tmp_path, held):
     holds(held, embedder, sides, lambda asks: mean_of_all(model, processor, asks))
     with pytest.raises(SpecError, match="overflows in fp16; use precision='bf16'"):
         mmembed.load(folder, device="cpu", precision="fp16")
+
+
+# Qwen2.5-VL with an adapter
+
+
+NOMIC = [
+    texts(lambda words: f"Query: {words}<|endoftext|>", prompt_name="query_of_the_first_engine"),
+    texts(lambda words: words + "<|endoftext|>" * 10, prompt_name="query"),
+    images(
+        lambda _: (
+            "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Describe the image.<|im_end|><|endoftext|>"
+        ),
+        prompt_name="document",
+    ),
+]
+
+
+@pytest.mark.parametrize("size", ["3b", "7b"])
+def test_nomic_multimodal(tmp_path, held, size):
+    """The adapter is peft's own; the image processor is the adapter's, of other means than its base has."""
+    base, folder = tmp_path / "Qwen2.5-VL-3B-Instruct", tmp_path / f"nomic-embed-multimodal-{size}"
+    whole = released(base, "qwen2_5_vl")
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=r".*language_model.*(q_proj|o_proj|up_proj)")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        tuned = peft.get_peft_model(whole, config)
+        for name, weight in tuned.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.3)
+    tuned.save_pretrained(folder)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = "Qwen/Qwen2.5-VL-3B-Instruct"
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    own = {**IMAGE_PROCESSORS["qwen2_5_vl"], "image_mean": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(own))
+    processor = Qwen2_5_VLProcessor(
+        Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 602112}, image_mean=own["image_mean"]),
+        AutoTokenizer.from_pretrained(base, padding_side="left"),
+        Qwen2VLVideoProcessor(),
+    )
+    embedder = mmembed.load(folder, device="cpu")
+    holds(held, embedder, NOMIC, lambda asks: last(tuned, processor, asks))
+
+
+def test_every_declared_checkpoint_of_these_families_is_held():
+    here = {
+        *LLAVA,
+        *ONEVISION,
+        *OMNI,
+        *(f"nomic-ai/nomic-embed-multimodal-{size}" for size in ("3b", "7b")),
+        "google/embeddinggemma-2",
+        "intfloat/mmE5-mllama-11b-instruct",
+    }
+    families = {declared()[name].family for name in here}
+    assert {name for name, checkpoint in declared().items() if checkpoint.family in families} == here

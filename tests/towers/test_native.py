@@ -59,12 +59,18 @@ def one(tmp_path_factory):
     return folder
 
 
+def taken(seeing):
+    """Those of the items that the model takes."""
+    return [i for i in ITEMS if seeing.model.native.most is None or not isinstance(i, tuple) or len(i) < 3]
+
+
 def test_an_item_has_one_vector_whatever_its_company(seeing):
-    alone = np.concatenate([seeing.encode([item]) for item in ITEMS])
+    items = taken(seeing)
+    alone = np.concatenate([seeing.encode([item]) for item in items])
     for batch_tokens in (1, 100, 10**6):
-        assert np.abs(seeing.encode(ITEMS, batch_tokens=batch_tokens) - alone).max() <= 1e-5
-    assert np.abs(seeing.encode(ITEMS[::-1])[::-1] - alone).max() <= 1e-5
-    apart = np.abs(alone[:, None] - alone[None]).max(-1) + np.eye(len(ITEMS))
+        assert np.abs(seeing.encode(items, batch_tokens=batch_tokens) - alone).max() <= 1e-5
+    assert np.abs(seeing.encode(items[::-1])[::-1] - alone).max() <= 1e-5
+    apart = np.abs(alone[:, None] - alone[None]).max(-1) + np.eye(len(items))
     assert apart.min() > 1e-2
 
 
@@ -96,6 +102,10 @@ def test_few_items_with_images_wait_at_once(seeing, monkeypatch):
 
 def test_the_order_of_images_and_words_matters(seeing):
     ways = [(SMALL, WIDE, "one"), (WIDE, SMALL, "one"), ("one", WIDE, SMALL), (WIDE, "one", SMALL)]
+    if seeing.model.native.most == 1:
+        with pytest.raises(InputError, match="item 0: the item holds 2 images, and here this model takes 1 at most"):
+            seeing.encode(ways)
+        ways = [(WIDE, "one"), ("one", WIDE), ("one", SMALL)]
     vectors = seeing.encode(ways)
     # To Mllama pictures side by side are a set, but for the tokens that stand for them.
     least = 5e-5 if seeing.spec.backbone["config"]["model_type"] == "mllama" else 1e-3
@@ -106,7 +116,7 @@ def test_a_saved_model_gives_the_same_vectors(seeing, tmp_path):
     again = mmembed.load(seeing.save(tmp_path), device="cpu")
     assert again.spec == seeing.spec
     assert again.fingerprint == seeing.fingerprint
-    assert np.array_equal(again.encode(ITEMS), seeing.encode(ITEMS))
+    assert np.array_equal(again.encode(taken(seeing)), seeing.encode(taken(seeing)))
 
 
 def test_pixels_are_bytes_and_normalised_as_the_processor_does(seeing):
