@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "load": "embedder",
-    "compose": "embedder",
+    "load": "loading",
+    "compose": "loading",
     "Embedder": "embedder",
     "Report": "embedder",
     "Text": "inputs",
@@ -27,9 +27,10 @@ _WHERE = {
 __all__ = ["__version__", *_WHERE]
 
 if TYPE_CHECKING:
-    from .embedder import Embedder, Report, compose, load
+    from .embedder import Embedder, Report
     from .images import Image
     from .inputs import Text
+    from .loading import compose, load
     from .model import EmbeddingModel
     from .search.hits import Hits
     from .search.index import Index

@@ -7,7 +7,7 @@ from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .errors import InputError, SpecError, TruncationError
 from .nn.spans import Counted, Spans
+from .prefix_tree import Segment, tree
 from .prompts import MARKED, PLACED, ImageRun, Placeholder, Run, TextRun
 from .tokenizer import Tokenizer, Tokens
 
@@ -496,60 +497,6 @@ def _copy_of(span: tuple[int, int], content: list[tuple[int, int, int]]) -> int:
 
 def _present(copies: list[int]) -> list[int]:
     return sorted({copy for copy in copies if copy > 0})
-
-
-SHARED = 8
-"""Tokens that are laid once for several items only from so many on: a shorter start is cheaper said again than looked up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Tokens of a packed row that all of `items` go through, `length` from position `depth` on, behind segment `parent`."""
-
-    parent: int
-    depth: int
-    length: int
-    items: tuple[int, ...]
-
-
-def tree(keys: Sequence[NDArray[np.int64]]) -> list[Segment]:
-    """Items that begin alike as a tree in depth-first order, the longest common starts once; segments of one item stand
-    together by length. An item is told by numbers, equal where its tokens are; it may end where a shared segment does."""
-    order = sorted(range(len(keys)), key=lambda item: keys[item].astype(">i8").tobytes())
-    alike = [
-        0,
-        *(_common(keys[a], keys[b]) for a, b in pairwise(order)),
-    ]  # how many tokens each shares with the one before
-    segments: list[Segment] = []
-
-    def lay(first: int, stop: int, depth: int, parent: int) -> None:
-        """Items `order[first:stop]`, which share what lies before `depth`."""
-        groups = []
-        k = first
-        while k < stop:
-            end = k + 1
-            while end < stop and alike[end] >= depth + SHARED:
-                end += 1
-            groups.append((k, end))
-            k = end
-        alone = [order[k] for k, end in groups if end == k + 1]
-        alone.sort(key=lambda item: -len(keys[item]))
-        segments.extend(Segment(parent, depth, len(keys[item]) - depth, (item,)) for item in alone)
-        for k, end in groups:
-            if end > k + 1:
-                common = min(alike[k + 1 : end])
-                segments.append(Segment(parent, depth, common - depth, tuple(order[k:end])))
-                lay(k, end, common, len(segments) - 1)
-
-    lay(0, len(order), 0, -1)
-    return segments
-
-
-def _common(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
-    """How many numbers two rows begin with alike."""
-    least = min(len(a), len(b))
-    apart = a[:least] != b[:least]
-    return int(apart.argmax()) if apart.any() else least
 
 
 def key_of(sample: Sample, pictures: dict[bytes, int]) -> NDArray[np.int64]:

@@ -562,7 +562,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _load(model: str | None, device: str | None, precision: str = "fp32") -> Embedder:
-    from .embedder import load
+    from .loading import load
 
     return load(model, device=device, precision=precision)
 

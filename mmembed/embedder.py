@@ -18,27 +18,22 @@ import numpy as np
 import torch
 from scipy.sparse import coo_array, csr_array, vstack
 
-from . import folders, hub, prompts
+from . import prompts
 from .batch import Batch, ChunkSampler, Mark, Narrowing, Sample, Sampler, distinct, pack, plan
-from .dual import DualEncoder, load_open_clip
+from .dual import DualEncoder
 from .errors import InputError, LoadError, SpecError, UnknownName
 from .inputs import Image, Item, Text, Thing, to_item
-from .model import EmbeddingModel, load_model, reads_logits
-from .nn.precision import PRECISIONS, cast, dtype_of, unit
+from .model import EmbeddingModel
+from .nn.precision import PRECISIONS, unit
 from .nn.similarity import similarity
-from .nn.sparse import build_sparse_head, strongest
-from .nn.tokens import build_token_head
-from .outputs import SIDES, STATES, Read, SparseOutput, TokenOutput
-from .spec import NATIVE, ModelSpec, described
-from .tokenizer import SentencePieceTokenizer, Tokenizer, TransformersTokenizer, load_tokenizer
-from .towers.backbone import check_precision, load_backbone
-from .towers.language_head import LanguageHead, body_of, build_language_model, load_language_model, vocabulary_of
+from .nn.sparse import strongest
+from .outputs import SIDES, STATES, Read, SparseOutput
+from .spec import ModelSpec
+from .tokenizer import Tokenizer
 from .towers.native import NativeTower
-from .towers.vision import VisionTower, compose_vision
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 """The names that the prompt of a side goes by, the first that a spec has."""
@@ -819,153 +814,3 @@ def _warn(told: Report, before: tuple[int, int], asked: bool, longest: int) -> N
         warnings.warn(
             f"{len(cut)} items were longer than {longest} tokens and were cut (first: {cut[0]})", stacklevel=4
         )
-
-
-def load(
-    name: str | os.PathLike[str] | None = None,
-    *,
-    base: str | os.PathLike[str] | None = None,
-    device: str | torch.device | None = None,
-    precision: str = "fp32",
-    revision: str | None = None,
-) -> Embedder:
-    """An embedder by name.
-
-    Args:
-        name: a folder (ours, of sentence-transformers, of transformers, of open_clip, or of a PEFT adapter), a bundled name
-            ("pico"), or "organisation/name" of a hub; None is the bundled default. "open_clip:" before a name of open_clip's
-            own: local-dir:<folder>, hf-hub:organisation/name, or <architecture>:<file or tag of weights>; a tag is
-            downloaded by open_clip.
-        base: folder or name of the model that an adapter is merged into; None is what the adapter itself names, as a
-            folder beside it or of the hub.
-        device: "cpu", "cuda", ...; None takes CUDA where there is one.
-        precision: "fp32", "bf16" or "fp16": what weights and products are kept in.
-        revision: of a hub repository.
-    """
-    dtype = dtype_of(precision)
-    entries: Sequence[Mapping[str, Any]] = ()
-    model: EmbeddingModel | DualEncoder
-    if isinstance(name, str) and name.startswith(OPEN_CLIP):
-        model, words = load_open_clip(name.removeprefix(OPEN_CLIP), revision)
-    else:
-        folder = hub.find(name, revision=revision)
-        model, words = load_model(folder, None if base is None else hub.find(base))
-        golden = folder / GOLDEN_FILE
-        entries = json.loads(golden.read_text(encoding="utf-8")) if golden.exists() else ()
-    tokenizer = load_tokenizer(words, dict(model.spec.tokenizer))
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if isinstance(model, EmbeddingModel):
-        check_precision(model.backbone, dtype)
-    return Embedder(cast(model, dtype).to(torch.device(chosen)), tokenizer, entries)
-
-
-def compose(
-    *,
-    backbone: PreTrainedModel | Mapping[str, Any] | str | os.PathLike[str],
-    tokenizer: PreTrainedTokenizerBase | SentencePieceTokenizer | str | os.PathLike[str],
-    vision: Mapping[str, Any] | None = None,
-    projector: Mapping[str, Any] | str | None = None,
-    device: str | torch.device | None = None,
-    precision: str = "fp32",
-    **spec: Any,
-) -> Embedder:
-    """An embedder from parts, trained or fresh.
-
-    Args:
-        backbone: a transformers model, a folder or hub name of one, or the dict of a configuration (fresh weights); with a
-            `sparse` head that reads logits, a language model.
-        tokenizer: a fast tokenizer of transformers or its folder, or a `SentencePieceTokenizer`.
-        vision: `{"library": "timm", "name": ...}`, `{"library": "open_clip", "name": ...}` or
-            `{"library": "transformers", "path": ...}`, see the `compose` of each in `mmembed.towers`; `{"library":
-            "native"}` where the backbone is a vision-language model, see `mmembed.towers.native`; None: text only.
-        projector: `{"kind": ...}` or a kind; "mlp" where there is a tower.
-        device, precision: as in `load`.
-        spec: other fields of `ModelSpec`: name, mask, pooling, prompts, max_length, ...
-
-    Raises:
-        SpecError: the parts make no model. UnknownName: a field that the spec does not have.
-    """
-    known = {f.name for f in dataclasses.fields(ModelSpec)}
-    for key in spec:
-        if key not in known:
-            raise UnknownName("field of the spec", key, known)
-    wanted = SparseOutput.of(spec.get("sparse"))
-    body, language_head = _backbone(backbone, wanted is not None and reads_logits(wanted))
-    words = _tokenizer(tokenizer)
-    tower: VisionTower | None = None
-    seeing: dict[str, Any] = {}
-    if vision is not None and vision.get("library") == NATIVE:
-        seeing["vision"] = {**vision, "processor": _image_processor(backbone, vision.get("processor", {}))}
-    elif vision is not None:
-        tower, entry = compose_vision(vision)
-        seeing = {"vision": entry, "projector": _kind(projector or "mlp")}
-    pooling = spec.pop("pooling", "last")
-    width = next((h["out"] for h in reversed(spec.get("heads", ())) if "out" in h), folders.width(body.config))
-    if pooling is None and "dimension" not in spec:
-        tokens = TokenOutput.of(spec.get("tokens")) or STATES
-        head = (
-            build_token_head(tokens.head, width)
-            if wanted is None
-            else build_sparse_head(wanted.head, width, vocabulary_of(body, language_head))
-        )
-        spec["dimension"] = head.out
-    said = ModelSpec(
-        **{
-            "name": "composed",
-            "backbone": {"config": described(body.config)},
-            "tokenizer": _tokenizer_settings(words),
-            "dimension": width,
-            "pooling": None if pooling is None else _kind(pooling),
-            **seeing,
-            **spec,
-        }
-    )
-    model = EmbeddingModel(said, backbone=body, vision=tower, language_head=language_head)
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype_of(precision)
-    check_precision(body, dtype)
-    return Embedder(cast(model, dtype).to(torch.device(chosen)), words)
-
-
-def _kind(part: Mapping[str, Any] | str) -> Mapping[str, Any]:
-    return {"kind": part} if isinstance(part, str) else part
-
-
-def _backbone(given: Any, whole: bool) -> tuple[PreTrainedModel, LanguageHead | None]:
-    """The body, and if `whole` the language head that goes with it."""
-    from transformers import AutoConfig, AutoModel, PreTrainedModel
-
-    if isinstance(given, PreTrainedModel):
-        return (body_of(given), LanguageHead(given)) if whole else (given, None)
-    if isinstance(given, Mapping):
-        if whole:
-            return build_language_model(given)
-        settings = dict(given)
-        return AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings)), None
-    return load_language_model(given) if whole else (load_backbone(given), None)
-
-
-def _image_processor(backbone: Any, changed: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a native tower's image processor: those of the backbone's folder, with `changed` over them."""
-    own = folders.image_processor(hub.find(backbone)) if isinstance(backbone, (str, os.PathLike)) else {}
-    return {**own, **changed}
-
-
-def _tokenizer(given: Any) -> SentencePieceTokenizer | TransformersTokenizer:
-    if isinstance(given, (SentencePieceTokenizer, TransformersTokenizer)):
-        return given
-    if isinstance(given, (str, os.PathLike)):
-        path = Path(given)
-        return SentencePieceTokenizer.from_file(path) if path.is_file() else TransformersTokenizer.from_folder(path)
-    return TransformersTokenizer(given)
-
-
-def _tokenizer_settings(words: SentencePieceTokenizer | TransformersTokenizer) -> dict[str, Any]:
-    if isinstance(words, TransformersTokenizer):
-        return {"kind": "transformers"}
-    pieces = words.processor
-    return {
-        "kind": "sentencepiece",
-        "prefix": [pieces.id_to_piece(k) for k in words.prefix],
-        "suffix": [pieces.id_to_piece(k) for k in words.suffix],
-    }

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
-from .embedder import Embedder, compose
+from .embedder import Embedder
+from .loading import compose
 
 WIDTH = 32
 

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmembed.batch import SHARED, Picture, Sample, Slots, pack, plan
+from mmembed.batch import Picture, Sample, Slots, pack, plan
 from mmembed.nn.spans import Spans
+from mmembed.prefix_tree import SHARED
 
 
 def plain(ids: Sequence[int]) -> Sample:
