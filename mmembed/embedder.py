@@ -40,8 +40,6 @@ PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 Sparse: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.float32]]"
 Result = TypeVar("Result")
 GOLDEN_FILE = "golden.json"
-OPEN_CLIP = "open_clip:"
-"""Before the name of a model that open_clip, not we, finds."""
 WINDOW = 1024
 """Items that are prepared and sorted by length together: enough for long runs of equal length."""
 SEEN = 256

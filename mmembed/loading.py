@@ -29,6 +29,9 @@ from .towers.vision import VisionTower, compose_vision
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+OPEN_CLIP = "open_clip:"
+"""Before the name of a model that open_clip, not we, finds."""
+
 
 def load(
     name: str | os.PathLike[str] | None = None,
