@@ -1,7 +1,9 @@
 """Trains pico from ../shared/data by recipe.toml: data, tokenizer, teacher's vectors, model, four stages, save.
 
 The stages: `bag` learns token and concept vectors with the decoder left out; then, side by side, `tower` learns pictures
-against those concept vectors and `decoder` learns order and company of the tokens; `joint` fits the two together.
+against those concept vectors and `decoder` learns order and company of the tokens; `fit` teaches the tower to be read by
+the decoder; `sharpen` and `settle`, side by side, bring names and pictures nearer to the concepts; `meet` and `again` bring
+names to the pictures.
 """
 
 from __future__ import annotations
@@ -762,7 +764,7 @@ class Development:
 
 def train_bag(run: Run) -> None:
     """Token, concept vectors and query from nothing; or the token vectors alone, all else as it is: nearer to the
-    concepts (`sharpen`), then to where the pictures of each concept came to lie (`meet`).
+    concepts (`sharpen`), then to where the pictures of each concept came to lie (`meet`, `again`).
     """
     run.prepare_texts()
     s, embedder = run.stage, run.embedder
@@ -1022,6 +1024,7 @@ STAGES = {
     "sharpen": train_bag,
     "settle": train_tower,
     "meet": train_bag,
+    "again": train_bag,
 }
 
 
@@ -1060,7 +1063,7 @@ def main() -> None:
     if args.stage == "finish":
         recipe["settle"]["processes"] = 1
         run = Run("settle", recipe, args.data, cache)
-        for file in ("decoder.pt", "meet.pt", "settle.pt"):
+        for file in ("decoder.pt", "again.pt", "settle.pt"):
             run.load(file)
         finish(run.embedder, args.data, args.out)
     elif args.stage and (args.rank is not None or recipe[args.stage].get("processes", 1) == 1):
@@ -1072,7 +1075,15 @@ def main() -> None:
             together(*([*again, "--rank", str(rank)] for rank in range(recipe[args.stage]["processes"])))
         else:
             prepare(recipe, args.data, cache)
-            for stages in (["bag"], ["tower", "decoder"], ["fit"], ["sharpen", "settle"], ["meet"], ["finish"]):
+            for stages in (
+                ["bag"],
+                ["tower", "decoder"],
+                ["fit"],
+                ["sharpen", "settle"],
+                ["meet"],
+                ["again"],
+                ["finish"],
+            ):
                 together(*([*again, "--stage", stage] for stage in stages))
 
 
