@@ -35,27 +35,27 @@ def tree(keys: Sequence[NDArray[np.int64]]) -> list[Segment]:
         *(_common(keys[a], keys[b]) for a, b in pairwise(order)),
     ]  # how many tokens each shares with the one before
     segments: list[Segment] = []
-
-    def lay(first: int, stop: int, depth: int, parent: int) -> None:
-        """Items `order[first:stop]`, which share what lies before `depth`."""
+    # Items order[first:stop], which share what lies before `common`, of which `depth` tokens are laid behind `parent`. A list,
+    # not a recursion: texts that each go on from the one before are a tree as deep as they are many.
+    waiting = [(0, len(order), 0, 0, -1)]
+    while waiting:
+        first, stop, depth, common, parent = waiting.pop()
+        if common > depth:
+            segments.append(Segment(parent, depth, common - depth, tuple(order[first:stop])))
+            parent = len(segments) - 1
         groups = []
         k = first
         while k < stop:
             end = k + 1
-            while end < stop and alike[end] >= depth + SHARED:
+            while end < stop and alike[end] >= common + SHARED:
                 end += 1
             groups.append((k, end))
             k = end
         alone = [order[k] for k, end in groups if end == k + 1]
         alone.sort(key=lambda item: -len(keys[item]))
-        segments.extend(Segment(parent, depth, len(keys[item]) - depth, (item,)) for item in alone)
-        for k, end in groups:
-            if end > k + 1:
-                common = min(alike[k + 1 : end])
-                segments.append(Segment(parent, depth, common - depth, tuple(order[k:end])))
-                lay(k, end, common, len(segments) - 1)
-
-    lay(0, len(order), 0, -1)
+        segments.extend(Segment(parent, common, len(keys[item]) - common, (item,)) for item in alone)
+        shared = [(k, end, common, min(alike[k + 1 : end]), parent) for k, end in groups if end > k + 1]
+        waiting.extend(reversed(shared))
     return segments
 
 

@@ -79,6 +79,15 @@ def test_several_levels_are_laid_once_each():
     assert batch.spans.shared
 
 
+def test_texts_that_each_go_on_from_the_one_before_are_a_tree_however_deep():
+    whole = list(range(SHARED * 1100))
+    samples = [plain(whole[:n]) for n in range(SHARED, len(whole) + 1, SHARED)]
+    batch = pack(samples, range(len(samples)), "causal", share=True)
+    assert batch.ids.tolist() == whole
+    (together,) = plan(samples, len(whole), share=True)
+    assert sorted(together) == list(range(len(samples)))
+
+
 def test_nothing_is_shared_where_both_ways_are_read():
     items = [plain(range(20)), plain(range(20))]
     assert len(pack(items, [0, 1], "bidirectional", share=True).ids) == 40
