@@ -40,6 +40,8 @@ PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 Sparse: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.float32]]"
 Result = TypeVar("Result")
 GOLDEN_FILE = "golden.json"
+NO_PARTS = ("eos", "span", "marked", "tail", "rest")
+"""Ways to count tokens that say nothing of which part of an item each is of; the last two are told by a number of tokens."""
 WINDOW = 1024
 """Items that are prepared and sorted by length together: enough for long runs of equal length."""
 SEEN = 256
@@ -257,15 +259,17 @@ class Embedder:
         said = self.spec
         kind = None if said.pooling is None else said.pooling["kind"]
         kinds = (kind,) if said.pooling is None else said.pooling.get("kinds", (kind,))
-        if {None, "last", "first"} & set(kinds) or said.counted in ("eos", "span", "marked"):
+        if {None, "last", "first"} & set(kinds) or said.counted in NO_PARTS:
             raise SpecError(
-                f"{said.name!r} does not pool several tokens of an item (pooling {kind!r}, counted {said.counted!r}), and "
-                "parts have no such place each: embedder.respecified(pooling={'kind': 'mean'}, counted='all')"
+                f"{said.name!r} does not pool several tokens of an item that parts could share out (pooling {kind!r}, counted "
+                f"{said.counted!r}): embedder.respecified(pooling={{'kind': 'mean'}}, counted='all')"
             )
         if window is not None and not 0 <= overlap < window <= said.max_length:
             raise SpecError(
                 f"window={window}, overlap={overlap}: 0 <= overlap < window <= max_length={said.max_length}"
             )
+        if window is not None and self.model.intervention is not None:
+            raise SpecError("an intervention looks at the last token of an item, and in windows there are several")
         if window is None and overlap:
             raise SpecError(f"overlap={overlap} is of windows: pass window=... too")
         out_dim = self._width(truncate_dim)
@@ -755,7 +759,9 @@ class _Wrapping:
     def under(self, name: str, item: Item) -> list[prompts.Run]:
         """The item in the one template of the prompt `name`."""
         template = prompts.templates_for(self.spec.prompts, name, item, self.language)[0]
-        return prompts.wrap(item, template, self.spec.instructions.get(name), self.spec.cleaning)
+        return prompts.wrap(
+            item, template, self.spec.instructions.get(name), self.spec.cleaning, self.joint, self.spec.apart
+        )
 
     def check_count(self, items: int) -> None:
         for given, what in ((self.prompt, "prompts"), (self.instruction, "instructions")):

@@ -215,6 +215,9 @@ def test_what_has_no_parts_to_pool_is_refused():
     tiny = tiny_embedder(pooling="mean", max_length=40)
     with pytest.raises(SpecError, match=r"pooling 'last'.*respecified\(pooling="):
         tiny_embedder().encode_chunks([("a", "b")])
+    for counted in ("tail", "rest"):  # the parts would hold tokens of the prompt that `encode` leaves out
+        with pytest.raises(SpecError, match=f"counted '{counted}'.*respecified\\(pooling="):
+            tiny.respecified(counted=counted).encode_chunks([("a", "b")])
     with pytest.raises(InputError, match="item 1: its part 1 has no token"):
         tiny.encode_chunks([("a", "b"), ("a", "")], joint="")
     with pytest.raises(TruncationError, match="item 0: 51 tokens are more than the 40"):

@@ -117,6 +117,19 @@ def test_a_picture_is_contrasted_too(tiny):
         assert abs(ours.encode([thing])[0] - together[row]).max() <= 1e-5
 
 
+def test_parts_are_contrasted_with_what_they_are_together():
+    changed = {"layers": (-1,), "pooling": {"kind": "mean"}, "normalize": False, "cleaning": None}
+    ours = apply(embedder("qwen3", "packed"), "contrastive-prompting", **changed)
+    whole = ours.encode("red cat")[0]
+    ((first, second),) = ours.encode_chunks([("red", " cat")], joint="")
+    way = first - second  # the mean of all tokens lies between the means of both parts
+    share = (whole - second) @ way / (way @ way)
+    assert 0 < share < 1
+    assert abs(second + share * way - whole).max() <= 1e-5
+    with pytest.raises(SpecError, match="in windows there are several"):
+        ours.encode_chunks([("red", " cat")], window=30)
+
+
 def test_what_does_not_go_together_is_refused():
     base = embedder("llama", "packed")
     with pytest.raises(UnknownName, match="Did you mean 'irrelevant'"):
