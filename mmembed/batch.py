@@ -312,7 +312,8 @@ class Sampler:
         pictured = {k for slots in images for k in range(slots.first, slots.first + slots.count)}
         own = [[k for k, mine in enumerate(copies) if mine == copy and k not in pictured] for copy in _present(copies)]
         each = -(-excess // len(own)) if own else 0
-        if not own or any(len(places) < each for places in own):
+        least = each if pictured else each + 1  # of an item without pictures some word stays, or there is nothing of it
+        if not own or any(len(places) < least for places in own):
             text = sum(map(len, own))
             raise InputError(
                 f"prompt and images alone take {count - text} of the {self.max_length} tokens that the model reads"

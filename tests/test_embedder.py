@@ -266,6 +266,9 @@ def test_truncation_is_counted_reported_or_refused():
         short.encode(["fits", "y" * 60], truncate="error")
     with pytest.raises(InputError, match="prompt and images alone take"):
         short.encode([(picture(1), picture(2), "a")])
+    full = tiny_embedder(max_length=6, prompts={"query": {"any": "q: {content} !"}})
+    with pytest.raises(InputError, match="prompt and images alone take 6 of the 6 tokens"):
+        full.encode("y", prompt_name="query")  # nothing of it would be left
 
 
 def test_text_after_an_image_is_cut_and_the_image_stays():
