@@ -1,4 +1,4 @@
-"""The door: load or compose an embedder, encode texts and images, compare vectors, save it."""
+"""The door: an embedder encodes texts and images, compares vectors, tests and saves itself."""
 
 from __future__ import annotations
 

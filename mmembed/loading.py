@@ -22,7 +22,7 @@ from .nn.tokens import build_token_head
 from .outputs import STATES, SparseOutput, TokenOutput
 from .spec import NATIVE, ModelSpec, described
 from .tokenizer import SentencePieceTokenizer, TransformersTokenizer, load_tokenizer
-from .towers.backbone import check_precision, load_backbone
+from .towers.backbone import build_backbone, check_precision, load_backbone
 from .towers.language_head import LanguageHead, body_of, build_language_model, load_language_model, vocabulary_of
 from .towers.vision import VisionTower, compose_vision
 
@@ -145,15 +145,12 @@ def _kind(part: Mapping[str, Any] | str) -> Mapping[str, Any]:
 
 def _backbone(given: Any, whole: bool) -> tuple[PreTrainedModel, LanguageHead | None]:
     """The body, and if `whole` the language head that goes with it."""
-    from transformers import AutoConfig, AutoModel, PreTrainedModel
+    from transformers import PreTrainedModel
 
     if isinstance(given, PreTrainedModel):
         return (body_of(given), LanguageHead(given)) if whole else (given, None)
     if isinstance(given, Mapping):
-        if whole:
-            return build_language_model(given)
-        settings = dict(given)
-        return AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings)), None
+        return build_language_model(given) if whole else (build_backbone(given), None)
     return load_language_model(given) if whole else (load_backbone(given), None)
 
 

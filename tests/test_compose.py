@@ -119,6 +119,16 @@ def test_a_backbone_comes_from_a_folder_a_model_or_a_configuration(tmp_path):
     assert np.abs(fresh.encode("red") - of_model.encode("red")).max() > 1e-3
 
 
+def test_a_configuration_makes_the_backbone_that_its_folder_is_read_as(tmp_path):
+    t5 = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 300}
+    ours = mmembed.compose(backbone=t5, tokenizer=byte_tokenizer(), pooling="mean", device="cpu")
+    assert type(ours.model.backbone).__name__ == "T5EncoderModel"
+    again = mmembed.load(ours.save(tmp_path), device="cpu")
+    assert np.array_equal(again.encode(["red", "cat"]), ours.encode(["red", "cat"]))
+    with pytest.raises(UnknownName, match="Did you mean 'llama'"):
+        mmembed.compose(backbone={"model_type": "lama"}, tokenizer=byte_tokenizer())
+
+
 def test_a_transformers_tower_comes_from_a_folder(tmp_path):
     config = SiglipVisionConfig(**SMALL, image_size=32)
     AutoModel.from_config(config).save_pretrained(tmp_path / "v")
