@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,6 +12,8 @@ from sentence_transformers import SentenceTransformer
 
 import mmembed
 from mmembed.errors import SpecError
+from mmembed.sentence_transformers import _PLAIN
+from mmembed.spec import ModelSpec
 from mmembed.testing import byte_tokenizer, tiny_backbone, tiny_embedder
 
 TEXTS = ["red", "eine Katze schläft auf dem warmen Sofa", "写真", "x" * 90, "two words"]
@@ -100,6 +103,7 @@ def test_tokens_around_an_item_go_into_the_tokenizers_own_file(tmp_path):
         ({"prompts": {"query": {"text": ["a {text}", "b {text}"]}}}, "the prompt 'query'"),
         ({"counted": "eos"}, "counted='eos'"),
         ({"layers": (-2,)}, r"layers=\(-2,\)"),
+        ({"mix": {"kind": "perceiver", "latents": 4, "heads": 2, "head_width": 4}}, "mix=.*perceiver"),
         ({"pooling": "attention"}, "the pooling"),
         ({"cleaning": "one_sentence", "counted": "tail"}, "cleaning='one_sentence'; counted='tail'"),
     ],
@@ -109,6 +113,24 @@ def test_what_sentence_transformers_has_no_words_for_is_said_and_not_written(tmp
     with pytest.raises(SpecError, match=says):
         ours.save_sentence_transformers(tmp_path / "st")
     assert not (tmp_path / "st").exists()
+
+
+def test_no_field_of_a_spec_is_left_out_in_silence():
+    written = {
+        "backbone",
+        "tokenizer",
+        "open",
+        "close",
+        "max_length",
+        "pooling",
+        "counted",
+        "span",
+        "heads",
+        "normalize",
+    }
+    written |= {"prompts", "default_prompt_name", "instructions", "mask", "layout", "dimension"}
+    of_people = {"name", "languages", "licence", "summary", "dimensions", "weights"}
+    assert {f.name for f in dataclasses.fields(ModelSpec)} == written | of_people | set(_PLAIN)
 
 
 def test_an_embedder_that_sees_is_not_written_as_one_of_texts(tmp_path):
