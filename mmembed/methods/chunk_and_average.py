@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..embedder import Embedder
 from ..errors import InputError, SpecError
 from ..inputs import Text
-from .mean_of_several import mean_of_several
+from .mean_of_several import OPTIONS, check, mean_of_several
 from .splitting import windows_of_tokens
 
 WRAPPING = ("prompt_name", "prompt", "instruction", "language")
@@ -36,6 +36,7 @@ def encode(
     """
     if size is not None and size < 1:
         raise SpecError(f"size={size}: a piece has at least one token")
+    check(options, len(texts), [key for key in OPTIONS if key != "truncate"])
     wrapping = {key: value for key, value in options.items() if key in WRAPPING}
     groups = []
     for row, given in enumerate(texts):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,9 +32,7 @@ def mean_of_several(
     Raises:
         InputError: a group without a thing, or a thing that cannot be embedded, by the number of its group.
     """
-    for key in options:
-        if key not in OPTIONS:
-            raise UnknownName("option", key, OPTIONS)
+    check(options, len(groups))
     for row, group in enumerate(groups):
         if not group:
             raise InputError("there is nothing to take the mean of", row)
@@ -43,8 +41,6 @@ def mean_of_several(
     for key in ("prompt", "instruction"):
         given = options.get(key)
         if given is not None and not isinstance(given, str):
-            if len(given) != len(groups):
-                raise SpecError(f"{len(given)} {key}s were given for {len(groups)} items")
             options[key] = [given[row] for row in owner]
     raw = embedder if embedder.spec.normalize == unit_before else embedder.respecified(normalize=unit_before)
     try:
@@ -56,3 +52,18 @@ def mean_of_several(
     np.add.at(total, owner, vectors)
     mean = torch.from_numpy((total / np.asarray(sizes, dtype=np.float64)[:, None]).astype(np.float32))
     return (unit(mean) if embedder.spec.normalize else mean).numpy()
+
+
+def check(options: Mapping[str, Any], items: int, known: Sequence[str] = OPTIONS) -> None:
+    """Raise `UnknownName` for an option that is none of `known`, `SpecError` for prompts or instructions that are not one an
+    item."""
+    for key, given in options.items():
+        if key not in known:
+            raise UnknownName("option", key, known)
+        if (
+            key in ("prompt", "instruction")
+            and given is not None
+            and not isinstance(given, str)
+            and len(given) != items
+        ):
+            raise SpecError(f"{len(given)} {key}s were given for {items} items")

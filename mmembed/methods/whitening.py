@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..embedder import Embedder
-from ..errors import InputError
+from ..errors import InputError, SpecError
 from ..inputs import Thing
 
 if TYPE_CHECKING:
@@ -29,8 +29,10 @@ def whitened(embedder: Embedder, things: Iterable[Thing], *, dimension: int | No
         options: those of `encode`: prompt_name, ...
 
     Raises:
-        InputError: too few things, or too alike, for so many directions.
+        InputError: too few things, or too alike, for so many directions. SpecError: truncate_dim among the options.
     """
+    if "truncate_dim" in options:
+        raise SpecError("whitening is fitted on whole vectors; dimension=... keeps the strongest directions")
     kernel, bias = fit(embedder.respecified(normalize=False).encode(things, **options), dimension)
     weights = {"kernel": torch.from_numpy(kernel).float(), "bias": torch.from_numpy(bias).float()}
     return embedder.with_head({"kind": "whiten", "out": kernel.shape[1]}, weights)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmembed.errors import InputError, SpecError, TruncationError
+from mmembed.errors import InputError, SpecError, TruncationError, UnknownName
 from mmembed.methods import chunk_and_average
 from mmembed.testing import byte_tokenizer, tiny_backbone, tiny_embedder
 
@@ -79,6 +79,10 @@ def test_pieces_fit_whatever_the_prompt_says(ours):
         chunk_and_average.encode(ours, TEXTS, size=100)
     with pytest.raises(SpecError, match="size=0"):
         chunk_and_average.encode(ours, TEXTS, size=0)
+    with pytest.raises(SpecError, match="1 prompts were given for 2 items"):
+        chunk_and_average.encode(ours, ["a", "b"], prompt=["q: "])
+    with pytest.raises(UnknownName, match="truncate"):
+        chunk_and_average.encode(ours, ["a"], truncate="end")
     with pytest.raises(InputError, match="item 1: texts are split here"):
         chunk_and_average.encode(ours, ["a", picture(1)])
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import mmembed
-from mmembed.errors import InputError
+from mmembed.errors import InputError, SpecError
 from mmembed.methods import whitening
 from mmembed.testing import WIDTH, byte_tokenizer, tiny_backbone, tiny_embedder
 
@@ -101,6 +101,8 @@ def test_what_has_no_spread_cannot_be_whitened(sharp):
     with pytest.raises(InputError, match=r"20 vectors span 19 directions, not 32.*dimension=19"):
         whitening.whitened(sharp, FITTED_ON[:20])
     assert whitening.whitened(sharp, FITTED_ON[:20], dimension=19).dimension == 19
+    with pytest.raises(SpecError, match=r"dimension=\.\.\. keeps the strongest"):
+        whitening.whitened(sharp, ["a", "b"], truncate_dim=8)
     with pytest.raises(InputError, match="no 33 directions"):
         whitening.whitened(sharp, FITTED_ON, dimension=33)
     with pytest.raises(InputError, match="many vectors"):
