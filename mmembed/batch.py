@@ -155,17 +155,21 @@ class Narrowing:
 
     Attributes:
         skip: ids that are not read. only: ids beside which nothing is, None: any. ends: so many at the front and the end.
+        pictured: whether the places of pictures are read; not where a token is read as the term that it is.
     """
 
     skip: frozenset[int] = frozenset()
     only: frozenset[int] | None = None
     ends: tuple[int, int] = (0, 0)
+    pictured: bool = True
 
     def __call__(self, sample: Sample) -> Sample:
         counted = sample.counted.copy()
         places = np.flatnonzero(counted)
         counted[places[: self.ends[0]]] = False
         counted[places[max(len(places) - self.ends[1], 0) :]] = False
+        for image in () if self.pictured else sample.images:
+            counted[image.first : image.first + image.count] = False
         if self.skip:
             counted &= ~np.isin(sample.ids, list(self.skip))
         if self.only is not None:

@@ -634,7 +634,12 @@ class Embedder:
             span=None
             if said.span is None
             else (self.tokenizer.id_of(said.span[0]), self.tokenizer.id_of(said.span[1])),
-            narrow=Narrowing(self._ids_of(skip), frozenset(map(self.tokenizer.id_of, only)) or None, said.ends),
+            narrow=Narrowing(
+                self._ids_of(skip),
+                frozenset(map(self.tokenizer.id_of, only)) or None,
+                said.ends,
+                not (isinstance(said, SparseOutput) and getattr(self.model.sparse, "of_ids", False)),
+            ),
             words=None if rule is None else prompts.WORDS[rule],
         )
 

@@ -202,6 +202,13 @@ def test_an_item_without_a_read_token_has_an_empty_row(both):
     assert ours.similarity(told, told)[0].tolist() == [0, 0, 0]
 
 
+def test_a_picture_has_no_term_of_an_id():
+    ours = tiny_embedder(sparse={"head": {"kind": "term_weights"}}, close=False)
+    weights = ours.encode_sparse([picture(1), (picture(1), "ab")])
+    assert weights[[0]].nnz == 0
+    assert {term for term, _ in ours.decode_sparse(weights)[1]} <= {"a", "b"}
+
+
 def test_the_strongest_terms_are_kept_and_told_by_name(both):
     whole = both.encode_sparse(TEXTS)
     few = both.respecified(sparse={**SPLADE, "top": 5}).encode_sparse(TEXTS)

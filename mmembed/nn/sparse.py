@@ -38,7 +38,8 @@ REDUCE = ("max", "sum", "last")
 def build_sparse_head(settings: Mapping[str, Any], width: int, vocabulary: int) -> nn.Module:
     """The head that `settings["kind"]` names, for states of `width` and a tokenizer of `vocabulary` ids.
 
-    Its `.out` is the number of terms, and `.needs_logits` says whether it reads the backbone's language head; called, it
+    Its `.out` is the number of terms, `.needs_logits` says whether it reads the backbone's language head, and `.of_ids`, where it
+    has that, that a token is the term of its id, so that the place of a picture has none; called, it
     takes `(states (T, D), ids (C,) of the counted tokens, counted, logits or None)` and gives (B, V), never negative.
     """
     return sparse_heads.build(settings, width=width, vocabulary=vocabulary)
@@ -49,6 +50,7 @@ class TermWeights(nn.Module):
     """relu(w . h + b), a weight a token; a term has the greatest of its tokens (BGE-M3, arXiv 2402.03216)."""
 
     needs_logits = False
+    of_ids = True
 
     def __init__(self, width: int, vocabulary: int):
         super().__init__()
