@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -46,9 +46,10 @@ class Picture:
     @cached_property
     def digest(self) -> bytes:
         """Equal exactly where pictures are."""
-        told = hashlib.blake2b(self.pixels.tobytes(), digest_size=16)
-        for name, value in ("shape", np.asarray(self.pixels.shape)), *sorted(self.also.items()):
-            told.update(name.encode() + value.astype(np.int64).tobytes())
+        told = hashlib.blake2b(digest_size=16)
+        arrays: dict[str, NDArray[Any]] = {"": self.pixels, **self.also}
+        for name, value in sorted(arrays.items()):
+            told.update(f"{name} {value.dtype} {value.shape} ".encode() + value.tobytes())
         return told.digest()
 
 
