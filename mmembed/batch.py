@@ -222,13 +222,16 @@ class Sampler:
         written = items if self.mark is None else [[_joined(runs, self.mark)] for runs in items]
         texts = [run.text for runs in written for run in runs if isinstance(run, TextRun)]
         tokens = iter(self.tokenizer.encode(texts))
-        alone = self.tokenizer.encode([_alone(self.counted, runs) for runs in items])
+        by_part = self.counted in BY_PART
+        alone = (
+            self.tokenizer.encode([_alone(self.counted, runs) for runs in items]) if by_part else [None] * len(items)
+        )
         seen: dict[int, Pictured] = {}  # an image under several prompts is decoded once
         for runs, texted, part in zip(items, written, alone, strict=True):
             own = [(run, next(tokens)) if isinstance(run, TextRun) else run for run in texted]
             try:
                 sample = self._sample(own if self.mark is None else _split(own, runs, self.mark), truncate, seen)
-                yield self._read(_counted_by(self.counted, sample, len(part.ids)), runs)
+                yield self._read(sample if part is None else _counted_by(self.counted, sample, len(part.ids)), runs)
             except InputError as error:
                 yield error
 
@@ -472,10 +475,14 @@ def _split(whole: Sequence[Laid], runs: Sequence[Run], mark: Mark) -> list[Laid]
     return [*parts, (text, Tokens(tokens.ids[last:], tokens.spans[last:]))]
 
 
+BY_PART = ("tail", "rest")
+"""Ways of counting by how many tokens a part of the text makes by itself."""
+
+
 def _alone(counted: str, runs: Sequence[Run]) -> str:
     """The part of a text whose tokens, made by themselves, say how many are counted: its own content to the end, or the
     words before it."""
-    run = runs[-1 if counted == "tail" else 0] if counted in ("tail", "rest") and runs else None
+    run = runs[-1 if counted == "tail" else 0] if runs else None
     if not isinstance(run, TextRun) or not run.content:
         return ""
     begin = run.content[0][0]
@@ -484,8 +491,6 @@ def _alone(counted: str, runs: Sequence[Run]) -> str:
 
 def _counted_by(counted: str, sample: Sample, alone: int) -> Sample:
     """The sample, less the tokens that do not count by the number of those that a part of it makes by itself."""
-    if counted not in ("tail", "rest"):
-        return sample
     kept = sample.counted.copy()
     kept[: len(sample) + sample.truncated - alone if counted == "tail" else alone] = False
     if not kept.any():
@@ -572,9 +577,11 @@ def _above(segment: Segment, segments: Sequence[Segment]) -> Iterator[int]:
 
 
 def _cost(segment: Segment, samples: Sequence[Sample]) -> int:
-    """What a segment takes of a batch's budget: its tokens, and the patches of the images in it."""
+    """What a segment takes of a batch's budget: its tokens, the patches of the images in it, and what an item runs against."""
+    speaker = samples[segment.items[0]]
     inside = range(segment.depth, segment.depth + segment.length)
-    return segment.length + sum(image.cost for image in samples[segment.items[0]].images if image.first in inside)
+    patches = sum(image.cost for image in speaker.images if image.first in inside)
+    return segment.length + patches + (speaker.against.cost if speaker.against else 0)
 
 
 def pack(samples: Sequence[Sample], rows: Sequence[int], mask: str | None, *, share: bool = False) -> Batch:

@@ -30,10 +30,8 @@ def tree(keys: Sequence[NDArray[np.int64]]) -> list[Segment]:
     """Items that begin alike as a tree in depth-first order, the longest common starts once; segments of one item stand
     together by length. An item is told by numbers, equal where its tokens are; it may end where a shared segment does."""
     order = sorted(range(len(keys)), key=lambda item: keys[item].astype(">i8").tobytes())
-    alike = [
-        0,
-        *(_common(keys[a], keys[b]) for a, b in pairwise(order)),
-    ]  # how many tokens each shares with the one before
+    # How many tokens each shares with the one before.
+    alike = [0, *(_common(keys[a], keys[b]) for a, b in pairwise(order))]
     segments: list[Segment] = []
     # Items order[first:stop], which share what lies before `common`, of which `depth` tokens are laid behind `parent`. A list,
     # not a recursion: texts that each go on from the one before are a tree as deep as they are many.

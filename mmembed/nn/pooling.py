@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..registry import Registry
-from .perceiver import Perceiver
+from .perceiver import LatentCross, Perceiver
 from .spans import Counted
 
 States = Float[Tensor, "T D"]
@@ -135,36 +135,22 @@ class AttentionPooling(nn.Module):
 
 
 @poolings.register("latent_attention")
-class LatentAttention(nn.Module):
+class LatentAttention(LatentCross):
     """Tokens attend to trained latents, an MLP follows, then the mean over counted tokens (NV-Embed, arXiv 2405.17428).
 
-    As the authors' code runs it: x = cross(norm(h), norm(latents)) + h; x = ff(norm(x)) + x; the feed-forward's first layer
-    gives values, then gates, and passes value * GELU(gate) on.
+    As the authors' code runs it: x = cross(norm(h), norm(latents)) + h; x = ff(norm(x)) + x.
     """
 
     def __init__(self, width: int, *, latents: int = 512, heads: int = 8, head_width: int | None = None):
-        super().__init__()
-        inner = heads * (head_width or width)
-        self.heads = heads
-        self.latents = nn.Parameter(torch.randn(latents, width))
-        self.norm = nn.LayerNorm(width)
-        self.norm_latents = nn.LayerNorm(width)
-        self.to_q = nn.Linear(width, inner, bias=False)
-        self.to_kv = nn.Linear(width, inner * 2, bias=False)
-        self.to_out = nn.Linear(inner, width, bias=False)
-        self.norm_ff = nn.LayerNorm(width)
-        self.up = nn.Linear(width, width * 8)
-        self.down = nn.Linear(width * 4, width)
+        super().__init__(width, latents=latents, heads=heads, head_width=head_width or width)
 
     def forward(self, states: States, counted: Counted) -> Vectors:
         taken = states[counted.index].to(self.latents.dtype)
         q = rearrange(self.to_q(self.norm(taken)), "c (h e) -> 1 h c e", h=self.heads)
         k, v = rearrange(self.to_kv(self.norm_latents(self.latents)), "l (two h e) -> two 1 h l e", two=2, h=self.heads)
         x = self.to_out(rearrange(F.scaled_dot_product_attention(q, k, v), "1 h c e -> c (h e)")) + taken
-        value, gate = self.up(self.norm_ff(x)).chunk(2, dim=-1)
-        x = self.down(value * F.gelu(gate)) + x
         every = Counted(torch.arange(len(x), device=x.device), counted.item, counted.items)
-        return mean(x, every)
+        return mean(self.fed(x), every)
 
 
 @poolings.register("perceiver")
