@@ -587,6 +587,8 @@ def _cost(segment: Segment, samples: Sequence[Sample]) -> int:
 def pack(samples: Sequence[Sample], rows: Sequence[int], mask: str | None, *, share: bool = False) -> Batch:
     """Samples as one row, under the mask of a model's own spec.
 
+    Parts of which nothing is left are passed over.
+
     Args:
         share: lay the tokens with which several samples begin once, for a causal mask; else samples lie one after another.
     """
@@ -625,7 +627,7 @@ def pack(samples: Sequence[Sample], rows: Sequence[int], mask: str | None, *, sh
     pooled = [
         own[read]
         for own, sample in zip(tokens, samples, strict=True)
-        for read in (sample.chunks if sample.chunks is not None else [np.flatnonzero(sample.counted)])
+        for read in (_nonempty(sample.chunks) if sample.chunks is not None else [np.flatnonzero(sample.counted)])
     ]
     held = [
         own[sample.placeholder] for own, sample in zip(tokens, samples, strict=True) if sample.placeholder is not None
@@ -650,3 +652,7 @@ def pack(samples: Sequence[Sample], rows: Sequence[int], mask: str | None, *, sh
         placeholders=torch.from_numpy(np.asarray(held, dtype=np.int64)) if held else None,
         against=pack(against, rows, mask) if against else None,
     )
+
+
+def _nonempty(parts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    return [part for part in parts if len(part)]

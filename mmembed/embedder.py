@@ -6,73 +6,51 @@ import dataclasses
 import json
 import os
 import sys
-import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, Unpack, cast
 
 import numpy as np
 import torch
 from scipy.sparse import coo_array, csr_array, vstack
+from torch import Tensor
 
 from . import prompts
-from .batch import Batch, ChunkSampler, Mark, Narrowing, Sample, Sampler, distinct, pack, plan
+from .batch import Batch, ChunkSampler, Mark, Narrowing, Sample, Sampler
 from .dual import DualEncoder
 from .errors import InputError, LoadError, SpecError, UnknownName
-from .inputs import Image, Item, Text, Thing, to_item
+from .inputs import Image, Thing
 from .model import EmbeddingModel
 from .nn.precision import PRECISIONS, unit
 from .nn.similarity import similarity
 from .nn.sparse import strongest
 from .outputs import SIDES, STATES, Read, SparseOutput
+from .report import Report, Skipped
 from .spec import ModelSpec
 from .tokenizer import Tokenizer
 from .towers.native import NativeTower
+from .walk import Options, Output, WalkOptions, Window, count_tokens, walk
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+__all__ = ["Embedder", "EncodeOptions", "Report", "SelfTest", "Skipped"]
+
 PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 """The names that the prompt of a side goes by, the first that a spec has."""
 Sparse: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.float32]]"
-Result = TypeVar("Result")
+Given = TypeVar("Given", bound=WalkOptions)
 GOLDEN_FILE = "golden.json"
 NO_PARTS = ("eos", "span", "marked", "tail", "rest")
 """Ways to count tokens that say nothing of which part of an item each is of; the last two are told by a number of tokens."""
-WINDOW = 1024
-"""Items that are prepared and sorted by length together: enough for long runs of equal length."""
-SEEN = 256
-"""Of them at most so many with images, whose pixels wait for their batch: up to 11 MB each in a vision-language model."""
-BUDGET = {"cpu": 4096, "cuda": 32768}
-"""Tokens of one batch: on a CPU more falls out of cache, on a GPU less leaves it idle."""
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """An item that was not embedded: its row in the caller's list, and why."""
+class EncodeOptions(WalkOptions, total=False):
+    """Keywords of `Embedder.encode`, for those that pass them on."""
 
-    row: int
-    reason: str
-
-
-@dataclass
-class Report:
-    """What an `encode` did; give one to be told.
-
-    Attributes:
-        skipped: items left out under on_error="skip"; their rows are NaN. truncated: rows of texts cut short.
-        items, tokens, images: how many were embedded. seconds: wall time.
-    """
-
-    skipped: list[Skipped] = field(default_factory=list)
-    truncated: list[int] = field(default_factory=list)
-    items: int = 0
-    tokens: int = 0
-    images: int = 0
-    seconds: float = 0.0
+    truncate_dim: int | None
 
 
 @dataclass(frozen=True)
@@ -188,12 +166,8 @@ class Embedder:
             UnknownName: no such prompt.
             SpecError: dimensions that the model was not trained for, or not one prompt or instruction an item.
         """
-        out_dim = self._width(truncate_dim)
-        blocks: list[NDArray[np.float32]] = []
-        for vectors, places, count in self._results(
-            inputs,
-            self._vectors,
-            self._sampler,
+        width = self._width(truncate_dim)
+        options = Options(
             prompt_name=prompt_name,
             prompt=prompt,
             instruction=instruction,
@@ -203,18 +177,17 @@ class Embedder:
             batch_tokens=batch_tokens,
             report=report,
             show_progress_bar=show_progress_bar,
-        ):
-            raw = np.stack(vectors) if vectors else np.empty((0, self.dimension), dtype=np.float32)
-            blocks.append(self._finish(raw, places, count, out_dim))
-        return np.concatenate(blocks) if blocks else np.empty((0, out_dim), dtype=np.float32)
+        )
+        blocks = [self._finish(window, width) for window in walk(self.model, inputs, self._vectors, options)]
+        return np.concatenate(blocks) if blocks else np.empty((0, width), dtype=np.float32)
 
-    def encode_query(self, inputs: Thing | Iterable[Thing], **options: Any) -> NDArray[np.float32]:
+    def encode_query(self, inputs: Thing | Iterable[Thing], **options: Unpack[EncodeOptions]) -> NDArray[np.float32]:
         """`encode` under the prompt "query" where the spec has one; `options` are those of `encode`."""
-        return self.encode(inputs, **self._side(PROMPTS["query"], options))
+        return self.encode(inputs, **self._sided(PROMPTS["query"], options))
 
-    def encode_document(self, inputs: Thing | Iterable[Thing], **options: Any) -> NDArray[np.float32]:
+    def encode_document(self, inputs: Thing | Iterable[Thing], **options: Unpack[EncodeOptions]) -> NDArray[np.float32]:
         """`encode` under the prompt "document", "passage" or "corpus", the first that the spec has."""
-        return self.encode(inputs, **self._side(PROMPTS["document"], options))
+        return self.encode(inputs, **self._sided(PROMPTS["document"], options))
 
     def encode_chunks(
         self,
@@ -272,13 +245,10 @@ class Embedder:
             raise SpecError("an intervention looks at the last token of an item, and in windows there are several")
         if window is None and overlap:
             raise SpecError(f"overlap={overlap} is of windows: pass window=... too")
-        out_dim = self._width(truncate_dim)
+        width = self._width(truncate_dim)
         settings = {f.name: getattr(self._sampler, f.name) for f in dataclasses.fields(Sampler)}
-        found: list[NDArray[np.float32]] = []
-        for vectors, places, _ in self._results(
-            inputs,
-            partial(self._chunk_vectors, width=out_dim),
-            ChunkSampler(**settings, window=window, overlap=overlap),
+        sampler = ChunkSampler(**settings, window=window, overlap=overlap)
+        options = Options(
             prompt_name=prompt_name,
             prompt=prompt,
             instruction=instruction,
@@ -287,10 +257,14 @@ class Embedder:
             batch_tokens=batch_tokens,
             report=report,
             joint=joint,
+        )
+        found: list[NDArray[np.float32]] = []
+        for each in walk(
+            self.model, inputs, Output(sampler, self._forward, partial(self._read_chunks, width=width)), options
         ):
-            if len(set(places)) < len(places):
+            if len(set(each.places)) < len(each.places):
                 raise SpecError("a prompt of several templates has no one vector for a part; name another prompt")
-            found += vectors
+            found += each.results
         return found
 
     def count_tokens(
@@ -308,24 +282,16 @@ class Embedder:
         Raises:
             As `encode`.
         """
-        things = list(_many(inputs))
-        wrapping = _Wrapping(self.spec, prompt_name, prompt, instruction, language)
-        wrapping.check_count(len(things))
-        uncut = dataclasses.replace(self._sampler, max_length=sys.maxsize)
-        counts = [0] * len(things)
-        for row, thing in enumerate(things):
-            try:
-                for sample in uncut.samples(wrapping(to_item(thing), row)):
-                    if isinstance(sample, InputError):
-                        raise sample
-                    counts[row] = max(counts[row], len(sample))
-            except InputError as error:
-                error.item = row
-                raise
-        return counts
+        uncut = dataclasses.replace(self._sampler, max_length=sys.maxsize, fill=None)
+        options = Options(prompt_name=prompt_name, prompt=prompt, instruction=instruction, language=language)
+        return count_tokens(self.model, inputs, uncut, options)
 
     def encode_tokens(
-        self, inputs: Thing | Iterable[Thing], *, side: Literal["query", "document"] | None = None, **options: Any
+        self,
+        inputs: Thing | Iterable[Thing],
+        *,
+        side: Literal["query", "document"] | None = None,
+        **options: Unpack[WalkOptions],
     ) -> list[NDArray[np.float32]]:
         """Vectors of the tokens of things, in their order: of those that the spec's `tokens` reads, through its head.
 
@@ -345,18 +311,22 @@ class Embedder:
         said = self.spec.tokens or STATES
         width = int(self.model.tokens.out)  # type: ignore[arg-type]
         found: list[NDArray[np.float32]] = []
-        sampler = self._reading(said, side)
-        for vectors, places, count in self._results(inputs, self._token_vectors, sampler, **self._of(side, options)):
-            if len(set(places)) < len(places):
+        output = Output(self._reading(said, side), self._forward_tokens, self._read_tokens)
+        for window in walk(self.model, inputs, output, self._of(side, options)):
+            if len(set(window.places)) < len(window.places):
                 raise SpecError("a prompt of several templates has no one list of token vectors; name another prompt")
-            window = [np.full((1, width), np.nan, dtype=np.float32) for _ in range(count)]
-            for place, own in zip(places, vectors, strict=True):
-                window[place] = own
-            found += window
+            rows = [np.full((1, width), np.nan, dtype=np.float32) for _ in range(window.count)]
+            for place, own in zip(window.places, window.results, strict=True):
+                rows[place] = own
+            found += rows
         return found
 
     def encode_sparse(
-        self, inputs: Thing | Iterable[Thing], *, side: Literal["query", "document"] | None = None, **options: Any
+        self,
+        inputs: Thing | Iterable[Thing],
+        *,
+        side: Literal["query", "document"] | None = None,
+        **options: Unpack[WalkOptions],
     ) -> csr_array:
         """Weights of terms of things, in their order, through the spec's `sparse` head.
 
@@ -374,11 +344,9 @@ class Embedder:
         if said is None or self.model.sparse is None:
             raise SpecError(f"{self.spec.name!r} has no sparse head (or its folder had none beside the backbone)")
         terms = int(self.model.sparse.out)  # type: ignore[arg-type]
-        blocks = [csr_array((0, terms), dtype=np.float32)]
-        sampler = self._reading(said, side)
-        for weights, places, count in self._results(inputs, self._sparse_weights, sampler, **self._of(side, options)):
-            blocks.append(_mean_rows(weights, places, count, terms))
-        return vstack(blocks, format="csr", dtype=np.float32)
+        output = Output(self._reading(said, side), self._forward_sparse, self._read_sparse)
+        rows = (_mean_rows(window, terms) for window in walk(self.model, inputs, output, self._of(side, options)))
+        return vstack([csr_array((0, terms), dtype=np.float32), *rows], format="csr", dtype=np.float32)
 
     def decode_sparse(self, weights: csr_array, top_k: int | None = None) -> list[list[tuple[str, float]]]:
         """The terms of every row of sparse weights (N, V) with their weights, heaviest first, for people to read.
@@ -464,131 +432,31 @@ class Embedder:
         write(Path(folder), self.model, self.tokenizer)
         return Path(folder)
 
-    def _results(
-        self,
-        inputs: Thing | Iterable[Thing],
-        compute: Callable[[Sequence[Sample], Sequence[int]], Iterable[Result]],
-        sampler: Sampler,
-        *,
-        prompt_name: str | None = None,
-        prompt: str | Sequence[str] | None = None,
-        instruction: str | Sequence[str] | None = None,
-        language: str | None = None,
-        truncate: Literal["end", "error"] = "end",
-        on_error: Literal["raise", "skip"] = "raise",
-        batch_tokens: int | None = None,
-        report: Report | None = None,
-        show_progress_bar: bool = False,
-        joint: str = " ",
-    ) -> Iterator[tuple[list[Result], NDArray[np.int64], int]]:
-        """What `compute` gives of every sample, a window of things at a time: the results, the places in the window of the
-        things they belong to, and how many things there are; one that was skipped has no place."""
-        began = time.perf_counter()
-        for value, kind, known in ((truncate, "truncate", ("end", "error")), (on_error, "on_error", ("raise", "skip"))):
-            if value not in known:
-                raise UnknownName(kind, value, known)
-        told = report if report is not None else Report()
-        first_new = len(told.skipped), len(told.truncated)
-        things = _many(inputs)
-        wrapping = _Wrapping(self.spec, prompt_name, prompt, instruction, language, joint)
-        if isinstance(things, Sized):
-            wrapping.check_count(len(things))  # before any work; a generator is counted as it goes
-        bar = _progress(things, show_progress_bar)
-        seen = 0
-        for first, window in _windows(things):
-            rows, samples = self._samples(window, first, wrapping, truncate, on_error, told, sampler)
-            firsts, which = distinct(samples)
-            found: list[Any] = [None] * len(firsts)
-            once = [samples[k] for k in firsts]
-            budget, native = batch_tokens or self._budget(), self.model.native
-            apart = [len(s.images) for s in once] if native is not None and native.apart else ()
-            for places in plan(once, budget, share=self.model.shares, apart=apart):
-                own = [firsts[place] for place in places]
-                with torch.inference_mode():
-                    results = compute([samples[k] for k in own], [rows[k] for k in own])
-                    for place, result in zip(places, results, strict=True):
-                        found[place] = result
-                bar.update(len(places) * len(window) / len(firsts))
-            told.items += len(set(rows))
-            seen += len(window)
-            yield [found[place] for place in which], np.asarray(rows, dtype=np.int64) - first, len(window)
-        bar.close()
-        told.seconds += time.perf_counter() - began
-        wrapping.check_count(seen)
-        _warn(told, first_new, report is not None, self.spec.max_length)
+    @property
+    def _vectors(self) -> Output[NDArray[np.float32]]:
+        """(dimension,) of each sample, before shortening and unit length."""
+        return Output(self._sampler, self._forward, self._read_vectors)
 
-    def _samples(
-        self,
-        window: Sequence[Thing],
-        first: int,
-        wrapping: _Wrapping,
-        truncate: str,
-        on_error: str,
-        told: Report,
-        sampler: Sampler,
-    ) -> tuple[list[int], list[Sample]]:
-        """Rows and samples of the things that can be embedded; the others are raised or reported."""
-        wrapped: list[list[prompts.Run]] = []
-        compared: list[list[prompts.Run]] = []  # the same items under the prompt of an intervention
-        rows: list[int] = []
-        bad: set[int] = set()
+    def _forward(self, batch: Batch, samples: Sequence[Sample]) -> list[Tensor]:
+        return [self.model(batch).float()]
 
-        def failed(row: int, error: InputError) -> None:
-            if on_error == "raise":
-                error.item = row
-                raise error
-            bad.add(row)
-            told.skipped.append(Skipped(row, error.reason))
-
-        for row, thing in enumerate(window, first):
-            try:
-                item = to_item(thing)
-                ways = wrapping(item, row)
-                if self.model.intervention is not None and self.model.intervention.against is not None:
-                    compared += [wrapping.under(self.model.intervention.against, item)] * len(ways)
-                wrapped += ways
-                rows += [row] * len(ways)
-            except InputError as error:
-                failed(row, error)
-        made: list[Sample | None] = []
-        samples = sampler.samples(wrapped, truncate)
-        if compared:
-            samples = map(_beside, samples, sampler.samples(compared, truncate))
-        for row, sample in zip(rows, samples, strict=True):
-            if isinstance(sample, InputError):
-                made.append(None)
-                if row not in bad:
-                    failed(row, sample)
-            else:
-                made.append(sample)
-        kept = [(row, s) for row, s in zip(rows, made, strict=True) if s is not None and row not in bad]
-        told.skipped.sort(key=lambda skipped: skipped.row)
-        told.truncated += sorted({row for row, s in kept if s.truncated})
-        told.tokens += sum(len(s) for _, s in kept)
-        told.images += sum(len(s.images) for _, s in kept)
-        return [row for row, _ in kept], [s for _, s in kept]
-
-    def _packed(self, samples: Sequence[Sample], rows: Sequence[int]) -> Batch:
-        return pack(samples, rows, self.spec.mask, share=self.model.shares).to(self.model.device)
-
-    def _vectors(self, samples: Sequence[Sample], rows: Sequence[int]) -> NDArray[np.float32]:
-        """(B, dimension), before shortening and unit length."""
-        out = self.model(self._packed(samples, rows)).float().cpu().numpy()
+    def _read_vectors(
+        self, tensors: Sequence[NDArray[np.float32]], samples: Sequence[Sample], rows: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """(B, dimension)."""
+        (out,) = tensors
         bad = np.flatnonzero(~np.isfinite(out).all(1))
         if len(bad):
             raise InputError(f"the model gave no finite vector in {self.precision}; try precision='fp32'", rows[bad[0]])
         return out
 
-    def _chunk_vectors(self, samples: Sequence[Sample], rows: Sequence[int], width: int) -> list[NDArray[np.float32]]:
+    def _read_chunks(
+        self, tensors: Sequence[NDArray[np.float32]], samples: Sequence[Sample], rows: Sequence[int], width: int
+    ) -> list[NDArray[np.float32]]:
         """(number of parts, width) for each sample, shortened and of unit length as `encode` has them."""
-        parts = [sample.chunks or () for sample in samples]
-        left = [np.array([len(part) > 0 for part in of_sample]) for of_sample in parts]
-        read = [
-            dataclasses.replace(sample, chunks=tuple(part for part in of_sample if len(part)))
-            for sample, of_sample in zip(samples, parts, strict=True)
-        ]
+        left = [np.array([len(part) > 0 for part in sample.chunks or ()]) for sample in samples]
         whose = [row for row, of_sample in zip(rows, left, strict=True) for _ in range(of_sample.sum())]
-        raw = torch.from_numpy(self._vectors(read, whose))[:, :width]
+        raw = torch.from_numpy(self._read_vectors(tensors, samples, whose))[:, :width]
         own = iter((unit(raw) if self.spec.normalize else raw).split([int(of_sample.sum()) for of_sample in left]))
         found = []
         for of_sample in left:
@@ -597,23 +465,32 @@ class Embedder:
             found.append(vectors)
         return found
 
-    def _token_vectors(self, samples: Sequence[Sample], rows: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+    def _forward_tokens(self, batch: Batch, samples: Sequence[Sample]) -> Sequence[Tensor]:
         """(n, d) of each sample."""
-        batch = self._packed(samples, rows)
-        for row, vectors in zip(rows, self.model.token_vectors(batch), strict=True):
-            yield self._finite(vectors.cpu().numpy(), row)
+        return self.model.token_vectors(batch)
 
-    def _sparse_weights(self, samples: Sequence[Sample], rows: Sequence[int]) -> Iterator[Sparse]:
-        """(terms, weights) of each sample, none of them 0."""
+    def _read_tokens(
+        self, tensors: Sequence[NDArray[np.float32]], samples: Sequence[Sample], rows: Sequence[int]
+    ) -> list[NDArray[np.float32]]:
+        return [self._finite(vectors, row) for vectors, row in zip(tensors, rows, strict=True)]
+
+    def _forward_sparse(self, batch: Batch, samples: Sequence[Sample]) -> list[Tensor]:
+        """(n,) terms and (n,) weights of each sample, none of them 0."""
         said = self.spec.sparse
         assert said is not None
-        place = 0
-        for weights in self.model.sparse_weights(self._packed(samples, rows)):
+        found: list[Tensor] = []
+        for weights in self.model.sparse_weights(batch):
             for row in weights:
-                kept = _kept(row, samples[place].terms, said)
+                kept = _kept(row, samples[len(found) // 2].terms, said)
                 terms = kept.nonzero().squeeze(1)
-                yield terms.cpu().numpy(), self._finite(kept[terms].cpu().numpy(), rows[place])
-                place += 1
+                found += [terms, kept[terms]]
+        return found
+
+    def _read_sparse(
+        self, tensors: Sequence[NDArray[Any]], samples: Sequence[Sample], rows: Sequence[int]
+    ) -> list[Sparse]:
+        pairs = zip(tensors[::2], tensors[1::2], rows, strict=True)
+        return [(terms, self._finite(weights, row)) for terms, weights, row in pairs]
 
     def _finite(self, numbers: NDArray[np.float32], row: int) -> NDArray[np.float32]:
         if not np.isfinite(numbers).all():
@@ -657,16 +534,15 @@ class Embedder:
                 continue
         return frozenset(known)
 
-    def _of(self, side: str | None, options: dict[str, Any]) -> dict[str, Any]:
-        return options if side is None else self._side(PROMPTS[side], options)
+    def _of(self, side: Literal["query", "document"] | None, options: WalkOptions) -> Options:
+        return Options(**(options if side is None else self._sided(PROMPTS[side], options)))
 
-    def _finish(
-        self, raw: NDArray[np.float32], places: NDArray[np.int64], count: int, width: int
-    ) -> NDArray[np.float32]:
+    def _finish(self, window: Window[NDArray[np.float32]], width: int) -> NDArray[np.float32]:
         """Vectors of a window: the mean where an item went in several ways, shortened, of unit length; NaN where skipped."""
-        ways = np.bincount(places, minlength=count)
-        total = np.zeros((count, raw.shape[1]), dtype=np.float32)
-        np.add.at(total, places, raw)
+        raw = np.stack(window.results) if window.results else np.empty((0, self.dimension), dtype=np.float32)
+        ways = np.bincount(window.places, minlength=window.count)
+        total = np.zeros((window.count, raw.shape[1]), dtype=np.float32)
+        np.add.at(total, window.places, raw)
         total[ways == 0] = np.nan
         mean = torch.from_numpy(total / np.maximum(ways, 1)[:, None].astype(np.float32))[:, :width]
         return (unit(mean) if self.spec.normalize else mean).numpy()
@@ -680,14 +556,11 @@ class Embedder:
             raise SpecError(f"{spec.name!r} was not trained for vectors of {truncate_dim} numbers; known: {known}")
         return truncate_dim
 
-    def _budget(self) -> int:
-        return BUDGET.get(self.model.device.type, BUDGET["cpu"])
-
-    def _side(self, names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
+    def _sided(self, names: Sequence[str], options: Given) -> Given:
         if {"prompt", "prompt_name"} & options.keys():
             return options
         known = next((name for name in names if name in self.spec.prompts), None)
-        return options if known is None else {"prompt_name": known, **options}
+        return options if known is None else cast("Given", {"prompt_name": known, **options})
 
 
 def _mark(tower: NativeTower, tokenizer: Tokenizer) -> Mark:
@@ -709,8 +582,9 @@ def _kept(weights: torch.Tensor, terms: NDArray[np.int64] | None, said: SparseOu
     return strongest(torch.zeros_like(weights).index_copy(0, own, weights[own])[None], said.top)[0]
 
 
-def _mean_rows(weights: Sequence[Sparse], places: NDArray[np.int64], count: int, terms: int) -> csr_array:
+def _mean_rows(window: Window[Sparse], terms: int) -> csr_array:
     """Rows of a window: the mean where an item went in several ways, one NaN where it was skipped."""
+    weights, places, count = window.results, window.places, window.count
     lengths = [len(ids) for ids, _ in weights]
     ways = np.bincount(places, minlength=count)
     rows = np.repeat(places, lengths)
@@ -722,104 +596,3 @@ def _mean_rows(weights: Sequence[Sparse], places: NDArray[np.int64], count: int,
     summed = csr_array(coo_array((data, where), shape=(count, terms)), dtype=np.float32)
     summed.sort_indices()
     return summed
-
-
-class _Wrapping:
-    """The prompt of one call, put around each item."""
-
-    def __init__(
-        self,
-        spec: ModelSpec,
-        name: str | None,
-        prompt: str | Sequence[str] | None,
-        instruction: str | Sequence[str] | None,
-        language: str | None,
-        joint: str = " ",
-    ):
-        if prompt is not None and name is not None:
-            raise SpecError("give prompt or prompt_name, not both")
-        self.spec, self.language = spec, language
-        self.name = spec.default_prompt_name if name is None and prompt is None else name
-        if self.name is not None and self.name not in spec.prompts:
-            raise UnknownName("prompt", self.name, spec.prompts)
-        self.prompt, self.instruction, self.joint = prompt, instruction, joint
-
-    def __call__(self, item: Item, row: int) -> list[list[prompts.Run]]:
-        """The item in each of its templates, mostly one."""
-        own = _of_row(self.prompt, row, "prompts")
-        if own is not None:
-            templates: tuple[str, ...] = (prompts.literal(own),)
-        else:
-            templates = prompts.templates_for(self.spec.prompts, self.name, item, self.language)
-        instruction = _of_row(self.instruction, row, "instructions")
-        if instruction is not None and not any("{instruction}" in template for template in templates):
-            raise SpecError(f"the prompt {self.name!r} has no place for an instruction; pass prompt='...' instead")
-        if instruction is None and self.name is not None:
-            instruction = self.spec.instructions.get(self.name)
-        if instruction is not None and self.spec.instruction_cleaning is not None:
-            instruction = prompts.CLEANINGS[self.spec.instruction_cleaning](instruction)
-        spec = self.spec
-        return [prompts.wrap(item, each, instruction, spec.cleaning, self.joint, spec.apart) for each in templates]
-
-    def under(self, name: str, item: Item) -> list[prompts.Run]:
-        """The item in the one template of the prompt `name`."""
-        template = prompts.templates_for(self.spec.prompts, name, item, self.language)[0]
-        return prompts.wrap(
-            item, template, self.spec.instructions.get(name), self.spec.cleaning, self.joint, self.spec.apart
-        )
-
-    def check_count(self, items: int) -> None:
-        for given, what in ((self.prompt, "prompts"), (self.instruction, "instructions")):
-            if given is not None and not isinstance(given, str) and len(given) != items:
-                raise SpecError(f"{len(given)} {what} were given for {items} items")
-
-
-def _beside(sample: Sample | InputError, against: Sample | InputError) -> Sample | InputError:
-    if isinstance(sample, InputError) or isinstance(against, InputError):
-        return sample if isinstance(sample, InputError) else against
-    return dataclasses.replace(sample, against=against)
-
-
-def _of_row(given: str | Sequence[str] | None, row: int, what: str) -> str | None:
-    if given is None or isinstance(given, str):
-        return given
-    if row >= len(given):
-        raise SpecError(f"{len(given)} {what} were given, and there are more items")
-    return given[row]
-
-
-def _many(inputs: Thing | Iterable[Thing]) -> Iterable[Thing]:
-    """A list, a generator, ... is many things; anything that is one item is one."""
-    one = isinstance(inputs, (str, tuple, Mapping)) or not isinstance(inputs, Iterable)
-    return [inputs] if one else inputs  # type: ignore[list-item, return-value]
-
-
-def _windows(things: Iterable[Thing]) -> Iterator[tuple[int, list[Thing]]]:
-    first, window, seen = 0, [], 0
-    for thing in things:
-        window.append(thing)
-        seen += not isinstance(thing, (str, Text))
-        if len(window) == WINDOW or seen == SEEN:
-            yield first, window
-            first, window, seen = first + len(window), [], 0
-    if window:
-        yield first, window
-
-
-def _progress(things: Iterable[Thing], shown: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    total = len(things) if isinstance(things, Sequence) else None
-    return tqdm(total=total, desc="embedding", unit="item", disable=not shown)
-
-
-def _warn(told: Report, before: tuple[int, int], asked: bool, longest: int) -> None:
-    """Say what a caller who gave no report would otherwise not learn."""
-    skipped, cut = told.skipped[before[0] :], told.truncated[before[1] :]
-    if skipped and not asked:
-        shown = "; ".join(f"item {s.row}: {s.reason}" for s in skipped[:3])
-        warnings.warn(f"{len(skipped)} items were skipped, their rows are NaN: {shown}", stacklevel=4)
-    if cut and not asked:
-        warnings.warn(
-            f"{len(cut)} items were longer than {longest} tokens and were cut (first: {cut[0]})", stacklevel=4
-        )

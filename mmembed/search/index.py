@@ -289,7 +289,9 @@ class Index:
             raise StoreError(f"{self.path} was opened without an embedder: Index.open(path, mmembed.load())")
         return self.embedder
 
-    def _add(self, things: Iterable[_Given], total: int | None, on_error: str, show_progress_bar: bool) -> AddReport:
+    def _add(
+        self, things: Iterable[_Given], total: int | None, on_error: Literal["raise", "skip"], show_progress_bar: bool
+    ) -> AddReport:
         from tqdm.auto import tqdm
 
         if on_error not in ("raise", "skip"):
@@ -319,7 +321,7 @@ class Index:
         report.skipped.sort(key=lambda skipped: skipped.row)
         return report
 
-    def _write(self, chunk: _Chunk, report: AddReport, on_error: str) -> None:
+    def _write(self, chunk: _Chunk, report: AddReport, on_error: Literal["raise", "skip"]) -> None:
         """Embed what is new among a chunk and write it in one commit."""
         from ..embedder import Report
 

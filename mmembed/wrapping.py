@@ -1,0 +1,68 @@
+"""The prompt of one call: a spec's template, words or an instruction of the caller's own, put around each item."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from . import prompts
+from .errors import SpecError, UnknownName
+from .inputs import Item
+from .spec import ModelSpec
+
+
+class Wrapping:
+    """The prompt of one call, put around each item."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        name: str | None,
+        prompt: str | Sequence[str] | None,
+        instruction: str | Sequence[str] | None,
+        language: str | None,
+        joint: str = " ",
+    ):
+        if prompt is not None and name is not None:
+            raise SpecError("give prompt or prompt_name, not both")
+        self.spec, self.language = spec, language
+        self.name = spec.default_prompt_name if name is None and prompt is None else name
+        if self.name is not None and self.name not in spec.prompts:
+            raise UnknownName("prompt", self.name, spec.prompts)
+        self.prompt, self.instruction, self.joint = prompt, instruction, joint
+
+    def __call__(self, item: Item, row: int) -> list[list[prompts.Run]]:
+        """The item in each of its templates, mostly one."""
+        own = _of_row(self.prompt, row, "prompts")
+        if own is not None:
+            templates: tuple[str, ...] = (prompts.literal(own),)
+        else:
+            templates = prompts.templates_for(self.spec.prompts, self.name, item, self.language)
+        instruction = _of_row(self.instruction, row, "instructions")
+        if instruction is not None and not any("{instruction}" in template for template in templates):
+            raise SpecError(f"the prompt {self.name!r} has no place for an instruction; pass prompt='...' instead")
+        if instruction is None and self.name is not None:
+            instruction = self.spec.instructions.get(self.name)
+        if instruction is not None and self.spec.instruction_cleaning is not None:
+            instruction = prompts.CLEANINGS[self.spec.instruction_cleaning](instruction)
+        spec = self.spec
+        return [prompts.wrap(item, each, instruction, spec.cleaning, self.joint, spec.apart) for each in templates]
+
+    def under(self, name: str, item: Item) -> list[prompts.Run]:
+        """The item in the one template of the prompt `name`."""
+        template = prompts.templates_for(self.spec.prompts, name, item, self.language)[0]
+        return prompts.wrap(
+            item, template, self.spec.instructions.get(name), self.spec.cleaning, self.joint, self.spec.apart
+        )
+
+    def check_count(self, items: int) -> None:
+        for given, what in ((self.prompt, "prompts"), (self.instruction, "instructions")):
+            if given is not None and not isinstance(given, str) and len(given) != items:
+                raise SpecError(f"{len(given)} {what} were given for {items} items")
+
+
+def _of_row(given: str | Sequence[str] | None, row: int, what: str) -> str | None:
+    if given is None or isinstance(given, str):
+        return given
+    if row >= len(given):
+        raise SpecError(f"{len(given)} {what} were given, and there are more items")
+    return given[row]
