@@ -21,7 +21,7 @@ from . import prompts
 from .batch import Batch, ChunkSampler, Mark, Narrowing, Sample, Sampler
 from .dual import DualEncoder
 from .errors import InputError, LoadError, SpecError, UnknownName
-from .inputs import Image, Thing
+from .inputs import Image, Thing, to_item
 from .model import EmbeddingModel
 from .nn.precision import PRECISIONS, unit
 from .nn.similarity import similarity
@@ -32,6 +32,7 @@ from .spec import ModelSpec
 from .tokenizer import Tokenizer
 from .towers.native import NativeTower
 from .walk import Options, Output, WalkOptions, Window, count_tokens, walk
+from .wrapping import Wrapping
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -285,6 +286,39 @@ class Embedder:
         uncut = dataclasses.replace(self._sampler, max_length=sys.maxsize, fill=None)
         options = Options(prompt_name=prompt_name, prompt=prompt, instruction=instruction, language=language)
         return count_tokens(self.model, inputs, uncut, options)
+
+    def samples(
+        self,
+        inputs: Iterable[Thing],
+        *,
+        prompt_name: str | None = None,
+        instruction: str | None = None,
+        language: str | None = None,
+        truncate: Literal["end", "error"] = "end",
+    ) -> list[Sample | InputError]:
+        """Each thing as the numbers that the model reads, or what is wrong with it: for training, which packs by itself.
+
+        Raises:
+            UnknownName: no such prompt. SpecError: a prompt of several templates, whose vectors `encode` averages, or an
+                intervention that compares with another prompt.
+        """
+        if self.model.intervention is not None and self.model.intervention.against is not None:
+            raise SpecError(f"{self.spec.name!r} runs an item against another prompt: it has no one sample")
+        wrapping = Wrapping(self.spec, prompt_name, None, instruction, language)
+        made: list[InputError | None] = []
+        wrapped: list[list[prompts.Run]] = []
+        for row, thing in enumerate(inputs):
+            try:
+                ways = wrapping(to_item(thing), row)
+            except InputError as error:
+                made.append(error)
+                continue
+            if len(ways) > 1:
+                raise SpecError(f"the prompt {wrapping.name!r} puts an item in {len(ways)} ways; name another prompt")
+            wrapped += ways
+            made.append(None)
+        found = self._sampler.samples(wrapped, truncate)
+        return [next(found) if error is None else error for error in made]
 
     def encode_tokens(
         self,

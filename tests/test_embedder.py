@@ -11,6 +11,7 @@ import torch
 
 import mmembed
 from mmembed import Image, ModelSpec, Report, Text
+from mmembed.batch import pack
 from mmembed.errors import InputError, LoadError, SpecError, TruncationError, UnknownName
 from mmembed.testing import BACKBONES, ENCODERS, PADDED, WIDTH, byte_tokenizer, tiny_backbone, tiny_embedder
 
@@ -400,3 +401,13 @@ def test_a_wrong_setting_names_the_nearest():
         tiny_embedder(precision="bf61")
     with pytest.raises(UnknownName, match="Did you mean 'skip'"):
         tiny_embedder().encode("a", on_error="skipp")
+
+
+def test_samples_are_what_encode_reads_and_a_bad_thing_stands_in_its_place(tiny):
+    good = picture(3)
+    found = tiny.samples(["one", Image(b"no picture"), (good, "two"), 7])
+    assert [type(each).__name__ for each in found] == ["Sample", "ImageError", "Sample", "InputError"]
+    batch = pack([found[0], found[2]], [0, 2], tiny.spec.mask, share=tiny.model.shares)
+    with torch.no_grad():
+        vectors = torch.nn.functional.normalize(tiny.model(batch), dim=-1).numpy()
+    np.testing.assert_allclose(vectors, tiny.encode(["one", (good, "two")]), atol=1e-6)
