@@ -7,23 +7,25 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from transformers import AttentionInterface
 
 from ..errors import UnknownName
 from .extension import Extension, extended
+from .grouped import grouped
 from .spans import Spans
 
 NAME = "mmembed"
 """What `config._attn_implementation` is set to: `spans=` given to a model's forward then reaches every layer."""
 
-Query = Float[Tensor, "1 H T E"]
+Query = Float[Tensor, "1 H Q E"]
 Key = Float[Tensor, "1 K T E"]
 Room = Callable[..., Query]
-"""room(query, key, value, spans, *, scaling, window, softcap) -> (1, H, T, E)"""
+"""room(query, key, value, spans, *, scaling, window, softcap) -> (1, H, Q, E), of the queries that `spans.asking` names, over
+keys and values of the whole row."""
+Recall = Callable[[int, Key, Key], tuple[Key, Key]]
+"""recall(layer, key, value) -> those of the whole row, where a layer was given no more than some of its tokens."""
 
 
 def attend(
@@ -35,6 +37,7 @@ def attend(
     *,
     spans: Spans,
     extension: Extension | None = None,
+    recall: Recall | None = None,
     room: str | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -44,6 +47,9 @@ def attend(
 ) -> tuple[Float[Tensor, "1 T H E"], None]:
     """Attention of one packed row under the rule of `spans`, in the named room or the best one for the device, or by groups
     where an `extension` says so.
+
+    Where `spans.asking` names tokens, queries are of these. Keys and values are of the whole row: as they are given, or as
+    `recall` makes them of those given, which are of the tokens that went through the layer.
 
     The signature is that of transformers' `AttentionInterface`; keyword arguments that say nothing about the mask or
     the softmax (`deterministic`, `use_cache`, ...) are not ours to read.
@@ -58,21 +64,20 @@ def attend(
         raise NotImplementedError("attention dropout is not supported over packed rows: set attention_dropout to 0")
     if not spans.windows:
         sliding_window = None
-    if spans.open_from is not None:
-        layer = getattr(module, "layer_idx", None)
-        if layer is None:
-            raise NotImplementedError(
-                f"{type(module).__name__} does not say which layer it is of: no layer can be opened"
-            )
-        if layer >= spans.open_from:
-            spans, sliding_window = spans.opened, None
+    layer = getattr(module, "layer_idx", None)
+    if layer is None and (spans.open_from is not None or recall is not None):
+        raise NotImplementedError(f"{type(module).__name__} does not say which layer it is of: no layer can be opened")
+    if recall is not None:
+        key, value = recall(int(layer), key, value)  # type: ignore[arg-type]
+    if spans.open_from is not None and int(layer) >= spans.open_from:  # type: ignore[arg-type]
+        spans, sliding_window = spans.opened, None
     if sliding_window is not None and not spans.causal and getattr(module, "is_causal", False):
         # transformers' masks of a decoder set to read both ways include the token `sliding_window` away.
         sliding_window += 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if extension is not None:
-        if softcap is not None:
-            raise NotImplementedError("SelfExtend knows no soft cap")
+        if softcap is not None or spans.asking is not None:
+            raise NotImplementedError("SelfExtend knows no soft cap, and no queries of some tokens only")
         heads = _one_key_a_head(query, key, value)
         out = extended(query, *heads, spans, extension, scaling=scale, window=sliding_window)
         return out.transpose(1, 2).contiguous(), None
@@ -87,7 +92,7 @@ def attend(
 
 def choose(query: Query, spans: Spans, window: int | None, softcap: float | None) -> str:
     """Which room serves: variable-length kernels or FlexAttention on CUDA, grouped on the CPU."""
-    if not query.is_cuda:
+    if not query.is_cuda or spans.asking is not None:
         return "grouped" if softcap is None else "reference"
     plain = spans.block is None and softcap is None and query.dtype in (torch.float16, torch.bfloat16)
     plain = plain and not spans.shared  # a shared part would have to be merged in by its log-sum-exp
@@ -99,66 +104,12 @@ def reference(
 ) -> Query:
     """Every token against every token, masked; softmax in fp32. The plain way that the other rooms are held to."""
     key, value = _one_key_a_head(query, key, value)
-    row = torch.arange(query.shape[2], device=query.device)
+    row = torch.arange(key.shape[2], device=query.device)
     scores = (query.float() @ key.float().transpose(-1, -2)) * scaling
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~spans.may_look(row[:, None], row[None, :], window), float("-inf"))
+    scores = scores.masked_fill(~spans.may_look(spans.queries[:, None], row[None, :], window), float("-inf"))
     return (scores.softmax(-1) @ value.float()).to(query.dtype)
-
-
-def grouped(
-    query: Query, key: Key, value: Key, spans: Spans, *, scaling: float, window: int | None, softcap: float | None
-) -> Query:
-    """One dense `scaled_dot_product_attention` for each run of items of equal length; no mask where none is needed."""
-    if softcap is not None:
-        raise NotImplementedError("grouped attention knows no soft cap; the room 'reference' does")
-    key, value = _one_key_a_head(query, key, value)
-    every = torch.arange(query.shape[2], device=query.device)
-    parts = []
-    for run in spans.runs:
-        q, k, v = (rearrange(x[0, :, run.tokens], "h (n t) e -> n h t e", n=run.count) for x in (query, key, value))
-        row = rearrange(every[run.tokens], "(n t) -> n t", n=run.count)
-        depth = sum(part.stop - part.start for part in run.before)
-        narrow = window is not None and window < depth + run.length
-        blocks = spans.block is not None and bool((spans.block[run.tokens] >= 0).any())
-        if run.before:
-            past = torch.cat([every[part] for part in run.before])
-            if narrow or blocks:
-                columns = torch.cat([past.expand(run.count, -1), row], dim=1)
-                seen = spans.may_look(row[:, :, None], columns[:, None, :], window)
-            else:  # all of what came before, and of its own segment what stands behind
-                columns = torch.arange(depth + run.length, device=query.device)
-                seen = (columns <= columns[depth:, None])[None]
-            out = _behind(q, k, v, key[0, :, past], value[0, :, past], seen, scaling)
-        elif narrow or blocks:
-            seen = spans.may_look(row[:, :, None], row[:, None, :], window)[:, None]
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling)
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=spans.causal and run.length > 1, scale=scaling)
-        parts.append(rearrange(out, "n h t e -> h (n t) e"))
-    return torch.cat(parts, dim=1)[None]
-
-
-def _behind(
-    q: Float[Tensor, "N H L E"],
-    k: Float[Tensor, "N H L E"],
-    v: Float[Tensor, "N H L E"],
-    past_k: Float[Tensor, "H P E"],
-    past_v: Float[Tensor, "H P E"],
-    seen: Bool[Tensor, "M L P_plus_L"],
-    scaling: float,
-) -> Float[Tensor, "N H L E"]:
-    """Attention of N runs over the P tokens that all of them come after, which are multiplied once and never copied, and
-    over their own; one softmax over both, in fp32 at least."""
-    n, split = q.shape[0], past_k.shape[1]
-    flat = rearrange(q, "n h l e -> h (n l) e")
-    old = rearrange(flat @ past_k.transpose(-1, -2), "h (n l) p -> n h l p", n=n)
-    scores = torch.cat([old, q @ k.transpose(-1, -2)], dim=-1) * scaling
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    weights = scores.masked_fill(~seen[:, None], float("-inf")).softmax(-1).to(v.dtype)
-    long_ago = rearrange(weights[..., :split], "n h l p -> h (n l) p") @ past_v
-    return rearrange(long_ago, "h (n l) e -> n h l e", n=n) + weights[..., split:] @ v
 
 
 def varlen(
@@ -171,6 +122,8 @@ def varlen(
         raise NotImplementedError(
             "variable-length kernels know no soft cap, image blocks or shared tokens; 'flex' does"
         )
+    if spans.asking is not None:
+        raise NotImplementedError("variable-length kernels know no queries of some tokens only; 'grouped' does")
     reach = -1 if window is None else window - 1
     longest = max(spans.lengths)
     out: Any = varlen_attn(
@@ -200,6 +153,8 @@ def flex(
     def cap(score: Tensor, *_where: Tensor) -> Tensor:
         return score if softcap is None else softcap * torch.tanh(score / softcap)
 
+    if spans.asking is not None:
+        raise NotImplementedError("FlexAttention knows no queries of some tokens only; 'grouped' does")
     tokens = query.shape[2]
     mask = create_block_mask(rule, None, None, tokens, tokens, device=query.device)
     run: Any = _compiled_flex() if query.is_cuda else flex_attention

@@ -49,6 +49,7 @@ class Spans:
         start: (T,) where a token's segment begins. end: (T,) where the subtree of its segment ends.
         positions: (T,) depth in the tree: how many tokens of its item come before it. numbers: what the backbone is told in
             their place; None: the same. windows: false where layers that slide see all that the mask lets them.
+        asking: (Q,) the tokens whose queries are asked for, in order; None: all. Keys and values are of the whole row always.
     """
 
     lengths: tuple[int, ...]
@@ -61,6 +62,7 @@ class Spans:
     open_from: int | None = None
     numbers: Tensor | None = None
     windows: bool = True
+    asking: Int[Tensor, " Q"] | None = None
 
     @classmethod
     def of(
@@ -98,8 +100,23 @@ class Spans:
         return cls(tuple(int(n) for n in lengths), above, mask, start, end, positions, keep)
 
     def to(self, device: torch.device | str) -> Spans:
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("start", "end", "positions")}
-        return replace(self, **moved, block=None if self.block is None else self.block.to(device, non_blocking=True))
+        tensors = ("start", "end", "positions", "block", "numbers", "asking")
+        known = {name: own for name in tensors if (own := getattr(self, name)) is not None}
+        return replace(self, **{name: own.to(device, non_blocking=True) for name, own in known.items()})
+
+    def asked(self, tokens: Int[Tensor, " Q"] | None) -> Spans:
+        """The same row, asked for the states of `tokens` only, in order; None: of all."""
+        return replace(self, asking=tokens)
+
+    @property
+    def tokens(self) -> int:
+        """T, tokens of the whole row."""
+        return len(self.start)
+
+    @cached_property
+    def queries(self) -> Int[Tensor, " Q"]:
+        """The tokens whose queries are asked for."""
+        return torch.arange(self.tokens, device=self.start.device) if self.asking is None else self.asking
 
     @property
     def last(self) -> Int[Tensor, " B"]:

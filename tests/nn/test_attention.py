@@ -165,6 +165,70 @@ def test_gradients_of_a_tree_are_those_of_the_reference():
     assert all((a - b).abs().max() <= 1e-4 for a, b in zip(*sides, strict=True))
 
 
+ASKED = {
+    "the last of each": lambda spans: spans.last,
+    "some": lambda spans: torch.arange(0, spans.tokens, 3),
+    "of one": lambda spans: torch.tensor([spans.tokens - 1]),
+    "behind the first": lambda spans: torch.arange(spans.lengths[0], spans.tokens),
+    "all but the last": lambda spans: torch.arange(max(spans.tokens - 1, 1)),
+}
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+@pytest.mark.parametrize("room", ["reference", "grouped"])
+def test_queries_of_some_tokens_are_answered_as_among_all(room, asked, mask, window):
+    rows = [spans_of(lengths, mask) for lengths in LENGTHS.values() if sum(lengths) > 1]
+    rows += [] if mask == "bidirectional" else [tree_of(name, mask) for name in TREES]
+    for spans in rows:
+        q, k, v = draw((spans.tokens,), (4, 2))
+        how = {"scaling": 0.4, "window": window, "softcap": None}
+        some = asked(spans)
+        if not len(some):
+            continue
+        due = reference(q, k, v, spans, **how)[:, :, some]
+        told = ROOMS[room](q[:, :, some], k, v, spans.asked(some), **how)
+        assert told.shape == due.shape
+        assert (told - due).abs().max() <= 1e-5
+        # Without gradients the parts of a tree are joined by their log-sum-exp, with them in one softmax.
+        leaves = [x.double().requires_grad_() for x in (q, k, v)]
+        out = ROOMS[room](leaves[0][:, :, some], *leaves[1:], spans.asked(some), **how)
+        assert (out - due).abs().max() <= 1e-5
+        out.square().sum().backward()
+        mine = [x.grad.clone() for x in leaves]
+        for x in leaves:
+            x.grad = None
+        reference(*leaves, spans, **how)[:, :, some].square().sum().backward()
+        assert all((a - x.grad).abs().max() <= 1e-4 for a, x in zip(mine, leaves, strict=True))
+
+
+def test_rooms_of_kernels_refuse_queries_of_some_tokens():
+    q, k, v = draw((5, 2), (4, 2))
+    spans = spans_of((5, 2), "causal").asked(torch.tensor([4, 6]))
+    for room in ("varlen", "flex"):
+        with pytest.raises(NotImplementedError, match="some tokens only"):
+            ROOMS[room](q[:, :, [4, 6]], k, v, spans, scaling=0.4, window=None, softcap=None)
+
+
+def test_what_is_recalled_stands_for_the_keys_of_the_row():
+    q, k, v = draw((9,), (4, 2))
+    spans = spans_of((9,), "causal").asked(torch.tensor([7, 8]))
+    layer = Module()
+    layer.layer_idx = 3
+    told, _ = attend(
+        *(layer, q[:, :, 7:], k[:, :, 7:], v[:, :, 7:], None),
+        spans=spans,
+        recall=lambda number, key, value: (
+            (torch.cat([k[:, :, :7], key], 2), torch.cat([v[:, :, :7], value], 2)) if number == 3 else None
+        ),
+    )
+    due = reference(q, k, v, spans.asked(None), scaling=8**-0.5, window=None, softcap=None)[:, :, 7:]
+    assert (told.transpose(1, 2) - due).abs().max() <= 1e-5
+    with pytest.raises(NotImplementedError, match="which layer"):
+        attend(Module(), q[:, :, 7:], k, v, None, spans=spans, recall=lambda _, key, value: (key, value))
+
+
 def test_shared_tokens_go_where_they_are_known():
     q, k, v = draw((13,), (4, 2))
     spans = tree_of("instruction", "causal")
