@@ -1,0 +1,333 @@
+"""Contrastive losses: a query finds its document among others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ...errors import SpecError, UnknownName
+from ..compared import Compared, Embedded, blockwise, cosine, similarity_of, teacher_cosine
+from .objective import Loss, Plain, build_loss, losses, objective, read_by
+
+Row = Float[Tensor, "R M"]
+Off = Bool[Tensor, "R M"]
+
+DIRECTIONS = (
+    "query_to_document",
+    "query_to_query",
+    "document_to_query",
+    "document_to_document",
+    "positive_to_positive",
+)
+"""Parts of a denominator: which of the two of a pair is compared, and with what."""
+BETWEEN = ("query_to_document", "document_to_query")
+"""Those in which the pair itself stands."""
+HARDNESS = ("in_batch", "hard", "all")
+"""Negatives that weigh by how near they are: those of other queries, the hard ones of the own, or both."""
+
+
+@objective("infonce")
+def infonce(
+    compared: Compared,
+    *,
+    temperature: float | Tensor = 0.02,
+    similarity: str = "cosine",
+    directions: Sequence[str] = ("query_to_document",),
+    joint: bool = True,
+    hard_negatives: str = "all",
+    hardness: float = 0.0,
+    hardness_of: str = "all",
+    margin: float | None = None,
+    relative: bool = False,
+    by: str = "self",
+    same_modality: bool = False,
+    hardest: int | None = None,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of picking the positive d of a query q among all documents, mean over the pairs (CPC, arXiv 1807.03748):
+
+        L = mean over (q, d+) of  log Z - s(q, d+) / t,     Z = sum over c of exp(s(q, c) / t)
+
+    What is known to answer q too (`Compared.known`) never stands in Z. The named losses of this file are this one.
+
+    Args:
+        directions: the parts of Z, of `DIRECTIONS`; within the own side a thing is not compared with itself, nor with
+            what belongs to the same query. joint: one Z of all parts; else a Z a part, and the mean of their logarithms.
+        hard_negatives: "all" in the batch stand in Z, or each query's "own", or "none".
+        hardness: so many times its own similarity, held constant, is added to the logit of a negative, `hardness_of`
+            of `HARDNESS`: w = exp(hardness * sg(s)).
+        margin: a candidate whose similarity exceeds that of q and d+ by more is taken for one that answers too, and left
+            out; `relative`: by more than so many times its size. by: the similarity of the model itself ("self") or of
+            the "teacher". same_modality: candidates of another modality than d+ are left out (UNITE).
+        hardest: so many of the nearest negatives stay, None: all.
+
+    Raises:
+        UnknownName, SpecError: a setting that is none.
+    """
+    _check(directions, joint, hard_negatives, hardness_of)
+    queries, documents = compared.queries, compared.documents
+    positives = compared.positive.nonzero().flatten()
+    if not len(positives):
+        raise SpecError("no document is a positive of its query: there is nothing to find")
+    similar = similarity_of(similarity)
+    every = torch.arange(len(documents), device=positives.device)
+
+    def log_share(pairs: Int[Tensor, " R"]) -> Float[Tensor, " R"]:
+        """log of the share of Z that each pair has, negative."""
+        who = compared.owner[pairs]
+        asked, told = queries.take(who), documents.take(pairs)
+        right, own = every == pairs[:, None], compared.owner == who[:, None]
+        known = compared.known(who)
+        answered = compared.known(torch.arange(len(queries), device=who.device), pairs).T
+        kept = {"all": None, "own": compared.positive | own, "none": compared.positive.expand_as(own)}[hard_negatives]
+        beside = known if kept is None else known | ~kept
+        me = torch.arange(len(queries), device=who.device) == who[:, None]
+        no = torch.zeros_like(me)
+        # of each part: its two sides, whether the second one asks, what is left out, where the pair itself stands
+        sides: dict[str, tuple[Embedded, Embedded, bool, Off, Off]] = {
+            "query_to_document": (asked, documents, False, beside & ~right, right),
+            "query_to_query": (asked, queries, False, answered, no),
+            "document_to_query": (told, queries, True, answered & ~me, me),
+            "document_to_document": (told, documents, False, beside | own, torch.zeros_like(own)),
+            "positive_to_positive": (told, documents, False, known | own | ~compared.positive, torch.zeros_like(own)),
+        }
+        parts, bar = [], None
+        for direction in sorted(directions, key=DIRECTIONS.index):
+            a, b, turned, off, pair = sides[direction]
+            scores = similar(b, a).T if turned else similar(a, b)
+            if margin is not None:
+                judged = (scores if by == "self" else teacher_cosine(a, b)).detach()
+                if bar is None:
+                    near = judged.gather(1, pairs[:, None])
+                    bar = near + margin * (near.abs() if relative else 1.0)
+                off = off | (judged > bar) & ~pair
+            if same_modality:
+                mine = documents.of("modality")[pairs] if b is documents else queries.of("modality")[who]
+                off = off | (b.of("modality") != mine[:, None])
+            logits = scores / temperature
+            if hardness and direction in BETWEEN:
+                hard = own & ~compared.positive if b is documents else no
+                weighed = {"in_batch": ~(own if b is documents else me), "hard": hard, "all": ~pair}[hardness_of]
+                logits = logits + hardness * scores.detach() * weighed
+            if hardest is not None:
+                logits = _nearest(logits, off, pair, hardest)
+            parts.append(logits.masked_fill(off, float("-inf")))
+        right_logit = parts[0].gather(1, pairs[:, None])[:, 0]
+        if joint:
+            return right_logit - torch.cat(parts, dim=1).logsumexp(1)
+        return right_logit - torch.stack([part.logsumexp(1) for part in parts]).mean(0)
+
+    return -blockwise(log_share, positives, len(directions) * len(documents)).mean()
+
+
+def _nearest(logits: Row, off: Off, pair: Off, most: int) -> Row:
+    """Logits, all but the pair's own and the `most` nearest of the others at -inf."""
+    others = logits.detach().masked_fill(off | pair, float("-inf"))
+    least = others.topk(min(most, others.shape[1]), dim=1).values[:, -1:]
+    return logits.masked_fill(~pair & (others < least), float("-inf"))
+
+
+def _check(directions: Sequence[str], joint: bool, hard_negatives: str, hardness_of: str) -> None:
+    known = (("direction", directions, DIRECTIONS), ("set of hard negatives", [hard_negatives], ("all", "own", "none")))
+    for kind, names, those in (*known, ("set of negatives", [hardness_of], HARDNESS)):
+        for name in names:
+            if name not in those:
+                raise UnknownName(kind, name, those)
+    if "query_to_document" not in directions:
+        raise SpecError("directions without 'query_to_document' hold no pair that could be found")
+    if not joint and not set(directions) <= set(BETWEEN):
+        raise SpecError("only query_to_document and document_to_query have a share each: say joint=True")
+
+
+@objective("symmetric")
+def symmetric(
+    compared: Compared, *, temperature: float | Tensor = 0.02, similarity: str = "cosine", same_modality: bool = False
+) -> Float[Tensor, ""]:
+    """InfoNCE of queries among documents and of documents among queries, the mean of both (CLIP, arXiv 2103.00020).
+
+    Hard negatives stand among the documents only.
+    """
+    return infonce(
+        compared,
+        temperature=temperature,
+        similarity=similarity,
+        directions=BETWEEN,
+        joint=False,
+        same_modality=same_modality,
+    )
+
+
+@objective("simcse")
+def simcse(compared: Compared, *, temperature: float | Tensor = 0.05) -> Float[Tensor, ""]:
+    """InfoNCE at 0.05 (SimCSE, arXiv 2104.08821; LLM2Vec's second step, arXiv 2404.05961): unsupervised, where the documents
+    are the queries embedded once more under another dropout; supervised, where they are entailed and contradicted sentences."""
+    return infonce(compared, temperature=temperature)
+
+
+@objective("gte")
+def gte(compared: Compared, *, temperature: float | Tensor = 0.01, similarity: str = "cosine") -> Float[Tensor, ""]:
+    """One denominator of all four kinds of pairs (GTE, arXiv 2308.03281):
+
+    Z_i = sum_j e^s(q_i, d_j)/t + sum_{j != i} e^s(q_i, q_j)/t + sum_j e^s(q_j, d_i)/t + sum_{j != i} e^s(d_j, d_i)/t
+    """
+    return infonce(compared, temperature=temperature, similarity=similarity, directions=DIRECTIONS[:4])
+
+
+@objective("qwen3")
+def qwen3(
+    compared: Compared,
+    *,
+    temperature: float | Tensor = 0.01,
+    margin: float = 0.1,
+    same_tower: bool = True,
+    similarity: str = "cosine",
+) -> Float[Tensor, ""]:
+    """Own hard negatives, other queries' positives, queries and positives of the own tower, less what looks like a false
+    negative (Qwen3-Embedding, arXiv 2506.05176):
+
+    Z_i = e^s(q_i, d_i)/t + sum_k m_ik e^s(q_i, d_ik-)/t + sum_{j != i} m_ij (e^s(q_i, q_j)/t + e^s(d_i, d_j)/t + e^s(q_i, d_j)/t)
+
+    where m is 0 for s above s(q_i, d_i) + `margin` and for equal documents. `same_tower=False` leaves the q-q and d-d parts out
+    (second stage of Qwen3-VL-Embedding).
+    """
+    return infonce(
+        compared,
+        temperature=temperature,
+        similarity=similarity,
+        directions=(DIRECTIONS[0], DIRECTIONS[1], DIRECTIONS[4]) if same_tower else DIRECTIONS[:1],
+        hard_negatives="own",
+        margin=margin,
+    )
+
+
+@objective("embeddinggemma")
+def embeddinggemma(
+    compared: Compared, *, temperature: float | Tensor = 0.02, hardness: float = 5.0
+) -> Float[Tensor, ""]:
+    """InfoNCE in which the own hard negative weighs w = exp(hardness * sg(s(q, d-))) (EmbeddingGemma, arXiv 2509.20354):
+
+    Z_i = w_i e^s(q_i, d_i-)/t + sum_j e^s(q_i, d_j)/t, equal queries and documents left out.
+    """
+    return infonce(compared, temperature=temperature, hard_negatives="own", hardness=hardness, hardness_of="hard")
+
+
+@objective("llave")
+def llave(compared: Compared, *, temperature: float | Tensor = 0.02, hardness: float = 9.0) -> Float[Tensor, ""]:
+    """Symmetric InfoNCE in which every negative weighs exp(hardness * sg(s)) (LLaVE, arXiv 2503.04812; its code defaults to
+    0.5, its paper and README use 9)."""
+    return infonce(
+        compared, temperature=temperature, directions=BETWEEN, joint=False, hardness=hardness, hardness_of="all"
+    )
+
+
+@objective("gist", "teacher")
+def gist(
+    compared: Compared,
+    *,
+    temperature: float | Tensor = 0.01,
+    margin: float = 0.0,
+    relative: bool = False,
+    queries: bool = True,
+    positives: bool = True,
+) -> Float[Tensor, ""]:
+    """InfoNCE against documents, other queries and other positives, less those that a guide finds as near to the query's side
+    as its positive: g(a, c) > g(q, d+) - margin, or - margin * |g(q, d+)| (GISTEmbed, arXiv 2402.16829).
+
+    Args:
+        queries, positives: whether the q-q and d-d parts stand in the denominator.
+    """
+    directions = [DIRECTIONS[0], *(DIRECTIONS[1:2] if queries else ()), *(DIRECTIONS[4:] if positives else ())]
+    return infonce(
+        compared, temperature=temperature, directions=directions, margin=-margin, relative=relative, by="teacher"
+    )
+
+
+@objective("positive_aware", "teacher")
+def positive_aware(compared: Compared, *, temperature: float | Tensor = 0.02, share: float = 0.95) -> Float[Tensor, ""]:
+    """InfoNCE over the candidates that a teacher scores below `share` of the positive (TopK-PercPos of NV-Retriever,
+    arXiv 2407.15831, in the batch)."""
+    return infonce(compared, temperature=temperature, margin=share - 1, relative=True, by="teacher")
+
+
+@objective("hardest_negatives")
+def hardest_negatives(
+    compared: Compared, *, temperature: float | Tensor = 0.02, margin: float = 0.1, most: int = 8
+) -> Float[Tensor, ""]:
+    """InfoNCE against the `most` nearest documents that do not exceed the positive by `margin` (UniME, arXiv 2504.17432)."""
+    return infonce(compared, temperature=temperature, margin=margin, hardest=most)
+
+
+@objective("modality_aware", "modality")
+def modality_aware(compared: Compared, *, temperature: float | Tensor = 0.02) -> Float[Tensor, ""]:
+    """InfoNCE against the documents of the positive's own modality (UNITE's MAMCL, arXiv 2505.19650)."""
+    return infonce(compared, temperature=temperature, same_modality=True)
+
+
+@objective("late_interaction")
+def late_interaction(
+    compared: Compared, *, temperature: float | Tensor = 0.02, similarity: str = "meanmaxsim"
+) -> Float[Tensor, ""]:
+    """InfoNCE of MaxSim (ColBERT, arXiv 2004.12832), over the number of a query's tokens as in colpali-engine's loss."""
+    return infonce(compared, temperature=temperature, similarity=similarity)
+
+
+@losses.register("siglip")
+class SigLIP(Loss):
+    """Every pair by itself, yes or no (arXiv 2303.15343), with learnt scale and bias:
+
+        L = -1/B sum over i, j of log sigmoid(z_ij (scale * cos(q_i, d_j) + bias)),     z = 1 where d_j answers q_i, else -1
+
+    Args:
+        scale, bias: where they start.
+    """
+
+    needs = frozenset({"vectors"})
+
+    def __init__(self, width: int | None, teacher_width: int | None, *, scale: float = 10.0, bias: float = -10.0):
+        super().__init__()
+        read_by({"scale": scale})
+        self.log_scale = nn.Parameter(torch.tensor(scale).log())
+        self.bias = nn.Parameter(torch.tensor(float(bias)))
+
+    def measure(self, compared: Compared) -> Float[Tensor, ""]:
+        def each(rows: Int[Tensor, " R"]) -> Float[Tensor, " R"]:
+            cosines = cosine(compared.queries.take(rows), compared.documents)
+            logits = cosines * self.log_scale.exp() + self.bias
+            return F.logsigmoid(torch.where(compared.known(rows), logits, -logits)).sum(1)
+
+        every = torch.arange(len(compared.queries), device=compared.owner.device)
+        return -blockwise(each, every, len(compared.documents)).mean()
+
+
+@losses.register("learnt_temperature")
+class LearntTemperature(Loss):
+    """Another loss whose temperature is learnt with the model (CLIP, arXiv 2103.00020).
+
+    Args:
+        loss: settings of a loss that takes a temperature. temperature: where it starts. least: what it never goes below.
+    """
+
+    def __init__(
+        self,
+        width: int | None,
+        teacher_width: int | None,
+        *,
+        loss: Mapping[str, Any],
+        temperature: float = 0.07,
+        least: float = 0.01,
+    ):
+        super().__init__()
+        read_by({"temperature": temperature})
+        inner = build_loss(loss, width=width, teacher_width=teacher_width)
+        if not isinstance(inner, Plain) or "temperature" not in inner.settings:
+            raise SpecError(f"the loss {loss['kind']!r} takes no temperature that could be learnt")
+        self.loss, self.needs, self.least = inner, inner.needs, least
+        self.log_temperature = nn.Parameter(torch.tensor(temperature).log())
+
+    def measure(self, compared: Compared) -> Float[Tensor, ""]:
+        temperature = self.log_temperature.exp().clamp(min=self.least)
+        return self.loss.formula(compared, **{**self.loss.settings, "temperature": temperature})
