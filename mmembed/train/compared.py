@@ -95,8 +95,8 @@ class Embedded:
 
     def shortened(self, dimension: int) -> Embedded:
         """Vectors, and those of layers, cut to their first numbers (Matryoshka)."""
-        cut = {name: getattr(self, name) for name in ("vectors", "layers")}
-        return replace(self, **{name: None if x is None else x[..., :dimension] for name, x in cut.items()})
+        vectors, layers = (None if x is None else x[..., :dimension] for x in (self.vectors, self.layers))
+        return replace(self, vectors=vectors, layers=layers)
 
     def at_layer(self, layer: int) -> Embedded:
         """As if the model ended behind `layer`, a row of `layers`."""
