@@ -1,0 +1,246 @@
+"""The conductor: asks every system in turn, round after round in random order, and writes down what came of it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import work as useful
+from .models import SHAPES, folder_of
+from .systems import Words
+from .worker import Refused, Worker
+from .workloads import COUNTS, PICTURES, Workload, make
+
+NEAR = 1.15
+"""A peer's setting that took more than so many times its best in the first round is not run again: it will not be the best."""
+PACKAGES = (
+    "mmembed",
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "tokenizers",
+    "openvino",
+    "onnxruntime",
+    "vllm",
+    "numpy",
+)
+Say = Callable[[str], None]
+
+
+class Conductor:
+    """Workers of all systems, one process each, that are kept from model to model.
+
+    Args:
+        systems: names. shelf: where models and pictures are kept. threads: of each system, the same for all.
+    """
+
+    def __init__(
+        self, systems: Iterable[str], shelf: Path, device: str, precision: str, threads: int, say: Say = print
+    ):
+        self.shelf, self.device, self.precision, self.threads, self.say = shelf, device, precision, threads, say
+        self.workers = {name: Worker(name, threads) for name in (*systems, "peak")}
+        self.model = ""
+        self.absent: dict[str, str] = {}
+        self.here: dict[str, Worker] = {}
+
+    def __enter__(self) -> Conductor:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for worker in self.workers.values():
+            worker.close()
+
+    def load(self, model: str) -> None:
+        """Every system loads the model; those that cannot are left out of its workloads, with the reason."""
+        if model == self.model:
+            return
+        folder = folder_of(model, self.shelf)
+        self.model, self.absent, self.here = model, {}, {}
+        for worker in self.workers.values():
+            worker.tell("load", str(folder), self.device, self.precision)
+        for name, worker in self.workers.items():
+            try:
+                worker.answer()
+                self.here[name] = worker
+            except Refused as reason:
+                self.absent[name] = str(reason)
+                self.say(f"  {name}: {reason}")
+
+    def measure(self, model: str, name: str, size: str, rounds: int) -> dict[str, Any]:
+        """One workload on one model: the entry that is written down."""
+        self.load(model)
+        work = make(name, COUNTS[size][name], self.shelf / "photographs")
+        ways: list[tuple[str, dict[str, Any]]] = []
+        for system, worker in self.here.items():
+            ways += [(system, setting) for setting in worker.ask("settings", work)]
+        for system, setting in ways:
+            self.here[system].ask("run", work.head(8 if size == "cuda" else 2), setting)
+        runs: dict[int, list[dict[str, Any]]] = {k: [] for k in range(len(ways))}
+        draw = random.Random(0)
+        for number in range(rounds):
+            turn = self._kept(ways, runs) if number else list(runs)
+            draw.shuffle(turn)
+            for k in turn:
+                system, setting = ways[k]
+                runs[k].append(self.here[system].ask("run", work, setting))
+        return self._entry(work, size, ways, runs)
+
+    def _kept(self, ways: Sequence[tuple[str, dict[str, Any]]], runs: dict[int, list[dict[str, Any]]]) -> list[int]:
+        """After the first round: the default of each system, and what was near its best."""
+        best: dict[str, float] = {}
+        first: dict[str, int] = {}
+        for k, (system, _) in enumerate(ways):
+            best[system] = min(best.get(system, np.inf), runs[k][0]["seconds"])
+            first.setdefault(system, k)
+        return [
+            k
+            for k, (system, _) in enumerate(ways)
+            if first[system] == k or runs[k][0]["seconds"] <= NEAR * best[system]
+        ]
+
+    def _entry(
+        self,
+        work: Workload,
+        size: str,
+        ways: Sequence[tuple[str, dict[str, Any]]],
+        runs: dict[int, list[dict[str, Any]]],
+    ) -> dict[str, Any]:
+        peak = [
+            float(run["vectors"][0, 0]) for k, (system, _) in enumerate(ways) if system == "peak" for run in runs[k]
+        ]
+        top = statistics.median(peak)
+        operations, tokens, distinct = self._useful(work)
+        ours = next((runs[k][0]["vectors"] for k, (system, _) in enumerate(ways) if system == "mmembed"), None)
+        count = len(work.things)
+        rows, seen = [], set()
+        for k, (system, setting) in enumerate(ways):
+            if system == "peak":
+                continue
+            seconds = [run["seconds"] for run in runs[k]]
+            middle = statistics.median(seconds)
+            row = {
+                "system": system,
+                "setting": setting,
+                "default": system not in seen,
+                "median_s": middle,
+                "spread_s": [min(seconds), max(seconds)],
+                "seconds": seconds,
+                "cpu_seconds": [run["cpu_seconds"] for run in runs[k]],
+                "items_per_s": (1 if work.alone else count) / middle,
+                "share_of_peak": operations / middle / top,
+                "peak_mb": max(run["memory"]["peak_mb"] for run in runs[k]),
+            }
+            if ours is not None and system != "mmembed":
+                row["difference"] = float(np.abs(runs[k][0]["vectors"] - ours).max())
+            rows.append(row)
+            seen.add(system)
+        shape = SHAPES[self.model]
+        return _rounded(
+            {
+                "workload": work.name,
+                "said": work.said,
+                "model": {
+                    "name": self.model,
+                    "said": shape.said,
+                    **shape.sizes,
+                    **({"vision": shape.sight} if shape.sight else {}),
+                },
+                "device": self.device,
+                "precision": self.precision,
+                "machine": machine(self.device, self.threads),
+                "versions": versions(),
+                "size": size,
+                "items": count,
+                "tokens": tokens,
+                "distinct_tokens": distinct,
+                "useful_operations": operations,
+                "peak_operations_per_s": top,
+                "peak_rounds": peak,
+                "rounds": max(map(len, runs.values())),
+                "when": time.strftime("%Y-%m-%d"),
+                "systems": rows,
+                "absent": self.absent,
+            }
+        )
+
+    def _useful(self, work: Workload) -> tuple[int, int, int]:
+        """Operations of the workload, or of one item where they come alone; its tokens, all and distinct."""
+        folder = folder_of(self.model, self.shelf)
+        sequences, patches = Words(folder).sequences(work)
+        config = useful.config_of(folder)
+        total = sum(map(len, sequences))
+        if work.alone:
+            every = sum(useful.of_texts(config, [one]) for one in sequences)
+            return every // len(sequences), total, total
+        operations = useful.of_texts(config, sequences) + useful.of_pictures(config, patches)
+        return operations, total, useful.tree_of(sequences)[0]
+
+
+def fits(model: str, workload: str) -> bool:
+    """Whether the workload is of the model's kind."""
+    return (workload in PICTURES) == bool(SHAPES[model].sight)
+
+
+def file_of(results: Path, device: str, precision: str, model: str, workload: str) -> Path:
+    name = re.sub(r"\W+", "-", workload)
+    return results / f"{device.partition(':')[0]}-{precision}" / model / f"{name}.json"
+
+
+def write(path: Path, entry: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(entry, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def machine(device: str, threads: int) -> dict[str, Any]:
+    said: dict[str, Any] = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+    }
+    listed = Path("/proc/cpuinfo")
+    if listed.exists():
+        told = listed.read_text()
+        if found := re.search(r"model name\s*:\s*(.+)", told):
+            said["processor"] = found[1]
+        flags = re.search(r"flags\s*:\s*(.+)", told)
+        said["instructions"] = [
+            f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16") if flags and f in flags[1].split()
+        ]
+    if device.startswith("cuda"):
+        import torch
+
+        said["gpu"] = torch.cuda.get_device_name(device)
+    return said
+
+
+def versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _rounded(value: Any) -> Any:
+    """Four digits: more is noise."""
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value

@@ -1,0 +1,143 @@
+"""Results as tables: the README's between its marks, and what a run says as it goes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .models import SHAPES
+from .start import NAME as START
+from .start import STEPS
+from .workloads import PICTURES, TEXTS
+
+BEGIN, END = "<!-- speed -->\n", "<!-- /speed -->"
+PEER = "sentence-transformers"
+"""The peer whose default has a column of its own."""
+
+
+def read(results: Path) -> list[dict[str, Any]]:
+    """Entries of all workloads, in the order of models and workloads."""
+    entries = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*/*/*.json"))]
+    order = (*TEXTS, *PICTURES)
+    return sorted(
+        entries,
+        key=lambda e: (e["device"], e["precision"], list(SHAPES).index(e["model"]["name"]), order.index(e["workload"])),
+    )
+
+
+def row_of(entry: dict[str, Any], system: str) -> dict[str, Any] | None:
+    """The default of a system."""
+    return next((row for row in entry["systems"] if row["system"] == system and row["default"]), None)
+
+
+def best_peer(entry: dict[str, Any]) -> dict[str, Any]:
+    """The fastest of all peers at all of their settings."""
+    return min((row for row in entry["systems"] if row["system"] != "mmembed"), key=lambda row: row["median_s"])
+
+
+def setting_of(row: dict[str, Any]) -> str:
+    """A system and how it was set, in a few words."""
+    setting = {key: value for key, value in row["setting"].items() if value != "default"}
+    said = ", ".join(f"{value}" if key == "attention" else f"{key} {value}" for key, value in setting.items())
+    return f"{row['system']}, {said}" if said else row["system"]
+
+
+def speed(row: dict[str, Any], alone: bool) -> str:
+    return f"{1000 * row['median_s']:.1f} ms" if alone else f"{_digits(row['items_per_s'])}/s"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _difference(entry: dict[str, Any]) -> str:
+    return f"{max(row['difference'] for row in entry['systems'] if 'difference' in row):.0e}".replace("e-0", "e-")
+
+
+def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def of_model(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """The table of one model: a row a workload."""
+    head = [
+        "workload",
+        "mmembed",
+        f"{PEER}, default",
+        "best of all peers",
+        "times faster than default / best",
+        "share of peak",
+        "difference",
+    ]
+    rows = []
+    for entry in entries:
+        alone = entry["workload"].startswith("one query")
+        ours, default, best = row_of(entry, "mmembed"), row_of(entry, PEER), best_peer(entry)
+        assert ours is not None
+        assert default is not None
+        share = ours.get("share_of_peak")
+        rows.append(
+            [
+                entry["said"],
+                speed(ours, alone),
+                speed(default, alone),
+                f"{speed(best, alone)} ({setting_of(best)})",
+                f"{default['median_s'] / ours['median_s']:.1f} / {best['median_s'] / ours['median_s']:.1f}",
+                "" if share is None else f"{share:.2f}",
+                _difference(entry),
+            ]
+        )
+    return _rows(head, rows)
+
+
+def started(entry: dict[str, Any]) -> list[str]:
+    """The table of fresh processes."""
+    head = ["fresh process", "model", *(f"{step}, s" for step in STEPS[:-1]), "all, s"]
+    rows = [
+        [row["system"], row["model"], *(f"{row[step]:.2f}" for step in STEPS[:-1]), f"{row['all']:.1f}"]
+        for row in entry["systems"]
+    ]
+    return _rows(head, rows)
+
+
+def written(results: Path) -> str:
+    """All tables, a device and a model at a time."""
+    lines: list[str] = []
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for entry in read(results):
+        groups.setdefault((entry["device"], entry["precision"], entry["model"]["said"]), []).append(entry)
+    for (device, precision, model), entries in groups.items():
+        machine, found = entries[-1]["machine"], entries[-1]["versions"]
+        where = machine.get("gpu") or f"{machine['processor']}, {machine['threads']} threads"
+        packages = ", ".join(f"{p} {found[p]}" for p in ("torch", "transformers", PEER) if p in found)
+        lines += [
+            f"**{model}**, random weights, {precision}, {device}: {where}; {packages}",
+            "",
+            *of_model(entries),
+            "",
+        ]
+    for path in sorted(results.glob(f"*/{START}.json")):
+        lines += [*started(json.loads(path.read_text(encoding="utf-8"))), ""]
+    return "\n".join(lines[:-1]) + "\n"
+
+
+def into(page: Path, results: Path) -> None:
+    """Write the tables between the marks of a page."""
+    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+    page.write_text(f"{before}{BEGIN}{written(results)}{END}{rest.split(END)[1]}", encoding="utf-8")
+
+
+def told(entry: dict[str, Any]) -> list[str]:
+    """One workload with every system and setting, for the terminal."""
+    alone = entry["workload"].startswith("one query")
+    ours = row_of(entry, "mmembed")
+    lines = []
+    for row in entry["systems"]:
+        ratio = f"{row['median_s'] / ours['median_s']:6.2f}" if ours else ""
+        lines.append(
+            f"  {setting_of(row):<40}{speed(row, alone):>11}{ratio:>8}  peak {row.get('share_of_peak', float('nan')):.2f}"
+            f"  {row['peak_mb']:6.0f} MB  {row.get('difference', 0):.1e}"
+        )
+    return lines

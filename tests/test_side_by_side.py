@@ -1,0 +1,125 @@
+"""The benchmark beside peers: it runs whole, all give the same vectors, and the README shows what was written down."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel
+
+from benchmarks.side_by_side import start, table, texts, work, workloads
+from benchmarks.side_by_side.__main__ import RESULTS, main, plan
+from benchmarks.side_by_side.conductor import file_of
+from benchmarks.side_by_side.models import QUERY, folder_of
+from benchmarks.side_by_side.systems import SYSTEMS
+
+ROOT = Path(__file__).parent.parent
+PEERS = ("mmembed", "sentence-transformers")
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    return tmp_path_factory.mktemp("shelf")
+
+
+def test_the_readme_shows_what_was_measured():
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = page.split(table.BEGIN)[1].split(table.END)[0]
+    assert shown == table.written(RESULTS), "run python -m benchmarks.side_by_side --table"
+
+
+def test_a_quick_run_measures_all_systems_on_all_workloads_and_their_vectors_are_the_same(shelf, tmp_path):
+    asked = [*workloads.TEXTS, *workloads.PICTURES]
+    folders = ["--results", str(tmp_path), "--shelf", str(shelf)]
+    main(["--quick", "--threads", "1", *folders, "--only", *asked, "--systems", *PEERS, "vllm"])
+    for model, name, *_ in plan("cpu", quick=True):
+        entry = json.loads(file_of(tmp_path, "cpu", "fp32", model, name).read_text(encoding="utf-8"))
+        rows = entry["systems"]
+        assert {row["system"] for row in rows} == set(PEERS), name
+        assert max(row["difference"] for row in rows if row["system"] != "mmembed") <= 1e-5, name
+        assert all(row["median_s"] > 0 and row["peak_mb"] > 1 and row["share_of_peak"] > 0 for row in rows), name
+        assert entry["absent"]["vllm"]
+        assert entry["distinct_tokens"] <= entry["tokens"]
+        assert f"| {entry['said']} |" in table.written(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["queries", "few-shot", "metaeol", "one query", "mixed"])
+def test_a_plain_loop_over_transformers_gives_the_same_vectors(shelf, name):
+    folder = folder_of("tiny-vl" if name in workloads.PICTURES else "tiny", shelf)
+    made = workloads.make(name, 6, shelf / "photographs")
+    plain, ours = (SYSTEMS[system](folder, "cpu", "fp32", 1) for system in ("transformers", "mmembed"))
+    setting = plain.settings(made)[0]
+    assert np.abs(plain.encode(made, setting) - ours.encode(made, {})).max() <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_exported_models_give_the_same_vectors(shelf, name):
+    if SYSTEMS[name].missing():
+        pytest.skip(f"{name} is not installed")
+    folder = folder_of("tiny", shelf)
+    made = workloads.make("documents", 6, shelf)
+    other, ours = (SYSTEMS[system](folder, "cpu", "fp32", 1) for system in (name, "mmembed"))
+    assert np.abs(other.encode(made, {"batch": 4}) - ours.encode(made, {})).max() <= 1e-5
+
+
+def test_a_fresh_process_is_timed_step_by_step(shelf):
+    (row,) = start.measure(["tiny"], shelf, ["mmembed"], 1)["systems"]
+    assert all(row[step] > 0 for step in start.STEPS)
+    assert row["all"] == pytest.approx(sum(row[step] for step in start.STEPS[:-1]), abs=0.01)
+
+
+def test_texts_have_as_many_tokens_as_they_are_said_to_have():
+    words = texts.tokenizer(close=False)
+    lengths = [10, 20, 77, 500] * 11
+    counts = [len(words(text)["input_ids"]) for text in texts.of_lengths(lengths, 0, words)]
+    assert max(abs(count - length) for count, length in zip(counts, lengths, strict=True)) <= 5
+    assert len(set(texts.of_lengths([6] * 1000, 0, words))) == 1000
+    assert len(words(QUERY)["input_ids"]) == 54
+    assert abs(len(words(workloads.few_shot(words))["input_ids"]) - 500) <= 1
+    drawn = texts.lognormal(2000, 0, 20, 500)
+    assert (min(drawn), max(drawn)) == (20, 500)
+    assert 90 < sorted(drawn)[1000] < 110
+
+
+def test_a_tree_has_as_many_tokens_as_there_are_distinct_beginnings():
+    sequences = [[1, 2, 3], [1, 2, 4, 5], [1, 2], [7], [1, 2, 3], [1, 2, 4, 6]]
+    beginnings = {tuple(one[: k + 1]) for one in sequences for k in range(len(one))}
+    assert work.tree_of(sequences) == (len(beginnings), sum(map(len, beginnings)))
+
+
+def test_useful_work_is_what_torch_counts_of_matrix_products(shelf):
+    folder = folder_of("tiny-vl", shelf)
+    config = work.config_of(folder)
+    model = AutoModel.from_pretrained(folder).eval()
+    ids = list(range(100, 117))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.language_model(input_ids=torch.tensor([ids]))
+    products = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
+    keys, rest = work.weights(config)
+    layers = config["text_config"]["num_hidden_layers"]
+    assert products == 2 * len(ids) * (keys + rest) * layers
+    attended = 4 * 64 * sum(range(1, 18)) * (layers - 1) + 4 * 64 * 17
+    assert work.of_texts(config, [ids]) == 2 * 17 * (keys + rest) * (layers - 1) + 2 * (17 * keys + rest) + attended
+    pixels = torch.zeros(8 * 12, 3 * 2 * 16 * 16)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.visual(pixels, grid_thw=torch.tensor([[1, 8, 12]]))
+    assert sum(counter.get_flop_counts()["Global"].values()) == work.of_pictures(config, [96])
+
+
+def test_the_best_of_all_peers_at_all_settings_is_shown():
+    def row(system, median, default, **more):
+        return {"system": system, "setting": more, "default": default, "median_s": median, "items_per_s": 1 / median}
+
+    rows = [
+        row("mmembed", 1.0, True),
+        row("sentence-transformers", 4.0, True, batch=32),
+        {**row("sentence-transformers", 2.5, False, batch=8), "difference": 2e-7},
+        row("transformers", 3.0, True),
+    ]
+    shown = table.of_model([{"workload": "queries", "said": "short ones", "systems": rows}])
+    assert shown[2] == ("| short ones | 1/s | 0.25/s | 0.4/s (sentence-transformers, batch 8) | 4.0 / 2.5 |  | 2e-7 |")
