@@ -38,10 +38,13 @@ class Picture:
     Attributes:
         pixels: uint8, (3, H, W) for a composed tower; the tower inside a vision-language model has shapes of its own.
         also: what else such a model is told of it (grids, sizes, tiles), by the names that its forward has for them.
+        numbers: (A, n) how far its tokens stand from where it begins, along A axes of which the model is told (M-RoPE of
+            Qwen-VL: time, row and column); what follows goes on behind the greatest. None: one after another.
     """
 
     pixels: NDArray[np.uint8]
     also: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    numbers: NDArray[np.int64] | None = None
 
     @cached_property
     def digest(self) -> bytes:
@@ -226,7 +229,7 @@ class Sampler:
         alone = (
             self.tokenizer.encode([_alone(self.counted, runs) for runs in items]) if by_part else [None] * len(items)
         )
-        seen: dict[int, Pictured] = {}  # an image under several prompts is decoded once
+        seen: dict[object, Pictured] = {}  # an image under several prompts is decoded once
         for runs, texted, part in zip(items, written, alone, strict=True):
             own = [(run, next(tokens)) if isinstance(run, TextRun) else run for run in texted]
             try:
@@ -252,7 +255,7 @@ class Sampler:
     def _suffix(self) -> list[int]:
         return self.tokenizer.suffix if self.close else []
 
-    def _sample(self, runs: Sequence[Laid], truncate: str, seen: dict[int, Pictured]) -> Sample:
+    def _sample(self, runs: Sequence[Laid], truncate: str, seen: dict[object, Pictured]) -> Sample:
         ids, copies, images = self._laid(runs, seen)
         pictures = len(images) if self.apart else 0
         excess = len(ids) - pictures - self.max_length
@@ -266,7 +269,7 @@ class Sampler:
         placeholder = copies.index(PLACED) if self.placed else None
         return Sample(row, self._count(row, copies), tuple(images), max(excess, 0), placeholder=placeholder)
 
-    def _laid(self, runs: Sequence[Laid], seen: dict[int, Pictured]) -> tuple[list[int], list[int], list[Slots]]:
+    def _laid(self, runs: Sequence[Laid], seen: dict[object, Pictured]) -> tuple[list[int], list[int], list[Slots]]:
         """The ids of a sample before it is cut, the copy that each belongs to, and the images among them."""
         worded = not self.apart or any(not isinstance(run, ImageRun) for run in runs)
         ids: list[int] = list(self._prefix) if worded else []
@@ -274,9 +277,11 @@ class Sampler:
         images: list[Slots] = []
         for run in runs:
             if isinstance(run, ImageRun):
-                if id(run.image) not in seen:
-                    seen[id(run.image)] = self._pictured(run.image)
-                picture, own = seen[id(run.image)]
+                source = run.image.source
+                key = (source if isinstance(source, str) else id(source), run.image.allow_url)
+                if key not in seen:
+                    seen[key] = self._pictured(run.image)
+                picture, own = seen[key]
                 images.append(Slots(len(ids), len(own), picture))
                 ids += own
                 copies += [run.copy] * len(own)
@@ -366,7 +371,7 @@ class ChunkSampler(Sampler):
     window: int | None = None
     overlap: int = 0
 
-    def _sample(self, runs: Sequence[Laid], truncate: str, seen: dict[int, Pictured]) -> Sample:
+    def _sample(self, runs: Sequence[Laid], truncate: str, seen: dict[object, Pictured]) -> Sample:
         ids, copies, images = self._laid(runs, seen)
         if self.placed:
             raise InputError("the parts of an item are not pooled one by one under an intervention with a placeholder")
@@ -584,6 +589,23 @@ def _cost(segment: Segment, samples: Sequence[Sample]) -> int:
     return segment.length + patches + (speaker.against.cost if speaker.against else 0)
 
 
+def _numbers(
+    spans: Spans, pictures: Sequence[Picture], slots: Sequence[NDArray[np.int64]]
+) -> Int[Tensor, "A T"] | None:
+    """What a model is told in place of positions, where pictures have numbers along axes of their own: what comes behind a
+    picture, its own item's and that of all items that share it, moves back by what the picture takes less than its tokens."""
+    axes = next((picture.numbers.shape[0] for picture in pictures if picture.numbers is not None), None)
+    if axes is None:
+        return None
+    numbers = np.repeat(spans.positions.numpy()[None], axes, axis=0)
+    for picture, place in zip(pictures, slots, strict=True):
+        if picture.numbers is not None:
+            last = int(place[-1])
+            numbers[:, place] = numbers[0, place[0]] + picture.numbers
+            numbers[:, last + 1 : int(spans.end[last])] -= len(place) - 1 - int(picture.numbers.max())
+    return torch.from_numpy(numbers)
+
+
 def pack(samples: Sequence[Sample], rows: Sequence[int], mask: str | None, *, share: bool = False) -> Batch:
     """Samples as one row, under the mask of a model's own spec.
 
@@ -633,14 +655,15 @@ def pack(samples: Sequence[Sample], rows: Sequence[int], mask: str | None, *, sh
         own[sample.placeholder] for own, sample in zip(tokens, samples, strict=True) if sample.placeholder is not None
     ]
     against = [sample.against for sample in samples if sample.against is not None]
+    spans = Spans.of(
+        [segments[k].length for k in kept],
+        mask,  # type: ignore[arg-type]
+        torch.from_numpy(block),
+        [number.get(segments[k].parent, -1) for k in kept],
+    )
     return Batch(
         ids=torch.from_numpy(ids),
-        spans=Spans.of(
-            [segments[k].length for k in kept],
-            mask,  # type: ignore[arg-type]
-            torch.from_numpy(block),
-            [number.get(segments[k].parent, -1) for k in kept],
-        ),
+        spans=replace(spans, numbers=_numbers(spans, pictures, slots)),
         counted=Counted(
             torch.from_numpy(np.concatenate(pooled)),
             torch.from_numpy(np.repeat(np.arange(len(pooled)), [len(own) for own in pooled])),

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from . import folders
-from .batch import Batch, Picture
+from .batch import Batch, Picture, Sample, Slots, pack
 from .dual import DualEncoder
 from .errors import SpecError, UnknownName
+from .kept import Kept
 from .nn.interventions import Intervention, Places, build_intervention
 from .nn.mixes import build_mix
 from .nn.pooling import build_pooling, pooled_width
@@ -36,6 +37,7 @@ from .towers.language_head import LanguageHead, build_language_model, load_langu
 from .towers.native import NativeTower
 from .towers.reading import Change
 from .towers.retriever import is_retriever, load_retriever
+from .towers.sight import Sight, SightKey, sights
 from .towers.vision import VisionTower, build_vision
 from .weights import WEIGHTS_FILE, Model, fill, fill_by_name
 
@@ -47,11 +49,16 @@ class EmbeddingModel(Model):
     """Vision tower -> projector -> image slots of the packed row -> backbone -> pooling -> heads.
 
     A vision-language model of transformers holds tower and projector itself: its backbone is then all of it but the pooling.
+    Packed, its tower and its decoder are called one after the other, as those of a composed model are; padded, its own forward.
 
     Beside the pooling, on the same states: a head for token vectors and one for sparse weights, where the spec has them.
 
     Args:
         spec: what it is. backbone, vision, language_head: parts with weights; None builds them fresh from the spec.
+
+    Attributes:
+        sights_kept: what the tower made of earlier pictures, nothing unless it is given a limit; shared by all specs of the
+            same parts. Those who change weights clear it; `train()` does.
 
     Raises:
         SpecError: the parts do not fit each other or the spec.
@@ -75,11 +82,14 @@ class EmbeddingModel(Model):
         self.backbone = backbones.prepare_backbone(body, mask, spec.layout)
         self._check_layers(spec)
         self._number(self.spec)
+        self.sights_kept: Kept[SightKey, Sight] = Kept()
         self.native: NativeTower | None = None
         self.vision: VisionTower | None = None
         self.projector: Projector | None = None
         if spec.vision is not None and spec.vision["library"] == NATIVE:
-            self.native = NativeTower.of(spec.vision, body.config, str(spec.positions))
+            self.native = NativeTower.of(spec.vision, body.config, str(spec.positions), self.layout == "packed")
+            if self.native.packed:
+                self._check_sight(self.native)
         elif spec.vision is not None and spec.projector is not None:
             self.vision = vision or build_vision(spec.vision)
             self.projector = build_projector(spec.projector, width=self.vision.width, out=width)
@@ -162,6 +172,11 @@ class EmbeddingModel(Model):
         later = self.spec.mask == "bidirectional" or self.spec.bidirectional_from is not None
         plain = self.spec.intervention is None and isinstance(self.spec.positions, str)
         return self.layout == "packed" and plain and not later
+
+    def train(self, mode: bool = True) -> EmbeddingModel:
+        if mode:
+            self.sights_kept.clear()
+        return super().train(mode)
 
     @property
     def sees(self) -> bool:
@@ -256,7 +271,7 @@ class EmbeddingModel(Model):
     def _layer_states(self, batch: Batch) -> Float[Tensor, "L T D"]:
         layers, change = self.spec.layers, None if self.intervention is None else self._change(self.intervention, batch)
         spans = dataclasses.replace(self._numbered(batch.spans), open_from=self._open_from)
-        embeds, told = self._embeds(batch), self._told(batch)
+        embeds, told = self._seen(batch)
         states = backbones.layer_states(
             self.backbone, batch.ids, embeds, spans, layers, told, change, groups=self._groups
         )
@@ -265,31 +280,31 @@ class EmbeddingModel(Model):
             states = torch.stack([s if k in last else norm(s) for k, s in zip(layers, states, strict=True)])
         return states
 
-    def _told(self, batch: Batch) -> backbones.Told | None:
-        """What a vision-language model of transformers is told of the images in a batch."""
-        if self.native is None or not batch.pictures:
-            return None
-        return partial(self.native.inputs, pictures=batch.pictures, dtype=self.backbone.dtype)
-
-    def _embeds(self, batch: Batch) -> Float[Tensor, "T D"] | None:
-        """What stands for the tokens, where something else than their own embedding does."""
-        pictures = () if self.native is not None else batch.pictures
-        if not pictures and batch.placeholders is None:
-            return None
+    def _seen(self, batch: Batch) -> tuple[Float[Tensor, "T D"] | None, backbones.Told | None]:
+        """What stands for the tokens of a batch, where something else than their own embedding does, and what the backbone is
+        told besides."""
+        if self.native is not None and batch.pictures and not self.native.packed:
+            return None, partial(self.native.inputs, pictures=batch.pictures, dtype=self.backbone.dtype)
+        if not batch.pictures and batch.placeholders is None:
+            return None, None
+        told: backbones.Told | None = None
         table = self.backbone.get_input_embeddings()
-        embeds: Tensor = table(batch.ids)
-        if pictures:
-            tokens = self._image_embeds(pictures)
+        # At slots, ids are those of the tokens of pictures, which not every table has.
+        embeds: Tensor = table(batch.ids.index_fill(0, batch.slots, 0))
+        if batch.pictures:
+            looked = sights(batch.pictures, self._look, self.sights_kept, self.dtype, self.device)
+            tokens = torch.cat([sight.tokens for sight in looked])
             if len(tokens) != len(batch.slots):
                 raise SpecError(
                     f"the images give {len(tokens)} tokens and the row has {len(batch.slots)} slots for them"
                 )
             embeds = embeds.index_copy(0, batch.slots, tokens.to(embeds.dtype))
+            told = None if self.native is None else partial(self.native.beside, sights=looked)
         if batch.placeholders is not None:
             assert self.intervention is not None
             row = self.intervention.placeholder(embeds) * getattr(table, "embed_scale", 1)  # Gemma's table is scaled
             embeds = embeds.index_copy(0, batch.placeholders, row.expand(len(batch.placeholders), -1))
-        return embeds
+        return embeds, told
 
     def _change(self, by: Intervention, batch: Batch) -> Change:
         """What an intervention does in one batch; where it compares with another prompt, that one runs first."""
@@ -298,7 +313,7 @@ class EmbeddingModel(Model):
             return Change(by, at)
         under = batch.against
         assert under is not None
-        embeds, told = self._embeds(under), self._told(under)
+        embeds, told = self._seen(under)
         spans = self._numbered(under.spans)
         heads = backbones.attended(self.backbone, under.ids, embeds, spans, by.layer, told, self._groups)
         return Change(by, at, heads[under.spans.last])
@@ -361,20 +376,44 @@ class EmbeddingModel(Model):
         if first is not None and self.layout == "padded":
             raise SpecError("bidirectional_from needs a packed backbone: transformers gives all its layers one mask")
 
-    def _image_embeds(self, pictures: Sequence[Picture]) -> Float[Tensor, "S D"]:
-        """Tokens of all images in order; equal ones go through the tower once, those of one size together."""
+    def _check_sight(self, native: NativeTower) -> None:
+        """Hold what the decoder is handed of a picture between words to what the model's own forward hands it.
+
+        Raises:
+            SpecError: they are not the same.
+        """
+        picture = native.prepare(np.arange(64 * 96 * 3, dtype=np.uint8).reshape(64, 96, 3))
+        words = [ids.cpu().numpy() for ids in backbones.probe(self.backbone)]
+        opening, closing = native.brackets
+        places = native.image_ids(picture)
+        ids = np.concatenate([words[0], opening, places, closing, words[1]]).astype(np.int64)
+        slots = Slots(len(words[0]) + len(opening), len(places), picture)
+        sample = Sample(ids, np.ones(len(ids), bool), (slots,), 0)
+        batch = pack([sample], [0], self.spec.mask).to(self.device)
+        with torch.no_grad():
+            embeds, told = self._seen(batch)
+            ours = backbones.handed(self.backbone, batch.ids, embeds, batch.spans, told)
+            due = native.handed(self.backbone, batch.ids[None], [picture])
+        if not native.alike(ours, due):
+            raise SpecError(
+                f"a {self.backbone.config.model_type} backbone does not see packed what it should: use layout='padded'"
+            )
+
+    def _look(self, pictures: Sequence[Picture]) -> list[Sight]:
+        """What the tower makes of pictures; those of one size go through a composed one together."""
+        if self.native is not None:
+            return self.native.look(self.backbone, pictures)
         if self.vision is None or self.projector is None:
             raise SpecError(f"the model {self.spec.name!r} has no vision tower, and the batch holds images")
-        distinct = {picture.digest: picture.pixels for picture in pictures}
-        of_shape: dict[tuple[int, ...], list[bytes]] = {}
-        for digest, pixels in distinct.items():
-            of_shape.setdefault(pixels.shape, []).append(digest)
-        parts: dict[bytes, Tensor] = {}
-        for shape, digests in of_shape.items():
-            stacked = torch.from_numpy(np.stack([distinct[digest] for digest in digests])).to(self.device)
+        of_shape: dict[tuple[int, ...], list[int]] = {}
+        for number, picture in enumerate(pictures):
+            of_shape.setdefault(picture.pixels.shape, []).append(number)
+        found: dict[int, Tensor] = {}
+        for shape, numbers in of_shape.items():
+            stacked = torch.from_numpy(np.stack([pictures[number].pixels for number in numbers])).to(self.device)
             tokens = self.projector(self.vision(stacked), self.vision.grid(*shape[-2:]))
-            parts |= dict(zip(digests, tokens, strict=True))
-        return torch.cat([parts[picture.digest] for picture in pictures])
+            found |= dict(zip(numbers, tokens, strict=True))
+        return [Sight(found[number]) for number in range(len(pictures))]
 
 
 def load_model(folder: Path, base: Path | None = None) -> tuple[EmbeddingModel | DualEncoder, Path]:

@@ -48,7 +48,8 @@ class Spans:
         lengths: tokens of each segment. parents: the segment that each goes on from, -1 for none.
         start: (T,) where a token's segment begins. end: (T,) where the subtree of its segment ends.
         positions: (T,) depth in the tree: how many tokens of its item come before it. numbers: what the backbone is told in
-            their place; None: the same. windows: false where layers that slide see all that the mask lets them.
+            their place, (T,) or, along several axes, (A, T); None: the same. windows: false where layers that slide see all
+            that the mask lets them.
         asking: (Q,) the tokens whose queries are asked for, in order; None: all. Keys and values are of the whole row always.
     """
 

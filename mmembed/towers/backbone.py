@@ -33,11 +33,17 @@ from . import reading
 from .reading import Change
 
 Told = Callable[[Int[Tensor, "B T"]], Mapping[str, Any]]
-"""What a vision-language model is told besides the tokens of a padded batch."""
+"""What a vision-language model is told besides the tokens of a padded batch, or its decoder besides those of a packed row."""
 NEVER_HALF = ("embedding_gemma2",)
 """Models whose states overflow in fp16, as their authors say."""
 ENCODERS_OF_PAIRS = ("t5", "mt5", "umt5", "t5gemma")
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
+PACKED_VLMS = (
+    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen2_5_omni_thinker"),
+    *("llava_next", "llava_onevision", "paligemma"),
+)
+"""Vision-language models whose pictures are vectors in the row of a decoder that has nothing else to see: it alone runs, packed.
+Not Mllama, whose layers attend to pictures beside the row, nor EmbeddingGemma 2, which looks up more than the vectors."""
 
 
 def build_backbone(config: Mapping[str, Any]) -> PreTrainedModel:
@@ -156,10 +162,9 @@ def prepare_backbone(model: PreTrainedModel, mask: str, layout: str | None) -> P
     spans = Spans.of([len(ids) for ids in texts], cast(Mask, mask)).to(model.device)
     with torch.no_grad():
         due = torch.cat([reading.read(model, {"input_ids": ids[None]}, None, (-1,))[0] for ids in texts]).float()
+        _plain_attention(model, "sdpa", "eager")
         if packed:
-            model.set_attn_implementation(attention.NAME)
-        else:
-            _plain_attention(model, "sdpa", "eager")
+            decoder(model).set_attn_implementation(attention.NAME)
         try:
             off = (states(model, torch.cat(texts), None, spans).float() - due).norm() / due.norm()
         except (NotImplementedError, TypeError) as error:
@@ -181,6 +186,13 @@ def check_precision(model: PreTrainedModel, dtype: torch.dtype) -> None:
 def text_config(model: PreTrainedModel) -> PreTrainedConfig:
     """The configuration of the part that reads tokens: a vision-language model has one for each part."""
     return model.config.get_text_config()
+
+
+def decoder(model: PreTrainedModel) -> PreTrainedModel:
+    """The part that reads tokens, vectors in their place too: the model itself, unless it sees."""
+    config = text_config(model)
+    parts = (m for m in (model, *model.children(), *model.modules()) if isinstance(m, PreTrainedModel))
+    return next(part for part in parts if part.config is config)
 
 
 def natural_mask(model: PreTrainedModel) -> str:
@@ -230,9 +242,10 @@ def _no_cache(model: PreTrainedModel) -> dict[str, bool]:
 
 def packable(model: PreTrainedModel) -> bool:
     """Whether every token mixing of the backbone goes through the attention door: a recurrent, convolutional or linear
-    layer would mix the neighbours of a packed row, and a vision-language model hands what it is told on to its tower."""
+    layer would mix the neighbours of a packed row."""
     kinds = getattr(text_config(model), "layer_types", None)
-    plain = (kinds is None or set(kinds) <= PACKABLE_LAYERS) and text_config(model) is model.config
+    plain = text_config(model) is model.config or model.config.model_type in PACKED_VLMS
+    plain = plain and (kinds is None or set(kinds) <= PACKABLE_LAYERS)
     return bool(getattr(model, "_supports_attention_backend", False)) and plain
 
 
@@ -250,7 +263,12 @@ def steady_length(model: PreTrainedModel) -> int | None:
 
 
 def is_packed(model: PreTrainedModel) -> bool:
-    return model.config._attn_implementation == attention.NAME
+    return text_config(model)._attn_implementation == attention.NAME
+
+
+def _body(model: PreTrainedModel) -> PreTrainedModel:
+    """What runs: packed, the part that reads tokens; padded, a vision-language model whole."""
+    return decoder(model) if is_packed(model) else model
 
 
 def states(
@@ -287,7 +305,7 @@ def layer_states(
         InputError: an item longer than `steady_length`.
     """
     inputs, rows = _inputs(model, ids, embeds, spans, told, groups)
-    return reading.read(model, inputs, rows, layers, change)
+    return reading.read(_body(model), inputs, rows, layers, change)
 
 
 def attended(
@@ -301,7 +319,18 @@ def attended(
 ) -> Float[Tensor, "T HE"]:
     """What attention of block `layer` gives each token of a packed row, heads joined, before its output projection."""
     inputs, rows = _inputs(model, ids, embeds, spans, told, groups)
-    return reading.attended(model, inputs, rows, layer)
+    return reading.attended(_body(model), inputs, rows, layer)
+
+
+def handed(
+    model: PreTrainedModel,
+    ids: Int[Tensor, " T"],
+    embeds: Float[Tensor, "T D"] | None,
+    spans: Spans,
+    told: Told | None = None,
+) -> dict[str, Any]:
+    """What the forward of the part that reads tokens is handed of a packed row."""
+    return _inputs(model, ids, embeds, spans, told)[0]
 
 
 def check_projection(model: PreTrainedModel, layer: int) -> None:
@@ -320,7 +349,7 @@ def final_norm(model: PreTrainedModel) -> nn.Module:
     """
     ids = torch.cat(probe(model))
     spans = Spans.of([len(ids)], "causal").to(ids.device)
-    return reading.final_norm(model, _inputs(model, ids, None, spans)[0])
+    return reading.final_norm(_body(model), _inputs(model, ids, None, spans)[0])
 
 
 def positioned(model: PreTrainedModel, positioning: Positioning | None, mask: str) -> PreTrainedModel:
@@ -430,9 +459,10 @@ def _inputs(
             row["extension"] = _extension(model, groups, spans.positions)
         return {
             **row,
-            "position_ids": (numbers + _first_position(model))[None],
+            "position_ids": (numbers + _first_position(model)).unsqueeze(-2),
             "spans": spans,
-            **_no_cache(model),
+            **({} if told is None else told(ids[None])),
+            **_no_cache(_body(model)),
         }, None
     inputs, where = _padded(model, ids, embeds, spans, numbers)
     images = {} if told is None else told(inputs["input_ids"])

@@ -16,11 +16,13 @@ from torch import Tensor
 
 from ..batch import Picture
 from ..errors import InputError, SpecError, UnknownName
+from .backbone import decoder
+from .sight import Sight
 
 if TYPE_CHECKING:
     import PIL.Image
     from numpy.typing import NDArray
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 FAMILIES: Mapping[str, str] = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "qwen_vl"),
@@ -70,6 +72,10 @@ def _whole(factor: int, min_pixels: int, max_pixels: int) -> Step:
     return resized
 
 
+class _Handed(Exception):
+    """Ends a forward before its decoder runs."""
+
+
 STEPS: Mapping[str, Callable[..., Step]] = {
     "to": _to,
     "square_if_below": _square_if_below,
@@ -87,6 +93,7 @@ class NativeTower:
             that released embedders were trained on (the one over torchvision rounds otherwise).
         first: what is done to a picture before it. text: how an image is written in a template; "" is its token alone.
         positions: as `ModelSpec` says. family: the file of `FAMILIES`.
+        packed: whether tower and decoder are called one after the other; if not, the model's own forward calls both.
     """
 
     config: PreTrainedConfig
@@ -95,9 +102,12 @@ class NativeTower:
     text: str
     positions: str
     family: ModuleType
+    packed: bool
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any], config: PreTrainedConfig, positions: str) -> NativeTower:
+    def of(
+        cls, settings: Mapping[str, Any], config: PreTrainedConfig, positions: str, packed: bool = False
+    ) -> NativeTower:
         """From a spec's `vision`.
 
         Args:
@@ -121,12 +131,19 @@ class NativeTower:
             settings.get("text", ""),
             positions,
             family,
+            packed,
         )
 
     @property
     def token(self) -> int:
         """Number of the token that stands for an image in a text."""
         return int(self.config.image_token_id)
+
+    @property
+    def brackets(self) -> tuple[list[int], list[int]]:
+        """The tokens that open and close a picture, where the model has some: Omni tells pictures by them."""
+        opening, closing = (getattr(self.config, f"vision_{end}_token_id", None) for end in ("start", "end"))
+        return [opening] * (opening is not None), [closing] * (closing is not None)
 
     @property
     def apart(self) -> bool:
@@ -154,11 +171,69 @@ class NativeTower:
         except ValueError as error:
             raise InputError(f"the picture does not fit this model: {error}") from None
         pixels = np.asarray(out.pop("pixel_values")).astype(np.uint8)
-        return Picture(pixels, {name: np.asarray(value) for name, value in out.items()})
+        also = {name: np.asarray(value) for name, value in out.items()}
+        numbered = self.packed and self.positions != "sequential" and hasattr(self.family, "numbers")
+        return Picture(pixels, also, self.family.numbers(self, also) if numbered else None)
 
     def image_ids(self, picture: Picture) -> list[int]:
         """The tokens that stand for a picture in the row."""
         return self.family.image_ids(self, picture)
+
+    def look(self, model: PreTrainedModel, pictures: Sequence[Picture]) -> list[Sight]:
+        """What the tower inside the model makes of pictures."""
+        seen = self.family.seen(self, pictures, model.device)
+        out: Any = model.get_image_features(  # type: ignore[operator]
+            **{**seen, "pixel_values": seen["pixel_values"].to(model.dtype)}, return_dict=True
+        )
+        deep = getattr(out, "deepstack_features", None) or ()
+        return [Sight(tokens, tuple(part[k] for part in deep)) for k, tokens in enumerate(out.pooler_output)]
+
+    def beside(self, ids: Int[Tensor, "1 T"], sights: Sequence[Sight]) -> dict[str, Any]:
+        """What the decoder is told besides tokens and their numbers, of a packed row and what is seen in it, in order."""
+        if not sights[0].deep:
+            return {}
+        return {
+            "visual_pos_masks": ids == self.token,
+            "deepstack_visual_embeds": [torch.cat(parts) for parts in zip(*(s.deep for s in sights), strict=True)],
+        }
+
+    def handed(self, model: PreTrainedModel, ids: Int[Tensor, "1 T"], pictures: Sequence[Picture]) -> dict[str, Any]:
+        """What the model's own forward hands its decoder of an item; the decoder does not run."""
+        given: dict[str, Any] = {}
+
+        def stop(_: Any, __: Any, told: dict[str, Any]) -> None:
+            given.update(told)
+            raise _Handed
+
+        handle = decoder(model).register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), **self.inputs(ids, pictures, model.dtype))
+        except _Handed:
+            pass
+        finally:
+            handle.remove()
+        return given
+
+    def alike(self, ours: Mapping[str, Any], due: Mapping[str, Any]) -> bool:
+        """Whether a decoder that is handed `ours` computes what it does of `due`: positions may begin elsewhere."""
+
+        def near(a: Tensor, b: Tensor) -> bool:
+            return a.shape == b.shape and bool(
+                (a - b).norm() <= (1e-4 if a.dtype == torch.float32 else 0.02) * b.norm()
+            )
+
+        numbers, own = (
+            torch.arange(t["inputs_embeds"].shape[1]) if t.get("position_ids") is None else t["position_ids"].cpu()
+            for t in (ours, due)
+        )
+        deep, deep_due = (told.get("deepstack_visual_embeds") or [] for told in (ours, due))
+        return (
+            near(ours["inputs_embeds"], due["inputs_embeds"])
+            and bool((numbers - numbers.min() == own - own.min()).all())
+            and len(deep) == len(deep_due)
+            and all(near(a, b) for a, b in zip(deep, deep_due, strict=True))
+            and (not deep or torch.equal(ours["visual_pos_masks"], due["visual_pos_masks"]))
+        )
 
     def inputs(
         self, ids: Int[Tensor, "B T"], pictures: Sequence[Picture], dtype: torch.dtype

@@ -37,12 +37,16 @@ def patches(tower: NativeTower, picture: Picture) -> tuple[int, int, int]:
     return side, rows, columns
 
 
-def inputs(tower: NativeTower, ids: Int[Tensor, "B T"], pictures: Sequence[Picture]) -> dict[str, Tensor]:
+def seen(tower: NativeTower, pictures: Sequence[Picture], device: torch.device) -> dict[str, Tensor]:
     """Tiles are (images, most tiles of any, 3, side, side); the model takes of each image those that it has."""
-    tiles = [torch.from_numpy(picture.pixels[0]).to(ids.device) for picture in pictures]
+    tiles = [torch.from_numpy(picture.pixels[0]).to(device) for picture in pictures]
     sizes = np.concatenate([picture.also["image_sizes"] for picture in pictures])
     padded = torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True)
     return {
         "pixel_values": tower.normalised(padded, channels=2),
-        "image_sizes": torch.from_numpy(sizes).to(ids.device),
+        "image_sizes": torch.from_numpy(sizes).to(device),
     }
+
+
+def inputs(tower: NativeTower, ids: Int[Tensor, "B T"], pictures: Sequence[Picture]) -> dict[str, Tensor]:
+    return seen(tower, pictures, ids.device)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
-
-from jaxtyping import Int
-from torch import Tensor
 
 from ..batch import Picture
 from . import native_llava_next
+from .native_llava_next import inputs, seen
 
 if TYPE_CHECKING:
     from .native import NativeTower
 
+__all__ = ["MOST", "image_ids", "inputs", "seen"]
 MOST = 1
 """Of several images in an item it sees each in fewer patches, which is not here."""
 
@@ -26,7 +24,3 @@ def image_ids(tower: NativeTower, picture: Picture) -> list[int]:
     if ratio > 1.1:
         rows, columns = int(rows // ratio), int(columns // ratio)
     return [tower.token] * (side**2 + rows * (columns + 1))
-
-
-def inputs(tower: NativeTower, ids: Int[Tensor, "B T"], pictures: Sequence[Picture]) -> dict[str, Tensor]:
-    return native_llava_next.inputs(tower, ids, pictures)

@@ -21,7 +21,11 @@ def image_ids(tower: NativeTower, picture: Picture) -> list[int]:
     return [tower.token] * side**2
 
 
-def inputs(tower: NativeTower, ids: Int[Tensor, "B T"], pictures: Sequence[Picture]) -> dict[str, Tensor]:
+def seen(tower: NativeTower, pictures: Sequence[Picture], device: torch.device) -> dict[str, Tensor]:
     """Pixels are (pictures, 3, side, side)."""
-    stacked = torch.from_numpy(np.concatenate([picture.pixels for picture in pictures])).to(ids.device)
+    stacked = torch.from_numpy(np.concatenate([picture.pixels for picture in pictures])).to(device)
     return {"pixel_values": tower.normalised(stacked, channels=1)}
+
+
+def inputs(tower: NativeTower, ids: Int[Tensor, "B T"], pictures: Sequence[Picture]) -> dict[str, Tensor]:
+    return seen(tower, pictures, ids.device)

@@ -9,15 +9,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..batch import Picture
-from . import native_qwen_vl
-from .native_qwen_vl import image_ids
+from .native_qwen_vl import image_ids, numbers, seen
 
 if TYPE_CHECKING:
     from .native import NativeTower
 
-__all__ = ["image_ids", "inputs"]
+__all__ = ["image_ids", "inputs", "numbers", "seen"]
 
 
 def inputs(tower: NativeTower, ids: Int[Tensor, "B T"], pictures: Sequence[Picture]) -> dict[str, Tensor]:
-    told = native_qwen_vl.inputs(tower, ids, pictures)
-    return {name: told[name] for name in ("pixel_values", "image_grid_thw")}
+    return seen(tower, pictures, ids.device)

@@ -14,6 +14,7 @@ from mmembed.embedder import Embedder
 from mmembed.errors import InputError, LoadError, SpecError, TruncationError, UnknownName
 from mmembed.methods import apply
 from mmembed.testing import QWEN_VLMS, VLMS, byte_tokenizer, tiny_backbone, tiny_vlm
+from mmembed.towers.backbone import PACKED_VLMS
 from mmembed.towers.native import STEPS
 
 from ..conftest import picture
@@ -226,25 +227,127 @@ def test_steps_before_the_processor():
     assert size(3000, 2000, **whole) == (1204, 812)
 
 
+PACKED = [kind for kind in VLMS if kind in PACKED_VLMS]
+UNDER = [
+    (SMALL, f"{word}, said of a picture") for word in ("colour", "shape", "size", "mood", "name", "use", "age", "place")
+]
+"""One picture under eight prompts."""
+
+
+def looks(seeing, monkeypatch):
+    """How many patches or pictures the tower is handed, call by call."""
+    handed: list[int] = []
+    look = seeing.model.native.__class__.look
+    monkeypatch.setattr(
+        seeing.model.native.__class__,
+        "look",
+        lambda self, model, pictures: handed.append(len(pictures)) or look(self, model, pictures),
+    )
+    return handed
+
+
+@pytest.mark.parametrize("changed", [{}, {"mask": "bidirectional", "pooling": "mean"}, {"positions": "sequential"}])
+@pytest.mark.parametrize("kind", PACKED)
+def test_packed_gives_what_the_models_own_forward_gives_padded(tmp_path, kind, changed):
+    packed, padded = made(tmp_path, kind, **changed), made(tmp_path, kind, layout="padded", **changed)
+    assert (packed.model.layout, padded.model.layout) == ("packed", "padded")
+    assert packed.model.shares == ("mask" not in changed)
+    items = taken(packed) + UNDER
+    due = np.concatenate([padded.encode([item]) for item in items])
+    for told in (packed.encode(items), packed.encode(items[::-1])[::-1], padded.encode(items)):
+        assert np.abs(told - due).max() <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["mllama", "embedding_gemma2"])
+def test_a_model_that_sees_beside_the_row_stays_padded(tmp_path, kind):
+    assert made(tmp_path, kind).model.layout == "padded"
+    with pytest.raises(SpecError, match="cannot run packed"):
+        made(tmp_path, kind, layout="packed")
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_a_picture_under_eight_prompts_is_seen_and_read_once(tmp_path, kind, monkeypatch):
+    seeing = made(tmp_path, kind)
+    alone = np.concatenate([seeing.encode([item]) for item in UNDER])
+    looked, rows = looks(seeing, monkeypatch), []
+    packed = Embedder._packed
+    monkeypatch.setattr(Embedder, "_packed", lambda *a: rows.append(packed(*a)) or rows[-1])
+    report = mmembed.Report()
+    assert np.abs(seeing.encode(UNDER, report=report) - alone).max() <= 1e-5
+    (row,) = rows
+    assert (looked, len(row.pictures)) == ([1], 1)
+    image = len(row.slots)
+    assert report.tokens - len(row.ids) >= 7 * image
+    # Prompts before the picture: shared, where they are the same.
+    rows.clear()
+    asked = [("what is this?", SMALL, word) for word in ("red", "blue", "green")] + [("who is this?", SMALL, "red")]
+    due = np.concatenate([seeing.encode([item]) for item in asked])
+    rows.clear()
+    assert np.abs(seeing.encode(asked) - due).max() <= 1e-5
+    assert len(rows[0].pictures) == 2
+
+
+def test_equal_tokens_of_other_pictures_are_not_shared(seeing):
+    other = Image(255 - SMALL.load())
+    things = [(picture, "what is it?") for picture in (SMALL, other, SMALL)]
+    vectors = seeing.encode(things)
+    assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
+    assert np.abs(vectors - np.concatenate([seeing.encode([thing]) for thing in things])).max() <= 1e-5
+
+
+def test_pictures_are_kept_between_calls_where_there_is_room(one, monkeypatch):
+    seeing = composed(one)
+    both = seeing.encode([(SMALL, WIDE)])[0]
+    looked = looks(seeing, monkeypatch)
+    due = seeing.encode(UNDER[:2])
+    assert np.array_equal(seeing.encode(UNDER[:2]), due)
+    assert looked == [1, 1]
+    kept = seeing.model.sights_kept
+    assert (len(kept), kept.hits, kept.misses) == (0, 0, 0)
+    kept.limit = 2**20
+    looked.clear()
+    told = [seeing.encode([thing])[0] for thing in (*UNDER[:2], WIDE, (SMALL, WIDE))]
+    assert looked == [1, 1]
+    assert (len(kept), kept.hits, kept.misses) == (2, 3, 2)
+    assert np.abs(told[:2] - due).max() <= 1e-5
+    assert np.abs(told[3] - both).max() <= 1e-5
+    other = seeing.respecified(counted="content")
+    other.encode([SMALL])
+    assert looked == [1, 1]
+    seeing.model.train().eval()
+    assert len(kept) == 0
+
+
+def test_a_decoder_that_is_handed_something_else_is_refused(one, monkeypatch):
+    from mmembed.towers import native_qwen_vl
+
+    numbers = native_qwen_vl.numbers
+    monkeypatch.setattr(native_qwen_vl, "numbers", lambda *a: numbers(*a)[[0, 2, 1]])
+    with pytest.raises(SpecError, match="does not see packed what it should"):
+        composed(one)
+    composed(one, layout="padded")
+
+
 DECODERS = [kind for kind in VLMS if kind != "embedding_gemma2"]
 """EmbeddingGemma 2 reads both ways, and has a head of its own behind its states."""
 
 
-def made(folder, kind):
+def made(folder, kind, **changed):
     tiny_vlm(folder, kind)
-    return composed(folder, vision={"library": "native", "text": SHOW[kind]})
+    return composed(folder, vision={"library": "native", "text": SHOW[kind]}, **changed)
 
 
 @pytest.mark.parametrize("kind", DECODERS)
 def test_inner_layers_are_those_of_transformers(kind, tmp_path):
     """Of the part that reads tokens, whatever layers its tower has; the blocks behind them do not run."""
-    base = made(tmp_path, kind).respecified(normalize=False, pooling={"kind": "last"}, counted="all")
+    plain = {"normalize": False, "pooling": {"kind": "last"}, "counted": "all"}
+    base, stock = made(tmp_path, kind).respecified(**plain), made(tmp_path, kind, layout="padded").respecified(**plain)
     given: list[dict] = []
-    handle = base.model.backbone.register_forward_pre_hook(lambda *a: given.append(a[2]), with_kwargs=True)
-    base.encode([ITEMS[2]])
+    handle = stock.model.backbone.register_forward_pre_hook(lambda *a: given.append(a[2]), with_kwargs=True)
+    stock.encode([ITEMS[2]])
     handle.remove()
     with torch.no_grad():
-        out = base.model.backbone(**given[0], output_hidden_states=True)
+        out = stock.model.backbone(**given[0], output_hidden_states=True)
     for layer in (0, 1, -2):
         told = base.respecified(layers=(layer,)).encode([ITEMS[2]])[0]
         due = out.hidden_states[layer][0, -1].numpy()
