@@ -142,8 +142,9 @@ class NativeTower:
     @property
     def brackets(self) -> tuple[list[int], list[int]]:
         """The tokens that open and close a picture, where the model has some: Omni tells pictures by them."""
-        opening, closing = (getattr(self.config, f"vision_{end}_token_id", None) for end in ("start", "end"))
-        return [opening] * (opening is not None), [closing] * (closing is not None)
+        ends = (getattr(self.config, f"vision_{end}_token_id", None) for end in ("start", "end"))
+        opening, closing = ([] if number is None else [int(number)] for number in ends)
+        return opening, closing
 
     @property
     def apart(self) -> bool:
@@ -182,7 +183,7 @@ class NativeTower:
     def look(self, model: PreTrainedModel, pictures: Sequence[Picture]) -> list[Sight]:
         """What the tower inside the model makes of pictures."""
         seen = self.family.seen(self, pictures, model.device)
-        out: Any = model.get_image_features(  # type: ignore[operator]
+        out: Any = model.get_image_features(
             **{**seen, "pixel_values": seen["pixel_values"].to(model.dtype)}, return_dict=True
         )
         deep = getattr(out, "deepstack_features", None) or ()

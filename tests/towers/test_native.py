@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import mmembed
-from mmembed import Image, embedder
+from mmembed import Image, walk
+from mmembed.batch import pack
 from mmembed.embedder import Embedder
 from mmembed.errors import InputError, LoadError, SpecError, TruncationError, UnknownName
 from mmembed.methods import apply
@@ -270,8 +271,7 @@ def test_a_picture_under_eight_prompts_is_seen_and_read_once(tmp_path, kind, mon
     seeing = made(tmp_path, kind)
     alone = np.concatenate([seeing.encode([item]) for item in UNDER])
     looked, rows = looks(seeing, monkeypatch), []
-    packed = Embedder._packed
-    monkeypatch.setattr(Embedder, "_packed", lambda *a: rows.append(packed(*a)) or rows[-1])
+    monkeypatch.setattr(walk, "pack", lambda *a, **k: rows.append(pack(*a, **k)) or rows[-1])
     report = mmembed.Report()
     assert np.abs(seeing.encode(UNDER, report=report) - alone).max() <= 1e-5
     (row,) = rows
