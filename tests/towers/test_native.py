@@ -11,7 +11,6 @@ import torch
 import mmembed
 from mmembed import Image, walk
 from mmembed.batch import pack
-from mmembed.embedder import Embedder
 from mmembed.errors import InputError, LoadError, SpecError, TruncationError, UnknownName
 from mmembed.methods import apply
 from mmembed.testing import QWEN_VLMS, VLMS, byte_tokenizer, tiny_backbone, tiny_vlm
@@ -93,10 +92,10 @@ def test_few_items_with_images_wait_at_once(seeing, monkeypatch):
     items = taken(seeing)
     whole = seeing.encode(items)
     waiting = []
-    told = Embedder._samples
-    monkeypatch.setattr(embedder, "SEEN", 2)
+    told = walk._samples
+    monkeypatch.setattr(walk, "SEEN", 2)
     monkeypatch.setattr(
-        Embedder, "_samples", lambda self, window, *rest: waiting.append(window) or told(self, window, *rest)
+        walk, "_samples", lambda model, window, *rest: waiting.append(window) or told(model, window, *rest)
     )
     assert np.abs(seeing.encode(iter(items)) - whole).max() <= 1e-5
     assert [item for window in waiting for item in window] == items
