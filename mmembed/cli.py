@@ -1,4 +1,4 @@
-"""The command line: demo, embed, index, search, models, doctor.
+"""The command line: demo, embed, index, search, serve, models, doctor.
 
 Exit codes: 0 done, 1 an item that cannot be embedded or another failure, 2 usage (arguments, names, models, indexes),
 3 done, but some items failed. Results go to stdout, progress and errors to stderr.
@@ -456,6 +456,47 @@ def _open(path: str, model: str | None, device: str | None) -> Index:
             raise
         raise click.UsageError(f"{path} was made with {made['model']!r}; --model FOLDER says where that lies") from None
     return Index.open(path, embedder)
+
+
+# ---- serve -----------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.option("--index", help="Index that /search looks through; it says which model is served.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--key-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), envvar="MMEMBED_KEY_FILE",
+    help="File with the key that requests must bear (Authorization: Bearer ...).  [env: MMEMBED_KEY_FILE]",
+)  # fmt: skip
+@click.option("--allow-url", is_flag=True, help="Fetch pictures by URL, from the public internet only.")
+@model_option
+@device_option
+def serve(
+    index: str | None,
+    host: str,
+    port: int,
+    key_file: Path | None,
+    allow_url: bool,
+    model: str | None,
+    device: str | None,
+) -> None:
+    """Serve vectors over HTTP: OpenAI's and vLLM's /v1/embeddings, Cohere's /v2/embed, TEI's /embed, and /search."""
+    from .serve.app import build_app
+    from .serve.asked import Limits
+    from .serve.run import server
+
+    key = None if key_file is None else key_file.read_text(encoding="utf-8").strip()
+    if key == "":
+        raise click.UsageError(f"{key_file} holds no key")
+    opened = None if index is None else _open(index, model, device)
+    embedder = _load(model, device) if opened is None else opened.embedder
+    assert embedder is not None, "an index that is opened to be searched has one"
+    if key is None and host not in ("127.0.0.1", "::1", "localhost"):
+        click.echo("mmembed: anyone who reaches this address may use the server: --key-file bars it", err=True)
+    app = build_app(embedder, index=opened, key=key, limits=Limits(allow_url=allow_url))
+    click.echo(f"{embedder!r}\nhttp://{host}:{port}", err=True)
+    server(app, host=host, port=port, log_level="warning").run()
 
 
 # ---- models and doctor -----------------------------------------------------------------------------------------------

@@ -147,13 +147,31 @@ def open_image(source: Source | Image, *, allow_url: bool = False) -> tuple[np.n
         ImageError: names the source and the reason.
     """
     image = source if isinstance(source, Image) else Image(source, allow_url=allow_url)
-    try:
+    with _named(image):
         content: Any = image.source
         if _is_array(content):
             return _from_array(content)
         data = None if _is_pil(content) else _read(content, image.allow_url)
         with _whole_files_only():
             return _decode(content, frames=1) if data is None else _from_bytes(data)
+
+
+def measure(image: Image) -> tuple[int, int]:
+    """Width and height of a picture in a file, bytes or data URI, as its header says them; no pixel is decoded.
+
+    Raises:
+        ImageError: as `open_image`, as far as the header tells.
+    """
+    with _named(image), _opened(_read(image.source, image.allow_url)) as (picture, _):
+        width, height = picture.size
+        return int(width), int(height)
+
+
+@contextmanager
+def _named(image: Image) -> Iterator[None]:
+    """Whatever is raised is an `ImageError` that names the picture."""
+    try:
+        yield
     except ImageError as error:
         raise ImageError(f"{image.name}: {error.reason}") from error.__cause__
     except Exception as error:  # decoders raise of everything on broken bytes
@@ -272,6 +290,13 @@ class _Metered(io.BytesIO):
 
 
 def _from_bytes(data: bytes) -> tuple[np.ndarray, ImageInfo]:
+    with _opened(data) as (picture, frames):
+        return _decode(picture, frames)
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[tuple[Any, int]]:
+    """A picture whose header is within the limits, and its frames; no pixel of it is decoded yet."""
     import PIL
     import PIL.Image
 
@@ -294,7 +319,7 @@ def _from_bytes(data: bytes) -> tuple[np.ndarray, ImageInfo]:
         frames = pages if picture.format == "TIFF" else getattr(picture, "n_frames", 1)
         if frames > MAX_FRAMES:
             raise ImageError(f"it has more than {MAX_FRAMES} frames")
-        return _decode(picture, frames)
+        yield picture, frames
 
 
 _SCAN = b"\xff\xda"

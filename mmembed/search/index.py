@@ -27,6 +27,8 @@ except ImportError as error:
     raise MissingExtra("lancedb", "search") from error
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ..embedder import Embedder
 
 TABLE = "items"
@@ -242,12 +244,23 @@ class Index:
             UnknownName: no such modality.
             StoreError: the index was opened without an embedder.
         """
-        if modality is not None and modality not in MODALITIES:
-            raise UnknownName("modality", modality, MODALITIES)
-        if k < 1:
-            raise InputError(f"k is the number of hits wanted, at least 1, not {k}")
-        vector = _unit(self._encoder().encode_query([query], truncate_dim=self.dimension))[0]
-        rows = self._nearest(vector, k, modality)
+        asked = query if isinstance(query, str) else " + ".join(map(_said, to_item(query)))
+        _check_asked(k, modality)
+        vector = self._encoder().encode_query([query], truncate_dim=self.dimension)[0]
+        return self.nearest(vector, k=k, modality=modality, query=asked)
+
+    def nearest(
+        self, vector: NDArray[np.float32], *, k: int = 10, modality: str | None = None, query: str = ""
+    ) -> Hits:
+        """`search` by a vector (D,) that `embedder.encode_query` gave; `query` says in the hits what was asked.
+
+        Raises:
+            InputError: the vector has another width, or is not finite. UnknownName: no such modality.
+        """
+        _check_asked(k, modality)
+        if vector.shape != (self.dimension,) or not np.isfinite(vector).all():
+            raise InputError(f"a query of this index is {self.dimension} finite numbers, not {vector.shape}")
+        rows = self._nearest(_unit(vector[None])[0], k, modality)
         hits = [
             Hit(
                 rank=rank,
@@ -261,7 +274,12 @@ class Index:
             )
             for rank, (score, row) in enumerate(rows, 1)
         ]
-        return Hits(hits, query=query if isinstance(query, str) else " + ".join(map(_said, to_item(query))))
+        return Hits(hits, query=query)
+
+    def thumbnail(self, name: str) -> bytes | None:
+        """The small WebP kept of the picture of an item, by its id; None: no such item, or no picture."""
+        found = self._table.search().where(_among([name])).select(["thumbnail"]).limit(1).to_arrow().to_pylist()
+        return found[0]["thumbnail"] if found else None
 
     def _nearest(self, vector: np.ndarray, k: int, kind: str | None) -> list[tuple[float, dict[str, Any]]]:
         """Exact: LanceDB scans for candidates; their scores are summed anew in float64, row by row, so that equal
@@ -603,6 +621,13 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 def _matrix(column: pa.ChunkedArray, dimension: int) -> np.ndarray:
     return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, dimension)
+
+
+def _check_asked(k: int, kind: str | None) -> None:
+    if kind is not None and kind not in MODALITIES:
+        raise UnknownName("modality", kind, MODALITIES)
+    if k < 1:
+        raise InputError(f"k is the number of hits wanted, at least 1, not {k}")
 
 
 def _quoted(text: str) -> str:

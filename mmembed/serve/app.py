@@ -1,0 +1,236 @@
+"""The routes: every form of request is read, answered by the one desk, and written back in its own words."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..errors import FingerprintMismatch, InputError, MissingExtra, MmembedError, StoreError, UnknownName
+from . import cohere, openai, search, tei
+from .asked import Answer, Asked, Limits, Pictures, Refused
+from .desk import Desk
+from .guard import Guard
+from .metrics import Metrics
+
+try:
+    import orjson
+    from pydantic import BaseModel, ValidationError
+    from starlette.applications import Starlette
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
+except ImportError as error:
+    raise MissingExtra("starlette", "serve") from error
+
+if TYPE_CHECKING:
+    from ..embedder import Embedder
+    from ..search.index import Index
+
+Form = TypeVar("Form", bound=BaseModel)
+CLOSED = 499
+"""What nginx writes for a client that went away; it is never sent."""
+
+
+def build_app(
+    embedder: Embedder,
+    *,
+    index: Index | None = None,
+    key: str | None = None,
+    limits: Limits | None = None,
+    body_bytes: int = 20 * 2**20,
+    body_seconds: float = 30.0,
+    seconds: float = 60.0,
+    waiting: int = 4096,
+) -> Guard:
+    """The ASGI app of a server.
+
+    Args:
+        embedder: the one model that is served, under the name of its spec. index: what /search looks through.
+        key: the bearer token that every request but /health must bear. limits: of one request.
+        body_bytes, body_seconds: of a request's body. seconds: that an answer may take. waiting: samples that may queue.
+    """
+    if index is not None and index.embedder is not embedder:
+        raise FingerprintMismatch("the index must be opened with the embedder that is served")
+    served = _Served(embedder, index, limits or Limits(), seconds, waiting)
+    return Guard(served.app(), key=key, most=body_bytes, seconds=body_seconds)
+
+
+class _Served:
+    def __init__(self, embedder: Embedder, index: Index | None, limits: Limits, seconds: float, waiting: int):
+        self.embedder, self.index, self.limits, self.seconds, self.waiting = embedder, index, limits, seconds, waiting
+        self.name = embedder.spec.name
+        self.prompts = frozenset(embedder.spec.prompts)
+        self.started = int(time.time())
+        self.desk: Desk | None = None
+        self.metrics = Metrics()
+
+    def app(self) -> Starlette:
+        routes = [
+            Route("/v1/embeddings", self._route(self.openai, openai.error), methods=["POST"]),
+            Route("/v1/models", self.models, methods=["GET"]),
+            Route("/v2/embed", self._route(self.cohere, cohere.error), methods=["POST"]),
+            Route("/embed", self._route(self.tei, tei.error), methods=["POST"]),
+            Route("/search", self._route(self.search, openai.error), methods=["POST"]),
+            Route("/thumbnail/{id:path}", self._route(self.thumbnail, openai.error), methods=["GET"]),
+            Route("/health", self.health, methods=["GET"]),
+            Route("/metrics", self.told, methods=["GET"]),
+        ]
+        handlers: Any = {404: _no_such_route, 405: _no_such_route}
+        return Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=handlers)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        self.desk = Desk(self.embedder, limits=self.limits, waiting=self.waiting, seconds=self.seconds)
+        self.metrics.watch(self.desk.batcher)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self.desk.close)
+
+    # ---- what is asked ----
+
+    async def openai(self, request: Request) -> Response:
+        form = await _form(request, openai.Request)
+        self._check_model(form.model)
+        return _json(openai.write(form, await self._answer(openai.read, form, self._pictures()), self.name))
+
+    async def cohere(self, request: Request) -> Response:
+        form = await _form(request, cohere.Request)
+        self._check_model(form.model)
+        return _json(cohere.write(form, await self._answer(cohere.read, form, self._pictures(), self.prompts)))
+
+    async def tei(self, request: Request) -> Response:
+        form = await _form(request, tei.Request)
+        return _json(tei.write(await self._answer(tei.read, form)))
+
+    async def search(self, request: Request) -> Response:
+        form = await _form(request, search.Request)
+        if self.index is None:
+            raise Refused("this server was started without an index: mmembed serve --index PATH", 404)
+        answer = await self._answer(search.read, form, self._pictures())
+        hits = await self._desk.reading(search.find, self.index, form, answer)
+        return _json(search.write(hits))
+
+    async def thumbnail(self, request: Request) -> Response:
+        picture = None
+        if self.index is not None:
+            picture = await self._desk.reading(self.index.thumbnail, request.path_params["id"])
+        if picture is None:
+            raise Refused("no picture is kept under this id", 404)
+        headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=3600"}
+        return Response(picture, media_type="image/webp", headers=headers)
+
+    async def models(self, request: Request) -> Response:
+        spec = self.embedder.spec
+        entry = {
+            "id": self.name,
+            "object": "model",
+            "created": self.started,
+            "owned_by": "mmembed",
+            "max_model_len": spec.max_length,
+            "dimensions": sorted({spec.dimension, *spec.dimensions}, reverse=True),
+            "modalities": list(spec.modalities),
+            "prompts": sorted(spec.prompts),
+        }
+        return _json({"object": "list", "data": [entry]})
+
+    async def health(self, request: Request) -> Response:
+        return _json({"status": "ok", "model": self.name, "waiting": self._desk.batcher.waiting})
+
+    async def told(self, request: Request) -> Response:
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    # ---- what all of them share ----
+
+    @property
+    def _desk(self) -> Desk:
+        assert self.desk is not None, "the app has not been started"
+        return self.desk
+
+    def _pictures(self) -> Pictures:
+        return Pictures(self.limits)
+
+    def _check_model(self, name: str | None) -> None:
+        if name is not None and name != self.name:
+            raise Refused(str(UnknownName("model", name, [self.name])), 404, "model")
+
+    async def _answer(self, read: Callable[..., Asked], *given: Any) -> Answer:
+        return await self._desk.answer(await self._desk.reading(read, *given))
+
+    def _route(
+        self, serve: Callable[[Request], Awaitable[Response]], write: Callable[[Refused], Any]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """A route whose errors are told in the words of its form, and that ends when its client goes away."""
+
+        async def route(request: Request) -> Response:
+            began = time.perf_counter()
+            try:
+                response = await _unless_gone(request, serve)
+            except Refused as refused:
+                response = _refusal(refused, write)
+            except InputError as error:
+                response = _refusal(Refused(str(error), 400, "input"), write)
+            except StoreError as error:
+                response = _refusal(Refused(str(error), 503, wait=1), write)
+            except MmembedError as error:
+                response = _refusal(Refused(str(error), 400), write)
+            except ClientDisconnect:
+                response = Response(status_code=CLOSED)
+            self.metrics.served(request.url.path, response.status_code, time.perf_counter() - began)
+            return response
+
+        return route
+
+
+async def _unless_gone(request: Request, serve: Callable[[Request], Awaitable[Response]]) -> Response:
+    """What `serve` answers; its work is cancelled if the client goes away before."""
+    await request.body()  # read once, here: what comes after it can only be a disconnect
+    work = asyncio.ensure_future(serve(request))
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ClientDisconnect
+        return work.result()
+    finally:
+        for task in (work, gone):
+            task.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _form(request: Request, form: type[Form]) -> Form:
+    """The body as a form.
+
+    Raises:
+        Refused: it is no JSON, or not of that form; what is wrong is named by its place.
+    """
+    body = await request.body()
+    try:
+        return form.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(str(step) for step in first["loc"])
+        raise Refused(f"{place}: {first['msg']}" if place else first["msg"], 400, place or None) from None
+
+
+def _json(content: Any, status: int = 200) -> Response:
+    data = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(data, status, media_type="application/json")
+
+
+def _refusal(refused: Refused, write: Callable[[Refused], Any]) -> Response:
+    headers = {} if refused.wait is None else {"Retry-After": str(refused.wait)}
+    return JSONResponse(write(refused), refused.status, headers)
+
+
+async def _no_such_route(request: Request, error: Any) -> Response:
+    reason = f"{request.method} {request.url.path} is not served here"
+    return _refusal(Refused(reason[:300], error.status_code), openai.error)

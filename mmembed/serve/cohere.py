@@ -1,0 +1,103 @@
+"""Cohere's form of embeddings, version 2."""
+
+from __future__ import annotations
+
+import base64
+import uuid
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..errors import InputError
+from ..inputs import Thing
+from .asked import Answer, Asked, Pictures, Refused, Side, text
+from .content import Part, at
+
+Kind = Literal["float", "base64", "binary", "ubinary", "int8", "uint8"]
+
+
+class Input(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    content: list[Part]
+
+
+class Request(BaseModel):
+    """One of `texts`, `images` (data URIs) and `inputs` (texts and images mixed)."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: str | None = None
+    input_type: Literal["search_query", "search_document", "classification", "clustering", "image"]
+    texts: list[str] | None = None
+    images: list[str] | None = None
+    inputs: list[Input] | None = None
+    embedding_types: list[Kind] = ["float"]
+    output_dimension: int | None = Field(default=None, ge=1)
+    truncate: Literal["NONE", "START", "END"] = "END"
+    max_tokens: int | None = None
+
+
+def read(request: Request, pictures: Pictures, prompts: frozenset[str]) -> Asked:
+    """What a Cohere client asks of a model with these prompts.
+
+    Raises:
+        Refused, InputError: as in `mmembed.serve.openai.read`.
+    """
+    if sum(given is not None for given in (request.texts, request.images, request.inputs)) != 1:
+        raise Refused("give one of texts, images and inputs")
+    if request.truncate == "START":
+        raise Refused("truncate=START is not offered: END or NONE", param="truncate")
+    if request.max_tokens is not None:
+        raise Refused("max_tokens is not offered", param="max_tokens")
+    if {"int8", "uint8"} & set(request.embedding_types):
+        raise Refused(
+            "int8 and uint8 need the ranges of a collection, which one request does not have: ask for float, base64, "
+            "binary or ubinary",
+            param="embedding_types",
+        )
+    things: list[Thing]
+    if request.texts is not None:
+        things = [at(row, lambda one=one: text(one)) for row, one in enumerate(request.texts)]
+    elif request.images is not None:
+        things = [at(row, lambda one=one: pictures(one)) for row, one in enumerate(request.images)]
+    else:
+        things = [at(row, lambda one=one: _mixed(one, pictures)) for row, one in enumerate(request.inputs or ())]
+    sides: dict[str, Side] = {"search_query": "query", "search_document": "document", "image": "document"}
+    return Asked(
+        things=tuple(things),
+        side=sides.get(request.input_type),
+        prompt_name=request.input_type if request.input_type in prompts else None,
+        truncate_dim=request.output_dimension,
+        truncate="error" if request.truncate == "NONE" else "end",
+    )
+
+
+def _mixed(one: Input, pictures: Pictures) -> Thing:
+    if not one.content:
+        raise InputError("its content is empty")
+    return tuple(part.thing(pictures) for part in one.content)
+
+
+def write(request: Request, answer: Answer) -> dict[str, Any]:
+    """The answer as Cohere's clients read it; binary codes are signs, packed eight to a byte, as theirs are."""
+    made: dict[str, Any] = {}
+    for kind in dict.fromkeys(request.embedding_types):
+        if kind == "float":
+            made[kind] = list(answer.vectors)
+        elif kind == "base64":
+            made[kind] = [base64.b64encode(v.astype("<f4").tobytes()).decode() for v in answer.vectors]
+        else:
+            packed = np.packbits(answer.vectors > 0, axis=1)
+            made[kind] = packed.tolist() if kind == "ubinary" else (packed.astype(np.int16) - 128).tolist()
+    return {
+        "id": str(uuid.uuid4()),
+        "embeddings": made,
+        "texts": request.texts or [],
+        "meta": {"api_version": {"version": "2"}, "billed_units": {"input_tokens": answer.tokens}},
+        "response_type": "embeddings_by_type",
+    }
+
+
+def error(refused: Refused) -> dict[str, Any]:
+    """A refusal in Cohere's words."""
+    return {"message": refused.reason}

@@ -1,0 +1,50 @@
+"""Parts of a message, text or picture, as OpenAI and Cohere write them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from ..errors import InputError
+from ..inputs import Thing
+from .asked import Pictures
+
+Made = TypeVar("Made")
+
+
+class ImageUrl(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    url: str
+    detail: str | None = None
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["text", "image_url"]
+    text: str | None = None
+    image_url: ImageUrl | str | None = None
+
+    def thing(self, pictures: Pictures) -> Thing:
+        """What it holds.
+
+        Raises:
+            InputError: it does not hold what its type says, or a picture that cannot be read.
+        """
+        if self.type == "text":
+            if self.text is None or self.image_url is not None:
+                raise InputError('a part of type "text" holds text, and nothing else')
+            return self.text
+        if self.image_url is None or self.text is not None:
+            raise InputError('a part of type "image_url" holds image_url, and nothing else')
+        return pictures(self.image_url if isinstance(self.image_url, str) else self.image_url.url)
+
+
+def at(row: int, make: Callable[[], Made]) -> Made:
+    """What `make` makes; an `InputError` of it is that of `row`."""
+    try:
+        return make()
+    except InputError as error:
+        error.item = row
+        raise

@@ -1,0 +1,77 @@
+"""The desk: what was asked becomes samples in a pool of threads, then vectors in the batcher's; one way for every form."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..embedder import Embedder
+from .asked import Answer, Asked, Limits, Refused
+from .batcher import Batcher, Busy
+
+if TYPE_CHECKING:
+    from ..embedder import Prepared
+
+
+class Desk:
+    """An embedder at the service of many requests at once.
+
+    Args:
+        embedder: what embeds. limits: of one request. waiting: samples that may queue; beyond, requests are refused with
+            the time after which to come again. seconds: that a request may take in all, from when it is read.
+    """
+
+    def __init__(self, embedder: Embedder, *, limits: Limits, waiting: int = 4096, seconds: float = 60.0):
+        self.embedder, self.limits, self.seconds = embedder, limits, seconds
+        self.batcher = Batcher(embedder.raw_vectors, budget=embedder.budget, most=waiting)
+        self._readers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="mmembed-reader")
+        self._preparing = 0
+        self._most_preparing = 64
+
+    async def answer(self, asked: Asked) -> Answer:
+        """Vectors of what was asked.
+
+        Raises:
+            InputError, SpecError, UnknownName: as `Embedder.encode`. Refused: too much, too busy, or too slow.
+        """
+        if not asked.things:
+            raise Refused("nothing to embed: the list is empty")
+        if len(asked.things) > self.limits.things:
+            raise Refused(f"{len(asked.things)} things in one request; at most {self.limits.things}", 413)
+        try:
+            async with asyncio.timeout(self.seconds):
+                prepared = await self.reading(self._prepare, asked)
+                return await self._vectors(prepared)
+        except TimeoutError:
+            raise Refused(f"the answer took more than {self.seconds:.0f} s", 503, wait=5) from None
+        except Busy as busy:
+            raise Refused(str(busy), 429, wait=busy.seconds) from None
+
+    async def reading(self, work, *given):  # type: ignore[no-untyped-def]
+        """What `work` gives, run by a thread that reads requests.
+
+        Raises:
+            Refused: too many requests are being read.
+        """
+        if self._preparing >= self._most_preparing:
+            raise Refused("the server reads as many requests as it may; come again in 1 s", 429, wait=1)
+        self._preparing += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, work, *given)
+        finally:
+            self._preparing -= 1
+
+    def close(self) -> None:
+        """Ends its threads."""
+        self.batcher.close()
+        self._readers.shutdown(cancel_futures=True)
+
+    def _prepare(self, asked: Asked) -> Prepared:
+        raise NotImplementedError
+
+    async def _vectors(self, prepared: Prepared) -> Answer:
+        raise NotImplementedError

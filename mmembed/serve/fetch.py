@@ -1,0 +1,143 @@
+"""Pictures by URL for a server whose owner allows it: only public addresses, resolved once and connected to as resolved."""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import socket
+import ssl
+import time
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from ..errors import ImageError
+from ..images import MAX_BYTES
+
+SECONDS = 10.0
+HOPS = 3
+PORTS = {"http": 80, "https": 443}
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def fetch(url: str) -> bytes:
+    """The bytes behind an http or https URL.
+
+    The name is resolved here, every address it has must be public, and the connection goes to that very address, so that a
+    name cannot mean one host when it is looked at and another when it is used. Redirects, at most three, are looked at anew.
+    No proxy, cookie or credential is sent, and only the ports 80 and 443 are asked.
+
+    Raises:
+        ImageError: the URL is refused, or nothing of at most `MAX_BYTES` comes back within `SECONDS`. The message names no
+            address that the name was resolved to.
+    """
+    deadline = time.monotonic() + SECONDS
+    for _ in range(HOPS + 1):
+        parts = _checked(url)
+        answer, connection = _ask(parts, deadline)
+        try:
+            if answer.status in (301, 302, 303, 307, 308):
+                url = urljoin(url, answer.headers.get("Location", ""))
+                continue
+            if answer.status != 200:
+                raise ImageError(f"the host answers {answer.status}")
+            return _body(answer, connection, deadline)
+        finally:
+            connection.close()
+    raise ImageError(f"more than {HOPS} redirects")
+
+
+def _checked(url: str) -> SplitResult:
+    """The parts of a URL that no two parsers read differently."""
+    if any(c <= " " or c in "\\\x7f" for c in url) or not url.isascii():
+        raise ImageError("a URL is of printable ASCII without spaces or backslashes; encode the rest")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ImageError(f"this is no URL: {error}") from None
+    if parts.scheme not in PORTS:
+        raise ImageError("only http and https URLs are fetched")
+    if "@" in parts.netloc:
+        raise ImageError("a URL with a user or a password is not fetched")
+    if not parts.hostname or port not in (None, PORTS[parts.scheme]):
+        raise ImageError("a URL names a host, and no port but 80 for http and 443 for https")
+    return parts
+
+
+def _ask(parts: SplitResult, deadline: float) -> tuple[http.client.HTTPResponse, http.client.HTTPConnection]:
+    host, port = str(parts.hostname), PORTS[parts.scheme]
+    address = _public_address(host, port)
+    connection = _Pinned(host, port, address, parts.scheme == "https", _left(deadline))
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    try:
+        connection.request("GET", target, headers={"User-Agent": "mmembed", "Accept": "image/*"})
+        return connection.getresponse(), connection
+    except (OSError, http.client.HTTPException, ValueError):
+        connection.close()
+        raise ImageError("the host cannot be reached, or does not speak HTTP") from None
+
+
+def _public_address(host: str, port: int) -> str:
+    """One of the addresses of a host, all of which are public."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise ImageError("the host's name cannot be resolved") from None
+    addresses = [str(entry[4][0]) for entry in found]
+    if not addresses or not all(is_public(address) for address in addresses):
+        raise ImageError("the host is not of the public internet, and is not asked")
+    return addresses[0]
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the public internet; one that holds another (mapped, 6to4, Teredo, NAT64) is not, for
+    what it leads to hangs on the machine."""
+    try:
+        found: Address = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(found, ipaddress.IPv6Address):
+        wrapped = found.ipv4_mapped or found.sixtofour or found.teredo
+        if wrapped or found in ipaddress.ip_network("64:ff9b::/96") or found in ipaddress.ip_network("64:ff9b:1::/48"):
+            return False
+    return found.is_global and not found.is_multicast and not found.is_reserved
+
+
+class _Pinned(http.client.HTTPConnection):
+    """A connection to an address that was looked at before, under the name of its host."""
+
+    def __init__(self, host: str, port: int, address: str, encrypted: bool, seconds: float):
+        super().__init__(host, port, timeout=seconds)
+        self._address, self._encrypted = address, encrypted
+
+    def connect(self) -> None:
+        plain = socket.create_connection((self._address, self.port), self.timeout)
+        if self._encrypted:
+            self.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=self.host)
+        else:
+            self.sock = plain
+
+
+def _body(answer: http.client.HTTPResponse, connection: http.client.HTTPConnection, deadline: float) -> bytes:
+    declared = answer.headers.get("Content-Length", "")
+    if declared.isdecimal() and int(declared) > MAX_BYTES:
+        raise ImageError(f"{declared} bytes are over the limit of {MAX_BYTES}")
+    data = bytearray()
+    try:
+        while True:
+            if connection.sock is not None:
+                connection.sock.settimeout(_left(deadline))
+            part = answer.read1(2**16)
+            if not part:
+                return bytes(data)
+            data += part
+            if len(data) > MAX_BYTES:
+                raise ImageError(f"the answer is over the limit of {MAX_BYTES} bytes")
+    except (OSError, http.client.HTTPException):
+        raise ImageError("the answer broke off or took too long") from None
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise ImageError(f"the answer took more than {SECONDS:.0f} s")
+    return left

@@ -1,0 +1,92 @@
+"""What stands before every route: the key, the size and the time of a request, checked before anything is read or decoded."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN = ("/health",)
+"""Asked by those who watch over a server, who hold no key."""
+
+
+class Guard:
+    """An ASGI app around another.
+
+    Args:
+        app: what it stands before. key: the bearer token that a request must bear, None: none.
+        most: bytes of a body. seconds: for a body to arrive.
+    """
+
+    def __init__(self, app: App, *, key: str | None = None, most: int = 20 * 2**20, seconds: float = 30.0):
+        self.app, self.most, self.seconds = app, most, seconds
+        self._key = None if key is None else f"bearer {key}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        headers = {name: value for name, value in scope["headers"]}
+        if self._key is not None and scope["path"] not in OPEN and not self._known(headers):
+            return await _refuse(send, 401, "a key is needed: Authorization: Bearer ...", "invalid_api_key")
+        declared = headers.get(b"content-length", b"0")
+        if not declared.isdigit():
+            return await _refuse(send, 400, "Content-Length is a number", "invalid_request_error")
+        if int(declared) > self.most:
+            return await self._too_large(send)
+        loop = asyncio.get_running_loop()
+        deadline, seen, whole, started = loop.time() + self.seconds, 0, False, False
+
+        async def told(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        async def bounded() -> Message:
+            nonlocal seen, whole
+            if whole:  # the body is here, and a disconnect is all that can come
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise _Refused(408, f"the body took more than {self.seconds:.0f} s", "request_timeout") from None
+            seen += len(message.get("body", b""))
+            whole = message["type"] == "http.request" and not message.get("more_body", False)
+            if seen > self.most:
+                raise _Refused(413, f"the body is over {self.most} bytes", "request_too_large")
+            return message
+
+        try:
+            await self.app(scope, bounded, told)
+        except _Refused as refused:
+            if not started:
+                await _refuse(send, refused.status, str(refused), refused.kind)
+
+    def _known(self, headers: dict[bytes, bytes]) -> bool:
+        kind, _, token = headers.get(b"authorization", b"").partition(b" ")
+        return self._key is not None and hmac.compare_digest(kind.lower() + b" " + token.strip(), self._key)
+
+    async def _too_large(self, send: Send) -> None:
+        await _refuse(send, 413, f"the body is over {self.most} bytes", "request_too_large")
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, reason: str, kind: str):
+        super().__init__(reason)
+        self.status, self.kind = status, kind
+
+
+async def _refuse(send: Send, status: int, reason: str, kind: str) -> None:
+    body = json.dumps({"error": {"message": reason, "type": kind, "param": None, "code": None}}).encode()
+    # The rest of the request is not read, so nothing more can be said over this connection.
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,60 @@
+"""What /metrics tells Prometheus: requests by route and status, how long they took, what waits, batches and tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import MissingExtra
+
+try:
+    from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+    from prometheus_client.registry import Collector
+except ImportError as error:
+    raise MissingExtra("prometheus-client", "serve") from error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client import Metric
+
+    from .batcher import Batcher
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+ROUTES = ("/v1/embeddings", "/v2/embed", "/embed", "/search", "/thumbnail")
+
+
+class Metrics:
+    """Counts of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        names = ("route", "status")
+        self._requests = Counter("mmembed_requests", "Requests answered", names, registry=self._registry)
+        self._seconds = Histogram(
+            "mmembed_request_seconds", "Time to the answer", ["route"], buckets=SECONDS, registry=self._registry
+        )
+
+    def watch(self, batcher: Batcher) -> None:
+        """Tell of a batcher too."""
+        self._registry.register(_OfBatcher(batcher))
+
+    def served(self, path: str, status: int, seconds: float) -> None:
+        """Count one request; `path` is cut to the route, so that a stranger cannot make new rows."""
+        route = next((known for known in ROUTES if path == known or path.startswith(known + "/")), "other")
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def text(self) -> bytes:
+        """In the text format of Prometheus."""
+        return generate_latest(self._registry)
+
+
+class _OfBatcher(Collector):
+    def __init__(self, batcher: Batcher):
+        self.batcher = batcher
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("mmembed_waiting_samples", "Samples in the queue", value=self.batcher.waiting)
+        yield CounterMetricFamily("mmembed_batches", "Batches through the model", value=self.batcher.batches)
+        yield CounterMetricFamily("mmembed_tokens", "Tokens through the model", value=self.batcher.tokens)

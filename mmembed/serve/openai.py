@@ -1,0 +1,136 @@
+"""OpenAI's form of embeddings, with vLLM's `messages` for pictures beside `input`."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..errors import InputError
+from ..inputs import Thing
+from .asked import Answer, Asked, Pictures, Refused, Side, text
+from .content import Part, at
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    role: Literal["system", "user"]
+    content: str | list[Part]
+    name: str | None = None
+
+
+class Request(BaseModel):
+    """`input` or `messages`, one conversation or many; the rest says how.
+
+    What OpenAI has no word for goes by extra fields (`extra_body` of its client): `input_type`, `prompt_name`, `instruction`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    model: str | None = None
+    input: str | list[str] | list[int] | list[list[int]] | None = None
+    messages: list[Message] | list[list[Message]] | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(default=None, ge=1)
+    user: str | None = None
+    truncate_prompt_tokens: int | None = Field(default=None, ge=-1)
+    add_special_tokens: bool = True
+    input_type: Literal["query", "document", "passage"] | None = None
+    prompt_name: str | None = None
+    instruction: str | None = None
+
+
+def read(request: Request, pictures: Pictures) -> Asked:
+    """What an OpenAI client asks.
+
+    Raises:
+        Refused: it cannot be asked of any model here. InputError: a thing that cannot be embedded, by its row.
+    """
+    if (request.input is None) == (request.messages is None):
+        raise Refused("give either input or messages", param="input")
+    if not request.add_special_tokens:
+        raise Refused("add_special_tokens=false is no vector of this model", param="add_special_tokens")
+    if request.truncate_prompt_tokens not in (None, -1):
+        raise Refused(
+            "truncate_prompt_tokens is -1 (cut at what the model reads) or absent", param="truncate_prompt_tokens"
+        )
+    instruction = request.instruction
+    if request.messages is not None:
+        conversations = request.messages
+        many = conversations if conversations and isinstance(conversations[0], list) else [conversations]
+        said = [_conversation(row, messages, pictures) for row, messages in enumerate(many)]  # type: ignore[arg-type]
+        things = [thing for thing, _ in said]
+        told = {own for _, own in said}
+        if len(told) > 1:
+            raise Refused("conversations with different system messages go in requests of their own", param="messages")
+        if told != {None} and instruction is not None:
+            raise Refused("give instruction or a system message", param="instruction")
+        instruction = instruction or next(iter(told), None)
+    else:
+        things = _texts(request.input)
+    sides: dict[str | None, Side | None] = {"query": "query", "document": "document", "passage": "document", None: None}
+    return Asked(
+        things=tuple(things),
+        side=sides[request.input_type],
+        prompt_name=request.prompt_name,
+        instruction=instruction,
+        truncate_dim=request.dimensions,
+        truncate="error" if request.truncate_prompt_tokens is None else "end",
+    )
+
+
+def _texts(given: Any) -> list[Thing]:
+    texts = [given] if isinstance(given, str) else given
+    if any(not isinstance(one, str) for one in texts):
+        # Ids of OpenAI's own tokenizer mean other words to any other model.
+        raise Refused(
+            "input is texts here, not token ids: a client that tokenises by itself has a switch for it, such as "
+            "check_embedding_ctx_length=False of langchain",
+            param="input",
+        )
+    return [at(row, lambda one=one: text(one)) for row, one in enumerate(texts)]
+
+
+def _conversation(row: int, messages: list[Message], pictures: Pictures) -> tuple[Thing, str | None]:
+    """One item, and what the system message tells of all."""
+    system = [m for m in messages if m.role == "system"]
+    users = [m for m in messages if m.role == "user"]
+    if len(users) != 1 or len(system) > 1 or (system and messages[0].role != "system"):
+        raise InputError("a conversation is one user message, after a system message if any", row)
+    told = None
+    if system:
+        content = system[0].content
+        told = content if isinstance(content, str) else " ".join(part.text or "" for part in content)
+    content = users[0].content
+    parts: list[Thing] = [content] if isinstance(content, str) else [at(row, lambda p=p: p.thing(pictures)) for p in content]
+    if not parts:
+        raise InputError("the user message is empty", row)
+    if all(isinstance(part, str) for part in parts):
+        at(row, lambda: text("".join(map(str, parts))))
+    return tuple(parts), told
+
+
+def write(request: Request, answer: Answer, model: str) -> dict[str, Any]:
+    """The answer as OpenAI's clients read it."""
+    usage = {"prompt_tokens": answer.tokens, "total_tokens": answer.tokens}
+    return {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": row, "embedding": _coded(vector, request.encoding_format)}
+            for row, vector in enumerate(answer.vectors)
+        ],
+        "model": model,
+        "usage": usage,
+    }
+
+
+def _coded(vector: np.ndarray, form: str) -> Any:
+    return vector if form == "float" else base64.b64encode(vector.astype("<f4").tobytes()).decode()
+
+
+def error(refused: Refused) -> dict[str, Any]:
+    """A refusal in OpenAI's words."""
+    kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+    kind = kinds.get(refused.status, "invalid_request_error" if refused.status < 500 else "server_error")
+    return {"error": {"message": refused.reason, "type": kind, "param": refused.param, "code": refused.status}}

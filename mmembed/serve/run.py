@@ -1,0 +1,69 @@
+"""How the server is run: uvicorn on one address, with limits on headers and on clients that take their time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from ..errors import MissingExtra
+from .guard import App
+
+try:
+    import h11
+    import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+except ImportError as error:
+    raise MissingExtra("uvicorn", "serve") from error
+
+HEADER_BYTES = 16 * 2**10
+HEADER_SECONDS = 10.0
+CONNECTIONS = 1024
+
+
+class _Patient(H11Protocol):
+    """uvicorn's HTTP/1.1, whose clients have only so long to send the head of a request; uvicorn itself waits for ever."""
+
+    _clock: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._start()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._stop()
+        elif self._clock is None and data:
+            self._start()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        super().connection_lost(exc)
+
+    def _start(self) -> None:
+        self._clock = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
+
+    def _stop(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+
+
+def server(app: App, *, host: str = "127.0.0.1", port: int = 8000, log_level: str = "info") -> uvicorn.Server:
+    """A uvicorn server of an app, to be run by its `run()`."""
+    config: Any = uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        host=host,
+        port=port,
+        http=_Patient,
+        ws="none",
+        log_level=log_level,
+        h11_max_incomplete_event_size=HEADER_BYTES,
+        limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=10,
+        server_header=False,
+        proxy_headers=False,
+        access_log=False,
+    )
+    return uvicorn.Server(config)

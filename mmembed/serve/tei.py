@@ -1,0 +1,54 @@
+"""The form of text-embeddings-inference: texts in, bare lists of numbers out."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .asked import Answer, Asked, Refused, text
+from .content import at
+
+
+class Request(BaseModel):
+    """`inputs` and how they are read; a text that is too long is an error unless `truncate`."""
+
+    model_config = ConfigDict(extra="forbid")
+    inputs: str | list[str] | list[int] | list[list[int]]
+    normalize: bool = True
+    truncate: bool | None = False
+    truncation_direction: Literal["Left", "Right", "left", "right"] = "Right"
+    prompt_name: str | None = None
+    dimensions: int | None = Field(default=None, ge=1)
+
+
+def read(request: Request) -> Asked:
+    """What a client of text-embeddings-inference asks.
+
+    Raises:
+        Refused, InputError: as in `mmembed.serve.openai.read`.
+    """
+    if not request.normalize:
+        raise Refused("normalize=false is not offered: vectors are as the model's own spec gives them")
+    if request.truncate and request.truncation_direction.lower() == "left":
+        raise Refused("truncation_direction=Left is not offered")
+    texts: list[Any] = [request.inputs] if isinstance(request.inputs, str) else request.inputs
+    if any(not isinstance(one, str) for one in texts):
+        raise Refused("inputs are texts here, not token ids")
+    return Asked(
+        things=tuple(at(row, lambda one=one: text(one)) for row, one in enumerate(texts)),
+        prompt_name=request.prompt_name,
+        truncate_dim=request.dimensions,
+        truncate="end" if request.truncate else "error",
+    )
+
+
+def write(answer: Answer) -> list[Any]:
+    """Rows of numbers."""
+    return list(answer.vectors)
+
+
+def error(refused: Refused) -> dict[str, Any]:
+    """A refusal in its words."""
+    kinds = {413: "Validation", 422: "Tokenizer", 429: "Overloaded"}
+    return {"error": refused.reason, "error_type": kinds.get(refused.status, "Validation" if refused.status < 500 else "Backend")}

@@ -1,0 +1,270 @@
+"""The server over real HTTP: every form gives the embedder's own vectors, and what cannot be served says why."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import openai
+import PIL.Image
+import pytest
+from langchain_openai import OpenAIEmbeddings
+
+import mmembed
+from mmembed.search.index import Index
+from mmembed.serve.app import build_app
+from mmembed.serve.asked import Limits
+
+from .served import served
+
+TEXTS = ["a red bicycle", "ένα κόκκινο ποδήλατο", "红色的自行车", "🚲", "دراجة حمراء"]
+
+
+@pytest.fixture(scope="module")
+def pico() -> mmembed.Embedder:
+    return mmembed.load()
+
+
+@pytest.fixture(scope="module")
+def index(pico, tmp_path_factory):
+    made = Index.create(tmp_path_factory.mktemp("served") / "index", pico)
+    pictures = [mmembed.Image(_pixels(seed)) for seed in range(3)]
+    made.add([*TEXTS, *pictures], ids=[f"{kind}/{n}" for kind, n in zip("ttttt" + "iii", range(8), strict=True)])
+    return made
+
+
+@pytest.fixture(scope="module")
+def url(pico, index):
+    with served(build_app(pico, index=index)) as base:
+        yield base
+
+
+def _pixels(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+
+
+def _uri(pixels: np.ndarray) -> str:
+    data = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(data, "PNG")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def _near(got, want) -> None:
+    np.testing.assert_allclose(np.asarray(got, dtype=np.float32), want, atol=1e-5)
+
+
+def _ask(url: str, path: str, body: object, **more: object) -> httpx.Response:
+    return httpx.post(url + path, json=body, timeout=30, **more)
+
+
+# ---- forms -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["float", "base64"])
+def test_the_client_of_openai_reads_our_vectors(pico, url, form):
+    client = openai.OpenAI(base_url=url + "/v1", api_key="none")
+    answer = client.embeddings.create(model="pico", input=TEXTS, encoding_format=form)
+    got = [one.embedding for one in answer.data]
+    if form == "base64" and isinstance(got[0], str):
+        got = [np.frombuffer(base64.b64decode(one), dtype="<f4") for one in got]
+    _near(got, pico.encode(TEXTS))
+    assert [one.index for one in answer.data] == list(range(len(TEXTS)))
+    assert answer.usage.prompt_tokens == sum(pico.count_tokens(TEXTS))
+
+
+def test_the_client_of_openai_asks_shorter_vectors_and_a_side(pico, url):
+    client = openai.OpenAI(base_url=url + "/v1", api_key="none")
+    answer = client.embeddings.create(
+        model="pico", input="a cat", dimensions=64, extra_body={"input_type": "query"}
+    )
+    _near([answer.data[0].embedding], pico.encode_query(["a cat"], truncate_dim=64))
+
+
+def test_langchain_reads_our_vectors(pico, url):
+    chain = OpenAIEmbeddings(model="pico", base_url=url + "/v1", api_key="none", check_embedding_ctx_length=False)
+    _near(chain.embed_documents(TEXTS), pico.encode(TEXTS))
+    _near([chain.embed_query("a cat")], pico.encode(["a cat"]))
+
+
+def test_langchain_that_sends_token_ids_is_told_its_switch(url):
+    answer = _ask(url, "/v1/embeddings", {"input": [[9906, 1917]]})
+    assert answer.status_code == 400
+    assert "check_embedding_ctx_length=False" in answer.json()["error"]["message"]
+
+
+def test_messages_hold_pictures_and_texts(pico, url):
+    pixels = _pixels(0)
+    picture = {"type": "image_url", "image_url": {"url": _uri(pixels)}}
+    words = {"type": "text", "text": "a cat"}
+    talks = [[{"role": "user", "content": content}] for content in ([picture], [words], [picture, words], "a cat")]
+    answer = _ask(url, "/v1/embeddings", {"messages": talks})
+    image = mmembed.Image(pixels)
+    _near([d["embedding"] for d in answer.json()["data"]], pico.encode([image, "a cat", (image, "a cat"), "a cat"]))
+    alone = _ask(url, "/v1/embeddings", {"messages": talks[2]})
+    _near(alone.json()["data"][0]["embedding"], pico.encode([(image, "a cat")])[0])
+
+
+def test_cohere(pico, url):
+    body = {"model": "pico", "input_type": "search_query", "texts": TEXTS, "embedding_types": ["float", "ubinary"]}
+    found = _ask(url, "/v2/embed", body).json()["embeddings"]
+    want = pico.encode_query(TEXTS)
+    _near(found["float"], want)
+    sure = np.abs(want) > 1e-4
+    bits = np.unpackbits(np.array(found["ubinary"], dtype=np.uint8), axis=1)
+    assert (bits[sure] == (want > 0)[sure]).all()
+    images = {"model": "pico", "input_type": "image", "images": [_uri(_pixels(1))]}
+    _near(_ask(url, "/v2/embed", images).json()["embeddings"]["float"], pico.encode([mmembed.Image(_pixels(1))]))
+
+
+def test_tei(pico, url):
+    _near(_ask(url, "/embed", {"inputs": TEXTS}).json(), pico.encode(TEXTS))
+    refused = _ask(url, "/embed", {"inputs": ""})
+    assert refused.status_code == 400
+    assert set(refused.json()) == {"error", "error_type"}
+
+
+def test_search_finds_what_the_index_finds(pico, index, url):
+    found = _ask(url, "/search", {"text": "自行车", "k": 3}).json()["hits"]
+    want = index.search("自行车", k=3)
+    assert [hit["id"] for hit in found] == [hit.id for hit in want]
+    _near([hit["score"] for hit in found], [hit.score for hit in want])
+    seen = _ask(url, "/search", {"image": _uri(_pixels(2)), "modality": "image"}).json()["hits"]
+    assert seen[0]["id"] == "i/7"
+    assert seen[0]["thumbnail"]
+    picture = httpx.get(url + "/thumbnail/i/7")
+    assert PIL.Image.open(io.BytesIO(picture.content)).format == "WEBP"
+
+
+@pytest.mark.parametrize(
+    "name", ["nothing", "../../etc/passwd", "%2e%2e%2fetc%2fpasswd", "i/7' OR '1'='1", "t/0", "i/7%00", "\\..\\i"]
+)
+def test_a_thumbnail_is_of_an_item_of_the_index_or_of_nothing(url, name):
+    assert httpx.get(f"{url}/thumbnail/{name}").status_code == 404
+
+
+def test_models_health_and_metrics(pico, url):
+    (entry,) = httpx.get(url + "/v1/models").json()["data"]
+    assert (entry["id"], entry["max_model_len"]) == ("pico", pico.spec.max_length)
+    assert httpx.get(url + "/health").json()["status"] == "ok"
+    _ask(url, "/v1/embeddings", {"input": "a"})
+    lines = httpx.get(url + "/metrics").text
+    assert 'mmembed_requests_total{route="/v1/embeddings",status="200"}' in lines
+    assert "mmembed_tokens_total" in lines
+
+
+# ---- what cannot be served -------------------------------------------------------------------------------------------
+
+LONG = "word " * 5000
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ({}, 400, "input or messages"),
+        ({"input": []}, 400, "empty"),
+        ({"input": ""}, 400, "empty text"),
+        ({"input": ["a", " "]}, 400, "item 1"),
+        ({"input": "a", "model": "picco"}, 404, "pico"),
+        ({"input": "a", "dimensions": 17}, 400, "17"),
+        ({"input": "a", "dimensions": 0}, 400, "dimensions"),
+        ({"input": "a", "dimension": 64}, 400, "dimension"),
+        ({"input": "a", "prompt_name": "qery"}, 400, "query"),
+        ({"input": LONG}, 400, "tokens are more"),
+        ({"input": {"a": 1}}, 400, "input"),
+        ({"input": "a", "encoding_format": "int8"}, 400, "encoding_format"),
+        ({"input": ["x"] * 2049}, 413, "2049"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, 400, "role"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}, 400, "one user message"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "image_url"),
+    ],
+)
+def test_a_bad_request_is_told_what_is_wrong(url, body, status, words):
+    answer = _ask(url, "/v1/embeddings", body)
+    assert answer.status_code == status, answer.text
+    assert words in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "http://127.0.0.1/cat.png", "https://example.org/cat.png", "file:///etc/passwd", "/etc/passwd", "cat.png",
+        "data:text/html;base64,PGI+", "data:image/png;base64,AAAA", "data:image/svg+xml;base64,PHN2Zy8+",
+    ],
+)  # fmt: skip
+def test_a_picture_is_data_and_nothing_else(url, reference):
+    part = {"type": "image_url", "image_url": {"url": reference}}
+    answer = _ask(url, "/v1/embeddings", {"messages": [{"role": "user", "content": [part]}]})
+    assert answer.status_code == 400
+    assert "item 0" in answer.json()["error"]["message"]
+
+
+def test_no_json_and_no_route(url):
+    assert httpx.post(url + "/v1/embeddings", content=b"{'input'").status_code == 400
+    assert httpx.post(url + "/v1/embeddings", content=b"\xff\xfe").status_code == 400
+    assert httpx.get(url + "/v1/embeddings").status_code == 405
+    assert httpx.get(url + "/nothing").json()["error"]["message"] == "GET /nothing is not served here"
+
+
+def test_a_long_text_is_cut_where_the_client_says_so(pico, url):
+    answer = _ask(url, "/v1/embeddings", {"input": LONG, "truncate_prompt_tokens": -1})
+    with pytest.warns(UserWarning, match="cut"):
+        _near(answer.json()["data"][0]["embedding"], pico.encode([LONG])[0])
+
+
+def test_pixels_are_counted_before_they_are_decoded(pico):
+    bomb = PIL.Image.new("1", (8000, 8000))
+    data = io.BytesIO()
+    bomb.save(data, "PNG")
+    uri = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    part = {"type": "image_url", "image_url": {"url": uri}}
+    with served(build_app(pico, limits=Limits(megapixels=128))) as url:
+        answer = _ask(url, "/v1/embeddings", {"messages": [{"role": "user", "content": [part] * 3}]})
+    assert answer.status_code == 413
+    assert "128 million" in answer.json()["error"]["message"]
+
+
+# ---- many at once ----------------------------------------------------------------------------------------------------
+
+
+def test_many_clients_get_their_own_vectors(pico, url):
+    words = [f"thing number {n} of many" for n in range(48)]
+    want = pico.encode(words)
+
+    def ask(n: int) -> np.ndarray:
+        some = [words[n], words[(n * 7 + 3) % len(words)]]
+        return np.asarray([d["embedding"] for d in _ask(url, "/v1/embeddings", {"input": some}).json()["data"]])
+
+    with ThreadPoolExecutor(16) as pool:
+        for n, got in enumerate(pool.map(ask, range(len(words)))):
+            _near(got, want[[n, (n * 7 + 3) % len(words)]])
+
+
+def test_a_full_queue_says_when_to_come_again(pico):
+    with served(build_app(pico, waiting=8)) as url:
+        assert _ask(url, "/v1/embeddings", {"input": ["a"] * 8}).status_code == 200
+        refused = _ask(url, "/v1/embeddings", {"input": [f"{n}" for n in range(9)]})
+    assert refused.status_code == 429
+    assert int(refused.headers["Retry-After"]) >= 1
+
+
+def test_a_client_that_goes_away_takes_its_work_along(pico):
+    app = build_app(pico)
+    many = {"input": [f"a sentence of some length, the {n}th of a long list" for n in range(2000)]}
+    with served(app) as url:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(url + "/v1/embeddings", json=many, timeout=0.5)
+        alone = threading.Event()
+        answer = _ask(url, "/v1/embeddings", {"input": "a cat"})
+        assert answer.status_code == 200
+        for _ in range(100):
+            if httpx.get(url + "/health").json()["waiting"] == 0:
+                break
+            alone.wait(0.02)
+        else:
+            pytest.fail("the work of a client that is gone still waits")
+        tokens = [row for row in httpx.get(url + "/metrics").text.splitlines() if row.startswith("mmembed_tokens_total")]
+        assert float(tokens[0].split()[1]) < sum(pico.count_tokens(many["input"]))

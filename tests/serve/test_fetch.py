@@ -1,0 +1,148 @@
+"""Pictures by URL: only the public internet is asked, whatever a URL looks like and whatever a name resolves to."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+
+import pytest
+
+from mmembed.errors import ImageError
+from mmembed.serve import fetch as fetching
+from mmembed.serve.fetch import fetch, is_public
+
+REFUSED = """
+http://127.0.0.1/ http://127.1/ http://2130706433/ http://0x7f.1/ http://0177.0.0.1/ http://0x7f000001/ http://0/ http://0.0.0.0/
+http://[::1]/ http://[::]/ http://[::ffff:127.0.0.1]/ http://[::ffff:10.0.0.1]/ http://[::ffff:7f00:1]/ http://[2002:7f00:1::]/
+http://[64:ff9b::7f00:1]/ http://[64:ff9b::a9fe:a9fe]/ http://[fd00::1]/ http://[fe80::1]/ http://[fe80::1%25eth0]/ http://[ff02::1]/
+http://[2001:0:7f00:1::]/ http://[2001:db8::1]/ http://169.254.169.254/latest/meta-data/ http://[fd00:ec2::254]/
+http://10.0.0.1/ http://172.16.0.1/ http://192.168.1.1/ http://100.64.0.1/ http://198.18.0.1/ http://192.0.2.1/ http://224.0.0.1/
+http://240.0.0.1/ http://255.255.255.255/ http://localhost/ http://LOCALHOST/ http://localhost./ http://127.0.0.1.:80/
+http://127.0.0.1:8080/ http://127.0.0.1:22/ https://127.0.0.1:80/ http://8.8.8.8:22/ http://8.8.8.8:443/ http://user@8.8.8.8/
+http://user:word@8.8.8.8/ http://8.8.8.8@127.0.0.1/ http://127.0.0.1\\@8.8.8.8/ http://8.8.8.8\\@127.0.0.1/ http://127.0.0.1#@8.8.8.8/
+http:\\\\127.0.0.1/ http:/127.0.0.1/ http:127.0.0.1 http:///etc/passwd http:// https:// //127.0.0.1/ file:///etc/passwd
+file://localhost/etc/passwd ftp://8.8.8.8/a gopher://8.8.8.8/ dict://8.8.8.8/ ldap://8.8.8.8/ jar:http://8.8.8.8!/ javascript:1
+http://①②⑦.⓪.⓪.①/ http://ⓛⓞⓒⓐⓛⓗⓞⓢⓣ/ http://127。0。0。1/ http://8.8.8.8:80:80/ http://8.8.8.8:-1/ http://8.8.8.8:99999/ http://[::1/
+""".split()
+ODD = ["http://8.8.8.8/\r\nHost: 127.0.0.1", "http://8.8.8.8/ a", "http://8.8.8.8\t/", " http://127.0.0.1/", "http://8.8.8.8/\x00", ""]
+
+
+@pytest.fixture
+def connections(monkeypatch):
+    """Every address that a socket is connected to; none is reached."""
+    tried: list[object] = []
+
+    def connect(self, address):
+        tried.append(address)
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    return tried
+
+
+@pytest.mark.parametrize("url", [*REFUSED, *ODD])
+def test_no_socket_is_opened_for_what_is_not_public(connections, url):
+    with pytest.raises(ImageError):
+        fetch(url)
+    assert connections == []
+
+
+def test_there_are_sixty_forms():
+    assert len({*REFUSED, *ODD}) >= 60
+
+
+def _resolves(monkeypatch, *answers):
+    """Names resolve to these addresses, one list after the other."""
+    waiting, plain = list(answers), socket.getaddrinfo
+
+    def resolve(host, port, *more, **named):
+        if host[0].isdigit():
+            return plain(host, port, *more, **named)
+        found = waiting.pop(0) if len(waiting) > 1 else waiting[0]
+        return [(socket.AF_INET6 if ":" in a else socket.AF_INET, socket.SOCK_STREAM, 6, "", (a, port)) for a in found]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+
+@pytest.mark.parametrize("answer", [["127.0.0.1"], ["8.8.8.8", "10.0.0.1"], ["::1"], ["fe80::1"], ["169.254.169.254"]])
+def test_a_name_with_any_private_address_is_not_asked(monkeypatch, connections, answer):
+    _resolves(monkeypatch, answer)
+    with pytest.raises(ImageError, match="not of the public internet"):
+        fetch("http://metadata.google.internal/a.png")
+    assert connections == []
+
+
+def test_the_address_that_was_looked_at_is_the_one_that_is_asked(monkeypatch, connections):
+    _resolves(monkeypatch, ["93.184.216.34"], ["127.0.0.1"])  # a second look would get another answer
+    with pytest.raises(ImageError, match="cannot be reached"):
+        fetch("http://rebinding.example/a.png")
+    assert connections == [("93.184.216.34", 80)]
+
+
+@pytest.fixture
+def host(monkeypatch):
+    """A real HTTP server that stands for the public one: the checked address is swapped for its own when it is connected to."""
+
+    class Pages(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append((self.headers["Host"], self.path, dict(self.headers)))
+            if self.path.startswith("/to/"):
+                self.send_response(302)
+                self.send_header("Location", self.path[4:] if "://" in self.path else "/to/again")
+                self.end_headers()
+                return
+            body = b"x" * (fetching.MAX_BYTES + 1) if self.path == "/large" else b"picture"
+            self.send_response(404 if self.path == "/missing" else 200)
+            if self.path != "/large":
+                self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    seen: list[tuple[str, str, dict[str, str]]] = []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    connect = socket.create_connection
+    asked: list[object] = []
+
+    def there(address, *more):
+        asked.append(address)
+        assert address[0] == "93.184.216.34", "only the address that was looked at may be asked"
+        return connect(server.server_address, *more)
+
+    _resolves(monkeypatch, ["93.184.216.34"])
+    monkeypatch.setattr(socket, "create_connection", there)
+    yield seen
+    server.shutdown()
+
+
+def test_a_public_picture_is_fetched_under_its_name_and_nothing_is_told(host):
+    assert fetch("http://pictures.example/a%20cat.png?size=2") == b"picture"
+    ((name, path, headers),) = host
+    assert (name, path) == ("pictures.example", "/a%20cat.png?size=2")
+    assert set(headers) <= {"Host", "User-Agent", "Accept", "Accept-Encoding"}
+
+
+def test_a_redirect_is_looked_at_anew(host, monkeypatch):
+    with pytest.raises(ImageError, match="3 redirects"):
+        fetch("http://pictures.example/to/")
+    assert len(host) == 4
+    for inner in ("http://127.0.0.1/", "file:///etc/passwd", "http://user@pictures.example/", "http://pictures.example:22/"):
+        if "127" in inner:
+            _resolves(monkeypatch, ["93.184.216.34"], ["127.0.0.1"])
+        with pytest.raises(ImageError):
+            fetch(f"http://pictures.example/to/{inner}")
+
+
+def test_what_is_too_large_or_not_there_is_an_error(host):
+    with pytest.raises(ImageError, match="over the limit"):
+        fetch("http://pictures.example/large")
+    with pytest.raises(ImageError, match="404"):
+        fetch("http://pictures.example/missing")
+
+
+def test_public_addresses_are_public():
+    assert all(is_public(a) for a in ("8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "93.184.216.34"))

@@ -1,0 +1,122 @@
+"""What stands before the routes: keys, sizes, and clients that take their time."""
+
+from __future__ import annotations
+
+import socket
+import time
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from mmembed.serve import run
+from mmembed.serve.guard import Guard
+
+from .served import served
+
+
+async def _echo(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while (message := await receive())["type"] != "lifespan.shutdown":
+            await send({"type": f"{message['type']}.complete"})
+        return await send({"type": "lifespan.shutdown.complete"})
+    size, more = 0, True
+    while more:
+        message = await receive()
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.fixture
+def url(monkeypatch):
+    monkeypatch.setattr(run, "HEADER_SECONDS", 0.5)
+    with served(Guard(_echo, key="secret", most=1000, seconds=0.5)) as base:
+        yield base
+
+
+KEY = {"Authorization": "Bearer secret"}
+
+
+@pytest.mark.parametrize("said", [None, "secret", "Bearer", "Bearer wrong", "Basic secret", "Bearer secret2", "Bearer ééé"])
+def test_a_wrong_key_opens_nothing(url, said):
+    headers = {} if said is None else {"Authorization": said.encode()}
+    answer = httpx.post(url, headers=headers, content=b"x")
+    assert answer.status_code == 401
+    assert "secret" not in answer.text
+
+
+def test_the_key_opens_and_health_needs_none(url):
+    assert httpx.post(url, headers=KEY, content=b"x").status_code == 200
+    assert httpx.post(url, headers={"authorization": "bearer secret"}, content=b"x").status_code == 200
+    assert httpx.get(url + "/health").status_code == 200
+
+
+def test_a_large_body_is_refused_by_its_head_and_by_its_bytes(url):
+    assert httpx.post(url, headers=KEY, content=b"x" * 1001).status_code == 413
+
+    def chunks():
+        for _ in range(3):
+            yield b"x" * 500
+
+    assert httpx.post(url, headers=KEY, content=chunks()).status_code == 413
+    assert httpx.post(url, headers=KEY, content=b"x" * 1000).status_code == 200
+
+
+def _connect(url: str) -> socket.socket:
+    parts = urlsplit(url)
+    return socket.create_connection((parts.hostname, parts.port), timeout=5)
+
+
+def _closed_within(connection: socket.socket, seconds: float) -> bool:
+    connection.settimeout(seconds)
+    try:
+        while connection.recv(4096):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST / HT", b"POST / HTTP/1.1\r\nHost: x\r\n"])
+def test_half_a_head_is_waited_for_only_so_long(url, sent):
+    with _connect(url) as connection:
+        connection.sendall(sent)
+        assert _closed_within(connection, 3)
+
+
+def test_a_head_that_trickles_in_is_cut_off(url):
+    with _connect(url) as connection:
+        began = time.monotonic()
+        try:
+            for byte in b"POST / HTTP/1.1\r\nHost: a-host\r\n" * 10:
+                connection.sendall(bytes([byte]))
+                time.sleep(0.05)
+        except OSError:
+            pass
+        assert time.monotonic() - began < 3
+        assert _closed_within(connection, 1)
+
+
+def test_a_body_that_does_not_come_is_a_timeout(url):
+    with _connect(url) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nContent-Length: 100\r\n\r\nabc")
+        connection.settimeout(3)
+        assert b"408" in connection.recv(4096).splitlines()[0]
+
+
+def test_a_second_request_on_a_connection_has_its_own_clock(url):
+    with httpx.Client() as client:
+        assert client.get(url + "/health").status_code == 200
+        time.sleep(0.8)  # longer than a head may take: between requests the connection rests
+        assert client.get(url + "/health").status_code == 200
+
+
+def test_a_giant_head_is_refused(url):
+    with _connect(url) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Fill: " + b"a" * 2**17)
+        connection.settimeout(3)
+        assert b" 400 " in connection.recv(4096)
