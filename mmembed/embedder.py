@@ -21,7 +21,7 @@ from . import prompts
 from .batch import Batch, ChunkSampler, Mark, Narrowing, Sample, Sampler
 from .dual import DualEncoder
 from .errors import InputError, LoadError, SpecError, UnknownName
-from .inputs import Image, Thing, to_item
+from .inputs import Image, Thing
 from .model import EmbeddingModel
 from .nn.precision import PRECISIONS, unit
 from .nn.similarity import similarity
@@ -31,8 +31,7 @@ from .report import Report, Skipped
 from .spec import ModelSpec
 from .tokenizer import Tokenizer
 from .towers.native import NativeTower
-from .walk import Options, Output, WalkOptions, Window, count_tokens, walk
-from .wrapping import Wrapping
+from .walk import Options, Output, Prepared, WalkOptions, Window, compute, count_tokens, prepare, walk
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -190,6 +189,38 @@ class Embedder:
         """`encode` under the prompt "document", "passage" or "corpus", the first that the spec has."""
         return self.encode(inputs, **self._sided(PROMPTS["document"], options))
 
+    def prepare(
+        self,
+        things: Sequence[Thing],
+        *,
+        side: Literal["query", "document"] | None = None,
+        **options: Unpack[WalkOptions],
+    ) -> Prepared:
+        """The first half of `encode`, for those who batch things of many callers themselves, as a server does: no model runs.
+
+        Args:
+            things: as in `encode`. side, options: as in `encode_tokens`, less `batch_tokens` and the bar, which do nothing here.
+
+        Raises:
+            As `encode`.
+        """
+        return prepare(self.model, things, self._sampler, self._of(side, options))
+
+    def compute(self, samples: Sequence[Sample]) -> NDArray[np.float32]:
+        """The second half: vectors (B, dimension) of samples, whosever they are, as one batch, before `finish`.
+
+        Raises:
+            InputError: no finite vector, by its place.
+        """
+        return np.asarray(compute(self.model, samples, range(len(samples)), self._vectors))
+
+    def finish(
+        self, prepared: Prepared, vectors: NDArray[np.float32], *, truncate_dim: int | None = None
+    ) -> NDArray[np.float32]:
+        """What `encode` returns, (N, D), of prepared things and the vectors that `compute` gave of their samples."""
+        window = Window(0, prepared.count, list(vectors), np.asarray(prepared.rows, dtype=np.int64))
+        return self._finish(window, self._width(truncate_dim))
+
     def encode_chunks(
         self,
         inputs: Thing | Iterable[Thing],
@@ -304,21 +335,22 @@ class Embedder:
         """
         if self.model.intervention is not None and self.model.intervention.against is not None:
             raise SpecError(f"{self.spec.name!r} runs an item against another prompt: it has no one sample")
-        wrapping = Wrapping(self.spec, prompt_name, None, instruction, language)
-        made: list[InputError | None] = []
-        wrapped: list[list[prompts.Run]] = []
-        for row, thing in enumerate(inputs):
-            try:
-                ways = wrapping(to_item(thing), row)
-            except InputError as error:
-                made.append(error)
-                continue
-            if len(ways) > 1:
-                raise SpecError(f"the prompt {wrapping.name!r} puts an item in {len(ways)} ways; name another prompt")
-            wrapped += ways
-            made.append(None)
-        found = self._sampler.samples(wrapped, truncate)
-        return [next(found) if error is None else error for error in made]
+        things, told = list(inputs), Report()
+        prepared = self.prepare(
+            things,
+            prompt_name=prompt_name,
+            instruction=instruction,
+            language=language,
+            truncate=truncate,
+            on_error="skip",
+            report=told,
+        )
+        if len(set(prepared.rows)) < len(prepared.rows):
+            raise SpecError(f"the prompt {prompt_name!r} puts an item in several ways; name another prompt")
+        made: list[Sample | InputError] = [*prepared.samples]
+        for skipped in told.skipped:  # in the order of their rows
+            made.insert(skipped.row, InputError(skipped.reason))
+        return made
 
     def encode_tokens(
         self,

@@ -156,6 +156,34 @@ def compute(
         return output.read(tensors, samples, rows)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Things as samples: what is left to do needs the model alone.
+
+    Attributes:
+        samples: in order; a prompt of several templates makes several of a thing. rows: whose each is. count: how many things.
+    """
+
+    samples: list[Sample]
+    rows: list[int]
+    count: int
+
+
+def prepare(
+    model: EmbeddingModel | DualEncoder, things: Sequence[Thing], sampler: Sampler, options: Options
+) -> Prepared:
+    """Samples of things, all at once.
+
+    Raises:
+        As `Embedder.encode`.
+    """
+    wrapping = _wrapping(model, options)
+    wrapping.check_count(len(things))
+    told = options.report if options.report is not None else Report()
+    rows, samples = _samples(model, things, 0, wrapping, options, told, sampler)
+    return Prepared(samples, rows, len(things))
+
+
 def many(inputs: Thing | Iterable[Thing]) -> Iterable[Thing]:
     """A list, a generator, ... is many things; anything that is one item is one."""
     one = isinstance(inputs, (str, tuple, Mapping)) or not isinstance(inputs, Iterable)

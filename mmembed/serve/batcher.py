@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -136,8 +138,6 @@ class Batcher:
         return batch
 
     def _serve(self, batch: list[tuple[_Job, int]]) -> None:
-        import time
-
         began = time.perf_counter()
         samples = [job.samples[place] for job, place in batch]
         try:
@@ -170,7 +170,5 @@ class Batcher:
             else:
                 job.done.set_result(result)
 
-        try:
+        with contextlib.suppress(RuntimeError):  # its loop has ended: no one waits any more
             job.loop.call_soon_threadsafe(settle)
-        except RuntimeError:  # its loop has ended: no one waits any more
-            pass

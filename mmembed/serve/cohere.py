@@ -57,11 +57,11 @@ def read(request: Request, pictures: Pictures, prompts: frozenset[str]) -> Asked
         )
     things: list[Thing]
     if request.texts is not None:
-        things = [at(row, lambda one=one: text(one)) for row, one in enumerate(request.texts)]
+        things = [at(row, text, one) for row, one in enumerate(request.texts)]
     elif request.images is not None:
-        things = [at(row, lambda one=one: pictures(one)) for row, one in enumerate(request.images)]
+        things = [at(row, pictures, one) for row, one in enumerate(request.images)]
     else:
-        things = [at(row, lambda one=one: _mixed(one, pictures)) for row, one in enumerate(request.inputs or ())]
+        things = [at(row, _mixed, one, pictures) for row, one in enumerate(request.inputs or ())]
     sides: dict[str, Side] = {"search_query": "query", "search_document": "document", "image": "document"}
     return Asked(
         things=tuple(things),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,6 +11,7 @@ from ..errors import InputError
 from ..inputs import Thing
 from .asked import Pictures
 
+Given = ParamSpec("Given")
 Made = TypeVar("Made")
 
 
@@ -41,10 +42,10 @@ class Part(BaseModel):
         return pictures(self.image_url if isinstance(self.image_url, str) else self.image_url.url)
 
 
-def at(row: int, make: Callable[[], Made]) -> Made:
+def at(row: int, make: Callable[Given, Made], *given: Given.args, **named: Given.kwargs) -> Made:
     """What `make` makes; an `InputError` of it is that of `row`."""
     try:
-        return make()
+        return make(*given, **named)
     except InputError as error:
         error.item = row
         raise

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
-
-import numpy as np
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
 
 from ..embedder import Embedder
+from ..walk import BUDGET, Prepared
 from .asked import Answer, Asked, Limits, Refused
 from .batcher import Batcher, Busy
 
-if TYPE_CHECKING:
-    from ..embedder import Prepared
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
 
 
 class Desk:
@@ -27,7 +28,9 @@ class Desk:
 
     def __init__(self, embedder: Embedder, *, limits: Limits, waiting: int = 4096, seconds: float = 60.0):
         self.embedder, self.limits, self.seconds = embedder, limits, seconds
-        self.batcher = Batcher(embedder.raw_vectors, budget=embedder.budget, most=waiting)
+        self.batcher = Batcher(
+            embedder.compute, budget=BUDGET.get(embedder.model.device.type, BUDGET["cpu"]), most=waiting
+        )
         self._readers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="mmembed-reader")
         self._preparing = 0
         self._most_preparing = 64
@@ -45,13 +48,13 @@ class Desk:
         try:
             async with asyncio.timeout(self.seconds):
                 prepared = await self.reading(self._prepare, asked)
-                return await self._vectors(prepared)
+                return await self._vectors(prepared, asked.truncate_dim)
         except TimeoutError:
             raise Refused(f"the answer took more than {self.seconds:.0f} s", 503, wait=5) from None
         except Busy as busy:
             raise Refused(str(busy), 429, wait=busy.seconds) from None
 
-    async def reading(self, work, *given):  # type: ignore[no-untyped-def]
+    async def reading(self, work: Callable[Given, Made], *given: Given.args, **named: Given.kwargs) -> Made:
         """What `work` gives, run by a thread that reads requests.
 
         Raises:
@@ -61,7 +64,7 @@ class Desk:
             raise Refused("the server reads as many requests as it may; come again in 1 s", 429, wait=1)
         self._preparing += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._readers, work, *given)
+            return await asyncio.get_running_loop().run_in_executor(self._readers, partial(work, *given, **named))
         finally:
             self._preparing -= 1
 
@@ -71,7 +74,12 @@ class Desk:
         self._readers.shutdown(cancel_futures=True)
 
     def _prepare(self, asked: Asked) -> Prepared:
-        raise NotImplementedError
+        options: Any = {"prompt_name": asked.prompt_name} if asked.prompt_name is not None else {}
+        return self.embedder.prepare(
+            asked.things, side=asked.side, instruction=asked.instruction, truncate=asked.truncate, **options
+        )
 
-    async def _vectors(self, prepared: Prepared) -> Answer:
-        raise NotImplementedError
+    async def _vectors(self, prepared: Prepared, truncate_dim: int | None) -> Answer:
+        vectors = await self.batcher.vectors(prepared.samples)
+        finished = self.embedder.finish(prepared, vectors, truncate_dim=truncate_dim)
+        return Answer(finished, sum(len(sample) for sample in prepared.samples))

@@ -33,7 +33,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        headers = {name: value for name, value in scope["headers"]}
+        headers = dict(scope["headers"])
         if self._key is not None and scope["path"] not in OPEN and not self._known(headers):
             return await _refuse(send, 401, "a key is needed: Authorization: Bearer ...", "invalid_api_key")
         declared = headers.get(b"content-length", b"0")
@@ -87,6 +87,10 @@ class _Refused(Exception):
 async def _refuse(send: Send, status: int, reason: str, kind: str) -> None:
     body = json.dumps({"error": {"message": reason, "type": kind, "param": None, "code": None}}).encode()
     # The rest of the request is not read, so nothing more can be said over this connection.
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+    ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -89,7 +89,7 @@ def _texts(given: Any) -> list[Thing]:
             "check_embedding_ctx_length=False of langchain",
             param="input",
         )
-    return [at(row, lambda one=one: text(one)) for row, one in enumerate(texts)]
+    return [at(row, text, one) for row, one in enumerate(texts)]
 
 
 def _conversation(row: int, messages: list[Message], pictures: Pictures) -> tuple[Thing, str | None]:
@@ -103,11 +103,11 @@ def _conversation(row: int, messages: list[Message], pictures: Pictures) -> tupl
         content = system[0].content
         told = content if isinstance(content, str) else " ".join(part.text or "" for part in content)
     content = users[0].content
-    parts: list[Thing] = [content] if isinstance(content, str) else [at(row, lambda p=p: p.thing(pictures)) for p in content]
+    parts: list[Thing] = [content] if isinstance(content, str) else [at(row, p.thing, pictures) for p in content]
     if not parts:
         raise InputError("the user message is empty", row)
     if all(isinstance(part, str) for part in parts):
-        at(row, lambda: text("".join(map(str, parts))))
+        at(row, text, "".join(map(str, parts)))
     return tuple(parts), told
 
 

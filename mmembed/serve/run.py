@@ -52,7 +52,7 @@ class _Patient(H11Protocol):
 def server(app: App, *, host: str = "127.0.0.1", port: int = 8000, log_level: str = "info") -> uvicorn.Server:
     """A uvicorn server of an app, to be run by its `run()`."""
     config: Any = uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        app,
         host=host,
         port=port,
         http=_Patient,

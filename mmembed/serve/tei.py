@@ -36,7 +36,7 @@ def read(request: Request) -> Asked:
     if any(not isinstance(one, str) for one in texts):
         raise Refused("inputs are texts here, not token ids")
     return Asked(
-        things=tuple(at(row, lambda one=one: text(one)) for row, one in enumerate(texts)),
+        things=tuple(at(row, text, one) for row, one in enumerate(texts)),
         prompt_name=request.prompt_name,
         truncate_dim=request.dimensions,
         truncate="end" if request.truncate else "error",
@@ -51,4 +51,7 @@ def write(answer: Answer) -> list[Any]:
 def error(refused: Refused) -> dict[str, Any]:
     """A refusal in its words."""
     kinds = {413: "Validation", 422: "Tokenizer", 429: "Overloaded"}
-    return {"error": refused.reason, "error_type": kinds.get(refused.status, "Validation" if refused.status < 500 else "Backend")}
+    return {
+        "error": refused.reason,
+        "error_type": kinds.get(refused.status, "Validation" if refused.status < 500 else "Backend"),
+    }

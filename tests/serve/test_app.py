@@ -78,9 +78,7 @@ def test_the_client_of_openai_reads_our_vectors(pico, url, form):
 
 def test_the_client_of_openai_asks_shorter_vectors_and_a_side(pico, url):
     client = openai.OpenAI(base_url=url + "/v1", api_key="none")
-    answer = client.embeddings.create(
-        model="pico", input="a cat", dimensions=64, extra_body={"input_type": "query"}
-    )
+    answer = client.embeddings.create(model="pico", input="a cat", dimensions=64, extra_body={"input_type": "query"})
     _near([answer.data[0].embedding], pico.encode_query(["a cat"], truncate_dim=64))
 
 
@@ -266,5 +264,7 @@ def test_a_client_that_goes_away_takes_its_work_along(pico):
             alone.wait(0.02)
         else:
             pytest.fail("the work of a client that is gone still waits")
-        tokens = [row for row in httpx.get(url + "/metrics").text.splitlines() if row.startswith("mmembed_tokens_total")]
+        tokens = [
+            row for row in httpx.get(url + "/metrics").text.splitlines() if row.startswith("mmembed_tokens_total")
+        ]
         assert float(tokens[0].split()[1]) < sum(pico.count_tokens(many["input"]))

@@ -12,7 +12,7 @@ from mmembed.errors import ImageError
 from mmembed.serve import fetch as fetching
 from mmembed.serve.fetch import fetch, is_public
 
-REFUSED = """
+FORMS = """
 http://127.0.0.1/ http://127.1/ http://2130706433/ http://0x7f.1/ http://0177.0.0.1/ http://0x7f000001/ http://0/ http://0.0.0.0/
 http://[::1]/ http://[::]/ http://[::ffff:127.0.0.1]/ http://[::ffff:10.0.0.1]/ http://[::ffff:7f00:1]/ http://[2002:7f00:1::]/
 http://[64:ff9b::7f00:1]/ http://[64:ff9b::a9fe:a9fe]/ http://[fd00::1]/ http://[fe80::1]/ http://[fe80::1%25eth0]/ http://[ff02::1]/
@@ -24,8 +24,16 @@ http://user:word@8.8.8.8/ http://8.8.8.8@127.0.0.1/ http://127.0.0.1\\@8.8.8.8/ 
 http:\\\\127.0.0.1/ http:/127.0.0.1/ http:127.0.0.1 http:///etc/passwd http:// https:// //127.0.0.1/ file:///etc/passwd
 file://localhost/etc/passwd ftp://8.8.8.8/a gopher://8.8.8.8/ dict://8.8.8.8/ ldap://8.8.8.8/ jar:http://8.8.8.8!/ javascript:1
 http://①②⑦.⓪.⓪.①/ http://ⓛⓞⓒⓐⓛⓗⓞⓢⓣ/ http://127。0。0。1/ http://8.8.8.8:80:80/ http://8.8.8.8:-1/ http://8.8.8.8:99999/ http://[::1/
-""".split()
-ODD = ["http://8.8.8.8/\r\nHost: 127.0.0.1", "http://8.8.8.8/ a", "http://8.8.8.8\t/", " http://127.0.0.1/", "http://8.8.8.8/\x00", ""]
+"""
+REFUSED = FORMS.split()
+ODD = [
+    "http://8.8.8.8/\r\nHost: 127.0.0.1",
+    "http://8.8.8.8/ a",
+    "http://8.8.8.8\t/",
+    " http://127.0.0.1/",
+    "http://8.8.8.8/\x00",
+    "",
+]
 
 
 @pytest.fixture
@@ -130,7 +138,12 @@ def test_a_redirect_is_looked_at_anew(host, monkeypatch):
     with pytest.raises(ImageError, match="3 redirects"):
         fetch("http://pictures.example/to/")
     assert len(host) == 4
-    for inner in ("http://127.0.0.1/", "file:///etc/passwd", "http://user@pictures.example/", "http://pictures.example:22/"):
+    for inner in (
+        "http://127.0.0.1/",
+        "file:///etc/passwd",
+        "http://user@pictures.example/",
+        "http://pictures.example:22/",
+    ):
         if "127" in inner:
             _resolves(monkeypatch, ["93.184.216.34"], ["127.0.0.1"])
         with pytest.raises(ImageError):

@@ -39,7 +39,9 @@ def url(monkeypatch):
 KEY = {"Authorization": "Bearer secret"}
 
 
-@pytest.mark.parametrize("said", [None, "secret", "Bearer", "Bearer wrong", "Basic secret", "Bearer secret2", "Bearer ééé"])
+@pytest.mark.parametrize(
+    "said", [None, "secret", "Bearer", "Bearer wrong", "Basic secret", "Bearer secret2", "Bearer ééé"]
+)
 def test_a_wrong_key_opens_nothing(url, said):
     headers = {} if said is None else {"Authorization": said.encode()}
     answer = httpx.post(url, headers=headers, content=b"x")
@@ -103,7 +105,9 @@ def test_a_head_that_trickles_in_is_cut_off(url):
 
 def test_a_body_that_does_not_come_is_a_timeout(url):
     with _connect(url) as connection:
-        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nContent-Length: 100\r\n\r\nabc")
+        connection.sendall(
+            b"POST / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nContent-Length: 100\r\n\r\nabc"
+        )
         connection.settimeout(3)
         assert b"408" in connection.recv(4096).splitlines()[0]
 
