@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ...errors import SpecError, UnknownName
-from ..compared import Compared, Embedded, blockwise, cosine, similarity_of, teacher_cosine
+from ..compared import Compared, Embedded, blockwise, cosine, paired, similarity_of, teacher_cosine
 from .objective import Loss, Plain, build_loss, losses, objective, read_by
 
 Row = Float[Tensor, "R M"]
@@ -161,7 +161,7 @@ def symmetric(
     )
 
 
-@objective("simcse")
+@objective("simcse", "vectors")
 def simcse(compared: Compared, *, temperature: float | Tensor = 0.05) -> Float[Tensor, ""]:
     """InfoNCE at 0.05 (SimCSE, arXiv 2104.08821; LLM2Vec's second step, arXiv 2404.05961): unsupervised, where the documents
     are the queries embedded once more under another dropout; supervised, where they are entailed and contradicted sentences."""
@@ -204,7 +204,7 @@ def qwen3(
     )
 
 
-@objective("embeddinggemma")
+@objective("embeddinggemma", "vectors")
 def embeddinggemma(
     compared: Compared, *, temperature: float | Tensor = 0.02, hardness: float = 5.0
 ) -> Float[Tensor, ""]:
@@ -215,7 +215,7 @@ def embeddinggemma(
     return infonce(compared, temperature=temperature, hard_negatives="own", hardness=hardness, hardness_of="hard")
 
 
-@objective("llave")
+@objective("llave", "vectors")
 def llave(compared: Compared, *, temperature: float | Tensor = 0.02, hardness: float = 9.0) -> Float[Tensor, ""]:
     """Symmetric InfoNCE in which every negative weighs exp(hardness * sg(s)) (LLaVE, arXiv 2503.04812; its code defaults to
     0.5, its paper and README use 9)."""
@@ -224,7 +224,7 @@ def llave(compared: Compared, *, temperature: float | Tensor = 0.02, hardness: f
     )
 
 
-@objective("gist", "teacher")
+@objective("gist", "vectors", "teacher")
 def gist(
     compared: Compared,
     *,
@@ -246,14 +246,14 @@ def gist(
     )
 
 
-@objective("positive_aware", "teacher")
+@objective("positive_aware", "vectors", "teacher")
 def positive_aware(compared: Compared, *, temperature: float | Tensor = 0.02, share: float = 0.95) -> Float[Tensor, ""]:
     """InfoNCE over the candidates that a teacher scores below `share` of the positive (TopK-PercPos of NV-Retriever,
     arXiv 2407.15831, in the batch)."""
     return infonce(compared, temperature=temperature, margin=share - 1, relative=True, by="teacher")
 
 
-@objective("hardest_negatives")
+@objective("hardest_negatives", "vectors")
 def hardest_negatives(
     compared: Compared, *, temperature: float | Tensor = 0.02, margin: float = 0.1, most: int = 8
 ) -> Float[Tensor, ""]:
@@ -261,7 +261,7 @@ def hardest_negatives(
     return infonce(compared, temperature=temperature, margin=margin, hardest=most)
 
 
-@objective("modality_aware", "modality")
+@objective("modality_aware", "vectors", "modality")
 def modality_aware(compared: Compared, *, temperature: float | Tensor = 0.02) -> Float[Tensor, ""]:
     """InfoNCE against the documents of the positive's own modality (UNITE's MAMCL, arXiv 2505.19650)."""
     return infonce(compared, temperature=temperature, same_modality=True)
@@ -273,6 +273,36 @@ def late_interaction(
 ) -> Float[Tensor, ""]:
     """InfoNCE of MaxSim (ColBERT, arXiv 2004.12832), over the number of a query's tokens as in colpali-engine's loss."""
     return infonce(compared, temperature=temperature, similarity=similarity)
+
+
+@objective("late_interaction_pairwise")
+def late_interaction_pairwise(
+    compared: Compared,
+    *,
+    temperature: float = 0.02,
+    similarity: str = "meanmaxsim",
+    in_batch: float = 0.5,
+) -> Float[Tensor, ""]:
+    """Each hard negative against its positive, and InfoNCE (colpali-engine's losses with explicit negatives):
+
+    L = (1 - in_batch) * mean over (q, d+, d-) of softplus((s(q, d-) - s(q, d+)) / t) + in_batch * InfoNCE over the positives
+
+    Where no query has a hard negative, the nearest other document takes its place (ColPali, arXiv 2407.01449).
+    """
+    said = paired(compared, similarity)
+    right, wrong = compared.positive.nonzero().flatten(), (~compared.positive).nonzero().flatten()
+    pairs = (compared.owner[right, None] == compared.owner[wrong]).nonzero()
+    if len(pairs):
+        far, near = said[right[pairs[:, 0]]], said[wrong[pairs[:, 1]]]
+    else:
+        scores = similarity_of(similarity)(compared.queries, compared.documents)
+        own = compared.known(torch.arange(len(scores), device=scores.device))
+        far, near = said[right], scores.masked_fill(own, float("-inf")).amax(1)[compared.owner[right]]
+    apart = F.softplus((near - far) / temperature).mean()
+    if not in_batch:
+        return apart
+    among = infonce(compared, temperature=temperature, similarity=similarity, hard_negatives="none")
+    return (1 - in_batch) * apart + in_batch * among
 
 
 @losses.register("siglip")
