@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -13,8 +12,10 @@ from transformers import AttentionInterface
 
 from ..errors import UnknownName
 from .extension import Extension, extended
+from .flex import flex
 from .grouped import grouped
 from .spans import Spans
+from .varlen import serves, varlen
 
 NAME = "mmembed"
 """What `config._attn_implementation` is set to: `spans=` given to a model's forward then reaches every layer."""
@@ -92,11 +93,9 @@ def attend(
 
 def choose(query: Query, spans: Spans, window: int | None, softcap: float | None) -> str:
     """Which room serves: variable-length kernels or FlexAttention on CUDA, grouped on the CPU."""
-    if not query.is_cuda or spans.asking is not None:
+    if not query.is_cuda:
         return "grouped" if softcap is None else "reference"
-    plain = spans.block is None and softcap is None and query.dtype in (torch.float16, torch.bfloat16)
-    plain = plain and not spans.shared  # a shared part would have to be merged in by its log-sum-exp
-    return "varlen" if plain and query.shape[-1] <= 256 else "flex"
+    return "varlen" if serves(query, spans, window, softcap) else "flex"
 
 
 def reference(
@@ -110,65 +109,6 @@ def reference(
         scores = softcap * torch.tanh(scores / softcap)
     scores = scores.masked_fill(~spans.may_look(spans.queries[:, None], row[None, :], window), float("-inf"))
     return (scores.softmax(-1) @ value.float()).to(query.dtype)
-
-
-def varlen(
-    query: Query, key: Key, value: Key, spans: Spans, *, scaling: float, window: int | None, softcap: float | None
-) -> Query:
-    """Variable-length flash kernels of `torch.nn.attention.varlen` (CUDA, half precision)."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    if softcap is not None or spans.block is not None or spans.shared:
-        raise NotImplementedError(
-            "variable-length kernels know no soft cap, image blocks or shared tokens; 'flex' does"
-        )
-    if spans.asking is not None:
-        raise NotImplementedError("variable-length kernels know no queries of some tokens only; 'grouped' does")
-    reach = -1 if window is None else window - 1
-    longest = max(spans.lengths)
-    out: Any = varlen_attn(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
-        spans.boundaries,
-        spans.boundaries,
-        longest,
-        longest,
-        scale=scaling,
-        window_size=(reach, 0 if spans.causal else reach),
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    return out.transpose(0, 1)[None]
-
-
-def flex(
-    query: Query, key: Key, value: Key, spans: Spans, *, scaling: float, window: int | None, softcap: float | None
-) -> Query:
-    """FlexAttention: the rule of the mask compiled into one kernel on CUDA, run plainly elsewhere."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    def rule(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return spans.may_look(q, k, window)
-
-    def cap(score: Tensor, *_where: Tensor) -> Tensor:
-        return score if softcap is None else softcap * torch.tanh(score / softcap)
-
-    if spans.asking is not None:
-        raise NotImplementedError("FlexAttention knows no queries of some tokens only; 'grouped' does")
-    tokens = query.shape[2]
-    mask = create_block_mask(rule, None, None, tokens, tokens, device=query.device)
-    run: Any = _compiled_flex() if query.is_cuda else flex_attention
-    gqa = query.shape[1] != key.shape[1]
-    out = run(query, key, value, score_mod=cap if softcap else None, block_mask=mask, scale=scaling, enable_gqa=gqa)
-    assert isinstance(out, Tensor)
-    return out
-
-
-@cache
-def _compiled_flex() -> Callable[..., Any]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention, dynamic=True)
 
 
 def _one_key_a_head(query: Query, key: Key, value: Key) -> tuple[Query, Query]:

@@ -76,7 +76,7 @@ def grouped(
             out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scaling, enable_gqa=gqa)
         elif step.seen is not None or learning or query.device.type != "cpu":
             past = key[0, :, step.past], value[0, :, step.past]
-            out = _behind(q, k, v, *past, _seen(step, past[0].shape[1], k.shape[2]), scaling)
+            out = _behind(q, k, v, *past, _seen(step, past[0].shape[1], k.shape[2], k.device), scaling)
         else:
             out = _joined(q, k, v, key[0, :, step.past], value[0, :, step.past], not step.ahead, scaling)
         parts.append(rearrange(out, "n h t e -> h (n t) e"))
@@ -170,9 +170,9 @@ def _behind(
     return rearrange(long_ago, "h (n m) e -> n h m e", n=n) + weights[..., split:] @ v
 
 
-def _seen(step: Step, past: int, own: int) -> Bool[Tensor, "_ M P_plus_L"] | None:
+def _seen(step: Step, past: int, own: int, device: torch.device) -> Bool[Tensor, "_ M P_plus_L"] | None:
     """The mask that a step without one means."""
     if step.seen is not None or step.ahead:
         return step.seen
-    columns = torch.arange(past + own)
+    columns = torch.arange(past + own, device=device)
     return (columns <= columns[past:, None])[None]

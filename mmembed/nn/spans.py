@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, groupby
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Int
@@ -139,6 +139,26 @@ class Spans:
         return any(parent >= 0 for parent in self.parents)
 
     @cached_property
+    def levels(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """The segments that others go on from, by how many come before them: each with the token where its subtree ends."""
+        last, depth = list(accumulate(self.lengths)), [0] * len(self.lengths)
+        for segment, parent in enumerate(self.parents):
+            depth[segment] = depth[parent] + 1 if parent >= 0 else 0
+        for segment in reversed(range(len(self.lengths))):
+            if self.parents[segment] >= 0:
+                last[self.parents[segment]] = max(last[self.parents[segment]], last[segment])
+        inner = sorted({parent for parent in self.parents if parent >= 0})
+        return tuple(
+            tuple((segment, last[segment]) for segment in inner if depth[segment] == level)
+            for level in range(max((depth[segment] + 1 for segment in inner), default=0))
+        )
+
+    @cached_property
+    def memo(self) -> dict[object, Any]:
+        """What a room of attention makes of these spans once and reads in every layer."""
+        return {}
+
+    @cached_property
     def longest(self) -> int:
         """Tokens of the longest item."""
         depth = [0] * len(self.lengths)
@@ -167,7 +187,7 @@ class Spans:
         ends = torch.tensor((0, *self.lengths), dtype=torch.int32, device=self.start.device).cumsum(0)
         return ends.to(torch.int32)
 
-    def may_look(self, q: Tensor, k: Tensor, window: int | None = None) -> Bool[Tensor, " *T"]:
+    def may_look(self, q: Tensor, k: Tensor, window: int | Tensor | None = None) -> Bool[Tensor, " *T"]:
         """The one rule of the mask, for token numbers `q` and `k` that broadcast; `window` as in transformers: a
         sliding layer sees tokens less than `window` positions away."""
         seen = (k <= q) & (q < self.end[k]) if self.causal else (self.start[q] <= k) & (k < self.end[q])

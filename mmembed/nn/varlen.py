@@ -1,0 +1,227 @@
+"""The room of variable-length flash kernels (CUDA, half precision): items one by one, and what they share merged in by its
+log-sum-exp."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from inspect import signature
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .spans import Spans
+
+Stretch = tuple[int, int]
+"""Neighbours: the first, and what stands behind the last."""
+Rows = slice | Int[Tensor, " n"]
+"""Tokens of the row, or places among queries: one stretch, or by number."""
+LEVELS = 4
+"""A tree of more levels is left to 'flex': every one is a kernel of its own, that reads and writes its rows again."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the kernel: stretches of queries, each against one stretch of keys.
+
+    Attributes:
+        queries: of those that were asked for. keys: tokens of the row. firsts_q, firsts_k: where stretches begin and the last
+            one ends, int32. most_q, most_k: tokens of the longest.
+        causal: whether a query sees only what stands up to its own place; both stretches end at the same token then.
+    """
+
+    queries: Rows
+    keys: Rows
+    firsts_q: Int[Tensor, " n_plus_1"]
+    firsts_k: Int[Tensor, " n_plus_1"]
+    most_q: int
+    most_k: int
+    causal: bool
+
+
+@dataclass(frozen=True)
+class Part:
+    """Attention of some rows over some of their keys, and the log-sum-exp of their scores."""
+
+    rows: Rows
+    out: Float[Tensor, "n H E"]
+    lse: Float[Tensor, "n H"]
+
+
+def serves(query: Tensor, spans: Spans, window: int | None, softcap: float | None) -> bool:
+    """Whether the kernels compute this exactly, and are likely the fastest to do so."""
+    plain = spans.block is None and softcap is None and query.dtype in (torch.float16, torch.bfloat16)
+    fits = query.shape[-1] <= 256 and query.shape[-1] % 8 == 0
+    learning = torch.is_grad_enabled() and query.requires_grad
+    known = _unknown(spans, window, learning) is None and len(spans.levels) <= LEVELS
+    return plain and fits and known and _has_kernels(query.device)
+
+
+def _unknown(spans: Spans, window: int | None, learning: bool) -> str | None:
+    """What the kernels do not know of a tree or of queries of some tokens only; None: nothing."""
+    narrow = _narrow(spans, window)
+    if spans.shared and narrow:
+        return "variable-length kernels do not know where a sliding window ends in a tree"
+    if spans.asking is not None and narrow and not spans.causal:
+        return "variable-length kernels do not know where a window lies around queries of some tokens only"
+    if spans.shared and learning:
+        return "torch gives no gradient through the log-sum-exp of a kernel"
+    return None
+
+
+def varlen(
+    query: Float[Tensor, "1 H Q E"],
+    key: Float[Tensor, "1 K T E"],
+    value: Float[Tensor, "1 K T E"],
+    spans: Spans,
+    *,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+) -> Float[Tensor, "1 H Q E"]:
+    """Every segment by `torch.nn.attention.varlen`, and for every level of the tree one call more: all that comes after its
+    segments against them, merged by log-sum-exp in fp32 (as in FlashAttention, arXiv 2205.14135, and ring attention).
+
+    Nothing is copied but the rows of a level that has several segments others go on from, and keys behind the last token
+    that is asked for.
+    """
+    if softcap is not None or spans.block is not None:
+        raise NotImplementedError("variable-length kernels know no soft cap and no image blocks; 'flex' does")
+    learning = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    if (unknown := _unknown(spans, window, learning)) is not None:
+        raise NotImplementedError(f"{unknown}; 'flex' does it")
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    reach = window - 1 if window is not None and _narrow(spans, window) else -1
+    own, *levels = calls(spans)
+    if not levels:
+        out = _kernel(q, k[own.keys], v[own.keys], own, scaling, reach)
+        return out.transpose(0, 1)[None]
+    parts = [_part(q, k, v, call, scaling, reach) for call in (own, *levels)]
+    return merged(parts).to(query.dtype).transpose(0, 1)[None]
+
+
+def calls(spans: Spans) -> Sequence[Call]:
+    """What is asked of the kernel: all segments against themselves, then each level of the tree against what comes after it.
+
+    Told once a batch.
+    """
+    if "varlen" not in spans.memo:
+        asking = None if spans.asking is None else spans.asking.tolist()
+        firsts = [0, *accumulate(spans.lengths)]
+        segments = list(pairwise(firsts))
+        made = [_call(*zip(*_own(segments, spans.causal, asking), strict=True), spans, spans.causal)]
+        for level in spans.levels:
+            after = [(_place(firsts[k + 1], asking), _place(last, asking), segments[k]) for k, last in level]
+            asked = [((first, last), keys) for first, last, keys in after if first < last]
+            if asked:
+                made.append(_call(*zip(*asked, strict=True), spans, causal=False))
+        spans.memo["varlen"] = tuple(made)
+    told: Sequence[Call] = spans.memo["varlen"]
+    return told
+
+
+def _own(segments: list[Stretch], causal: bool, asking: list[int] | None) -> Iterator[tuple[Stretch, Stretch]]:
+    """Neighbours that are asked for in one segment, and what they see of it: for a causal mask what stands up to the last of
+    them."""
+    if asking is None:
+        yield from zip(segments, segments, strict=True)
+        return
+    for first, last in segments:
+        begin, stop = _place(first, asking), _place(last, asking)
+        while begin < stop:
+            end = begin + 1
+            while end < stop and asking[end] == asking[end - 1] + 1:
+                end += 1
+            yield (begin, end), (first, asking[end - 1] + 1 if causal else last)
+            begin = end
+
+
+def _place(token: int, asking: list[int] | None) -> int:
+    """Where a token stands, or would stand, among those that are asked for."""
+    return token if asking is None else bisect_left(asking, token)
+
+
+def merged(parts: Sequence[Part]) -> Float[Tensor, "Q H E"]:
+    """Attention over all keys of parts that have seen some of them each, in fp32; the first part has all rows.
+
+    The softmax of a row is shared out by what each part summed: exp(its log-sum-exp - that of all).
+    """
+    whole = parts[0].lse.clone()
+    for part in parts[1:]:
+        whole[part.rows] = torch.logaddexp(whole[part.rows], part.lse)
+    out = parts[0].out.float() * (parts[0].lse - whole).exp()[..., None]
+    for part in parts[1:]:
+        out[part.rows] += part.out.float() * (part.lse - whole[part.rows]).exp()[..., None]
+    return out
+
+
+def _call(queries: Sequence[Stretch], keys: Sequence[Stretch], spans: Spans, causal: bool) -> Call:
+    device = spans.start.device
+    alike = queries == keys
+    lengths = [[last - first for first, last in each] for each in (queries, keys)]
+    firsts = [torch.tensor([0, *accumulate(each)], dtype=torch.int32) for each in lengths[: 1 if alike else 2]]
+    moved = [each.to(device, non_blocking=True) for each in firsts]  # one tensor where both are the same: kernels look
+    rows = _rows(queries, device), _rows(keys, device)
+    return Call(*rows, moved[0], moved[-1], max(lengths[0]), max(lengths[1]), causal)
+
+
+def _rows(stretches: Sequence[Stretch], device: torch.device) -> Rows:
+    if all(before[1] == after[0] for before, after in pairwise(stretches)):
+        return slice(stretches[0][0], stretches[-1][1])
+    return torch.cat([torch.arange(first, last) for first, last in stretches]).to(device, non_blocking=True)
+
+
+def _part(q: Tensor, k: Tensor, v: Tensor, call: Call, scaling: float, reach: int) -> Part:
+    out, lse = _kernel(q[call.queries], k[call.keys], v[call.keys], call, scaling, reach, told=True)
+    return Part(call.queries, out, _by_token(lse, out))
+
+
+def _by_token(lse: Tensor, out: Float[Tensor, "n H E"]) -> Float[Tensor, "n H"]:
+    """Flash kernels say it by head, (H, n), cuDNN's by token, (n, H, 1)."""
+    if lse.ndim == 3 and lse.shape == (*out.shape[:2], 1):
+        return lse[..., 0]
+    if lse.shape == (out.shape[1], out.shape[0]):
+        return lse.T
+    raise RuntimeError(f"the kernel's log-sum-exp has the shape {tuple(lse.shape)}, for an output {tuple(out.shape)}")
+
+
+def _kernel(q: Tensor, k: Tensor, v: Tensor, call: Call, scaling: float, reach: int, told: bool = False) -> Any:
+    """One call. `num_splits=1` makes a row's sums hang on nothing but its own keys (an item has one vector, to the bit), and
+    keeps to the flash kernels: cuDNN would plan every new shape of a batch again."""
+    from torch.nn.attention.varlen import AuxRequest, varlen_attn
+
+    return varlen_attn(
+        q,
+        k,
+        v,
+        call.firsts_q,
+        call.firsts_k,
+        call.most_q,
+        call.most_k,
+        return_aux=AuxRequest(lse=True) if told else None,
+        scale=scaling,
+        window_size=(reach, 0 if call.causal else reach),
+        enable_gqa=q.shape[1] != k.shape[1],
+        num_splits=1,
+    )
+
+
+def _narrow(spans: Spans, window: int | None) -> bool:
+    """Whether a window hides anything at all."""
+    return window is not None and window < spans.longest
+
+
+@cache
+def _has_kernels(device: torch.device) -> bool:
+    """Whether this torch and this device have them: FlashAttention 2 begins with Ampere."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    known = {"num_splits", "return_aux", "enable_gqa"} <= set(signature(varlen_attn).parameters)
+    return known and torch.cuda.get_device_capability(device) >= (8, 0)
