@@ -217,7 +217,7 @@ class EmbeddingModel(Model):
     def token_vectors(self, batch: Batch) -> tuple[Float[Tensor, "n d"], ...]:
         """Vectors of the counted tokens of each item, in fp32; none where none is counted."""
         vectors = self.tokens(self.states(batch)[batch.counted.index])
-        return vectors.split(torch.bincount(batch.counted.item, minlength=batch.counted.items).tolist())
+        return vectors.split(batch.counted.sizes.tolist())
 
     def sparse_weights(self, batch: Batch) -> Iterator[Float[Tensor, "b V"]]:
         """Weights of terms in fp32, some items at a time: B x V numbers of a whole batch would be gigabytes.

@@ -48,9 +48,8 @@ def build_pooling(settings: Mapping[str, Any], width: int) -> nn.Module:
 
 def _edges(counted: Counted) -> tuple[Tensor, Tensor]:
     """First and last counted token of each item, as places in `counted.index`."""
-    sizes = torch.bincount(counted.item, minlength=counted.items)
-    last = sizes.cumsum(0) - 1
-    return last - sizes + 1, last
+    last = counted.sizes.cumsum(0) - 1
+    return last - counted.sizes + 1, last
 
 
 def _weighted_sum(states: States, counted: Counted, weights: Float[Tensor, " C"]) -> Vectors:
@@ -73,15 +72,13 @@ def first(states: States, counted: Counted) -> Vectors:
 @_plain("mean")
 def mean(states: States, counted: Counted) -> Vectors:
     """Mean over the counted tokens."""
-    sizes = torch.bincount(counted.item, minlength=counted.items)
-    return _weighted_sum(states, counted, (1.0 / sizes.float())[counted.item])
+    return _weighted_sum(states, counted, (1.0 / counted.sizes.float())[counted.item])
 
 
 @_plain("mean_sqrt_len")
 def mean_sqrt_len(states: States, counted: Counted) -> Vectors:
     """Sum over the counted tokens, divided by the square root of their number (sentence-transformers)."""
-    sizes = torch.bincount(counted.item, minlength=counted.items)
-    return _weighted_sum(states, counted, sizes.float().rsqrt()[counted.item])
+    return _weighted_sum(states, counted, counted.sizes.float().rsqrt()[counted.item])
 
 
 @_plain("weightedmean")
@@ -163,5 +160,5 @@ class PerceiverPooling(nn.Module):
         self.perceiver = Perceiver(width, latents=latents, heads=heads, head_width=head_width)
 
     def forward(self, states: States, counted: Counted) -> Vectors:
-        read: Tensor = self.perceiver(states[counted.index], torch.bincount(counted.item, minlength=counted.items))
+        read: Tensor = self.perceiver(states[counted.index], counted.sizes)
         return read

@@ -211,5 +211,11 @@ class Counted:
     item: Int[Tensor, " C"]
     items: int
 
+    @cached_property
+    def sizes(self) -> Int[Tensor, " B"]:
+        """How many tokens of each item are counted, without waiting for a CUDA device, as torch.bincount does."""
+        none = torch.zeros(self.items, dtype=torch.long, device=self.item.device)
+        return none.index_add(0, self.item, torch.ones_like(self.item))
+
     def to(self, device: torch.device | str) -> Counted:
         return Counted(self.index.to(device, non_blocking=True), self.item.to(device, non_blocking=True), self.items)
