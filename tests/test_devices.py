@@ -1,0 +1,151 @@
+"""Everything that encodes runs on a CUDA device on paper: no tensor lies in the wrong place, nothing waits that need not, and the
+vectors are those of the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.attention.flex_attention as torch_flex
+
+import mmembed
+from mmembed.methods import METHODS, apply
+from mmembed.nn import flex, varlen
+from mmembed.nn.pooling import poolings
+from mmembed.testing import BACKBONES, PADDED, VLMS, byte_tokenizer, tiny_backbone, tiny_embedder, tiny_vlm
+
+from .checkpoints.test_dual import made  # noqa: F401  (a fixture)
+from .conftest import picture
+from .methods.plain import LAYOUTS, LONG, SPECIAL
+from .nn.test_pooling import SMALL
+from .nn.test_varlen import plain
+from .paper import kernel, moved, paper
+from .test_kinds import both  # noqa: F401  (a fixture)
+from .towers.test_native import composed
+
+RESULT = ["aten._to_copy"]
+"""All that a batch waits for: what comes back."""
+TEXTS = ["query: how do I get to the station", "query: how do I get there", "query: x", "eine Katze schläft", "写真"]
+PICTURES = [picture(1, 60, 60), ("what is this?", picture(2, 40, 200)), picture(1, 60, 60)]
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch):
+    """The rooms of CUDA as they are, over plain kernels; which of them ran."""
+    ran = []
+
+    def told(name, runs):
+        return lambda *args, **options: (ran.append(name), runs(*args, **options))[1]
+
+    monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # its views of weights are none that torch lets us wrap
+    monkeypatch.setattr(varlen, "_has_kernels", lambda device: True)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", told("varlen", kernel(plain)))
+    monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    monkeypatch.setattr(flex, "_compiled", lambda: told("flex", torch_flex.flex_attention))
+    return ran
+
+
+def on_paper(ours, things, encode="encode", **options):
+    """What an embedder gives on the CPU and on the device, where it stays, and what the host waited for there."""
+    due = getattr(ours, encode)(things, **options)
+    moved(ours.model)
+    with paper() as device:
+        told = getattr(ours, encode)(things, **options)
+    return due, told, device.waits
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_backbones_in_fp32(kind, kernels):
+    ours = mmembed.compose(backbone=tiny_backbone(kind), tokenizer=byte_tokenizer(), name="tiny", device="cpu")
+    due, told, waits = on_paper(ours, TEXTS)
+    assert np.abs(told - due).max() <= 1e-5
+    assert kind in PADDED or set(kernels) == {"flex"}
+    assert kind in PADDED or waits == RESULT
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("kind", sorted(set(BACKBONES) - set(PADDED)))
+def test_backbones_in_half_precision(kind, precision, kernels):
+    sharp = mmembed.compose(backbone=tiny_backbone(kind), tokenizer=byte_tokenizer(), name="tiny", device="cpu")
+    due = sharp.encode(TEXTS)
+    ours = mmembed.compose(
+        backbone=tiny_backbone(kind), tokenizer=byte_tokenizer(), name="tiny", device="cpu", precision=precision
+    )
+    on_cpu, told, waits = on_paper(ours, TEXTS)
+    assert np.abs(told - due).max() <= 3 * np.abs(on_cpu - due).max()  # as far off as the CPU in that precision
+    slides = kind in ("mistral", "gemma3_text")  # over 7 tokens: in a tree that is FlexAttention's
+    assert set(kernels) == ({"varlen", "flex"} if slides and kind != "mistral" else {"flex"} if slides else {"varlen"})
+    assert waits == RESULT
+
+
+@pytest.mark.parametrize("kind", sorted(poolings))
+def test_poolings(kind):
+    pooling = {"kind": kind, **SMALL.get(kind, {})}
+    ours = mmembed.compose(
+        backbone=tiny_backbone(), tokenizer=byte_tokenizer(), pooling=pooling, name="tiny", device="cpu"
+    )
+    due, told, waits = on_paper(ours, TEXTS)
+    assert np.abs(told - due).max() <= 1e-5
+    assert waits == RESULT or kind == "perceiver"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", METHODS)
+def test_methods(name, layout):
+    method = METHODS[name]
+    if layout == "padded" and (method.packed or method.mask):
+        pytest.skip("packed only")
+    ours = apply(
+        mmembed.compose(
+            backbone=tiny_backbone(num_hidden_layers=4),
+            tokenizer=byte_tokenizer(special=SPECIAL),
+            layout=layout,
+            max_length=LONG,
+            name="tiny",
+            device="cpu",
+        ),
+        name,
+    )
+    due, told, _ = on_paper(ours, TEXTS[2:], batch_tokens=300)
+    assert np.abs(told - due).max() <= 1e-5
+
+
+@pytest.mark.parametrize("kind", VLMS)
+def test_vision_language_models(kind, tmp_path):
+    from .towers.test_native import SHOW
+
+    tiny_vlm(tmp_path, kind)
+    ours = composed(tmp_path, vision={"library": "native", "text": SHOW[kind]})
+    due, told, _ = on_paper(ours, [*TEXTS, *PICTURES])
+    assert np.abs(told - due).max() <= 1e-5
+
+
+@pytest.mark.parametrize("mask", ["causal", "causal+image", "bidirectional"])
+def test_a_composed_vision_tower(mask):
+    due, told, waits = on_paper(tiny_embedder(mask=mask), [*TEXTS, *PICTURES])
+    assert np.abs(told - due).max() <= 1e-5
+    assert waits == RESULT
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip2", "naflex"])
+def test_dual_encoders_of_transformers(kind, made):  # noqa: F811
+    ours = mmembed.load(made(kind)[0], device="cpu")
+    due, told, _ = on_paper(ours, [*TEXTS, *PICTURES])
+    assert np.abs(told - due).max() <= 1e-5
+
+
+def test_token_vectors_and_sparse_weights(both):  # noqa: F811
+    due, told, _ = on_paper(both.respecified(), TEXTS, "encode_tokens")
+    for own, other in zip(told, due, strict=True):
+        assert np.abs(own - other).max() <= 1e-5
+    with paper():
+        sparse = both.encode_sparse(TEXTS)
+    assert sparse.nnz
+
+
+def test_a_tensor_in_the_wrong_place_is_found():
+    ours = tiny_embedder()
+    moved(ours.model)
+    ours.model.pooling.reduce = lambda states, counted: states[: counted.items] + torch.zeros(counted.items, 32)
+    with paper(), pytest.raises(RuntimeError, match="two devices"):
+        ours.encode(TEXTS)
