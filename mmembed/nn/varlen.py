@@ -114,12 +114,12 @@ def calls(spans: Spans) -> Sequence[Call]:
         asking = None if spans.asking is None else spans.asking.tolist()
         firsts = [0, *accumulate(spans.lengths)]
         segments = list(pairwise(firsts))
-        made = [_call(*zip(*_own(segments, spans.causal, asking), strict=True), spans, spans.causal)]
+        made = [_call(list(_own(segments, spans.causal, asking)), spans, spans.causal)]
         for level in spans.levels:
             after = [(_place(firsts[k + 1], asking), _place(last, asking), segments[k]) for k, last in level]
             asked = [((first, last), keys) for first, last, keys in after if first < last]
             if asked:
-                made.append(_call(*zip(*asked, strict=True), spans, causal=False))
+                made.append(_call(asked, spans, causal=False))
         spans.memo["varlen"] = tuple(made)
     told: Sequence[Call] = spans.memo["varlen"]
     return told
@@ -160,14 +160,15 @@ def merged(parts: Sequence[Part]) -> Float[Tensor, "Q H E"]:
     return out
 
 
-def _call(queries: Sequence[Stretch], keys: Sequence[Stretch], spans: Spans, causal: bool) -> Call:
+def _call(stretches: Sequence[tuple[Stretch, Stretch]], spans: Spans, causal: bool) -> Call:
     device = spans.start.device
+    queries, keys = ([pair[side] for pair in stretches] for side in (0, 1))
     alike = queries == keys
     lengths = [[last - first for first, last in each] for each in (queries, keys)]
     firsts = [torch.tensor([0, *accumulate(each)], dtype=torch.int32) for each in lengths[: 1 if alike else 2]]
     moved = [each.to(device, non_blocking=True) for each in firsts]  # one tensor where both are the same: kernels look
-    rows = _rows(queries, device), _rows(keys, device)
-    return Call(*rows, moved[0], moved[-1], max(lengths[0]), max(lengths[1]), causal)
+    most_q, most_k = map(max, lengths)
+    return Call(_rows(queries, device), _rows(keys, device), moved[0], moved[-1], most_q, most_k, causal)
 
 
 def _rows(stretches: Sequence[Stretch], device: torch.device) -> Rows:
