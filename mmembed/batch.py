@@ -256,25 +256,26 @@ class Sampler:
         return self.tokenizer.suffix if self.close else []
 
     def _sample(self, runs: Sequence[Laid], truncate: str, seen: dict[object, Pictured]) -> Sample:
-        ids, copies, images = self._laid(runs, seen)
+        ids, images = self._laid(runs, seen)
         pictures = len(images) if self.apart else 0
         excess = len(ids) - pictures - self.max_length
+        copies = self._copies(runs, images, len(ids)) if excess > 0 or self.placed or self.counted in BY_COPY else []
         if excess > 0:
             kept = self._kept(len(ids), copies, images, excess, truncate)
             ids, copies, images = [ids[k] for k in kept], [copies[k] for k in kept], _moved(images, kept)
         if self.fill is not None and len(ids) > pictures:
             filling = self.max_length + pictures - len(ids)
             ids, copies = ids + [self.fill] * filling, copies + [0] * filling
-        row = np.asarray(ids, dtype=np.int64)
+        row = np.array(ids, dtype=np.int64)
         placeholder = copies.index(PLACED) if self.placed else None
         return Sample(row, self._count(row, copies), tuple(images), max(excess, 0), placeholder=placeholder)
 
-    def _laid(self, runs: Sequence[Laid], seen: dict[object, Pictured]) -> tuple[list[int], list[int], list[Slots]]:
-        """The ids of a sample before it is cut, the copy that each belongs to, and the images among them."""
+    def _laid(self, runs: Sequence[Laid], seen: dict[object, Pictured]) -> tuple[list[int], list[Slots]]:
+        """The ids of a sample before it is cut, and the images among them."""
         worded = not self.apart or any(not isinstance(run, ImageRun) for run in runs)
         ids: list[int] = list(self._prefix) if worded else []
-        copies: list[int] = [0] * len(ids)
         images: list[Slots] = []
+        placed = False
         for run in runs:
             if isinstance(run, ImageRun):
                 source = run.image.source
@@ -284,30 +285,41 @@ class Sampler:
                 picture, own = seen[key]
                 images.append(Slots(len(ids), len(own), picture))
                 ids += own
-                copies += [run.copy] * len(own)
             elif isinstance(run, Placeholder):
                 ids.append(0)
-                copies.append(PLACED)
+                placed = True
             else:
-                text, tokens = run
-                ids += tokens.ids
-                copies += [_copy_of(span, text.content) for span in tokens.spans]
-        suffix = self._suffix if worded else []
-        ids += suffix
-        copies += [0] * len(suffix)
+                ids += run[1].ids
+        if worded:
+            ids += self._suffix
         if self.most is not None and len(images) > self.most:
             raise InputError(f"the item holds {len(images)} images, and here this model takes {self.most} at most")
         pictures = len(images) if self.apart else 0
         if len(ids) == pictures and worded:
             raise InputError("the item is empty: it has no token at all")
-        if self.placed != (PLACED in copies):
+        if self.placed != placed:
             need = (
                 "needs a prompt with {placeholder}" if self.placed else "has no use for the {placeholder} of its prompt"
             )
             raise InputError(f"the model {need}")
         if pictures + worded > 1 and not self.fused:
             raise InputError("this model has towers for a text and for a picture, and no vector for several together")
-        return ids, copies, images
+        return ids, images
+
+    def _copies(self, runs: Sequence[Laid], images: Sequence[Slots], count: int) -> list[int]:
+        """Which copy of the item each of the `count` tokens that `_laid` gives belongs to; 0 for none."""
+        pictures = iter(images)
+        copies: list[int] = []
+        for run in runs:
+            if isinstance(run, ImageRun):
+                copies += [run.copy] * next(pictures).count
+            elif isinstance(run, Placeholder):
+                copies.append(PLACED)
+            else:
+                copies += [_copy_of(span, run[0].content) for span in run[1].spans]
+        # What is left are the tokens around them; where there is nothing but pictures, of towers of their own, there are none.
+        opening = len(self._prefix) if count > len(copies) else 0
+        return [0] * opening + copies + [0] * (count - opening - len(copies))
 
     def _pictured(self, image: Image) -> Pictured:
         if self.prepare is None or self.image_ids is None:
@@ -335,6 +347,8 @@ class Sampler:
         return [k for k in range(count) if k not in gone]
 
     def _count(self, ids: NDArray[np.int64], copies: list[int]) -> NDArray[np.bool_]:
+        if self.counted == "all":
+            return _every(len(ids))
         every = np.ones(len(ids), dtype=bool)
         if self.counted == "content" and _present(copies):
             every[: next(k for k, copy in enumerate(copies) if copy > 0)] = False
@@ -372,7 +386,8 @@ class ChunkSampler(Sampler):
     overlap: int = 0
 
     def _sample(self, runs: Sequence[Laid], truncate: str, seen: dict[object, Pictured]) -> Sample:
-        ids, copies, images = self._laid(runs, seen)
+        ids, images = self._laid(runs, seen)
+        copies = self._copies(runs, images, len(ids))
         if self.placed:
             raise InputError("the parts of an item are not pooled one by one under an intervention with a placeholder")
         owners, parts = self._owners(runs, images, len(ids))
@@ -475,11 +490,13 @@ def _split(whole: Sequence[Laid], runs: Sequence[Run], mark: Mark) -> list[Laid]
         raise SpecError(f"the tokenizer found {len(places)} tokens {mark.token!r} for {len(images)} images")
     parts: list[Laid] = []
     for first, place, image in zip([0, *(k + 1 for k in places)], places, images, strict=False):
-        parts += [(text, Tokens(tokens.ids[first:place], tokens.spans[first:place])), image]
+        parts += [(text, tokens[first:place]), image]
     last = places[-1] + 1 if places else 0
-    return [*parts, (text, Tokens(tokens.ids[last:], tokens.spans[last:]))]
+    return [*parts, (text, tokens[last:])]
 
 
+BY_COPY = ("content", "repeat", "marked")
+"""Ways of counting that ask whose words a token holds."""
 BY_PART = ("tail", "rest")
 """Ways of counting by how many tokens a part of the text makes by itself."""
 
@@ -509,6 +526,17 @@ def _copy_of(span: tuple[int, int], content: list[tuple[int, int, int]]) -> int:
     begin, end = span
     own = ((a, copy) for a, b, copy in content if begin < end and a < end and begin < b)
     return next((copy for a, copy in own if copy != MARKED or begin >= a), 0)
+
+
+def _every(count: int) -> NDArray[np.bool_]:
+    """All of `count` tokens. One array serves all items; it is not to be written to, and cannot be."""
+    if count > len(_EVERY):
+        return np.ones(count, dtype=bool)
+    return _EVERY[:count]
+
+
+_EVERY = np.ones(1 << 15, dtype=bool)
+_EVERY.flags.writeable = False
 
 
 def _present(copies: list[int]) -> list[int]:
@@ -555,35 +583,43 @@ def plan(samples: Sequence[Sample], budget: int, *, share: bool = False, apart: 
     else:
         order = sorted(range(len(samples)), key=lambda item: (apart[item] if apart else 0, -samples[item].cost))
         segments = [Segment(-1, 0, len(samples[item]), (item,)) for item in order]
+    costs = [_cost(segment, samples) for segment in segments]
     batches: list[list[int]] = []
     laid: set[int] = set()
     used = 0
-    for segment in segments:
+    for cost, segment in zip(costs, segments, strict=True):
         if len(segment.items) > 1:
             continue
-        above = list(_above(segment, segments))
-        cost = _cost(segment, samples)
-        due = cost + sum(_cost(segments[k], samples) for k in above if k not in laid)
+        above = []
+        k = segment.parent
+        while k >= 0 and k not in laid:  # what lies above a segment that is laid is laid
+            above.append(k)
+            k = segments[k].parent
+        due = cost + sum(costs[k] for k in above)
         strange = bool(apart and batches) and apart[batches[-1][0]] != apart[segment.items[0]]
         if not batches or strange or used + due > budget:
             batches.append([])
+            above += _above(k, segments)
             laid.clear()
-            used, due = 0, cost + sum(_cost(segments[k], samples) for k in above)
+            used, due = 0, cost + sum(costs[k] for k in above)
         batches[-1].append(segment.items[0])
         laid.update(above)
         used += due
     return batches
 
 
-def _above(segment: Segment, segments: Sequence[Segment]) -> Iterator[int]:
-    while segment.parent >= 0:
-        yield segment.parent
-        segment = segments[segment.parent]
+def _above(k: int, segments: Sequence[Segment]) -> Iterator[int]:
+    """Segment `k` and those that it goes on from; -1 is none."""
+    while k >= 0:
+        yield k
+        k = segments[k].parent
 
 
 def _cost(segment: Segment, samples: Sequence[Sample]) -> int:
     """What a segment takes of a batch's budget: its tokens, the patches of the images in it, and what an item runs against."""
     speaker = samples[segment.items[0]]
+    if not speaker.images and speaker.against is None:
+        return segment.length
     inside = range(segment.depth, segment.depth + segment.length)
     patches = sum(image.cost for image in speaker.images if image.first in inside)
     return segment.length + patches + (speaker.against.cost if speaker.against else 0)
@@ -627,55 +663,76 @@ def pack(samples: Sequence[Sample], rows: Sequence[int], mask: str | None, *, sh
         ]
     kept = [k for k, segment in enumerate(segments) if segment.length]
     number = {k: place for place, k in enumerate(kept)}
-    firsts = np.cumsum([0, *(segments[k].length for k in kept)])
-    ids = np.empty(firsts[-1], dtype=np.int64)
-    block = np.full(firsts[-1], -1, dtype=np.int64)
+    lengths = [segments[k].length for k in kept]
+    row: list[NDArray[np.int64]] = []
+    pieces: list[list[tuple[int, int]]] = [[] for _ in samples]  # of the row, of which each sample is made
+    block = np.full(sum(lengths), -1, dtype=np.int64)
     slots: list[NDArray[np.int64]] = []
     pictures: list[Picture] = []
-    where: list[list[NDArray[np.int64]]] = [[] for _ in samples]  # of each item's tokens in the row
-    for k, first in zip(kept, firsts, strict=False):
+    first = 0
+    for k in kept:
         segment = segments[k]
         speaker = samples[segment.items[0]]
-        ids[first : first + segment.length] = speaker.ids[segment.depth : segment.depth + segment.length]
+        row.append(speaker.ids[segment.depth : segment.depth + segment.length])
         for item in segment.items:
-            where[item].append(np.arange(first, first + segment.length))
+            pieces[item].append((first, segment.length))
         for image in speaker.images:
             if segment.depth <= image.first < segment.depth + segment.length:
                 place = np.arange(image.count) + image.first - segment.depth + first
                 block[place] = len(pictures)
                 slots.append(place)
                 pictures.append(image.picture)
-    tokens = [np.concatenate(parts) for parts in where]
-    pooled = [
-        own[read]
-        for own, sample in zip(tokens, samples, strict=True)
-        for read in (_nonempty(sample.chunks) if sample.chunks is not None else [np.flatnonzero(sample.counted)])
-    ]
-    held = [
-        own[sample.placeholder] for own, sample in zip(tokens, samples, strict=True) if sample.placeholder is not None
-    ]
+        first += segment.length
+    where = _places([piece for own in pieces for piece in own])
     against = [sample.against for sample in samples if sample.against is not None]
     spans = Spans.of(
-        [segments[k].length for k in kept],
+        lengths,
         mask,  # type: ignore[arg-type]
         torch.from_numpy(block),
         [number.get(segments[k].parent, -1) for k in kept],
     )
     return Batch(
-        ids=torch.from_numpy(ids),
+        ids=torch.from_numpy(np.concatenate(row)),
         spans=replace(spans, numbers=_numbers(spans, pictures, slots)),
-        counted=Counted(
-            torch.from_numpy(np.concatenate(pooled)),
-            torch.from_numpy(np.repeat(np.arange(len(pooled)), [len(own) for own in pooled])),
-            len(pooled),
-        ),
+        counted=_counted(samples, where),
         pictures=tuple(pictures),
         slots=torch.from_numpy(np.concatenate(slots)) if slots else torch.empty(0, dtype=torch.long),
         rows=tuple(rows),
-        placeholders=torch.from_numpy(np.asarray(held, dtype=np.int64)) if held else None,
+        placeholders=_held(samples, where),
         against=pack(against, rows, mask) if against else None,
     )
 
 
-def _nonempty(parts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
-    return [part for part in parts if len(part)]
+def _places(pieces: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+    """Pieces of a row, (first, count) each -> all their places, one after the other."""
+    firsts, counts = np.array(pieces, dtype=np.int64).T
+    ends = counts.cumsum()
+    return np.arange(ends[-1]) + (firsts - ends + counts).repeat(counts)
+
+
+def _counted(samples: Sequence[Sample], where: NDArray[np.int64]) -> Counted:
+    """What is pooled, in a row in which the tokens of all samples, one after the other, lie at `where`."""
+    ends = np.cumsum([len(sample) for sample in samples])
+    if all(sample.chunks is None for sample in samples):
+        every = np.concatenate([sample.counted for sample in samples])
+        owner = np.arange(len(samples)).repeat([len(sample) for sample in samples])
+        return Counted(torch.from_numpy(where[every]), torch.from_numpy(owner[every]), len(samples))
+    parts = [
+        read + (end - len(sample))
+        for sample, end in zip(samples, ends, strict=True)
+        for read in (sample.chunks if sample.chunks is not None else (np.flatnonzero(sample.counted),))
+        if len(read)
+    ]
+    owner = np.arange(len(parts)).repeat([len(part) for part in parts])
+    return Counted(torch.from_numpy(where[np.concatenate(parts)]), torch.from_numpy(owner), len(parts))
+
+
+def _held(samples: Sequence[Sample], where: NDArray[np.int64]) -> Tensor | None:
+    """Where the placeholders of samples lie."""
+    ends = np.cumsum([len(sample) for sample in samples])
+    held = [
+        end - len(sample) + sample.placeholder
+        for sample, end in zip(samples, ends, strict=True)
+        if sample.placeholder is not None
+    ]
+    return torch.from_numpy(where[held]) if held else None

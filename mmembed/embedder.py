@@ -606,11 +606,13 @@ class Embedder:
     def _finish(self, window: Window[NDArray[np.float32]], width: int) -> NDArray[np.float32]:
         """Vectors of a window: the mean where an item went in several ways, shortened, of unit length; NaN where skipped."""
         raw = np.stack(window.results) if window.results else np.empty((0, self.dimension), dtype=np.float32)
-        ways = np.bincount(window.places, minlength=window.count)
-        total = np.zeros((window.count, raw.shape[1]), dtype=np.float32)
-        np.add.at(total, window.places, raw)
-        total[ways == 0] = np.nan
-        mean = torch.from_numpy(total / np.maximum(ways, 1)[:, None].astype(np.float32))[:, :width]
+        if not np.array_equal(window.places, np.arange(window.count)):
+            ways = np.bincount(window.places, minlength=window.count)
+            total = np.zeros((window.count, raw.shape[1]), dtype=np.float32)
+            np.add.at(total, window.places, raw)
+            total[ways == 0] = np.nan
+            raw = total / np.maximum(ways, 1)[:, None].astype(np.float32)
+        mean = torch.from_numpy(raw)[:, :width]
         return (unit(mean) if self.spec.normalize else mean).numpy()
 
     def _width(self, truncate_dim: int | None) -> int:

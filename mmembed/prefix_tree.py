@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,9 +28,14 @@ class Segment:
 def tree(keys: Sequence[NDArray[np.int64]]) -> list[Segment]:
     """Items that begin alike as a tree in depth-first order, the longest common starts once; segments of one item stand
     together by length. An item is told by numbers, equal where its tokens are; it may end where a shared segment does."""
-    order = sorted(range(len(keys)), key=lambda item: keys[item].astype(">i8").tobytes())
+    lengths = np.array([len(key) for key in keys], dtype=np.int64)
+    ends = lengths.cumsum()
+    flat = np.concatenate(keys) if len(keys) else np.empty(0, dtype=np.int64)
+    told = flat.astype(">i8").tobytes()
+    written = [told[8 * (end - length) : 8 * end] for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)]
+    order = sorted(range(len(keys)), key=written.__getitem__)
     # How many tokens each shares with the one before.
-    alike = [0, *(_common(keys[a], keys[b]) for a, b in pairwise(order))]
+    alike = [0, *_common(flat, (ends - lengths)[order], lengths[order]).tolist()]
     segments: list[Segment] = []
     # Items order[first:stop], which share what lies before `common`, of which `depth` tokens are laid behind `parent`. A list,
     # not a recursion: texts that each go on from the one before are a tree as deep as they are many.
@@ -57,8 +61,20 @@ def tree(keys: Sequence[NDArray[np.int64]]) -> list[Segment]:
     return segments
 
 
-def _common(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
-    """How many numbers two rows begin with alike."""
-    least = min(len(a), len(b))
-    apart = a[:least] != b[:least]
-    return int(apart.argmax()) if apart.any() else least
+def _common(flat: NDArray[np.int64], firsts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many numbers each of the rows in `flat` begins with that the next one begins with too. All neighbours are compared
+    at once, a few numbers first and more of those that are still alike."""
+    least = np.minimum(lengths[:-1], lengths[1:])
+    common = np.zeros_like(least)
+    going, block = np.flatnonzero(least), SHARED
+    while len(going):
+        count = np.minimum(least[going] - common[going], block)
+        starts = count.cumsum() - count
+        at = np.arange(count.sum()) - starts.repeat(count)
+        a, b = firsts[going] + common[going], firsts[going + 1] + common[going]
+        same = flat[a.repeat(count) + at] == flat[b.repeat(count) + at]
+        run = np.minimum.reduceat(np.where(same, count.repeat(count), at), starts)
+        common[going] += run
+        going = going[(run == count) & (common[going] < least[going])]
+        block *= 8
+    return common

@@ -7,6 +7,7 @@ import string
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -23,6 +24,8 @@ SLOTS = ("content", "text", "image", "instruction", "counted", "blank", "placeho
 56 x 56, which some models were trained to see beside every text; {placeholder}: a token that an intervention
 writes to (`mmembed.nn.interventions`); {border}: the text before it and the text after it are tokenised each by itself
 (not where a vision-language model of transformers makes one text of an item)."""
+BLANK = Image(np.zeros((56, 56, 3), np.uint8))
+"""The picture of {blank}: one, so that it is prepared once for many texts."""
 MARKED = -1
 """Stands where the number of a copy would, for words of a template that {counted} marks."""
 PLACED = -2
@@ -76,7 +79,7 @@ def check(templates: Templates) -> None:
     """Raise `SpecError` for a template with an unknown slot or with no place for the item."""
     for name, by_modality in templates.items():
         for key, template in ((key, each) for key, given in by_modality.items() for each in _several(given)):
-            slots = {slot for _, slot, _, _ in string.Formatter().parse(template) if slot is not None}
+            slots = {slot for _, slot in pieces(template) if slot is not None}
             unknown = slots - set(SLOTS)
             if unknown:
                 raise SpecError(f"prompt {name!r} for {key}: unknown slot {sorted(unknown)}; known: {', '.join(SLOTS)}")
@@ -107,12 +110,17 @@ def templates_for(templates: Templates, name: str | None, item: Item, language: 
         raise UnknownName("prompt", name, templates)
     kind = modality(item)
     by_modality = templates[name]
-    empty = ["empty"] if not any(isinstance(part, Image) or part.text for part in item) else []
+    empty = ["empty"] if is_empty(item) else []
     tried = empty + ([f"{kind}@{language}", f"any@{language}"] if language else []) + [kind, "any"]
     for key in tried:
         if key in by_modality:
             return _several(by_modality[key])
     raise InputError(f"the prompt {name!r} has no template for {kind} items; it has: {', '.join(by_modality)}")
+
+
+def is_empty(item: Item) -> bool:
+    """Whether there is not a character in it, nor an image."""
+    return not any(isinstance(part, Image) or part.text for part in item)
 
 
 def _several(given: str | Sequence[str]) -> tuple[str, ...]:
@@ -183,6 +191,12 @@ CLEANINGS: Mapping[str, Callable[[str], str]] = {
 }
 
 
+@lru_cache(maxsize=1024)
+def pieces(template: str) -> tuple[tuple[str, str | None], ...]:
+    """A template as pairs: words, and the slot behind them, None at the end."""
+    return tuple((before, slot) for before, slot, _, _ in string.Formatter().parse(template))
+
+
 def wrap(
     item: Item,
     template: str,
@@ -211,7 +225,7 @@ def wrap(
         assert isinstance(run, TextRun)
         run.add(text, copy, part)
 
-    for before, slot, _, _ in string.Formatter().parse(template):
+    for before, slot in pieces(template):
         if before:
             words(before, marked)
         if slot == "counted":
@@ -225,7 +239,7 @@ def wrap(
         elif slot == "placeholder":
             runs.append(Placeholder())
         elif slot == "blank":
-            runs.append(ImageRun(Image(np.zeros((56, 56, 3), np.uint8)), 0))
+            runs.append(ImageRun(BLANK, 0))
         elif slot is not None:
             copies[slot] += 1
             previous_was_text = False

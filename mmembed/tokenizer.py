@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,6 +13,7 @@ from .errors import LoadError, SpecError, UnknownName
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
@@ -46,10 +48,22 @@ hold Gemma's tokenizer, which keeps capitals. "open_clip/...": as open_clip's ow
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Ids of one text without special tokens, and the span of characters that each stands for."""
+    """Ids of one text without special tokens, and, for those who ask, the span of characters that each stands for.
+
+    Attributes:
+        where: makes the spans. Most samples never ask for them, and they cost more than the ids.
+    """
 
     ids: list[int]
-    spans: list[tuple[int, int]]
+    where: Callable[[], list[tuple[int, int]]]
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        return self.where()
+
+    def __getitem__(self, part: slice) -> Tokens:
+        """Neighbouring tokens of the text."""
+        return Tokens(self.ids[part], lambda: self.where()[part])
 
 
 class Tokenizer(Protocol):
@@ -115,11 +129,15 @@ class SentencePieceTokenizer:
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         if not texts:
             return []
+        given = list(texts) if self.clean is None else [self.clean(text) for text in texts]
+        every = zip(self.processor.encode(given), texts, strict=True)
         if self.clean is not None:
-            every = self.processor.encode([self.clean(text) for text in texts])
-            return [_whole(ids, text) for ids, text in zip(every, texts, strict=True)]
-        mapped = self.processor.encode(list(texts), return_type="offset_mapping")
-        return [Tokens(each["ids"], each["offsets"]) for each in mapped]
+            return [_whole(ids, text) for ids, text in every]
+        return [Tokens(ids, partial(self._spans, text)) for ids, text in every]
+
+    def _spans(self, text: str) -> list[tuple[int, int]]:
+        offsets: list[tuple[int, int]] = self.processor.encode(text, return_type="offset_mapping")["offsets"]
+        return offsets
 
     @property
     def pad(self) -> int:
@@ -169,6 +187,7 @@ class TransformersTokenizer:
             )
         self.tokenizer = tokenizer
         self.clean = _cleaning(clean)
+        self._own = _encodes_itself(tokenizer)
         if lower:
             _lower(tokenizer)
         with_special = tokenizer("a")["input_ids"]
@@ -205,18 +224,25 @@ class TransformersTokenizer:
         if not texts:
             return []
         if self.clean is not None:
-            given = [self.clean(text) for text in texts]
-            every = self.tokenizer(given, add_special_tokens=False, verbose=False)["input_ids"]
-            return [_whole(ids, text) for ids, text in zip(every, texts, strict=True)]
-        out = self.tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        return [Tokens(ids, spans) for ids, spans in zip(out["input_ids"], out["offset_mapping"], strict=True)]
+            every = self._encodings([self.clean(text) for text in texts])
+            return [_whole(each.ids, text) for each, text in zip(every, texts, strict=True)]
+        return [Tokens(each.ids, partial(getattr, each, "offsets")) for each in self._encodings(list(texts))]
+
+    def _encodings(self, texts: list[str]) -> Sequence[Encoding]:
+        """By the core of the tokenizer, past the layer of transformers that makes lists of all it knows of every token;
+        a tokenizer that does something of its own in that layer keeps it."""
+        if self._own:
+            kept = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False).encodings
+            assert kept is not None
+            return kept
+        core = self.tokenizer.backend_tokenizer
+        if core.truncation is not None:  # the caller's last call, or the file, may have set these
+            core.no_truncation()
+        if core.padding is not None:
+            core.no_padding()
+        if core.encode_special_tokens != self.tokenizer.split_special_tokens:
+            core.encode_special_tokens = self.tokenizer.split_special_tokens
+        return core.encode_batch(texts, add_special_tokens=False)
 
     def id_of(self, token: str) -> int:
         own = {"{bos}": self.tokenizer.bos_token, "{eos}": self.tokenizer.eos_token}
@@ -276,7 +302,16 @@ def _cleaning(name: str | None) -> Callable[[str], str] | None:
 
 
 def _whole(ids: list[int], text: str) -> Tokens:
-    return Tokens(ids, [(0, len(text))] * len(ids))
+    return Tokens(ids, lambda: [(0, len(text))] * len(ids))
+
+
+def _encodes_itself(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a class of transformers does more than to call its core, as Code Llama's and LUKE's do."""
+    from transformers import PreTrainedTokenizerFast
+
+    own = type(tokenizer)
+    same = getattr(own, "_encode_plus", None) is getattr(PreTrainedTokenizerFast, "_encode_plus", None)
+    return not same or getattr(own, "_batch_encode_plus", None) is not None
 
 
 def load_tokenizer(folder: Path, settings: dict[str, Any]) -> Tokenizer:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from . import prompts
 from .errors import SpecError, UnknownName
-from .inputs import Item
+from .inputs import Item, modality
 from .spec import ModelSpec
 
 
@@ -29,6 +29,7 @@ class Wrapping:
         if self.name is not None and self.name not in spec.prompts:
             raise UnknownName("prompt", self.name, spec.prompts)
         self.prompt, self.instruction, self.joint = prompt, instruction, joint
+        self._templates: dict[tuple[str, bool], tuple[str, ...]] = {}  # of a kind of item
 
     def __call__(self, item: Item, row: int) -> list[list[prompts.Run]]:
         """The item in each of its templates, mostly one."""
@@ -36,7 +37,7 @@ class Wrapping:
         if own is not None:
             templates: tuple[str, ...] = (prompts.literal(own),)
         else:
-            templates = prompts.templates_for(self.spec.prompts, self.name, item, self.language)
+            templates = self._templates_for(item)
         instruction = _of_row(self.instruction, row, "instructions")
         if instruction is not None and not any("{instruction}" in template for template in templates):
             raise SpecError(f"the prompt {self.name!r} has no place for an instruction; pass prompt='...' instead")
@@ -46,6 +47,12 @@ class Wrapping:
             instruction = prompts.CLEANINGS[self.spec.instruction_cleaning](instruction)
         spec = self.spec
         return [prompts.wrap(item, each, instruction, spec.cleaning, self.joint, spec.apart) for each in templates]
+
+    def _templates_for(self, item: Item) -> tuple[str, ...]:
+        kind = modality(item), prompts.is_empty(item)
+        if kind not in self._templates:
+            self._templates[kind] = prompts.templates_for(self.spec.prompts, self.name, item, self.language)
+        return self._templates[kind]
 
     def under(self, name: str, item: Item) -> list[prompts.Run]:
         """The item in the one template of the prompt `name`."""

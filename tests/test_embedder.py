@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
+from dataclasses import fields
+from typing import get_type_hints
 
 import numpy as np
 import PIL.Image
@@ -12,8 +15,10 @@ import torch
 import mmembed
 from mmembed import Image, ModelSpec, Report, Text
 from mmembed.batch import pack
+from mmembed.embedder import Embedder, EncodeOptions
 from mmembed.errors import InputError, LoadError, SpecError, TruncationError, UnknownName
 from mmembed.testing import BACKBONES, ENCODERS, PADDED, WIDTH, byte_tokenizer, tiny_backbone, tiny_embedder
+from mmembed.walk import Options, WalkOptions
 
 from .conftest import picture
 
@@ -411,3 +416,9 @@ def test_samples_are_what_encode_reads_and_a_bad_thing_stands_in_its_place(tiny)
     with torch.no_grad():
         vectors = torch.nn.functional.normalize(tiny.model(batch), dim=-1).numpy()
     np.testing.assert_allclose(vectors, tiny.encode(["one", (good, "two")]), atol=1e-6)
+
+
+def test_options_that_are_passed_on_are_those_that_encode_takes():
+    taken = {name for name, p in inspect.signature(Embedder.encode).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    assert taken == set(get_type_hints(EncodeOptions)) == set(get_type_hints(WalkOptions)) | {"truncate_dim"}
+    assert {f.name for f in fields(Options)} == set(get_type_hints(WalkOptions)) | {"joint"}

@@ -6,6 +6,7 @@ import io
 
 import pytest
 import sentencepiece
+from transformers import PreTrainedTokenizerFast
 
 from mmembed.errors import LoadError, SpecError, UnknownName
 from mmembed.testing import byte_tokenizer, tiny_embedder
@@ -41,7 +42,8 @@ def test_a_sentencepiece_item_ends_with_its_closing_piece(pieces, tmp_path):
     assert embedder.tokenizer.suffix == [pieces.processor.eos_id()]
     folder = embedder.save(tmp_path / "m")
     again = load_tokenizer(folder, dict(embedder.spec.tokenizer))
-    assert again.encode(LINES[:7]) == pieces.encode(LINES[:7])
+    for theirs, own in zip(again.encode(LINES[:7]), pieces.encode(LINES[:7]), strict=True):
+        assert (theirs.ids, theirs.spans) == (own.ids, own.spans)
     assert again.suffix == pieces.suffix
 
 
@@ -72,6 +74,29 @@ def test_what_a_tokenizer_puts_around_a_text_is_read_off_it(bos, eos):
     tokenizer = TransformersTokenizer(raw)
     for text in ("", "a", "สวัสดี x"):
         assert tokenizer.prefix + tokenizer.encode([text])[0].ids + tokenizer.suffix == raw(text)["input_ids"]
+
+
+def test_tokens_are_those_of_transformers_whatever_it_was_last_asked():
+    raw = byte_tokenizer(special=("<image>",))
+    tokenizer = TransformersTokenizer(raw)
+    texts = ["a", "สวัสดี x", "", "one <image> two </s>"]
+    expected = raw(texts, add_special_tokens=False, return_offsets_mapping=True)
+    raw(texts, padding=True, truncation=True, max_length=5, split_special_tokens=True)  # stays set in its core
+    found = tokenizer.encode(texts)
+    assert [tokens.ids for tokens in found] == expected["input_ids"]
+    assert [tokens.spans for tokens in found] == expected["offset_mapping"]
+    assert found[3][1:3].ids == found[3].ids[1:3]
+    assert found[3][1:3].spans == found[3].spans[1:3]
+
+
+def test_a_tokenizer_with_a_way_of_its_own_keeps_it():
+    class Loud(PreTrainedTokenizerFast):
+        def _encode_plus(self, text, **options):
+            return super()._encode_plus([each.upper() for each in text] if isinstance(text, list) else text, **options)
+
+    tokenizer = TransformersTokenizer(Loud(tokenizer_object=byte_tokenizer().backend_tokenizer))
+    assert tokenizer.encode(["ab"])[0].ids == byte_tokenizer()("AB", add_special_tokens=False)["input_ids"]
+    assert tokenizer.encode(["ab"])[0].spans == [(0, 1), (1, 2)]
 
 
 def test_a_slow_tokenizer_is_refused():

@@ -90,7 +90,7 @@ class Spans:
             if parent >= segment:
                 raise ValueError("a segment stands before its parent")
             if parent >= 0:
-                depth[segment] = depth[parent] + int(counts[parent])
+                depth[segment] = depth[parent] + lengths[parent]
         for segment in reversed(range(len(lengths))):
             if above[segment] >= 0:
                 subtree[above[segment]] = max(subtree[above[segment]], subtree[segment])
