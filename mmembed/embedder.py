@@ -611,7 +611,7 @@ class Embedder:
             total = np.zeros((window.count, raw.shape[1]), dtype=np.float32)
             np.add.at(total, window.places, raw)
             total[ways == 0] = np.nan
-            raw = total / np.maximum(ways, 1)[:, None].astype(np.float32)
+            raw = np.divide(total, np.maximum(ways, 1)[:, None], dtype=np.float32)
         mean = torch.from_numpy(raw)[:, :width]
         return (unit(mean) if self.spec.normalize else mean).numpy()
 
