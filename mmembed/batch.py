@@ -155,17 +155,20 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Narrowing:
-    """Which of the counted tokens of a sample an output of another kind reads, see `mmembed.outputs.Read`; maybe none.
+    """Which of the counted tokens of a sample are read: by an output of another kind, see `mmembed.outputs.Read`, maybe none,
+    or by a pooling of one token.
 
     Attributes:
         skip: ids that are not read. only: ids beside which nothing is, None: any. ends: so many at the front and the end.
         pictured: whether the places of pictures are read; not where a token is read as the term that it is.
+        edge: "first" or "last": of what is left, no other token is read.
     """
 
     skip: frozenset[int] = frozenset()
     only: frozenset[int] | None = None
     ends: tuple[int, int] = (0, 0)
     pictured: bool = True
+    edge: str | None = None
 
     def __call__(self, sample: Sample) -> Sample:
         counted = sample.counted.copy()
@@ -178,6 +181,10 @@ class Narrowing:
             counted &= ~np.isin(sample.ids, list(self.skip))
         if self.only is not None:
             counted &= np.isin(sample.ids, list(self.only))
+        if self.edge is not None:
+            read = np.flatnonzero(counted)[:1] if self.edge == "first" else np.flatnonzero(counted)[-1:]
+            counted = np.zeros_like(counted)
+            counted[read] = True
         return replace(sample, counted=counted)
 
 
@@ -190,7 +197,7 @@ class Sampler:
         max_length: tokens of a sample at most.
         open, close: whether opening and closing tokens go around a sample.
         counted, span: which tokens pooling reads, see `ModelSpec`.
-        narrow: which of them an output of another kind reads. words: own text -> words whose ids are the sample's `terms`.
+        narrow: which of them are read at all. words: own text -> words whose ids are the sample's `terms`.
         placed: whether every sample must hold a placeholder; if not, none may.
         prepare: RGB (H, W, 3) -> what the tower takes; image_ids: that -> the tokens it takes in the row, as numbers.
             None: text only.

@@ -23,6 +23,7 @@ from .dual import DualEncoder
 from .errors import InputError, LoadError, SpecError, UnknownName
 from .inputs import Image, Thing
 from .model import EmbeddingModel
+from .nn.pooling import edge_of
 from .nn.precision import PRECISIONS, unit
 from .nn.similarity import similarity
 from .nn.sparse import strongest
@@ -92,6 +93,7 @@ class Embedder:
             close=spec.close,
             counted=spec.counted,
             span=None if spec.span is None else (tokenizer.id_of(spec.span[0]), tokenizer.id_of(spec.span[1])),
+            narrow=None if edge_of(spec.pooling) is None else Narrowing(edge=edge_of(spec.pooling)),
             placed=model.intervention is not None and model.intervention.placed,
             prepare=model.prepare if model.sees else None,
             image_ids=model.image_ids if model.sees else None,

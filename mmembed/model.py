@@ -210,14 +210,14 @@ class EmbeddingModel(Model):
                 f"{self.spec.name!r} has no one vector for an item; ask it by encode_{' or encode_'.join(kinds)}"
             )
         if not self._mixes_vectors:
-            return self.through_heads(self.pooling(self._pooled_states(batch), batch.counted))
-        pooled = torch.stack([self.pooling(states, batch.counted) for states in self._layer_states(batch)])
+            return self.through_heads(self.pooling(self._pooled_states(batch), batch.counted.read[1]))
+        pooled = torch.stack([self.pooling(states, batch.counted.read[1]) for states in self._layer_states(batch)])
         return self.through_heads(self.mix(pooled))
 
     def token_vectors(self, batch: Batch) -> tuple[Float[Tensor, "n d"], ...]:
         """Vectors of the counted tokens of each item, in fp32; none where none is counted."""
-        vectors = self.tokens(self.states(batch)[batch.counted.index])
-        return vectors.split(batch.counted.sizes.tolist())
+        states, counted = self.states(batch), batch.counted.read[1]
+        return self.tokens(states[counted.index]).split(counted.sizes.tolist())
 
     def sparse_weights(self, batch: Batch) -> Iterator[Float[Tensor, "b V"]]:
         """Weights of terms in fp32, some items at a time: B x V numbers of a whole batch would be gigabytes.
@@ -227,11 +227,12 @@ class EmbeddingModel(Model):
         """
         if self.sparse is None:
             raise SpecError(f"{self.spec.name!r} has no sparse head (or its folder had none beside the backbone)")
-        states, counted = self.states(batch), batch.counted
+        states, (tokens, counted) = self.states(batch), batch.counted.read
+        ids = batch.ids[tokens]
         step = max(1, BLOCK // int(self.sparse.out))  # type: ignore[arg-type]
         for first in range(0, counted.items, step):
             some = items_of(counted, first, min(first + step, counted.items))
-            yield self.sparse(states, batch.ids[some.index], some, self.language_head)
+            yield self.sparse(states, ids[some.index], some, self.language_head)
 
     def _token_width(self, spec: ModelSpec) -> int:
         """Numbers of a token that is pooled."""
@@ -242,17 +243,19 @@ class EmbeddingModel(Model):
             raise SpecError("routing is read from a forward as it is, without an intervention or a mix but the mean")
         return hidden + routers.width(self.backbone)
 
-    def _pooled_states(self, batch: Batch) -> Float[Tensor, "T W"]:
+    def _pooled_states(self, batch: Batch) -> Float[Tensor, "R W"]:
         """States and, where the spec says routing, what routers say behind them."""
         if self.spec.routing is None:
             return self.states(batch)
-        with routers.recorded(self.backbone) as logits:
-            states = self.states(batch)
-        said = [own.float() if self.spec.routing == "logits" else own.float().softmax(-1) for own in logits]
+        tokens = batch.counted.read[0]
+        with routers.recorded(self.backbone) as logits:  # of every token, in every layer
+            states = self.mix(self._layer_states(batch, whole=True))[tokens]
+        said = [own[tokens].float() for own in logits]
+        said = said if self.spec.routing == "logits" else [own.softmax(-1) for own in said]
         return torch.cat([states.float(), *said], -1)
 
-    def states(self, batch: Batch) -> Float[Tensor, "T D"]:
-        """States of the packed row that are pooled: of the last layer, or of the spec's layers, mixed.
+    def states(self, batch: Batch) -> Float[Tensor, "R D"]:
+        """States of the tokens that are counted, `batch.counted.read`: of the last layer, or of the spec's layers, mixed.
 
         Raises:
             SpecError: layers that are mixed only after they are pooled.
@@ -268,12 +271,15 @@ class EmbeddingModel(Model):
     def _mixes_vectors(self) -> bool:
         return bool(getattr(self.mix, "of_vectors", False))
 
-    def _layer_states(self, batch: Batch) -> Float[Tensor, "L T D"]:
+    def _layer_states(self, batch: Batch, *, whole: bool = False) -> Float[Tensor, "L R D"]:
+        """States of the counted tokens at each of the spec's layers, or of the whole row."""
+        tokens = batch.counted.read[0]
+        only = None if whole or len(tokens) == len(batch.ids) else tokens
         layers, change = self.spec.layers, None if self.intervention is None else self._change(self.intervention, batch)
         spans = dataclasses.replace(self._numbered(batch.spans), open_from=self._open_from)
         embeds, told = self._seen(batch)
         states = backbones.layer_states(
-            self.backbone, batch.ids, embeds, spans, layers, told, change, groups=self._groups
+            self.backbone, batch.ids, embeds, spans, layers, told, change, groups=self._groups, only=only
         )
         last = (-1, self._depth)  # normed by the backbone itself
         for norm in self._final_norm:

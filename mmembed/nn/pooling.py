@@ -46,6 +46,12 @@ def build_pooling(settings: Mapping[str, Any], width: int) -> nn.Module:
     return poolings.build(settings, width=width)
 
 
+def edge_of(settings: Mapping[str, Any] | None) -> str | None:
+    """ "first" or "last" of a pooling that reads no other counted token."""
+    kind = None if settings is None else settings["kind"]
+    return kind if kind in ("first", "last") else None
+
+
 def _edges(counted: Counted) -> tuple[Tensor, Tensor]:
     """First and last counted token of each item, as places in `counted.index`."""
     last = counted.sizes.cumsum(0) - 1

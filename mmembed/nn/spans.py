@@ -218,4 +218,14 @@ class Counted:
         return none.index_add(0, self.item, torch.ones_like(self.item))
 
     def to(self, device: torch.device | str) -> Counted:
-        return Counted(self.index.to(device, non_blocking=True), self.item.to(device, non_blocking=True), self.items)
+        moved = Counted(self.index.to(device, non_blocking=True), self.item.to(device, non_blocking=True), self.items)
+        tokens, among = self.read  # worked out where it waits for no device
+        place = among.index.to(device, non_blocking=True)
+        moved.__dict__["read"] = tokens.to(device, non_blocking=True), Counted(place, moved.item, self.items)
+        return moved
+
+    @cached_property
+    def read(self) -> tuple[Int[Tensor, " R"], Counted]:
+        """The tokens that are counted at all, each once and in order, and the same by their places among these."""
+        tokens, place = torch.unique(self.index, return_inverse=True)
+        return tokens, Counted(place, self.item, self.items)

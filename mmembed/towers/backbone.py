@@ -290,7 +290,8 @@ def layer_states(
     told: Told | None = None,
     change: Change | None = None,
     groups: Groups | None = None,
-) -> Float[Tensor, "L T D"]:
+    only: Int[Tensor, " C"] | None = None,
+) -> Float[Tensor, "L C D"]:
     """States of a packed row at each of `layers`; `embeds`, where given, stand in for `ids`.
 
     Layer -1 is the last, after the final norm (before it, where the configuration has tie_last_hidden_states=False); -2,
@@ -300,12 +301,13 @@ def layer_states(
     Args:
         told: what a vision-language model is told of its images.
         change: what is changed on the way, see `mmembed.nn.interventions`. groups: how distant tokens count their distance.
+        only: tokens of the row, in order, whose states are given; None: all. What no other needs is not computed for them.
 
     Raises:
         InputError: an item longer than `steady_length`.
     """
     inputs, rows = _inputs(model, ids, embeds, spans, told, groups)
-    return reading.read(_body(model), inputs, rows, layers, change)
+    return reading.read(_body(model), inputs, rows, layers, change, only)
 
 
 def attended(

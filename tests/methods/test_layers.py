@@ -70,7 +70,7 @@ def test_a_truncated_backbone_runs_fewer_blocks():
     ours.encode("red")
     for handle in handles:
         handle.remove()
-    assert ran == [0, 1]
+    assert set(ran) == {0, 1}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -10,7 +10,7 @@ import torch
 from mmembed.errors import SpecError
 from mmembed.nn.interventions import Places, build_intervention
 from mmembed.nn.spans import Spans
-from mmembed.testing import BACKBONES, tiny_backbone
+from mmembed.testing import BACKBONES, PADDED, tiny_backbone
 from mmembed.towers.backbone import attended, final_norm, layer_states, natural_mask, prepare_backbone, states
 from mmembed.towers.reading import Change, layers_of
 
@@ -106,3 +106,89 @@ def test_the_final_norm_is_found(kind, layout):
 def test_a_backbone_without_a_final_norm_says_so():
     with pytest.raises(SpecError, match="no final norm"):
         final_norm(prepared("xlm-roberta")[0])
+
+
+FEW = torch.tensor([0, 5, 6, 15])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_states_of_some_tokens_are_those_among_all(kind, layout):
+    model, spans = prepared(kind, layout)
+    for layers in ((-1,), (1,), (0,), (-2,), (1, -1)):
+        due = read(model, spans, layers)[:, FEW]
+        with torch.no_grad():
+            told = layer_states(model, torch.cat(rows()), None, spans, layers, only=FEW)
+        assert told.shape == due.shape
+        assert (told - due).abs().max() <= 1e-5, layers
+
+
+def narrowed(model, spans, layers=(-1,), only=FEW, **how):
+    """Tokens that go through the parts of the last block that is read, by their names in it."""
+    block = layers_of(model)[(layers[0] % (model.config.num_hidden_layers + 1)) - 1]
+    through = {}
+    handles = [
+        part.register_forward_hook(
+            lambda _, args, out, name=name: through.update({name: (out.shape[1], args[0].shape[1])})
+        )
+        for name, part in block.named_modules()
+        if isinstance(part, torch.nn.Linear)
+    ]
+    layer_states(model, torch.cat(rows()), None, spans, layers, only=only, **how)
+    for handle in handles:
+        handle.remove()
+    return through
+
+
+@pytest.mark.parametrize("layers", [(-1,), (1,)])
+@pytest.mark.parametrize("kind", [kind for kind in BACKBONES if kind not in PADDED])
+def test_only_tokens_that_are_read_go_through_the_deepest_block(kind, layers):
+    model, spans = prepared(kind)
+    through = narrowed(model, spans, layers)
+    mlp = [out for name, (out, _) in through.items() if any(part in name for part in ("mlp", "intermediate", "o_proj"))]
+    assert mlp
+    assert set(mlp) == {len(FEW)}
+    most = narrowed(model, spans, layers, only=torch.arange(15))
+    assert {out for out, _ in most.values()} == {16}, "where most are read, all go through once"
+
+
+def test_no_query_is_made_that_nothing_asks_for():
+    model, spans = prepared("qwen3")
+    seen = []
+    block = layers_of(model)[-1].self_attn
+    narrowed(model, spans)  # tried once on a probe, which runs whole
+    block.q_proj.register_forward_hook(lambda _, args, out: seen.append(args[0].shape[1]))
+    narrowed(model, spans)
+    assert seen == [1, len(FEW)]
+
+
+def test_gradients_of_some_tokens_are_those_among_all():
+    sides = []
+    for only in (FEW, None):
+        model, spans = prepared("qwen3")
+        model.double()
+        told = layer_states(model, torch.cat(rows()), None, spans, only=only)[0]
+        (told if only is not None else told[FEW]).square().sum().backward()
+        sides.append({name: weight.grad for name, weight in model.named_parameters()})
+    assert sides[0].keys() == sides[1].keys()
+    for name, grad in sides[0].items():
+        assert (grad - sides[1][name]).abs().max() <= 1e-6 * (1 + grad.abs().max()), name  # norms are in fp32
+
+
+def test_a_block_of_a_way_of_its_own_runs_whole():
+    """One that mixes its tokens behind the door of attention would give few tokens other states."""
+    model, spans = prepared("llama")
+    mlp = layers_of(model)[-1].mlp
+    mlp.register_forward_pre_hook(lambda _, args: (args[0] - args[0].mean(1, keepdim=True),))
+    due = read(model, spans, (-1,))[:, FEW]
+    with torch.no_grad():
+        told = layer_states(model, torch.cat(rows()), None, spans, only=FEW)
+    assert torch.equal(told, due)
+
+
+def test_blocks_that_are_run_again_for_their_gradients_run_whole():
+    model, spans = prepared("llama")
+    model.gradient_checkpointing_enable()
+    assert {out for name, (out, _) in narrowed(model, spans).items() if "mlp" in name} == {4}
+    model.train()
+    assert {out for out, _ in narrowed(model, spans).values()} == {16}
