@@ -1,4 +1,4 @@
-"""The command line: demo, embed, index, search, serve, models, doctor.
+"""The command line: demo, embed, index, search, serve, train, models, doctor.
 
 Exit codes: 0 done, 1 an item that cannot be embedded or another failure, 2 usage (arguments, names, models, indexes),
 3 done, but some items failed. Results go to stdout, progress and errors to stderr.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from . import __version__
-from .errors import InputError, LoadError, MmembedError, UnknownName
+from .errors import InputError, LoadError, MmembedError, TrainingError, UnknownName
 
 if TYPE_CHECKING:
     from .demo import Answer
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except InputError as error:
+    except (InputError, TrainingError) as error:
         _fail(str(error), 1)
     except MmembedError as error:
         _fail(str(error), 2)
@@ -497,6 +497,54 @@ def serve(
     app = build_app(embedder, index=opened, key=key, limits=Limits(allow_url=allow_url))
     click.echo(f"{embedder!r}\nhttp://{host}:{port}", err=True)
     server(app, host=host, port=port, log_level="warning").run()
+
+
+# ---- train -----------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--output", type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the embedder; log and checkpoints go to its folder run.  [default: the recipe's own]",
+)  # fmt: skip
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Say what would be trained, on what, and the memory it takes.")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="In place of the recipe: stage.0.steps=10.")
+@device_option
+@json_option
+def train(
+    recipe: Path,
+    output: Path | None,
+    resume: bool,
+    dry_run: bool,
+    changes: tuple[str, ...],
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Train an embedder by RECIPE, a TOML file, and write a folder that --model takes.
+
+    Started by torchrun, as many processes as it starts train together.
+    """
+    from .train.loop import Run
+    from .train.recipe import read_recipe
+
+    run = Run(
+        read_recipe(recipe, changes), output or recipe.parent, device=device, resume=resume or dry_run, shown=_watched()
+    )
+    if dry_run:
+        from .train.dry_run import look
+
+        found = look(run)
+        _print_json(found.as_dict()) if as_json else click.echo(found.text())
+        return
+    embedder = run.train()
+    if not run.world.leads:
+        return
+    if as_json:
+        _print_json({"output": str(run.output), "name": embedder.spec.name, "steps": run.steps, "log": str(run.log)})
+    else:
+        click.echo(f"{run.steps} steps: {embedder!r} in {run.output}")
 
 
 # ---- models and doctor -----------------------------------------------------------------------------------------------

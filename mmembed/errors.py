@@ -9,6 +9,7 @@ MmembedError
 ├── LoadError (OSError)                 a folder or file that does not hold what it says
 ├── StoreError (RuntimeError)           an index that cannot do what was asked
 │   └── FingerprintMismatch             vectors of another model
+├── TrainingError (RuntimeError)        a run of training that cannot go on; its last checkpoint stays
 └── MissingExtra (ImportError)          an optional package is not installed; holds the pip command
 """
 
@@ -78,6 +79,10 @@ class StoreError(MmembedError, RuntimeError):
 
 class FingerprintMismatch(StoreError):
     """Vectors of one model offered to an index of another."""
+
+
+class TrainingError(MmembedError, RuntimeError):
+    """A run of training that cannot go on: a loss that is no number, a checkpoint that cannot be written."""
 
 
 class MissingExtra(MmembedError, ImportError):

@@ -69,7 +69,7 @@ def objective(name: str, *needs: str) -> Callable[[Formula], Formula]:
             return Plain(formula, {p.name: settings.get(p.name, p.default) for p in own}, needs)
 
         make.__signature__ = inspect.Signature([*given, *own])  # type: ignore[attr-defined]
-        make.__doc__ = formula.__doc__
+        make.__doc__, make.__wrapped__ = formula.__doc__, formula  # type: ignore[attr-defined]
         losses.register(name)(make)
         return formula
 

@@ -1,0 +1,584 @@
+"""Training data: tables of rows with typed columns, read by row number, and the examples that rows become."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..embedder import PROMPTS
+from ..errors import InputError, MissingExtra, SpecError, UnknownName
+from ..images import Image
+from ..inputs import Item, Text
+from ..registry import Registry
+from ..spec import ModelSpec
+
+sources: Registry[Callable[..., Any]] = Registry("kind of data")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+TOGETHER = 65536
+"""Rows of a blocked file that are shuffled together."""
+
+
+class Rows(Protocol):
+    """Rows by number. `blocks` are runs of rows that are cheap to read together, by their lengths; `names` are the columns, where
+    all rows have the same."""
+
+    @property
+    def blocks(self) -> Sequence[int]: ...
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """Where an item of a row is: the column of its text, that of its picture (a path or the bytes of a file), or both."""
+
+    text: str | None = None
+    image: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.text is None and self.image is None:
+            raise SpecError("a column says text = '...', image = '...', or both")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name in (self.text, self.image) if name is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """What the columns of a table are.
+
+    Attributes:
+        query, positive: the two sides of a pair. A list in the column of a positive holds several that are all right; one is
+            drawn each time, and none of the others is taken for wrong.
+        negatives: hard negatives; a list in such a column holds several.
+        score: how well the positive answers the query, by people or by a teacher; a list says it of the positive and then of
+            each negative.
+        language: the language of a row, for balanced batches.
+        group: rows with equal values here are positives of each other.
+    """
+
+    query: Column
+    positive: Column | None = None
+    negatives: tuple[Column, ...] = ()
+    score: str | None = None
+    language: str | None = None
+    group: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        items = [self.query, *([self.positive] if self.positive else []), *self.negatives]
+        plain = (self.score, self.language, self.group)
+        return tuple(dict.fromkeys([*(n for c in items for n in c.names), *(n for n in plain if n is not None)]))
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row as typed items; pictures are not read yet.
+
+    Attributes:
+        source, row: where it is from. keys: what it shares with examples that would be its positives too.
+    """
+
+    source: str
+    row: int
+    query: Item
+    positives: tuple[Item, ...]
+    negatives: tuple[Item, ...]
+    scores: tuple[float, ...]
+    language: str | None
+    keys: frozenset[bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Data of one kind.
+
+    Attributes:
+        path: a file, a folder, or a pattern with *; from the recipe's folder on.
+        columns: what its columns are.
+        images: the folder that paths of pictures start from; by default that of `path`.
+        query_prompt, positive_prompt: prompts of the model for the two sides; by default "query" and "document", where the
+            model has them, and for graded pairs its default prompt on both sides.
+        instruction: what {instruction} says in the prompt of the query.
+        on_error: what to do about a row that gives no example, such as one with a broken picture: stop, or leave it out.
+        limit: take only the first so many rows.
+    """
+
+    registry: ClassVar[Registry[Callable[..., Any]]] = sources
+
+    path: str
+    columns: Columns
+    images: str | None = None
+    query_prompt: str | None = None
+    positive_prompt: str | None = None
+    instruction: str | None = None
+    on_error: Literal["raise", "skip"] = "raise"
+    limit: int | None = None
+
+    def rows(self, files: Sequence[Path]) -> Rows:
+        raise NotImplementedError
+
+    def prompts(self, spec: ModelSpec) -> tuple[str | None, str | None]:
+        """The prompts of the two sides; None is the default of the model.
+
+        Raises:
+            UnknownName: the model has none of that name.
+        """
+        sides = []
+        graded = self.columns.score is not None and not self.columns.negatives
+        for said, side in ((self.query_prompt, "query"), (self.positive_prompt, "document")):
+            if said is not None and said not in spec.prompts:
+                raise UnknownName("prompt", said, spec.prompts)
+            own = None if graded else next((name for name in PROMPTS[side] if name in spec.prompts), None)
+            sides.append(said or own)
+        return sides[0], sides[1]
+
+    def open(self, name: str, folder: Path) -> Examples:
+        """Its examples.
+
+        Args:
+            name: what the recipe calls it. folder: where relative paths start.
+
+        Raises:
+            SpecError: no such file, no row, or columns that are not there.
+        """
+        files = _files(folder / Path(self.path).expanduser())
+        if not files:
+            raise SpecError(f"{folder / self.path}: no such file or folder")
+        rows = self.rows(files)
+        if not len(rows):
+            raise SpecError(f"{folder / self.path} holds no rows")
+        for column in self.columns.names:
+            if rows.names and column not in rows.names:
+                raise SpecError(str(UnknownName(f"column of {folder / self.path}", column, rows.names)))
+        at = folder / self.images if self.images is not None else files[0] if files[0].is_dir() else files[0].parent
+        return Examples(name, self, rows, at)
+
+
+class Examples:
+    """The examples of one source, by row number.
+
+    Args:
+        name, source: what it is. rows: its table. images: where paths of pictures start.
+    """
+
+    def __init__(self, name: str, source: Source, rows: Rows, images: Path):
+        self.name, self.source, self._rows, self._images = name, source, rows, images
+
+    def __len__(self) -> int:
+        return len(self._rows) if self.source.limit is None else min(self.source.limit, len(self._rows))
+
+    @property
+    def graded(self) -> bool:
+        """Pairs whose score says how alike they are: that one equals another does no harm."""
+        return self.source.columns.score is not None and not self.source.columns.negatives
+
+    def blocks(self) -> list[NDArray[np.int64]]:
+        """Row numbers in runs that are shuffled together."""
+        found: list[NDArray[np.int64]] = []
+        first = 0
+        for stop in accumulate(self._rows.blocks):
+            if stop - first >= TOGETHER or stop == len(self._rows):
+                found.append(np.arange(first, min(stop, len(self))))
+                first = stop
+        return [block for block in found if len(block)]
+
+    def languages(self) -> dict[str, NDArray[np.int64]]:
+        """Row numbers of each language.
+
+        Raises:
+            SpecError: the data has no column of languages.
+        """
+        column = self.source.columns.language
+        if column is None:
+            raise SpecError(f"data {self.name!r} is balanced by language and names no column for it: columns.language")
+        found: dict[str, list[int]] = {}
+        for row in range(len(self)):
+            found.setdefault(str(self._rows[row].get(column)), []).append(row)
+        return {language: np.asarray(rows) for language, rows in sorted(found.items())}
+
+    def __getitem__(self, row: int) -> Example:
+        """Raises: InputError, with what is wrong with the row and where it is."""
+        columns = self.source.columns
+        try:
+            values = self._rows[row]
+            query = self._many(values, columns.query)
+            if len(query) != 1:
+                raise InputError(f"the query holds {len(query)} items, and one is wanted")
+            positives = self._many(values, columns.positive) if columns.positive is not None else query
+            if not positives:
+                raise InputError("it has no positive")
+            negatives = tuple(item for column in columns.negatives for item in self._many(values, column))
+            scores = () if columns.score is None else _numbers(values, columns.score)
+            if scores and len(scores) != 1 + len(negatives):
+                raise InputError(f"it has {len(scores)} scores, of a positive and {len(negatives)} negatives")
+        except InputError as error:
+            raise InputError(f"data {self.name!r}, row {row}: {error.reason}") from None
+        language = None if columns.language is None else str(values.get(columns.language))
+        keys = {digest(item) for item in (*query, *positives)}
+        if columns.group is not None:
+            keys.add(f"group {values.get(columns.group)}".encode())
+        return Example(self.name, row, query[0], positives, negatives, scores, language, frozenset(keys))
+
+    def _many(self, values: Mapping[str, Any], column: Column) -> tuple[Item, ...]:
+        """The items of a column: one, or as many as the list there holds."""
+        texts = None if column.text is None else _listed(values, column.text, str, "a text")
+        images = None if column.image is None else _listed(values, column.image, (str, bytes, os.PathLike), "a picture")
+        pictured = None if images is None else [self._image(value) for value in images]
+        if texts is None or pictured is None:
+            return tuple((part,) for part in (pictured if texts is None else [Text(text) for text in texts]) or ())
+        if len(texts) != len(pictured):
+            raise InputError(f"{len(texts)} texts in {column.text!r} and {len(pictured)} pictures in {column.image!r}")
+        return tuple((picture, Text(text)) for picture, text in zip(pictured, texts, strict=True))
+
+    def _image(self, value: Any) -> Image:
+        if isinstance(value, (bytes, bytearray)):
+            return Image(bytes(value))
+        return Image(self._images / value)
+
+
+def digest(item: Item) -> bytes:
+    """Equal where items say the same: texts by their characters, pictures by path or bytes."""
+    told = hashlib.blake2b(digest_size=12)
+    for part in item:
+        if isinstance(part, Text):
+            told.update(b"text " + part.text.encode("utf-8", "surrogatepass"))
+        else:
+            source: Any = part.source
+            told.update(b"image " + (source if isinstance(source, bytes) else os.fsencode(source)))
+    return told.digest()
+
+
+def _listed(values: Mapping[str, Any], name: str, kind: Any, wanted: str) -> list[Any]:
+    if name not in values:
+        raise InputError(str(UnknownName("column", name, values)))
+    value = values[name]
+    if isinstance(value, Mapping) and wanted == "a picture":  # as the `datasets` library writes them
+        value = value.get("bytes") or value.get("path")
+    many = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value]
+    for each in many:
+        if not isinstance(each, kind):
+            raise InputError(f"column {name!r} holds {each!r:.60}, and {wanted} is wanted")
+    return many
+
+
+def _numbers(values: Mapping[str, Any], name: str) -> tuple[float, ...]:
+    found = _listed(values, name, (int, float), "a number")
+    if not all(np.isfinite(x) and not isinstance(x, bool) for x in found):
+        raise InputError(f"column {name!r} holds {values[name]!r:.60}, and a number is wanted")
+    return tuple(map(float, found))
+
+
+def _files(path: Path) -> list[Path]:
+    """The file or folder of that path, or all that a pattern with * fits, in order."""
+    if path.exists():
+        return [path]
+    if "*" not in str(path):
+        return []
+    anchor = next(parent for parent in path.parents if "*" not in str(parent))
+    return sorted(anchor.glob(str(path.relative_to(anchor))))
+
+
+# ---- kinds -----------------------------------------------------------------------------------------------------------
+
+
+@sources.register("jsonl")
+@dataclass(frozen=True, kw_only=True)
+class Jsonl(Source):
+    """One JSON object a line. Only where lines begin is held in memory."""
+
+    def rows(self, files: Sequence[Path]) -> Rows:
+        return _Jsonl(files)
+
+
+class _Jsonl:
+    names: Sequence[str] = ()
+
+    def __init__(self, files: Sequence[Path]):
+        self._files = files
+        self._starts = [_line_starts(file) for file in files]
+        self.blocks = [len(self)]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._starts))
+
+    def __getitem__(self, row: int) -> Mapping[str, Any]:
+        which, place = _place([len(s) for s in self._starts], row)
+        with self._files[which].open("rb") as file:
+            file.seek(self._starts[which][place])
+            line = file.readline()
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"no JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise InputError("no JSON object")
+        return values
+
+
+def _line_starts(file: Path) -> NDArray[np.int64]:
+    """Where the lines begin that hold more than white space."""
+    starts, place = [], 0
+    with file.open("rb") as lines:
+        for line in lines:
+            if line.strip():
+                starts.append(place)
+            place += len(line)
+    return np.asarray(starts, dtype=np.int64)
+
+
+def _place(lengths: Sequence[int], row: int) -> tuple[int, int]:
+    """Which of several parts a row is in, and where."""
+    ends = list(accumulate(lengths))
+    which = bisect_right(ends, row)
+    return which, row - (ends[which - 1] if which else 0)
+
+
+@sources.register("parquet")
+@dataclass(frozen=True, kw_only=True)
+class Parquet(Source):
+    """Parquet files; row groups are read as they are needed.
+
+    Attributes:
+        where: `{column: value or list of values}`, rows to take.
+    """
+
+    where: Mapping[str, Any] = field(default_factory=dict)
+
+    def rows(self, files: Sequence[Path]) -> Rows:
+        return _Parquet(files, self.columns.names, self.where)
+
+
+class _Parquet:
+    def __init__(self, files: Sequence[Path], columns: Sequence[str], where: Mapping[str, Any]):
+        try:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        except ImportError as error:
+            raise MissingExtra("pyarrow", "train") from error
+        try:
+            self._files = [pq.ParquetFile(file) for file in files]
+        except (pa.ArrowInvalid, OSError) as error:
+            raise SpecError(f"{files[0]}: no parquet file: {error}") from None
+        self.names = list(self._files[0].schema_arrow.names)
+        for column in where:
+            if column not in self.names:
+                raise SpecError(str(UnknownName(f"column of {files[0]}", column, self.names)))
+        self._columns = [column for column in columns if column in self.names]
+        self._where = {key: value if isinstance(value, list) else [value] for key, value in where.items()}
+        groups = [(f, g) for f, file in enumerate(self._files) for g in range(file.num_row_groups)]
+        self._kept = {group: self._rows_kept(*group) for group in groups} if where else {}
+        counts = [len(self._kept[f, g]) if where else self._files[f].metadata.row_group(g).num_rows for f, g in groups]
+        self._groups = [group for group, count in zip(groups, counts, strict=True) if count]
+        self.blocks = [count for count in counts if count]
+        most = max(self.blocks, default=1)
+        self._ends = np.cumsum(self.blocks)
+        self._group = lru_cache(maxsize=max(2, 2 * TOGETHER // most))(self._read)
+
+    def __len__(self) -> int:
+        return sum(self.blocks)
+
+    def __getitem__(self, row: int) -> Mapping[str, Any]:
+        which = int(np.searchsorted(self._ends, row, side="right"))
+        table = self._group(which)
+        place = row - (int(self._ends[which - 1]) if which else 0)
+        return {name: table[name][place].as_py() for name in self._columns}
+
+    def _read(self, which: int) -> Any:
+        group = self._groups[which]
+        table = self._files[group[0]].read_row_group(group[1], columns=self._columns)
+        return (table.take(self._kept[group]) if self._where else table).combine_chunks()
+
+    def _rows_kept(self, file: int, group: int) -> NDArray[np.int64]:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        table = self._files[file].read_row_group(group, columns=list(self._where))
+        kept = np.ones(len(table), dtype=bool)
+        for name, values in self._where.items():
+            kept &= pc.is_in(table[name], pa.array(values)).to_numpy(zero_copy_only=False)
+        return np.flatnonzero(kept)
+
+
+@sources.register("images")
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder(Source):
+    """The pictures of a folder, all the way down. Columns: `image`; `folder`, the name of the folder it lies in; `stem`, its own
+    name without ending; `text`, what the .txt file of that name beside it says."""
+
+    def rows(self, files: Sequence[Path]) -> Rows:
+        return _Pictures(files)
+
+
+class _Pictures:
+    names: Sequence[str] = ("image", "folder", "stem", "text")
+
+    def __init__(self, folders: Sequence[Path]):
+        self._paths = [p for folder in folders for p in sorted(folder.rglob("*")) if p.suffix.lower() in PICTURES]
+        self.blocks = [len(self._paths)]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, row: int) -> Mapping[str, Any]:
+        path = self._paths[row].absolute()
+        found = {"image": path, "folder": path.parent.name, "stem": path.stem}
+        beside = path.with_suffix(".txt")
+        if beside.exists():
+            try:
+                found["text"] = beside.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"{beside}: cannot be read as UTF-8 text: {error}") from None
+        return found
+
+
+@sources.register("tar")
+@dataclass(frozen=True, kw_only=True)
+class Tar(Source):
+    """Tar files in the layout of webdataset: files of one name and several endings are a row. Columns are the endings (`jpg`,
+    `txt`, `json`), `image` for the ending of any picture, and `json.KEY` for what the JSON file says.
+
+    Headers are read once when it is opened; then a row is read where it lies."""
+
+    def rows(self, files: Sequence[Path]) -> Rows:
+        return _Tar(files)
+
+
+class _Tar:
+    names: Sequence[str] = ()
+
+    def __init__(self, files: Sequence[Path]):
+        import tarfile
+
+        self._files = files
+        self._members: list[tuple[int, dict[str, tuple[int, int]]]] = []
+        self.blocks = []
+        for which, path in enumerate(files):
+            of_name: dict[str, dict[str, tuple[int, int]]] = {}
+            try:
+                with tarfile.open(path, "r:") as tar:
+                    for member in tar:
+                        folder, _, base = member.name.rpartition("/")
+                        stem, _, ending = base.partition(".")
+                        if member.isfile() and ending:
+                            of_name.setdefault(f"{folder}/{stem}", {})[ending.lower()] = member.offset_data, member.size
+            except (tarfile.TarError, OSError) as error:
+                raise SpecError(f"{path}: no whole tar file without compression: {error}") from None
+            self._members += [(which, parts) for parts in of_name.values()]
+            self.blocks.append(len(of_name))
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __getitem__(self, row: int) -> Mapping[str, Any]:
+        which, parts = self._members[row]
+        found: dict[str, Any] = {}
+        with self._files[which].open("rb") as file:
+            for ending, (offset, size) in parts.items():
+                file.seek(offset)
+                found |= _member(ending, file.read(size))
+        return found
+
+
+def _member(ending: str, data: bytes) -> dict[str, Any]:
+    """The columns that one file of a webdataset row gives."""
+    if f".{ending}" in PICTURES:
+        return {ending: data, "image": data}
+    try:
+        if ending == "json":
+            values = json.loads(data)
+            return {f"json.{key}": value for key, value in values.items()} if isinstance(values, dict) else {}
+        if ending in ("txt", "text", "caption"):
+            return {ending: data.decode("utf-8").strip()}
+        if ending in ("cls", "score"):
+            return {ending: float(data)}
+    except ValueError as error:
+        raise InputError(f"its .{ending} cannot be read: {error}") from None
+    return {ending: data}
+
+
+@sources.register("datasets")
+@dataclass(frozen=True, kw_only=True)
+class HuggingFace(Source):
+    """A folder that the `datasets` library wrote with `save_to_disk`; nothing is downloaded.
+
+    Attributes:
+        split: which of its splits, where it has several.
+    """
+
+    split: str | None = None
+
+    def rows(self, files: Sequence[Path]) -> Rows:
+        try:
+            import datasets
+        except ImportError as error:
+            raise MissingExtra("datasets", "datasets") from error
+        found = datasets.load_from_disk(str(files[0]))
+        if isinstance(found, datasets.DatasetDict):
+            if self.split not in found:
+                raise SpecError(str(UnknownName(f"split of {files[0]}", self.split, found)))
+            found = found[self.split]
+        for column, kind in found.features.items():
+            if isinstance(kind, datasets.Image):
+                found = found.cast_column(column, datasets.Image(decode=False))
+        return _Table(found)
+
+
+class _Table:
+    def __init__(self, table: Any):
+        self._table = table
+        self.names = list(table.column_names)
+        self.blocks = [len(table)]
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, row: int) -> Mapping[str, Any]:
+        values: Mapping[str, Any] = self._table[row]
+        return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class InMemory(Source):
+    """Rows that a program already holds, for `mmembed.train.train` from Python; a recipe of TOML cannot name it.
+
+    Attributes:
+        table: the rows.
+    """
+
+    path: str = "."
+    table: Sequence[Mapping[str, Any]] = ()
+
+    def rows(self, files: Sequence[Path]) -> Rows:
+        return _List(self.table)
+
+
+class _List:
+    names: Sequence[str] = ()
+
+    def __init__(self, table: Sequence[Mapping[str, Any]]):
+        self._table = table
+        self.blocks = [len(table)]
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, row: int) -> Mapping[str, Any]:
+        return self._table[row]

@@ -1,0 +1,175 @@
+"""What training leaves: one folder that `mmembed.load` opens, with weights, spec, golden vectors and a card."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .. import __version__, loading
+from ..embedder import GOLDEN_FILE, Embedder
+from ..errors import InputError
+from ..images import Image
+from ..inputs import Item, Text
+from .data import Examples
+from .recipe import Recipe
+
+CARD = "README.md"
+MARK = "<!-- written by mmembed train -->"
+SHOWN = 16
+"""Numbers of a golden vector."""
+PICTURE = 20_000
+"""Bytes of a golden picture at most."""
+
+
+def export(
+    recipe: Recipe,
+    embedder: Embedder,
+    data: Mapping[str, Examples],
+    output: Path,
+    records: Sequence[Mapping[str, Any]],
+) -> None:
+    """Write the folder: first beside its place, so that what is there stays whole until all of it is written."""
+    said = recipe.export
+    changed: dict[str, Any] = {"name": recipe.name}
+    changed |= {key: getattr(said, key) for key in ("weights", "summary", "licence", "languages") if getattr(said, key)}
+    merge_lora(embedder.model)
+    embedder.model.eval()
+    done = embedder.respecified(**changed)
+    part = output / f".{os.getpid()}.part"
+    try:
+        done.save(part)
+        saved = loading.load(part, device=embedder.model.device)
+        saved.golden = tuple(_golden(saved, recipe, data))
+        (part / GOLDEN_FILE).write_text(json.dumps(saved.golden, ensure_ascii=False, indent=1), encoding="utf-8")
+        card = output / CARD
+        if not card.exists() or card.read_text(encoding="utf-8").startswith(MARK):
+            (part / CARD).write_text(_card(recipe, saved, data, records), encoding="utf-8")
+        for file in sorted(part.iterdir(), key=lambda path: path.name == "spec.json"):
+            file.replace(output / file.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Low-rank adapters that training put in go into the weights they stand beside.
+
+    Raises:
+        ValueError: they hold numbers that are none.
+    """
+    layers = [(name, module) for name, module in model.named_modules() if hasattr(module, "base_layer")]
+    for name, layer in layers:
+        layer.merge(safe_merge=True)
+        above, _, own = name.rpartition(".")
+        setattr(model.get_submodule(above), own, layer.base_layer)
+
+
+def _golden(embedder: Embedder, recipe: Recipe, data: Mapping[str, Examples]) -> list[dict[str, Any]]:
+    """Inputs of the data, queries and positives by turns, and the first numbers of their vectors."""
+    names = [held.data for held in recipe.held_out.values()] or list(data)
+    found: list[dict[str, Any]] = []
+    seen = set()
+    for row in range(recipe.export.golden * 4):
+        for name in dict.fromkeys(names):
+            if row >= len(data[name]) or len(found) >= recipe.export.golden:
+                continue
+            try:
+                example = data[name][row]
+                sides = [example.query, example.positives[0]]
+                entry = _entry(sides[(row + len(found)) % 2])
+                key = json.dumps(entry)
+                if entry is None or key in seen:
+                    continue
+                seen.add(key)
+                thing = {k: Image(v) if k == "image" else v for k, v in entry.items()}
+                vector = embedder.encode([thing])[0]
+            except InputError:  # a row that its source says to skip
+                continue
+            found.append({"input": entry, "vector": [round(float(x), 6) for x in vector[:SHOWN]]})
+    return found
+
+
+def _entry(item: Item) -> dict[str, str] | None:
+    """An item as golden.json writes it; None where it is too long or too large for that."""
+    entry: dict[str, str] = {}
+    for part in item:
+        key = "text" if isinstance(part, Text) else "image"
+        if key in entry:
+            return None
+        if isinstance(part, Text):
+            entry[key] = part.text
+            if len(part.text) > 500:
+                return None
+        else:
+            source: Any = part.source
+            held = source if isinstance(source, bytes) else Path(source).read_bytes() if Path(source).exists() else b""
+            if not 0 < len(held) <= PICTURE:
+                return None
+            entry[key] = f"data:image/png;base64,{base64.b64encode(held).decode()}"
+    return entry
+
+
+def _card(
+    recipe: Recipe, embedder: Embedder, data: Mapping[str, Examples], records: Sequence[Mapping[str, Any]]
+) -> str:
+    """The card of the embedder, for people to go on with."""
+    spec = embedder.spec
+    steps = [record for record in records if "loss" in record]
+    looks = [record for record in records if "scores" in record]
+    shorter = f" ({', '.join(map(str, spec.dimensions))} by `truncate_dim`)" if spec.dimensions else ""
+    base = recipe.model.load or "parts composed by its recipe"
+    lines = [
+        MARK,
+        f"# {spec.name}",
+        "",
+        spec.summary or f"An embedder of {' and '.join(spec.modalities[:2])}, made from {base}.",
+        "",
+        "```python",
+        "import mmembed",
+        "",
+        f'embedder = mmembed.load("{spec.name}")  # or the path of this folder',
+        "```",
+        "",
+        f"{spec.dimension} numbers a vector{shorter}; {spec.architecture}; reads {spec.max_length} tokens of "
+        f"{', '.join(spec.modalities)}; {sum(p.numel() for p in embedder.model.parameters()) / 1e6:.1f} M parameters.",
+        f"Languages: {', '.join(spec.languages) or 'not said'}. Licence: {spec.licence or 'not said'}.",
+        "",
+        "## Scores on held-out data",
+        "",
+    ]
+    if looks:
+        lines += ["| data | measure | score |", "|---|---|---|"]
+        lines += [
+            f"| {name} | {kind} | {value:.3f} |"
+            for name, own in looks[-1]["scores"].items()
+            for kind, value in own.items()
+        ]
+    else:
+        lines.append("None was measured.")
+    lines += ["", "## How it was made", "", f"`mmembed train recipe.toml` (mmembed {__version__}), from {base}.", ""]
+    lines += ["| stage | steps | trained | examples a step | losses |", "|---|---|---|---|---|"]
+    for stage in recipe.stage:
+        losses = ", ".join(str(loss["kind"]) for task in stage.task for loss in task.losses)
+        count = " + ".join(str(task.batch) for task in stage.task)
+        lines.append(f"| {stage.name} | {stage.steps} | {', '.join(stage.train)} | {count} | {losses} |")
+    lines += ["", "| data | rows | kind |", "|---|---|---|"]
+    lines += [f"| {name} | {len(own)} | {type(own.source).__name__} |" for name, own in data.items()]
+    if steps:
+        spent = sum(
+            max(0.0, float(a["seconds"]))
+            for a, b in zip(steps, [*steps[1:], None], strict=True)
+            if b is None or b["seconds"] < a["seconds"]
+        )
+        lines += [
+            "",
+            f"{len(steps)} steps, {sum(s['tokens'] for s in steps):,} tokens, {sum(s['images'] for s in steps):,} pictures, "
+            f"{spent / 60:.1f} minutes; the loss went from {steps[0]['loss']:.3f} to {steps[-1]['loss']:.3f}.",
+        ]
+    lines += ["", "## Limits", "", "Not written yet: say here what it should not be used for.", ""]
+    return "\n".join(lines)

@@ -1,0 +1,79 @@
+"""How good a model is on data that it is not trained on: retrieval by recall, likeness of sentences by rank correlation."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..embedder import Embedder
+from ..errors import InputError, SpecError
+from ..inputs import Item
+from .data import Example, Examples, digest
+from .recipe import HeldOut
+
+
+def measure(embedder: Embedder, examples: Examples, held: HeldOut) -> dict[str, float]:
+    """Scores by name: "R@1", "R@10" and "MRR", or "spearman".
+
+    Of equal scores the right one counts as last. In retrieval the positives of all rows that are looked at are the candidates,
+    equal ones once.
+
+    Raises:
+        InputError: a row that gives no example, unless its source says skip. SpecError: no row, or no scores.
+    """
+    rows = _first(examples, held.most)
+    asked, told = examples.source.prompts(embedder.spec)
+    queries = embedder.encode(
+        [example.query for example in rows],
+        prompt_name=asked,
+        instruction=examples.source.instruction,
+        truncate_dim=held.truncate_dim,
+    )
+    if held.measure == "sts":
+        if any(len(example.scores) != 1 for example in rows):
+            raise SpecError(f"data {examples.name!r} has no one score a row: measure = 'retrieval', or columns.score")
+        others = embedder.encode(
+            [example.positives[0] for example in rows], prompt_name=told, truncate_dim=held.truncate_dim
+        )
+        from scipy.stats import spearmanr
+
+        found = spearmanr((queries * others).sum(1), [example.scores[0] for example in rows]).statistic
+        return {"spearman": float(found)}
+    candidates: dict[bytes, Item] = {}
+    right: list[list[bytes]] = []
+    for example in rows:
+        right.append([digest(item) for item in example.positives])
+        candidates |= dict(zip(right[-1], example.positives, strict=True))
+    place = {key: k for k, key in enumerate(candidates)}
+    documents = embedder.encode([*candidates.values()], prompt_name=told, truncate_dim=held.truncate_dim)
+    ranks = np.array(
+        [rank_of(queries[k] @ documents.T, np.array([place[key] for key in keys])) for k, keys in enumerate(right)]
+    )
+    return {"R@1": float((ranks <= 1).mean()), "R@10": float((ranks <= 10).mean()), "MRR": float((1 / ranks).mean())}
+
+
+def rank_of(scores: NDArray[np.float32], right: NDArray[np.int64]) -> int:
+    """The rank, from 1, of the best of the right ones among all; of equal scores the others come first."""
+    wrong = np.ones(len(scores), dtype=bool)
+    wrong[right] = False
+    return 1 + int((scores[wrong] >= scores[right].max()).sum())
+
+
+def _first(examples: Examples, most: int) -> list[Example]:
+    found = []
+    for row in range(len(examples)):
+        try:
+            example = examples[row]
+            for item in (example.query, *example.positives):
+                for part in item:
+                    if hasattr(part, "load"):
+                        part.load()
+            found.append(example)
+        except InputError:
+            if examples.source.on_error == "raise":
+                raise
+        if len(found) == most:
+            break
+    if not found:
+        raise SpecError(f"data {examples.name!r} gives no example to measure")
+    return found

@@ -1,0 +1,513 @@
+"""The loop: stages of steps that are drawn, embedded, measured and learnt from, and that go on where they stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import loading
+from ..batch import Batch
+from ..embedder import Embedder
+from ..errors import LoadError, SpecError, TrainingError
+from ..model import EmbeddingModel
+from . import checkpoints, parts
+from .drawn import Step, compared, prepare
+from .export import export
+from .held_out import measure
+from .losses import Loss, build_loss
+from .mixture import Mixture
+from .recipe import Recipe, Stage
+from .schedule import factor
+from .watch import LOG, PLOT, Log, plot
+from .world import World
+
+RUN = "run"
+"""The folder of a run inside the one that the embedder is written to."""
+
+
+class Run:
+    """One run of a recipe.
+
+    Args:
+        recipe: what is done. output: the folder that the embedder is written to; its folder `run` keeps log and checkpoints.
+        device: "cpu", "cuda", ...; None takes CUDA where there is one.
+        resume: go on from the last checkpoint, or begin where there is none.
+        shown: whether there is a progress bar.
+
+    Raises:
+        SpecError: a recipe that does not fit its data or its model. LoadError: a run lies there and `resume` was not asked for.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        output: Path,
+        *,
+        device: str | torch.device | None = None,
+        resume: bool = False,
+        shown: bool = False,
+    ):
+        self.recipe, self.output, self.shown = recipe, output, shown
+        self.folder = output / RUN
+        self.device = _device(device)
+        self.world = World.joined(self.device)
+        recipe.check_digests()
+        self.data = {name: source.open(name, recipe.folder) for name, source in recipe.data.items()}
+        self.embedder = build(recipe, self.device)
+        for examples in self.data.values():
+            examples.source.prompts(self.embedder.spec)
+        self._changed: dict[str, Tensor] = {}  # weights and buffers that are no longer those it began with
+        self._lora: dict[str, Any] | None = None
+        self._asked_to_stop = threading.Event()
+        found = checkpoints.found(self.folder)
+        if found and not resume:
+            raise LoadError(f"{self.folder} holds a run: --resume goes on with it, or remove the folder to begin again")
+        self._last = checkpoints.load(found[-1]) if found else None
+        if self._last is not None and self._last[1]["recipe"] != recipe.digest():
+            raise SpecError(
+                f"{self.folder} holds a run of another recipe (model, data, stages or seed have changed): remove it to begin "
+                "again, or put the recipe back"
+            )
+
+    @property
+    def model(self) -> nn.Module:
+        return self.embedder.model
+
+    @property
+    def log(self) -> Path:
+        return self.folder / LOG
+
+    @property
+    def steps(self) -> int:
+        """Of all stages."""
+        return sum(stage.steps for stage in self.recipe.stage)
+
+    def train(self) -> Embedder:
+        """Run all stages and write the embedder.
+
+        Returns:
+            what `mmembed.load` gives of the folder.
+
+        Raises:
+            TrainingError: a loss or gradient that is no number, with the batch named; the last checkpoint stays.
+            KeyboardInterrupt: after Ctrl-C, when a checkpoint of the step is written.
+            InputError: a row of data that gives no example.
+        """
+        if self.world.leads:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.world.wait()
+        state = None if self._last is None else self._last[1]
+        begun = 0 if state is None else state["step"]
+        log = Log(
+            self.folder if self.world.leads else None,
+            self.recipe.watch,
+            name=self.recipe.name,
+            steps=self.steps,
+            step=begun,
+            shown=self.shown,
+        )
+        before = 0
+        try:
+            with self._stoppable():
+                for number, stage in enumerate(self.recipe.stage):
+                    learning = Learning(self, number, before)
+                    if state is not None and number <= state["stage"]:
+                        learning.choose()
+                        if number == state["stage"]:
+                            assert self._last is not None
+                            learning.restore(*self._last)
+                            self._last = None
+                            learning.run(log)
+                    else:
+                        learning.choose()
+                        learning.run(log)
+                    before += stage.steps
+        finally:
+            log.close()
+        if self.world.leads:
+            if self.recipe.watch.plot:
+                plot(log.records, self.folder / PLOT)
+            export(self.recipe, self.embedder, self.data, self.output, log.records)
+        self.world.wait()
+        return loading.load(self.output, device=self.device)
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """The first Ctrl-C or SIGTERM is kept until a step is whole; a second one is not."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def asked(number: int, frame: Any) -> None:
+            self._asked_to_stop.set()
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+        for number in before:
+            signal.signal(number, asked)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Learning:
+    """One stage of a run.
+
+    Args:
+        run: the run. number: which of its stages. before: steps of the stages before it.
+    """
+
+    def __init__(self, run: Run, number: int, before: int):
+        self.run_, self.number, self.before = run, number, before
+        self.stage: Stage = run.recipe.stage[number]
+        self.seed = [run.recipe.seed, number]
+        self.step = self._ahead = 0  # steps that are done, and drawn
+        self.state: dict[str, Any] = {}
+        self.mixtures = [
+            Mixture(
+                {name: run.data[name] for name in task.data},
+                batch=task.batch,
+                shares=task.shares,
+                temperature=task.temperature,
+                language_temperature=task.language_temperature,
+                group=task.group,
+                seed=[*self.seed, k],
+            )
+            for k, task in enumerate(self.stage.task)
+        ]
+
+    def choose(self) -> None:
+        """Put the model into the shape of this stage: LoRA in, what is not trained frozen; and make the optimizer."""
+        run, stage = self.run_, self.stage
+        model = run.model
+        if stage.lora is not None:
+            if run._lora is None:
+                torch.manual_seed(parts.seeded(*self.seed, 1))
+                parts.put_lora(model, stage.lora)
+                model.to(run.device)
+                run._lora = {"stage": stage.name}
+            elif stage.lora != next(s.lora for s in run.recipe.stage if s.lora is not None):
+                raise SpecError(f"stage {stage.name!r} asks for another LoRA than the one that is in already")
+        self.weights = parts.choose(model, stage)
+        self.losses = nn.ModuleDict(
+            {
+                f"{t}_{k}": _loss(s, run.embedder.dimension)
+                for t, task in enumerate(stage.task)
+                for k, s in enumerate(task.losses)
+            }
+        ).to(run.device)
+        self.learnt = {f"loss.{name}": weight for name, weight in self.losses.named_parameters()}
+        self.every = {**self.weights, **self.learnt}
+        self.groups = parts.groups(self.weights, stage, [*self.learnt.values()])
+        self.optimizer = torch.optim.AdamW(
+            self.groups, lr=stage.lr, betas=(stage.betas[0], stage.betas[1]), eps=stage.eps
+        )
+        self.buffers = parts.buffers(model, self.weights)
+        run._changed |= {**self.weights, **self.buffers}
+        self.average = {k: w.detach().clone() for k, w in self.weights.items()} if stage.average is not None else {}
+
+    # ---- steps ---------------------------------------------------------------------------------------------------------
+
+    def run(self, log: Log) -> None:
+        """All steps that are left."""
+        run, stage = self.run_, self.stage
+        parts.set_modes(run.model, stage, self.weights)
+        with ThreadPoolExecutor(1, "batches") as ahead:
+            waiting = ahead.submit(self.prepared) if self.step < stage.steps else None
+            while waiting is not None:
+                step = waiting.result()
+                waiting = ahead.submit(self.prepared) if step.number + 1 < stage.steps else None
+                record = self._learn(step)
+                self.step, self.state = step.number + 1, dict(step.state)
+                done = self.step == stage.steps
+                log.step({"step": self.before + self.step, "stage": stage.name, **record})
+                stop = any(run.world.told(run._asked_to_stop.is_set()))
+                if done or (stage.evaluate and self.step % stage.evaluate == 0):
+                    self._look(log)
+                if done or stop or (stage.save and self.step % stage.save == 0):
+                    self.save()
+                if stop:
+                    raise KeyboardInterrupt
+        self.settle()
+
+    def prepared(self) -> Step:
+        """The next batch; called in a thread of its own, always by itself."""
+        number = self._ahead
+        self._ahead += 1
+        stage = self.stage
+        if stage.together:
+            chosen = range(len(stage.task))
+        else:
+            chances = np.array([task.share for task in stage.task])
+            one = np.random.default_rng([*self.seed, 1 << 21, number]).choice(len(chances), p=chances / chances.sum())
+            chosen = range(int(one), int(one) + 1)
+        tasks = {k: next(self.mixtures[k]) for k in chosen}
+        state = {"mixtures": [mixture.state() for mixture in self.mixtures]}
+        run = self.run_
+        return prepare(
+            run.embedder, run.data, stage, tasks, run.world, number=number, seed=[*self.seed, 1 << 22], state=state
+        )
+
+    def _learn(self, step: Step) -> dict[str, Any]:
+        """One step of learning; what the log says of it."""
+        run, stage = self.run_, self.stage
+        torch.manual_seed(parts.seeded(*self.seed, 2, step.number, run.world.rank))
+        rate = factor(step.number, stage)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * rate
+        self.optimizer.zero_grad(set_to_none=True)
+        told: dict[str, Any] = {}
+        loss = self._gradient(step, told)
+        for weight in self.every.values():
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        run.world.add_gradients(self.weights.values(), self.learnt.values())
+        norm = torch.nn.utils.clip_grad_norm_(self.every.values(), stage.clip or float("inf"))
+        if not (np.isfinite(loss) and bool(norm.isfinite())):
+            raise TrainingError(self._not_finite(step, loss, float(norm), told["losses"]))
+        self.optimizer.step()
+        for name, mean in self.average.items():
+            assert stage.average is not None
+            mean.lerp_(self.weights[name].detach(), 1 - min(stage.average, (step.number + 1) / (step.number + 10)))
+        return {
+            "loss": loss,
+            **told,
+            "lr": stage.lr * rate,
+            "grad_norm": float(norm),
+            "tokens": sum(run.world.told(step.tokens)),
+            "images": sum(run.world.told(step.images)),
+        }
+
+    def _gradient(self, step: Step, told: dict[str, Any]) -> float:
+        """Loss of the batch, its gradient in the weights."""
+        vectors = torch.cat([self.vectors(batch) for batch in step.batches]) if step.batches else None
+        loss = self._measured(step, vectors, told)
+        if loss.requires_grad:
+            loss.backward()
+        return float(loss.detach())
+
+    def vectors(self, batch: Batch) -> Tensor:
+        """(B, D) of a packed row."""
+        run = self.run_
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16"):
+            vectors: Tensor = run.model(batch)
+        return vectors
+
+    def _measured(self, step: Step, rows: Tensor | None, told: dict[str, Any]) -> Tensor:
+        """The loss of all tasks, of vectors in the order of the batches."""
+        run = self.run_
+        if rows is None:
+            rows = torch.zeros(0, run.embedder.dimension, device=run.device)
+        place = torch.empty(len(step.order), dtype=torch.long)
+        place[torch.tensor(step.order, dtype=torch.long)] = torch.arange(len(step.order))
+        vectors = rows[place.to(rows.device)]
+        total = rows.new_zeros(())
+        losses: dict[str, float] = {}
+        skipped = 0
+        for drawn in step.drawn:
+            found, gone = compared(drawn, vectors, run.world, step.number)
+            skipped += gone
+            if found is None:
+                continue
+            for k, settings in enumerate(self.stage.task[drawn.task].losses):
+                value = self.losses[f"{drawn.task}_{k}"](found)
+                total = total + float(settings.get("weight", 1.0)) * value
+                losses[_called(self.stage, drawn.task, k)] = float(value.detach())
+        told |= {"losses": losses, **({"skipped": skipped} if skipped else {})}
+        return total
+
+    def _not_finite(self, step: Step, loss: float, norm: float, losses: Mapping[str, float]) -> str:
+        """What to say of a step that gave no numbers; the whole batch is written beside the checkpoints."""
+        run = self.run_
+        drawn = [(own.task, example) for own in step.drawn for example in own.examples]
+        batch = [{"task": task, "data": example.source, "row": example.row} for task, example in drawn]
+        path = run.folder / f"bad-batch-{self.before + step.number + 1}.json"
+        if run.world.leads:
+            path.write_text(json.dumps(batch, indent=1), encoding="utf-8")
+        rows = [f"{example.source} {example.row}" for _, example in drawn]
+        some = ", ".join(rows[:8]) + (", ..." if len(rows) > 8 else "")
+        said = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        last = checkpoints.found(run.folder)
+        kept = f"; {last[-1].name} is the last good checkpoint" if last else "; no checkpoint was due before it"
+        return (
+            f"stage {self.stage.name!r}, step {step.number + 1}: loss {loss:.4g} ({said}), gradient of norm {norm:.4g}: no "
+            f"numbers to learn from. Rows: {some} (all in {path}){kept}. A lower rate, clip, or precision = 'fp32' may help"
+        )
+
+    # ---- looks, checkpoints --------------------------------------------------------------------------------------------
+
+    def _look(self, log: Log) -> None:
+        run = self.run_
+        if not run.recipe.held_out:
+            return
+        if run.world.leads:
+            with self.averaged():
+                run.model.eval()
+                scores = {
+                    name: measure(run.embedder, run.data[held.data], held) for name, held in run.recipe.held_out.items()
+                }
+            parts.set_modes(run.model, self.stage, self.weights)
+            log.scores(self.before + self.step, self.stage.name, scores)
+        run.world.wait()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """With the mean of the weights in their place, where there is one."""
+        kept = {name: weight.detach().clone() for name, weight in self.weights.items() if name in self.average}
+        with torch.no_grad():
+            for name, mean in self.average.items():
+                self.weights[name].copy_(mean)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, own in kept.items():
+                    self.weights[name].copy_(own)
+
+    def settle(self) -> None:
+        """At the end of a stage its mean is what stays."""
+        with torch.no_grad():
+            for name, mean in self.average.items():
+                self.weights[name].copy_(mean)
+
+    def save(self) -> None:
+        """Write a checkpoint, by the process that leads."""
+        run = self.run_
+        if run.world.leads:
+            tensors = {f"weight.{name}": tensor for name, tensor in run._changed.items()}
+            tensors |= {f"loss.{name}": weight for name, weight in self.losses.named_parameters()}
+            tensors |= {f"average.{name}": mean for name, mean in self.average.items()}
+            counts = {}
+            for name, weight in self.every.items():
+                own = self.optimizer.state.get(weight, {})
+                for key in ("exp_avg", "exp_avg_sq"):
+                    if key in own:
+                        tensors[f"{key}.{name}"] = own[key]
+                        counts[name] = float(own["step"])
+            state = {
+                "stage": self.number,
+                "step": self.before + self.step,
+                "in_stage": self.step,
+                "recipe": run.recipe.digest(),
+                "adam": counts,
+                **self.state,
+            }
+            try:
+                checkpoints.save(run.folder, self.before + self.step, tensors, state)
+            except OSError as error:
+                last = checkpoints.found(run.folder)
+                kept = f"{last[-1].name} is there and whole" if last else "there is none before it"
+                raise TrainingError(
+                    f"the checkpoint of step {self.before + self.step} cannot be written to {run.folder}: "
+                    f"{error.strerror or error}; {kept}. Make room and go on with --resume"
+                ) from None
+        run.world.wait()
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Take up a checkpoint of this stage.
+
+        Raises:
+            LoadError: it is of another model.
+        """
+        run = self.run_
+        due = {f"weight.{name}" for name in run._changed} | set(self.learnt)
+        due |= {f"average.{name}" for name in self.average}
+        lacking = due - tensors.keys()
+        if lacking:
+            raise LoadError(f"{run.folder}: the checkpoint lacks {', '.join(sorted(lacking)[:3])}")
+        with torch.no_grad():
+            for name, own in run._changed.items():
+                own.copy_(tensors[f"weight.{name}"])
+            for name, weight in self.learnt.items():
+                weight.copy_(tensors[name])
+            for name, mean in self.average.items():
+                mean.copy_(tensors[f"average.{name}"])
+        for name, count in state["adam"].items():
+            weight = self.every[name]
+            moments = {key: tensors[f"{key}.{name}"].to(weight.device) for key in ("exp_avg", "exp_avg_sq")}
+            self.optimizer.state[weight] = {"step": torch.tensor(count), **moments}
+        for mixture, own_state in zip(self.mixtures, state["mixtures"], strict=True):
+            mixture.restore(own_state)
+        self.step = self._ahead = state["in_stage"]
+        self.state = {"mixtures": state["mixtures"]}
+
+
+def _called(stage: Stage, task: int, loss: int) -> str:
+    """What a loss goes by in the log: its kind, with the number of its task where there are several."""
+    kind = stage.task[task].losses[loss]["kind"]
+    alike = sum(each["kind"] == kind for own in stage.task for each in own.losses)
+    return f"{kind}.{task}.{loss}" if alike > 1 else str(kind)
+
+
+def _loss(settings: Mapping[str, Any], width: int) -> Loss:
+    loss = build_loss({key: value for key, value in settings.items() if key != "weight"}, width=width)
+    others = loss.needs - {"vectors", "score"}
+    if others:
+        raise SpecError(
+            f"the loss {settings['kind']!r} reads {', '.join(sorted(others))}, which a recipe does not give it yet"
+        )
+    return loss
+
+
+def build(recipe: Recipe, device: torch.device) -> Embedder:
+    """The embedder that training begins with, on its device.
+
+    Raises:
+        SpecError, LoadError, UnknownName: as `mmembed.load` and `mmembed.compose`.
+    """
+    said = recipe.model
+    torch.manual_seed(parts.seeded(recipe.seed))
+    if said.load is not None:
+        beside = recipe.folder / said.load
+        embedder = loading.load(beside if beside.is_dir() else said.load, device=device, precision=said.precision)
+    else:
+        given = dict(said.compose or {})
+        for key in ("backbone", "tokenizer"):
+            if isinstance(given.get(key), str) and (recipe.folder / given[key]).exists():
+                given[key] = recipe.folder / given[key]
+        embedder = loading.compose(**given, device=device, precision=said.precision)
+    if not isinstance(embedder.model, EmbeddingModel):
+        raise SpecError(f"{embedder.spec.name!r} is a dual encoder; a recipe trains models with a shared backbone")
+    changed = {**said.spec, "name": recipe.name}
+    return embedder.respecified(**changed)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device(device or "cpu")
+
+
+def train(
+    recipe: Recipe,
+    output: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    resume: bool = False,
+    show_progress_bar: bool = False,
+) -> Embedder:
+    """Train by a recipe, and write a folder that `mmembed.load` opens.
+
+    Args:
+        recipe: `read_recipe(path)`, or one made in Python. output: the folder.
+        device: "cpu", "cuda", ...; None takes CUDA where there is one. Started by torchrun, all processes train together.
+        resume: go on from the last checkpoint in the folder, exactly as if nothing had happened.
+
+    Raises:
+        As `Run` and `Run.train`.
+    """
+    return Run(recipe, Path(output), device=device, resume=resume, shown=show_progress_bar).train()

@@ -1,0 +1,178 @@
+"""Which rows come when: endless batches of mixed data without twins, reproducible, that go on where they stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError, SpecError, UnknownName
+from .data import Example, Examples
+
+
+class Order:
+    """Row numbers in an order that is new each time all have come; blocks stay together, mixed inside and among each other.
+
+    Args:
+        blocks: row numbers that are cheap to read together. seed: numbers that the order hangs on.
+    """
+
+    def __init__(self, blocks: Sequence[NDArray[np.int64]], seed: Sequence[int]):
+        self._blocks, self._seed = blocks, list(seed)
+        self._epoch, self._rows = -1, np.empty(0, dtype=np.int64)
+        self.position = 0
+
+    def __len__(self) -> int:
+        return sum(map(len, self._blocks))
+
+    def __next__(self) -> int:
+        epoch, place = divmod(self.position, len(self))
+        if epoch != self._epoch:
+            rng = np.random.default_rng([*self._seed, epoch])
+            chosen = rng.permutation(len(self._blocks))
+            self._rows = np.concatenate([rng.permutation(self._blocks[k]) for k in chosen])
+            self._epoch = epoch
+        self.position += 1
+        return int(self._rows[place])
+
+
+class _Stratum:
+    """Rows that are drawn from together: those of a source, or of one of its languages."""
+
+    def __init__(self, blocks: Sequence[NDArray[np.int64]], seed: Sequence[int]):
+        self.order = Order(blocks, seed)
+        self.waiting: list[int] = []  # rows that had a twin in the batch when their turn came
+
+
+class Mixture:
+    """Batches of examples of one or several sources.
+
+    A source is drawn with a probability in proportion to its share times the number of its rows to the power of 1 /
+    `temperature`; with `language_temperature` so is each language inside it. A row has its turn once in an epoch of its
+    source or language. One whose query or positive, or whatever else answers its query, is in the batch already, waits for
+    the next: it would be a negative and a positive at once.
+
+    Args:
+        data: the sources by name. batch: examples a batch.
+        group: so many examples in a row are of one source; None: all of a batch (task-homogeneous batches), 1: each by itself,
+            in between: interleaved sub-batches (VLM2Vec-V2, arXiv 2507.04590).
+        seed: numbers that everything hangs on.
+
+    Attributes:
+        chances: how likely each source is, in the order of `data`.
+
+    Raises:
+        SpecError: no language where one is asked for, or an unknown source in `shares`.
+    """
+
+    def __init__(
+        self,
+        data: Mapping[str, Examples],
+        *,
+        batch: int,
+        shares: Mapping[str, float] | None = None,
+        temperature: float = 1.0,
+        language_temperature: float | None = None,
+        group: int | None = None,
+        seed: Sequence[int] = (0,),
+    ):
+        for name in shares or {}:
+            if name not in data:
+                raise UnknownName("data of this task", name, data)
+        self.data, self.batch, self._group, self._seed = dict(data), batch, group or batch, list(seed)
+        self.step = 0
+        self._names = list(data)
+        given = [(shares or {}).get(name, 1.0) for name in self._names]
+        sizes = [len(examples) for examples in data.values()]
+        self.chances = _proportions([s * n ** (1 / temperature) for s, n in zip(given, sizes, strict=True)])
+        self._strata: dict[str, list[_Stratum]] = {}
+        self._inside: dict[str, NDArray[np.float64]] = {}
+        for number, (name, examples) in enumerate(data.items()):
+            if language_temperature is None:
+                strata = [_Stratum(examples.blocks(), [*seed, number])]
+            else:
+                rows = examples.languages().values()
+                strata = [_Stratum([own], [*seed, number, k]) for k, own in enumerate(rows)]
+            self._strata[name] = strata
+            power = 1 / (language_temperature or 1.0)
+            self._inside[name] = _proportions([len(stratum.order) ** power for stratum in strata])
+
+    def __next__(self) -> list[Example]:
+        """The next batch.
+
+        Raises:
+            InputError: a row that gives no example, where its source says so.
+            SpecError: too few rows that differ to fill a batch.
+        """
+        rng = np.random.default_rng([*self._seed, 1 << 20, self.step])
+        found: list[Example] = []
+        keys: set[bytes] = set()
+        while len(found) < self.batch:
+            name = self._names[rng.choice(len(self._names), p=self.chances)]
+            for _ in range(min(self._group, self.batch - len(found))):
+                stratum = self._strata[name][rng.choice(len(self._strata[name]), p=self._inside[name])]
+                example = self._drawn(name, stratum, keys)
+                if not self.data[name].graded:
+                    keys |= example.keys
+                found.append(example)
+        self.step += 1
+        return found
+
+    def __iter__(self) -> Iterator[list[Example]]:
+        return self
+
+    def _drawn(self, name: str, stratum: _Stratum, keys: set[bytes]) -> Example:
+        examples = self.data[name]
+        for place, row in enumerate(stratum.waiting):
+            example = examples[row]
+            if not example.keys & keys:
+                del stratum.waiting[place]
+                return example
+        bad = 0
+        for _ in range(2 * len(stratum.order)):
+            row = next(stratum.order)
+            if row in stratum.waiting:
+                continue
+            try:
+                example = examples[row]
+            except InputError:
+                bad += 1
+                if examples.source.on_error == "raise" or bad >= len(stratum.order):
+                    raise
+                continue
+            if examples.graded or not example.keys & keys:
+                return example
+            stratum.waiting.append(row)
+        raise SpecError(
+            f"data {name!r} has too few rows that differ in query and positive for a batch of {self.batch}: make it smaller"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands, as JSON: with it `restore` goes on with exactly the batches that would have come."""
+        strata = {
+            name: [{"position": s.order.position, "waiting": list(s.waiting)} for s in own]
+            for name, own in self._strata.items()
+        }
+        return {"step": self.step, "sources": strata, "rows": {name: len(data) for name, data in self.data.items()}}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`.
+
+        Raises:
+            SpecError: the data is other data now.
+        """
+        rows = {name: len(data) for name, data in self.data.items()}
+        known = {name: len(own) for name, own in self._strata.items()}
+        if state["rows"] != rows or {name: len(own) for name, own in state["sources"].items()} != known:
+            raise SpecError(f"the data has changed since: rows were {state['rows']} and are {rows}")
+        self.step = state["step"]
+        for name, own in self._strata.items():
+            for stratum, said in zip(own, state["sources"][name], strict=True):
+                stratum.order.position, stratum.waiting = said["position"], list(said["waiting"])
+
+
+def _proportions(weights: Sequence[float]) -> NDArray[np.float64]:
+    found = np.asarray(weights, dtype=np.float64)
+    return found / found.sum()

@@ -1,0 +1,173 @@
+"""Which weights a stage trains: parts of a model by name, LoRA put into its backbone, and groups of weights with their rates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import MissingExtra, SpecError
+from ..model import EmbeddingModel
+from .recipe import Lora, Stage
+
+LAYER = re.compile(r"\.(?:layers?|blocks?|h|resblocks|stages)\.(\d+)\.")
+TOWERS = ("vision.", "backbone.visual.", "backbone.vision_tower.", "backbone.vision_model.", "backbone.embed_vision.")
+
+
+def part_of(name: str, embeddings: frozenset[str]) -> str:
+    """The part that a weight belongs to, by its name in the model."""
+    if "lora_" in name:
+        return "lora"
+    if name in embeddings:
+        return "embeddings"
+    if name.startswith(TOWERS):
+        return "tower"
+    first = name.partition(".")[0]
+    return first if first in ("backbone", "projector", "pooling") else "heads"
+
+
+def put_lora(model: nn.Module, lora: Lora) -> None:
+    """LoRA beside the layers of the backbone, untrained: it adds nothing yet.
+
+    Raises:
+        MissingExtra: no `peft`. SpecError: a model without a backbone, or no layer of that name.
+    """
+    if find_spec("peft") is None:
+        raise MissingExtra("peft", "train")
+    from peft import inject_adapter_in_model
+
+    if not isinstance(model, EmbeddingModel):
+        raise SpecError("LoRA goes into a shared backbone, and a dual encoder has none")
+    try:
+        inject_adapter_in_model(lora_config(lora), model.backbone)
+    except ValueError as error:
+        raise SpecError(f"lora: {error}") from None
+
+
+def lora_config(lora: Lora, **more: Any) -> Any:
+    """The configuration of `peft`."""
+    from peft import LoraConfig
+
+    targets: Any = lora.targets[0] if lora.targets == ("all-linear",) else list(lora.targets)
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        use_dora=lora.dora,
+        use_rslora=lora.rslora,
+        **more,
+    )
+
+
+def choose(model: nn.Module, stage: Stage) -> dict[str, nn.Parameter]:
+    """The weights that a stage trains, by name, in fp32; all others are frozen.
+
+    Raises:
+        SpecError: a part that the model does not have.
+    """
+    embeddings = _embeddings(model)
+    found: dict[str, nn.Parameter] = {}
+    seen = set()
+    for name, weight in model.named_parameters():
+        part = part_of(name, embeddings)
+        mine = {part, "all"} | ({"backbone"} if part == "embeddings" else set())
+        trained = bool(mine & set(stage.train))
+        weight.requires_grad_(trained)
+        if trained:
+            weight.data = weight.data.float()
+            found[name] = weight
+            seen |= mine
+    for part in stage.train:
+        if part not in seen and part != "all":
+            known = sorted({part_of(name, embeddings) for name, _ in model.named_parameters()})
+            raise SpecError(f"stage {stage.name!r} trains {part!r}, and the model has only {', '.join(known)}")
+    return found
+
+
+def groups(weights: Mapping[str, nn.Parameter], stage: Stage, losses: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
+    """Weights as AdamW takes them, those of one rate and one decay together; parameters of losses at the stage's own rate.
+
+    A layer's rate is `layer_decay` times that of the one above it; embeddings are below the first.
+    """
+    depth: dict[str, int] = {}
+    for name in weights:
+        tower, layer = _layer(name)
+        depth[tower] = max(depth.get(tower, 0), layer)
+    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    embeddings = frozenset(name for name in weights if name.endswith(EMBEDDED))
+    for name, weight in weights.items():
+        part = part_of(name, embeddings)
+        rate = stage.rates.get(part, stage.rates.get("backbone", stage.lr) if part == "embeddings" else stage.lr)
+        tower, layer = _layer(name)
+        if layer >= 0 or part == "embeddings":
+            rate *= stage.layer_decay ** (depth[tower] - layer)
+        decay = stage.weight_decay if weight.ndim > 1 else 0.0
+        found.setdefault((rate, decay), []).append(weight)
+    if losses:
+        found.setdefault((stage.lr, 0.0), []).extend(losses)
+    return [{"params": own, "lr": rate, "peak": rate, "weight_decay": decay} for (rate, decay), own in found.items()]
+
+
+EMBEDDED = ("embed_tokens.weight", "word_embeddings.weight", "tok_embeddings.weight", "wte.weight")
+
+
+def _layer(name: str) -> tuple[str, int]:
+    """The tower that a weight lies in and the number of its layer there; -1: it lies in none."""
+    found = LAYER.search(name)
+    if found is None:
+        return name.partition(".")[0], -1
+    return name[: found.start()], int(found[1])
+
+
+def _embeddings(model: nn.Module) -> frozenset[str]:
+    if not isinstance(model, EmbeddingModel):
+        return frozenset()
+    table = model.backbone.get_input_embeddings().weight
+    return frozenset(name for name, weight in model.named_parameters() if weight is table)
+
+
+def set_modes(model: nn.Module, stage: Stage, trained: Mapping[str, nn.Parameter]) -> None:
+    """Put every module of the model into the mode that the stage wants: evaluation, but for what is asked to be of training."""
+    model.eval()
+    own = {name.rpartition(".")[0] for name in trained}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and name in own:
+            module.train(stage.batch_norm == "learnt")
+        if "lora_dropout" in name and stage.lora is not None:
+            module.train()
+    if isinstance(model, EmbeddingModel):
+        backbone = model.backbone
+        if stage.dropout:
+            backbone.train()
+        if stage.checkpointing:
+            backbone.gradient_checkpointing_enable({"use_reentrant": False})
+            for module in backbone.modules():
+                if type(module).__name__.endswith("Layer") or module is backbone:
+                    module.training = True
+
+
+def buffers(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Numbers that change with training and have no gradient: the statistics of trained batch norms."""
+    own = {name.rpartition(".")[0] for name in trained}
+    return {
+        name: buffer
+        for name, buffer in model.named_buffers()
+        if name.rpartition(".")[0] in own
+        and name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")
+    }
+
+
+def count(weights: Sequence[Tensor]) -> int:
+    """Numbers in them, each tensor once."""
+    return sum({id(w): w.numel() for w in weights}.values())
+
+
+def seeded(*numbers: int) -> int:
+    """A seed for torch that hangs on all of the numbers."""
+    import numpy as np
+
+    return int(np.random.SeedSequence(list(numbers)).generate_state(1, np.uint64)[0] >> 1)

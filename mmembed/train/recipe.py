@@ -1,0 +1,349 @@
+"""A recipe: the model, the data, the stages and what is measured on the way, read from TOML or written in Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .. import loading
+from ..errors import SpecError, UnknownName
+from ..spec import ModelSpec
+from .data import Source
+from .losses.objective import losses as known_losses
+from .signatures import Place, call, called, fitted, read_toml
+
+PARTS = ("lora", "embeddings", "backbone", "tower", "projector", "pooling", "heads")
+"""Parts of a model that a stage trains; "backbone" has its embeddings in it, "heads" are all that stand behind the pooling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The model that training begins with.
+
+    Attributes:
+        load: a folder or name, as `mmembed.load` takes it; a folder is looked for beside the recipe first.
+        compose: the arguments of `mmembed.compose`, in place of `load`; fresh weights are drawn by the recipe's seed.
+        spec: fields of its spec that are to be others.
+        precision: what frozen weights are held in; trained ones are always fp32.
+    """
+
+    load: str | None = None
+    compose: Mapping[str, Any] | None = None
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        if (self.load is None) == (self.compose is None):
+            raise SpecError("a model is loaded (load = 'name') or composed ([model.compose]): one of the two")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank adapters in the backbone, by `peft` (LoRA, arXiv 2106.09685; DoRA, arXiv 2402.09353).
+
+    Attributes:
+        r: the rank. alpha: what it is scaled by, over r. dropout: on what goes into them.
+        targets: ends of names of layers; ("all-linear",) is every one.
+        dora, rslora: as peft has them.
+    """
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("all-linear",)
+    dora: bool = False
+    rslora: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is drawn each step, and the losses that measure it.
+
+    Attributes:
+        data: names of data. batch: examples a step, over all processes.
+        losses: `{kind = "...", weight = 1.0, ...}` each, the settings of the loss beside.
+        shares, temperature, language_temperature, group: how data is mixed, see `Mixture`.
+        share: how often this task is drawn beside the others, where a stage draws one a step.
+    """
+
+    data: tuple[str, ...]
+    batch: int
+    losses: tuple[Mapping[str, Any], ...] = ({"kind": "infonce"},)
+    shares: Mapping[str, float] = field(default_factory=dict)
+    temperature: float = 1.0
+    language_temperature: float | None = None
+    group: int | None = None
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.data or self.batch < 1 or not self.losses:
+            raise SpecError("a task needs data, a batch of at least 1 and a loss")
+        for value, name in ((self.temperature, "temperature"), (self.language_temperature, "language_temperature")):
+            if value is not None and value <= 0:
+                raise SpecError(f"{name}={value} must be more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage: what is trained, on what, and how.
+
+    Attributes:
+        name: what it is called. steps: how many.
+        train: parts of `PARTS`, or "all". task: what is drawn and measured; together: all tasks every step, else one of them.
+        lr: the highest rate of learning. rates: other ones by part. layer_decay: a layer's rate is so many times that of the
+            next one above it.
+        weight_decay: of matrices; vectors (norms, biases) have none. betas, eps: of AdamW (arXiv 1711.05101).
+        schedule, warmup, lowest: the rate rises for `warmup` steps and falls to `lowest` times itself as the schedule says.
+        clip: greatest norm of the gradient; None: any.
+        precision: "bf16" makes products in bf16 under autocast; weights, norms and losses stay fp32.
+        batch_tokens: tokens that go through the model at once, patches counted too; a larger batch goes in chunks by GradCache.
+        checkpointing: states of layers are made again in the backward pass and not kept (gradient checkpointing).
+        dropout: the backbone's own dropout is on. batch_norm: statistics of trained batch norms are "frozen" or "learnt".
+        average: decay of a running mean of the weights, which is what is measured and kept; None: there is none.
+        lora: adapters that this stage puts in, and later ones keep.
+        evaluate, save: steps between looks at held-out data, and between checkpoints; None: at the end of the stage.
+    """
+
+    name: str
+    steps: int
+    train: tuple[str, ...]
+    task: tuple[Task, ...]
+    together: bool = True
+    lr: float = 1e-4
+    rates: Mapping[str, float] = field(default_factory=dict)
+    layer_decay: float = 1.0
+    weight_decay: float = 0.01
+    betas: tuple[float, ...] = (0.9, 0.999)
+    eps: float = 1e-8
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: int = 0
+    lowest: float = 0.0
+    clip: float | None = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    batch_tokens: int = 8192
+    checkpointing: bool = False
+    dropout: bool = False
+    batch_norm: Literal["frozen", "learnt"] = "frozen"
+    average: float | None = None
+    lora: Lora | None = None
+    evaluate: int | None = None
+    save: int | None = None
+
+    def __post_init__(self) -> None:
+        for part in (*self.train, *self.rates):
+            if part not in (*PARTS, "all"):
+                raise UnknownName("part of a model", part, (*PARTS, "all"))
+        if self.steps < 1 or not self.task or not self.train:
+            raise SpecError(f"stage {self.name!r} needs at least one step, one task and one part to train")
+        if len(self.betas) != 2:
+            raise SpecError(f"betas={list(self.betas)}: AdamW has two")
+        if self.average is not None and not 0 < self.average < 1:
+            raise SpecError(f"average={self.average} must lie between 0 and 1")
+        if self.lora is not None and not {"lora", "all"} & set(self.train):
+            raise SpecError(f"stage {self.name!r} puts LoRA in and does not train it: train = ['lora', ...]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Data that is measured on the way and never trained on.
+
+    Attributes:
+        data: its name. measure: "retrieval" (R@1, R@10 and MRR of the positive among all positives), or "sts" (Spearman's
+            correlation of cosine and score).
+        most: rows that are looked at, the first ones.
+        truncate_dim: only the first so many numbers of a vector.
+    """
+
+    data: str
+    measure: Literal["retrieval", "sts"] = "retrieval"
+    most: int = 1000
+    truncate_dim: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Who else is told of each step, besides the log and the progress bar.
+
+    Attributes:
+        tensorboard: TensorBoard, in the folder of the run. wandb: a project of W&B. plot: a picture of the run at its end.
+    """
+
+    tensorboard: bool = False
+    wandb: str | None = None
+    plot: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What is written at the end.
+
+    Attributes:
+        merge: LoRA goes into the weights, and all of them are written; else LoRA lies in PEFT's layout beside what else was
+            trained, and `load` puts it on its base.
+        weights: dtype that they are stored in; None: as the base's.
+        golden: inputs of golden.json, from the held-out or training data.
+        summary, licence, languages: for the spec and the card.
+    """
+
+    merge: bool = True
+    weights: Literal["fp32", "bf16", "fp16"] | None = None
+    golden: int = 8
+    summary: str = ""
+    licence: str = ""
+    languages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How an embedder is made.
+
+    Attributes:
+        name: what it will be called. seed: what all chance hangs on.
+        model: what training begins with. data: sources by name. stage: the stages, in order.
+        held_out: what is measured on the way, by name. export: what is written at the end. watch: who
+            else is told.
+        digests: sha256 of files of data, by path; training stops if one differs.
+        folder: where relative paths start.
+    """
+
+    name: str
+    model: Model
+    data: Mapping[str, Source]
+    stage: tuple[Stage, ...]
+    seed: int = 0
+    held_out: Mapping[str, HeldOut] = field(default_factory=dict)
+    export: Export = field(default_factory=Export)
+    watch: Watch = field(default_factory=Watch)
+    digests: Mapping[str, str] = field(default_factory=dict)
+    folder: Path = field(default_factory=Path.cwd)
+
+    def __post_init__(self) -> None:
+        if not self.stage:
+            raise SpecError("a recipe needs at least one [[stage]]")
+        names = [stage.name for stage in self.stage]
+        if len(set(names)) < len(names):
+            raise SpecError(f"two stages have one name: {', '.join(names)}")
+        used = [name for stage in self.stage for task in stage.task for name in task.data]
+        for name in [*used, *(held.data for held in self.held_out.values())]:
+            if name not in self.data:
+                raise UnknownName("data of this recipe", name, self.data)
+        trained = set(used) & {held.data for held in self.held_out.values()}
+        if trained:
+            raise SpecError(f"held out, and trained on: {', '.join(sorted(trained))}")
+
+    def check_digests(self) -> None:
+        """Raises: SpecError, a file that is not the one the recipe names."""
+        for path, digest in self.digests.items():
+            try:
+                with (self.folder / path).open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise SpecError(f"{self.folder / path} cannot be read: {error.strerror}") from None
+            if found != digest:
+                raise SpecError(f"{self.folder / path} is not the file of the recipe: its sha256 is {found}")
+
+    def digest(self) -> str:
+        """Equal where two recipes train alike."""
+        said = {key: getattr(self, key) for key in ("model", "data", "stage", "seed")}
+        plain = {k: _plain(v) for k, v in said.items()}
+        return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"is": type(value).__name__, **fields}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def read_recipe(path: Path, changes: typing.Sequence[str] = ()) -> Recipe:
+    """The recipe of a file.
+
+    Args:
+        changes: "stage.0.steps=10" each, in place of what the file says.
+
+    Raises:
+        SpecError: what is wrong with it, with the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    values, place = read_toml(text, str(path))
+    for change in changes:
+        _change(values, change)
+    given = values.pop("folder", None)
+    if given is not None:
+        raise place.at("folder").error("the folder of a recipe is the one it lies in")
+    recipe = call(Recipe, values, place, folder=path.absolute().parent)
+    return dataclasses.replace(recipe, model=_model(recipe.model, place), stage=_checked(recipe.stage, place))
+
+
+def _model(model: Model, place: Place) -> Model:
+    """With fields of the spec and arguments of `compose` as their annotations want them."""
+    hints = typing.get_type_hints(ModelSpec)
+    own = [p.name for p in inspect.signature(loading.compose).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    made: dict[str, Any] = {}
+    for name, more in (("spec", []), ("compose", own)):
+        table = getattr(model, name)
+        at = place.at("model", name)
+        for key in table or ():
+            if key not in hints and key not in more:
+                raise at.at(key).error(UnknownName(f"setting of {at.name}", key, {*hints, *more}))
+        if table is not None:
+            made[name] = {k: v if k in more else fitted(v, hints[k], at.at(k)) for k, v in table.items()}
+    return dataclasses.replace(model, **made)
+
+
+def _checked(stages: tuple[Stage, ...], place: Place) -> tuple[Stage, ...]:
+    """With losses as their signatures want them."""
+    return tuple(
+        dataclasses.replace(
+            stage,
+            task=tuple(
+                dataclasses.replace(
+                    task,
+                    losses=tuple(
+                        _loss(settings, place.at("stage", s, "task", t, "losses", k))
+                        for k, settings in enumerate(task.losses)
+                    ),
+                )
+                for t, task in enumerate(stage.task)
+            ),
+        )
+        for s, stage in enumerate(stages)
+    )
+
+
+def _loss(settings: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
+    """Settings of a loss, tried on its signature."""
+    tried = dict(settings)
+    fitted(tried.pop("weight", 1.0), float, place.at("weight"))
+    called(known_losses, tried, place, width=1, teacher_width=1)
+    return settings
+
+
+def _change(values: dict[str, Any], change: str) -> None:
+    """Put "a.0.b=value" into a recipe, value as TOML writes it."""
+    import tomllib
+
+    key, found, value = change.partition("=")
+    if not found:
+        raise SpecError(f"--set takes KEY=VALUE, not {change!r}")
+    *path, last = key.strip().split(".")
+    table: Any = values
+    try:
+        for part in path:
+            table = table[int(part)] if isinstance(table, list) else table.setdefault(part, {})
+        table[int(last) if isinstance(table, list) else last] = tomllib.loads(f"x = {value}")["x"]
+    except (tomllib.TOMLDecodeError, ValueError, IndexError, AttributeError, TypeError) as error:
+        raise SpecError(f"--set {change}: {error}") from None

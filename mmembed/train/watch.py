@@ -1,0 +1,163 @@
+"""What is seen of a run: a line of JSON a step, a progress bar, TensorBoard or W&B where asked for, and a plot at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ..errors import MissingExtra
+from .recipe import Watch
+
+LOG = "log.jsonl"
+PLOT = "plot.png"
+
+
+class Log:
+    """The log of a run, in its folder. What was written behind the step that a run goes on from is taken back.
+
+    Args:
+        folder: where it lies; None: nothing is kept (a process that does not lead).
+        watch: what else is told. steps: of the whole run. step: where it goes on from. shown: whether there is a progress bar.
+    """
+
+    def __init__(self, folder: Path | None, watch: Watch, *, name: str, steps: int, step: int = 0, shown: bool = False):
+        from tqdm.auto import tqdm
+
+        self.records: list[dict[str, Any]] = []
+        self._file = None
+        self._boards: list[Any] = []
+        self._bar = tqdm(total=steps, initial=step, desc=name, unit="step", disable=not shown or folder is None)
+        self._began, self._first, self._tokens, self._images = time.perf_counter(), step, 0, 0
+        if folder is None:
+            return
+        path = folder / LOG
+        if step and path.exists():
+            self.records = [r for r in read_log(path) if r["step"] <= step]
+        self._file = path.open("w", encoding="utf-8")
+        for record in self.records:
+            self._write(record)
+        if watch.tensorboard:
+            self._boards.append(_tensorboard(folder))
+        if watch.wandb is not None:
+            self._boards.append(_wandb(watch.wandb, name))
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Tell of one step: its number, losses, rate, tokens and images."""
+        self._tokens += record["tokens"]
+        self._images += record["images"]
+        seconds = time.perf_counter() - self._began
+        record["seconds"] = round(seconds, 3)
+        self._tell(record)
+        self._bar.update(1)
+        rates = {"tok/s": f"{self._tokens / seconds:.0f}", "img/s": f"{self._images / seconds:.1f}"}
+        self._bar.set_postfix({"loss": f"{record['loss']:.4f}", **rates}, refresh=False)
+
+    def scores(self, step: int, stage: str, scores: Mapping[str, Mapping[str, float]]) -> None:
+        """Tell how good the model is on held-out data."""
+        self._tell({"step": step, "stage": stage, "scores": scores})
+        said = "; ".join(
+            f"{name}: " + ", ".join(f"{kind} {value:.3f}" for kind, value in own.items())
+            for name, own in scores.items()
+        )
+        self._bar.write(f"step {step}: {said}") if not self._bar.disable else None
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+        if self._file is not None:
+            self._write(record)
+        for board in self._boards:
+            board(record["step"], _flat(record))
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._bar.close()
+        if self._file is not None:
+            self._file.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a log; a last line that was cut off is no record."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return found
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}/{inner}": each for inner, each in _flat(value).items()}
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            found[key] = float(value)
+    return found
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtra("tensorboard", "tensorboard") from error
+    writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def tell(step: int, values: Mapping[str, float]) -> None:
+        for key, value in values.items():
+            writer.add_scalar(key, value, step)
+
+    return tell
+
+
+def _wandb(project: str, name: str) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise MissingExtra("wandb", "wandb") from error
+    run = wandb.init(project=project, name=name, resume="allow")
+    return lambda step, values: run.log(dict(values), step=step)
+
+
+def plot(records: list[dict[str, Any]], path: Path) -> bool:
+    """Draw loss, rate and scores of a run by step; whether matplotlib is there to do it."""
+    try:
+        os.environ.setdefault("MPLBACKEND", "Agg")
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    steps = [r for r in records if "loss" in r]
+    looks = [r for r in records if "scores" in r]
+    figure = Figure(figsize=(9, 3.2 * (1 + bool(looks))), layout="constrained")
+    axes = figure.subplots(1 + bool(looks), 1, squeeze=False)[:, 0]
+    numbers = [r["step"] for r in steps]
+    for name in dict.fromkeys(key for r in steps for key in r["losses"]):
+        own = [(r["step"], r["losses"][name]) for r in steps if name in r["losses"]]
+        axes[0].plot(*zip(*own, strict=True), lw=0.7, label=name)
+    axes[0].plot(numbers, [r["loss"] for r in steps], color="black", lw=1.2, label="loss")
+    rate = axes[0].twinx()
+    rate.plot(numbers, [r["lr"] for r in steps], color="grey", ls=":", lw=1)
+    rate.set_ylabel("learning rate (dotted)")
+    axes[0].set_ylabel("loss")
+    axes[0].legend(fontsize=8)
+    for before, after in pairwise(steps):
+        if before["stage"] != after["stage"]:
+            axes[0].axvline(after["step"], color="grey", lw=0.5)
+    if looks:
+        for name, kind in dict.fromkeys((n, k) for r in looks for n, own in r["scores"].items() for k in own):
+            seen = [(r["step"], r["scores"][name][kind]) for r in looks if kind in r["scores"].get(name, {})]
+            axes[1].plot(*zip(*seen, strict=True), marker="o", ms=3, label=f"{name} {kind}")
+        axes[1].set_ylabel("held out")
+        axes[1].legend(fontsize=8)
+    axes[-1].set_xlabel("step")
+    figure.savefig(path, dpi=120)
+    return True

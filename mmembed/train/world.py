@@ -1,0 +1,87 @@
+"""The processes of one run: who I am among them, what all of them embedded, and the sum of their gradients."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train together, as torchrun or accelerate started them; one alone is a world of one.
+
+    Every process reads the same batch and embeds its share of it. Then each sees the vectors of all, its own with their
+    gradient, and computes the loss of the whole batch. The gradient of a weight is the sum over the processes: exactly
+    that of one process with the whole batch, without a factor.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def joined(cls, device: torch.device) -> World:
+        """The world that the environment says (RANK, WORLD_SIZE, MASTER_ADDR), joined."""
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+            return cls()
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def share(self, things: Sequence[T]) -> tuple[int, int]:
+        """First and end of this process' part of a batch."""
+        count = len(things)
+        return count * self.rank // self.size, count * (self.rank + 1) // self.size
+
+    def gathered(self, own: Tensor) -> Tensor:
+        """(n, ...) of this process -> (N, ...) of all, by rank; only its own part has a gradient."""
+        if self.size == 1:
+            return own
+        counts = self.told(len(own))
+        most = max(counts)
+        padded = own.detach().new_zeros(most, *own.shape[1:])
+        padded[: len(own)] = own.detach()
+        every = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(every, padded.contiguous())
+        parts = [part[:count] for part, count in zip(every, counts, strict=True)]
+        parts[self.rank] = own
+        return torch.cat(parts)
+
+    def told(self, thing: T) -> list[T]:
+        """What each process says, by rank."""
+        if self.size == 1:
+            return [thing]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, thing)
+        return found
+
+    def add_gradients(self, weights: Iterable[Tensor], shared: Iterable[Tensor] = ()) -> None:
+        """Every weight's gradient becomes the sum over the processes; the mean for `shared`, whose gradient each has whole."""
+        if self.size == 1:
+            return
+        for some, factor in ((weights, 1.0), (shared, 1.0 / self.size)):
+            of_kind: dict[torch.dtype, list[Tensor]] = {}
+            for weight in some:
+                if weight.grad is None:  # not reached here, maybe elsewhere
+                    weight.grad = torch.zeros_like(weight)
+                of_kind.setdefault(weight.grad.dtype, []).append(weight.grad)
+            for gradients in of_kind.values():
+                flat = torch.cat([g.flatten() for g in gradients])
+                dist.all_reduce(flat)
+                for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+                    gradient.copy_(total.view_as(gradient).mul_(factor))
+
+    def wait(self) -> None:
+        if self.size > 1:
+            dist.barrier()

@@ -1,0 +1,109 @@
+"""What tests of training share: a tiny model and data in a folder, a recipe, and runs in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image as PillowImage
+
+from mmembed.testing import tiny_embedder
+from mmembed.train.loop import Run
+from mmembed.train.recipe import read_recipe
+from mmembed.train.watch import read_log
+
+RECIPE = """
+name = "small"
+seed = 3
+
+[model]
+load = "tiny"
+
+[data.pairs]
+kind = "jsonl"
+path = "pairs.jsonl"
+columns = { query = { text = "q" }, positive = { text = "p" } }
+
+[data.pictures]
+kind = "jsonl"
+path = "pictures.jsonl"
+columns = { query = { text = "name" }, positive = { image = "file" } }
+
+[[stage]]
+name = "first"
+steps = 6
+train = ["backbone", "projector"]
+lr = 1e-3
+save = 2
+  [[stage.task]]
+  data = ["pairs", "pictures"]
+  batch = 8
+  group = 4
+  losses = [{ kind = "infonce", temperature = 0.05 }]
+"""
+
+
+def write_lines(path: Path, rows: Sequence[Any]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def lay(folder: Path, recipe: str = RECIPE) -> Path:
+    """A folder with a tiny model, 40 pairs, 12 named pictures and a recipe; the path of the recipe."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "tiny").exists():
+        tiny_embedder().save(folder / "tiny")
+    write_lines(folder / "pairs.jsonl", [{"q": f"thing {k}", "p": f"the {k}th of all things"} for k in range(40)])
+    for k in range(12):
+        PillowImage.new("RGB", (32, 32), (20 * k, 250 - 20 * k, 128)).save(folder / f"{k}.png")
+    write_lines(folder / "pictures.jsonl", [{"name": f"colour {k}", "file": f"{k}.png"} for k in range(12)])
+    path = folder / "recipe.toml"
+    path.write_text(recipe, encoding="utf-8")
+    return path
+
+
+def trained(path: Path, output: Path, *changes: str, resume: bool = False) -> Run:
+    """A run of a recipe, done."""
+    run = Run(read_recipe(path, changes), output, device="cpu", resume=resume)
+    run.embedder = run.train()
+    return run
+
+
+def curve(output: Path) -> list[tuple[Any, ...]]:
+    """The log of a run without its clock."""
+    return [
+        tuple(sorted((key, str(value)) for key, value in record.items() if key != "seconds"))
+        for record in read_log(output / "run" / "log.jsonl")
+    ]
+
+
+def started(work: Callable[..., None], *arguments: Any) -> multiprocessing.process.BaseProcess:
+    """A process of its own that does `work`."""
+    process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
+    process.start()
+    return process
+
+
+def together(count: int, work: Callable[..., None], *arguments: Any) -> None:
+    """`work` in so many processes that know of each other, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def one(rank: int) -> None:
+        os.environ |= {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        work(*arguments)
+
+    processes = [started(one, rank) for rank in range(count)]
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * count

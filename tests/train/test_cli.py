@@ -1,0 +1,69 @@
+"""`mmembed train` as users run it: a look before, the run, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import mmembed
+from mmembed.cli import main
+
+from .runs import RECIPE, lay
+
+
+@pytest.fixture
+def run(capfd):
+    def command(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["train", *(str(argument) for argument in arguments)])
+        out, err = capfd.readouterr()
+        return ended.value.code or 0, out, err
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    return lay(tmp_path_factory.mktemp("recipe"))
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(run, recipe, tmp_path):
+    code, out, _ = run(recipe, "--output", tmp_path / "out", "--dry-run", "--device", "cpu")
+    assert code == 0
+    assert "data pairs: 40 rows" in out
+    assert "stage first: 6 steps of 8 examples (pairs 0.92 times, pictures 0.92 times)" in out
+    assert "'colour " in out or "'thing " in out
+    assert not (tmp_path / "out").exists()
+    code, out, _ = run(recipe, "--output", tmp_path / "out", "--dry-run", "--json", "--device", "cpu")
+    (stage,) = json.loads(out)["stages"]
+    tiny = mmembed.load(recipe.parent / "tiny").model
+    assert stage["trained"] == sum(w.numel() for n, w in tiny.named_parameters() if not n.startswith("vision."))
+    assert stage["frozen"] == sum(w.numel() for n, w in tiny.named_parameters() if n.startswith("vision."))
+    assert stage["weights"] == 16 * stage["trained"] + 4 * stage["frozen"]
+    assert stage["tokens"] > 100
+    assert stage["activations"] > 4 * 32 * stage["tokens"]
+
+
+def test_a_run_by_the_command_line_stops_again_before_it_would_go_over_another(run, recipe, tmp_path):
+    code, out, err = run(recipe, "--output", tmp_path, "--set", "stage.0.steps=2", "--json", "--device", "cpu")
+    assert code == 0, err
+    assert json.loads(out)["steps"] == 2
+    assert mmembed.load(tmp_path).spec.name == "small"
+    code, _, err = run(recipe, "--output", tmp_path, "--set", "stage.0.steps=2", "--device", "cpu")
+    assert code == 2
+    assert "--resume" in err
+    assert run(recipe, "--output", tmp_path, "--set", "stage.0.steps=2", "--resume", "--device", "cpu")[0] == 0
+
+
+def test_what_is_wrong_is_one_line_and_a_code(run, tmp_path):
+    recipe = lay(tmp_path, RECIPE.replace("steps = 6", "stepz = 6"))
+    code, _, err = run(recipe, "--device", "cpu")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "Did you mean 'steps'?" in err
+    recipe = lay(tmp_path)
+    (tmp_path / "pairs.jsonl").write_text('{"q": 1}\n' * 40)
+    code, _, err = run(recipe, "--device", "cpu")
+    assert code == 1
+    assert "column 'q' holds 1, and a text is wanted" in err

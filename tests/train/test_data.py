@@ -1,0 +1,164 @@
+"""Training data of every kind: the same rows from each, and what a bad one says."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image as PillowImage
+
+from mmembed import Image, Text
+from mmembed.errors import InputError, SpecError
+from mmembed.train.data import Column, Columns, ImageFolder, InMemory, Jsonl, Parquet, Tar, digest
+
+from .runs import write_lines
+
+TEXTS = Columns(query=Column(text="q"), positive=Column(text="p"))
+
+
+def png(shade: int) -> bytes:
+    out = io.BytesIO()
+    PillowImage.new("RGB", (9, 7), (shade, 0, 0)).save(out, "PNG")
+    return out.getvalue()
+
+
+def pairs(examples):
+    return [(examples[k].query, examples[k].positives) for k in range(len(examples))]
+
+
+def test_jsonl_and_parquet_give_the_same_rows_in_any_order(tmp_path):
+    rows = [{"q": f"frage {k} ü", "p": [f"a{k}", f"b{k}"]} for k in range(25)]
+    write_lines(tmp_path / "x.jsonl", rows)
+    (tmp_path / "x.jsonl").write_text((tmp_path / "x.jsonl").read_text() + "\n  \n")  # blank lines are no rows
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet", row_group_size=4)
+    by_line = Jsonl(path="x.jsonl", columns=TEXTS).open("x", tmp_path)
+    by_group = Parquet(path="x.parquet", columns=TEXTS).open("x", tmp_path)
+    assert len(by_line) == len(by_group) == 25
+    order = np.random.default_rng(0).permutation(25)
+    assert (
+        [by_line[k].query for k in order]
+        == [by_group[k].query for k in order]
+        == [(Text(f"frage {k} ü"),) for k in order]
+    )
+    assert by_group[7].positives == ((Text("a7"),), (Text("b7"),))
+    assert sorted(np.concatenate(by_group.blocks())) == list(range(25))
+
+
+def test_parquet_takes_the_rows_that_where_names(tmp_path):
+    rows = [{"q": f"{k}", "p": f"{k}", "split": "train" if k % 3 else "test"} for k in range(20)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet", row_group_size=6)
+    found = Parquet(path="x.parquet", columns=TEXTS, where={"split": "test"}).open("x", tmp_path)
+    assert [found[k].query[0].text for k in range(len(found))] == [str(k) for k in range(0, 20, 3)]
+    with pytest.raises(SpecError, match="Did you mean 'split'"):
+        Parquet(path="x.parquet", columns=TEXTS, where={"splitt": "test"}).open("x", tmp_path)
+
+
+def test_pictures_come_as_paths_from_their_folder_as_bytes_and_from_tars(tmp_path):
+    for name in ("cats/1.png", "dogs/2.png"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(png(int(name[5])))
+    (tmp_path / "images/cats/1.txt").write_text("a cat\n")
+    (tmp_path / "images/dogs/2.txt").write_text("a dog")
+    folder = ImageFolder(path="images", columns=Columns(query=Column(text="text"), positive=Column(image="image")))
+    write_lines(tmp_path / "x.jsonl", [{"q": "a cat", "p": "cats/1.png"}, {"q": "a dog", "p": "dogs/2.png"}])
+    pictured = Columns(query=Column(text="q"), positive=Column(image="p"))
+    lines = Jsonl(path="x.jsonl", columns=pictured, images="images")
+    rows = [{"q": "a cat", "p": png(1)}, {"q": "a dog", "p": png(2)}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for k, word in ((1, "a cat"), (2, "a dog")):
+            for ending, data in (("png", png(k)), ("json", json.dumps({"q": word}).encode()), ("txt", word.encode())):
+                info = tarfile.TarInfo(f"shard/{k:03}.{ending}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    tar_columns = Columns(query=Column(text="json.q"), positive=Column(text="txt", image="image"))
+    found = {
+        "folder": folder.open("x", tmp_path),
+        "jsonl": lines.open("x", tmp_path),
+        "parquet": Parquet(path="x.parquet", columns=pictured).open("x", tmp_path),
+        "tar": Tar(path="x.tar", columns=tar_columns).open("x", tmp_path),
+    }
+    for name, examples in found.items():
+        assert [example[0][0].text for example in pairs(examples)] == ["a cat", "a dog"], name
+        shades = [int(positives[0][0].load()[0, 0, 0]) for _, positives in pairs(examples)]
+        assert shades == [1, 2], name
+    assert found["tar"][0].positives[0][1] == Text("a cat")
+
+
+def test_graded_pairs_triples_and_lists_of_negatives(tmp_path):
+    columns = Columns(
+        query=Column(text="q"), positive=Column(text="p"), negatives=(Column(text="n"), Column(text="m")), score="s"
+    )
+    write_lines(tmp_path / "x.jsonl", [{"q": "q", "p": "p", "n": ["n1", "n2"], "m": "m", "s": [1, 0.5, 0, 0.25]}])
+    (example,) = [Jsonl(path="x.jsonl", columns=columns).open("x", tmp_path)[0]]
+    assert [item[0].text for item in example.negatives] == ["n1", "n2", "m"]
+    assert example.scores == (1.0, 0.5, 0.0, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"q": None, "p": "p"}, "row 1: column 'q' holds None, and a text is wanted"),
+        ({"q": 7, "p": "p"}, "row 1: column 'q' holds 7, and a text is wanted"),
+        ({"q": "q", "pp": "p"}, "row 1: no column is called 'p'. Did you mean 'pp'?"),
+        ({"q": "q", "p": []}, "row 1: it has no positive"),
+        ({"q": ["a", "b"], "p": "p"}, "row 1: the query holds 2 items, and one is wanted"),
+        ({"q": "q", "p": "p", "s": "high"}, "row 1: column 's' holds 'high', and a number is wanted"),
+        ({"q": "q", "p": "p", "s": True}, "row 1: column 's' holds True, and a number is wanted"),
+        ({"q": "q", "p": "p", "s": [1, 2]}, "row 1: it has 2 scores, of a positive and 0 negatives"),
+        ("no object", "row 1: no JSON object"),
+    ],
+)
+def test_a_bad_row_is_told_by_data_and_row(tmp_path, row, said):
+    columns = Columns(query=Column(text="q"), positive=Column(text="p"), score="s" if "s" in row else None)
+    write_lines(tmp_path / "x.jsonl", [{"q": "q", "p": "p", "s": 1}, row])
+    examples = Jsonl(path="x.jsonl", columns=columns).open("words", tmp_path)
+    assert examples[0].query == (Text("q"),)
+    with pytest.raises(InputError) as caught:
+        examples[1]
+    assert str(caught.value) == f"data 'words', {said}" or said in str(caught.value)
+
+
+def test_files_that_hold_nothing_to_learn_from_are_told(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "no.parquet").write_bytes(b"words")
+    (tmp_path / "no.tar").write_bytes(b"words")
+    image = Columns(query=Column(image="image"), positive=Column(text="text"))
+    for source, said in (
+        (Jsonl(path="empty.jsonl", columns=TEXTS), "holds no rows"),
+        (Jsonl(path="gone.jsonl", columns=TEXTS), "no such file"),
+        (Jsonl(path="*.lines", columns=TEXTS), "no such file"),
+        (ImageFolder(path="folder", columns=image), "holds no rows"),
+        (Parquet(path="no.parquet", columns=TEXTS), "no parquet file"),
+        (Tar(path="no.tar", columns=TEXTS), "no whole tar file"),
+    ):
+        with pytest.raises(SpecError, match=said):
+            source.open("x", tmp_path)
+    pq.write_table(pa.table({"q": ["a"], "answer": ["b"]}), tmp_path / "x.parquet")
+    with pytest.raises(SpecError, match=r"no column of .* is called 'p'"):
+        Parquet(path="x.parquet", columns=TEXTS).open("x", tmp_path)
+
+
+def test_many_files_are_one_table_in_order(tmp_path):
+    for k in range(3):
+        write_lines(tmp_path / f"part-{k}.jsonl", [{"q": f"{k}{j}", "p": "p"} for j in range(k + 1)])
+    found = Jsonl(path="part-*.jsonl", columns=TEXTS).open("x", tmp_path)
+    assert [found[k].query[0].text for k in range(len(found))] == ["00", "10", "11", "20", "21", "22"]
+    assert len(Jsonl(path="part-*.jsonl", columns=TEXTS, limit=4).open("x", tmp_path)) == 4
+
+
+def test_equal_items_have_equal_digests_and_a_group_makes_rows_positives_of_each_other():
+    assert digest((Text("a"),)) == digest((Text("a"),)) != digest((Text("b"),))
+    assert digest((Image(b"1"),)) == digest((Image(b"1"),)) != digest((Text("1"),))
+    columns = Columns(query=Column(text="q"), positive=Column(text="p"), group="g")
+    table = [{"q": "a", "p": "b", "g": 1}, {"q": "c", "p": "d", "g": 1}, {"q": "e", "p": "f", "g": 2}]
+    found = InMemory(table=table, columns=columns).open("x", Path())
+    assert found[0].keys & found[1].keys
+    assert not found[0].keys & found[2].keys

@@ -1,0 +1,258 @@
+"""The loop: it learns, stops and goes on as if nothing had happened, and loses nothing when something goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import mmembed
+from mmembed.batch import pack
+from mmembed.errors import InputError, LoadError, SpecError, TrainingError
+from mmembed.train import checkpoints
+from mmembed.train.loop import Run
+from mmembed.train.losses import losses
+from mmembed.train.recipe import read_recipe
+from mmembed.train.watch import read_log
+
+from .runs import RECIPE, curve, lay, started, trained
+
+STEPS = "stage.0.steps=30"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    return lay(tmp_path_factory.mktemp("recipe"))
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, tmp_path_factory):
+    """A run of 30 steps that nothing disturbed."""
+    output = tmp_path_factory.mktemp("whole")
+    trained(recipe, output, STEPS)
+    return output
+
+
+def weights(output):
+    return load_file(output / "weights.safetensors")
+
+
+def same(a, b) -> bool:
+    return curve(a) == curve(b) and all(torch.equal(value, weights(b)[name]) for name, value in weights(a).items())
+
+
+def test_a_run_learns_and_leaves_a_folder_that_load_opens(whole):
+    steps = [record["loss"] for record in read_log(whole / "run" / "log.jsonl")]
+    assert len(steps) == 30
+    assert np.mean(steps[-5:]) < 0.6 * np.mean(steps[:5])
+    embedder = mmembed.load(whole)
+    assert embedder.spec.name == "small"
+    assert embedder.self_test().passed
+    assert (whole / "README.md").read_text().startswith("<!-- written by mmembed train -->\n# small")
+    assert len(list((whole / "run").glob("*.safetensors"))) == 2
+    assert (whole / "run" / "plot.png").stat().st_size > 5000
+
+
+def test_only_what_the_stage_trains_changes(whole, recipe):
+    before, after = load_file(recipe.parent / "tiny" / "weights.safetensors"), weights(whole)
+    moved = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"backbone", "projector"}
+
+
+def _until_killed(recipe, output):
+    trained(recipe, output, STEPS)
+
+
+def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(recipe, whole, tmp_path):
+    process = started(_until_killed, recipe, tmp_path)
+    log = tmp_path / "run" / "log.jsonl"
+    while not (log.exists() and len(log.read_bytes().splitlines()) >= 9) and process.is_alive():
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    steps = len(read_log(log))
+    assert 9 <= steps < 30
+    with pytest.raises(LoadError, match="--resume"):
+        Run(read_recipe(recipe, [STEPS]), tmp_path, device="cpu")
+    trained(recipe, tmp_path, STEPS, resume=True)
+    assert same(tmp_path, whole)
+
+
+def test_ctrl_c_keeps_the_step_it_came_in(recipe, whole, tmp_path, monkeypatch):
+    step = torch.optim.AdamW.step
+    done = []
+
+    def interrupted(self, *given):
+        done.append(None)
+        if len(done) == 7:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, *given)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trained(recipe, tmp_path, STEPS)
+    assert checkpoints.found(tmp_path / "run")[-1].name == "00000007.safetensors"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    trained(recipe, tmp_path, STEPS, resume=True)
+    assert len(done) == 30
+    assert same(tmp_path, whole)
+
+
+def test_a_finished_run_resumes_to_the_same_folder(recipe, whole):
+    before = weights(whole)
+    trained(recipe, whole, STEPS, resume=True)
+    assert all(torch.equal(value, before[name]) for name, value in weights(whole).items())
+    with pytest.raises(SpecError, match="another recipe"):
+        Run(read_recipe(recipe, [STEPS, "stage.0.lr=0.5"]), whole, device="cpu", resume=True)
+
+
+def test_a_loss_that_is_no_number_stops_with_its_batch_and_keeps_the_last_good_checkpoint(
+    recipe, tmp_path, monkeypatch
+):
+    seen = []
+    infonce = losses["infonce"]
+
+    def breaking(*given, **settings):
+        loss = infonce(*given, **settings)
+        formula = loss.formula
+        loss.formula = lambda compared, **own: (
+            formula(compared, **own) * (float("nan") if seen.append(1) or len(seen) == 5 else 1)
+        )
+        return loss
+
+    breaking.__signature__, breaking.__wrapped__ = infonce.__signature__, infonce.__wrapped__
+    monkeypatch.setitem(losses._parts, "infonce", breaking)
+    with pytest.raises(TrainingError) as caught:
+        trained(recipe, tmp_path)
+    said = str(caught.value)
+    assert "stage 'first', step 5: loss nan (infonce nan)" in said
+    assert "00000004.safetensors is the last good checkpoint" in said
+    batch = json.loads((tmp_path / "run" / "bad-batch-5.json").read_text())
+    assert len(batch) == 8
+    assert f"Rows: {batch[0]['data']} {batch[0]['row']}, " in said
+    tensors, state = checkpoints.load(tmp_path / "run" / "00000004.safetensors")
+    assert state["step"] == 4
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    trained(recipe, tmp_path, resume=True)
+
+
+def test_a_full_disk_at_a_checkpoint_loses_nothing(recipe, tmp_path, monkeypatch):
+    fsync = os.fsync
+    synced = []
+
+    def full(handle):
+        synced.append(handle)
+        if len(synced) == 5:  # a file and its folder a checkpoint: the third one
+            raise OSError(28, "No space left on device")
+        return fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        TrainingError, match=r"step 6 cannot be written .*No space left on device; 00000004.safetensors is there"
+    ):
+        trained(recipe, tmp_path)
+    assert [path.name for path in checkpoints.found(tmp_path / "run")] == [
+        "00000002.safetensors",
+        "00000004.safetensors",
+    ]
+    assert not list((tmp_path / "run").glob(".*part"))
+    trained(recipe, tmp_path, resume=True)
+    assert mmembed.load(tmp_path).self_test().passed
+
+
+def test_a_checkpoint_that_is_cut_off_is_told(recipe, tmp_path):
+    trained(recipe, tmp_path)
+    last = checkpoints.found(tmp_path / "run")[-1]
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(LoadError, match=r"00000006.safetensors is no whole checkpoint"):
+        Run(read_recipe(recipe), tmp_path, device="cpu", resume=True)
+
+
+def test_a_broken_picture_in_the_middle_stops_with_its_row_or_is_left_out(tmp_path):
+    recipe = lay(tmp_path)
+    (tmp_path / "7.png").write_bytes((tmp_path / "7.png").read_bytes()[:40])
+    pictures = 'stage.0.task.0.data=["pictures"]'
+    with pytest.raises(InputError, match=r"data 'pictures', row 7: .*7\.png"):
+        trained(recipe, tmp_path / "a", pictures)
+    trained(recipe, tmp_path / "b", pictures, 'data.pictures.on_error="skip"')
+    records = read_log(tmp_path / "b" / "run" / "log.jsonl")
+    assert len(records) == 6
+    assert {record.get("skipped", 0) for record in records} == {0, 1}
+
+
+def test_the_gradient_over_a_shared_prefix_is_that_of_every_item_alone(tiny):
+    words = [f"a common instruction for all of them: item {k}" for k in range(5)]
+    samples = tiny.samples(words)
+    weight = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    found = []
+    for share in (True, False):
+        tiny.model.zero_grad()
+        batch = pack(samples, range(5), tiny.spec.mask, share=share)
+        (tiny.model(batch) * weight).sum().backward()
+        found.append({name: p.grad.clone() for name, p in tiny.model.named_parameters() if p.grad is not None})
+    tiny.model.zero_grad()
+    assert len(found[0]) > 10
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_parts_that_the_model_lacks_and_prompts_it_does_not_have_are_told(recipe, tmp_path):
+    with pytest.raises(SpecError, match="trains 'pooling', and the model has only backbone"):
+        trained(recipe, tmp_path / "a", 'stage.0.train=["pooling"]')
+    with pytest.raises(LookupError, match="no prompt is called 'querie'"):
+        trained(recipe, tmp_path / "b", 'data.pairs.query_prompt="querie"')
+
+
+def test_the_mean_of_the_weights_is_what_stays(recipe, tmp_path):
+    run = trained(recipe, tmp_path, "stage.0.average=0.5")
+    tensors, _ = checkpoints.load(checkpoints.found(tmp_path / "run")[-1])
+    mean = {name.removeprefix("average."): t for name, t in tensors.items() if name.startswith("average.")}
+    assert mean
+    kept = weights(tmp_path)
+    for name, tensor in mean.items():
+        assert torch.equal(kept[name], tensor)
+        assert not torch.equal(kept[name], tensors[f"weight.{name}"])
+    assert run.steps == 6
+
+
+def test_a_recipe_of_two_stages_with_held_out_data_and_lora(tmp_path):
+    recipe = lay(tmp_path, RECIPE + STAGES)
+    output = tmp_path / "out"
+    run = trained(recipe, output)
+    scores = [record for record in read_log(output / "run" / "log.jsonl") if "scores" in record]
+    assert [record["step"] for record in scores] == [6, 8, 10]
+    assert scores[-1]["scores"]["names"].keys() == {"R@1", "R@10", "MRR"}
+    assert "| names | R@1 |" in (output / "README.md").read_text()
+    before, after = load_file(tmp_path / "tiny" / "weights.safetensors"), weights(output)
+    assert before.keys() == after.keys()
+    assert run.embedder.self_test().passed
+
+
+STAGES = """
+[[stage]]
+name = "second"
+steps = 4
+train = ["lora"]
+lora = { r = 2, targets = ["q_proj", "down_proj"], dropout = 0.1 }
+lr = 1e-2
+evaluate = 2
+  [[stage.task]]
+  data = ["pairs"]
+  batch = 8
+  losses = [{ kind = "infonce" }]
+
+[data.others]
+kind = "jsonl"
+path = "pictures.jsonl"
+columns = { query = { text = "name" }, positive = { image = "file" } }
+
+[held_out.names]
+data = "others"
+"""

@@ -1,0 +1,126 @@
+"""Mixtures: reproducible, without twins in a batch, balanced as asked, and exactly the same after a stop."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmembed.errors import InputError, SpecError, UnknownName
+from mmembed.train.data import Column, Columns, InMemory
+from mmembed.train.mixture import Mixture, Order
+
+
+def of(table, name="x", **more):
+    columns = {"query": Column(text="q"), "positive": Column(text="p")}
+    columns |= {key: more.pop(key) for key in ("language", "group", "score") if key in more}
+    return InMemory(table=table, columns=Columns(**columns), **more).open(name, Path())
+
+
+def rows(count, name="r", **more):
+    return [{"q": f"{name} {k}", "p": f"{name}' {k}", **more} for k in range(count)]
+
+
+def told(batch):
+    return [(example.source, example.row) for example in batch]
+
+
+def test_every_row_has_its_turn_once_an_epoch_and_epochs_differ():
+    order = Order([np.arange(0, 50), np.arange(50, 80)], [1])
+    epochs = [[next(order) for _ in range(80)] for _ in range(3)]
+    assert all(sorted(epoch) == list(range(80)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    for epoch in epochs:  # blocks stay together
+        assert set(epoch[:30]) == set(range(50, 80)) or set(epoch[:50]) == set(range(50))
+
+
+def test_a_mixture_goes_on_exactly_where_it_stopped():
+    data = {"a": of(rows(23), "a"), "b": of([*rows(9, "s"), *rows(9, "s")], "b")}  # every row of b has a twin
+    make = lambda: Mixture(data, batch=7, group=3, seed=[5])  # noqa: E731
+    through = make()
+    batches = [told(next(through)) for _ in range(30)]
+    for stop in (0, 1, 11, 29):
+        first = make()
+        for _ in range(stop):
+            next(first)
+        second = make()
+        second.restore(json.loads(json.dumps(first.state())))
+        assert [told(next(second)) for _ in range(30 - stop)] == batches[stop:]
+    assert [told(next(Mixture(data, batch=7, group=3, seed=[6]))) for _ in range(1)] != batches[:1]
+
+
+def test_no_two_of_a_batch_share_query_positive_or_group():
+    table = [*rows(10), *rows(10), {"q": "r 3", "p": "another"}, {"q": "another", "p": "r' 4"}]
+    mixture = Mixture({"x": of(table)}, batch=6, seed=[0])
+    seen = Counter()
+    for _ in range(40):
+        batch = next(mixture)
+        keys = [key for example in batch for key in example.keys]
+        assert len(keys) == len(set(keys))
+        seen.update(example.row for example in batch)
+    assert len(seen) == len(table)  # who waits has a turn after all
+    assert max(seen.values()) <= 2 * min(seen.values())
+    grouped = Mixture({"x": of([{**row, "g": k % 4} for k, row in enumerate(rows(20))], group="g")}, batch=4)
+    for _ in range(10):
+        assert len({example.row % 4 for example in next(grouped)}) == 4
+
+
+def test_equals_of_graded_pairs_may_meet():
+    mixture = Mixture({"x": of([{"q": "same", "p": "as this", "s": k} for k in range(8)], score="s")}, batch=8)
+    assert len(next(mixture)) == 8
+
+
+def test_batches_are_of_one_source_interleaved_or_mixed_as_group_says():
+    data = {"a": of(rows(64, "a"), "a"), "b": of(rows(64, "b"), "b")}
+    kinds = lambda batch: [example.source for example in batch]  # noqa: E731
+    whole = [kinds(next(m)) for m in [Mixture(data, batch=8)] for _ in range(20)]
+    assert all(len(set(batch)) == 1 for batch in whole)
+    assert len({batch[0] for batch in whole}) == 2
+    fours = [kinds(next(m)) for m in [Mixture(data, batch=8, group=4)] for _ in range(20)]
+    assert all(len(set(batch[:4])) == len(set(batch[4:])) == 1 for batch in fours)
+    assert any(batch[0] != batch[4] for batch in fours)
+    single = [kinds(next(m)) for m in [Mixture(data, batch=8, group=1)] for _ in range(20)]
+    assert any(len(set(batch[:4])) == 2 for batch in single)
+
+
+def test_shares_and_temperature_say_how_often_a_source_comes():
+    data = {"small": of(rows(10, "s"), "small"), "large": of(rows(1000, "l"), "large")}
+    assert Mixture(data, batch=4).chances == pytest.approx([10 / 1010, 1000 / 1010])
+    assert Mixture(data, batch=4, temperature=2).chances == pytest.approx(
+        [10**0.5 / (10**0.5 + 1000**0.5), 0.909091], abs=1e-5
+    )
+    assert Mixture(data, batch=4, shares={"small": 100.0}).chances == pytest.approx([0.5, 0.5])
+    with pytest.raises(UnknownName, match="Did you mean 'small'"):
+        Mixture(data, batch=4, shares={"smal": 1.0})
+
+
+def test_languages_are_balanced_inside_a_source():
+    table = [*rows(200, "en", lang="en"), *rows(20, "sw", lang="sw"), *rows(2, "am", lang="am")]
+    mixture = Mixture({"x": of(table, language="lang")}, batch=2, language_temperature=1e9, group=1, seed=[1])
+    seen = Counter(example.language for _ in range(300) for example in next(mixture))
+    assert all(150 < count < 250 for count in seen.values()), seen
+    with pytest.raises(SpecError, match="names no column"):
+        Mixture({"x": of(table)}, batch=2, language_temperature=2.0)
+
+
+def test_too_few_rows_that_differ_are_told_and_other_data_is_not_taken_up():
+    mixture = Mixture({"x": of([*rows(3), *rows(3)])}, batch=4)
+    with pytest.raises(SpecError, match="too few rows that differ"):
+        next(mixture)
+    before = Mixture({"x": of(rows(8))}, batch=4)
+    with pytest.raises(SpecError, match="has changed"):
+        Mixture({"x": of(rows(9))}, batch=4).restore(before.state())
+
+
+def test_a_bad_row_stops_or_is_left_out():
+    table = [*rows(5), {"q": None, "p": "p"}]
+    strict = Mixture({"x": of(table)}, batch=5)
+    with pytest.raises(InputError, match="row 5"):
+        [next(strict) for _ in range(2)]
+    mixture = Mixture({"x": of(table, on_error="skip")}, batch=5)
+    assert {example.row for _ in range(4) for example in next(mixture)} == set(range(5))
+    with pytest.raises(InputError):
+        next(Mixture({"x": of([{"q": 1}] * 3, on_error="skip")}, batch=1))

@@ -1,0 +1,113 @@
+"""Recipes: what is wrong with one is told with its line, its key, what was wanted, and the nearest name."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmembed.errors import SpecError
+from mmembed.train.recipe import read_recipe
+from mmembed.train.signatures import lines_of
+
+from .runs import RECIPE
+
+
+def read(tmp_path, text, *changes):
+    path = tmp_path / "recipe.toml"
+    path.write_text(text, encoding="utf-8")
+    return read_recipe(path, changes)
+
+
+def line(text: str, part: str) -> int:
+    return text[: text.index(part)].count("\n") + 1
+
+
+def test_a_recipe_is_what_it_says(tmp_path):
+    recipe = read(tmp_path, RECIPE)
+    (stage,) = recipe.stage
+    assert (recipe.name, recipe.seed, recipe.model.load, stage.steps, stage.lr) == ("small", 3, "tiny", 6, 1e-3)
+    assert stage.train == ("backbone", "projector")
+    assert recipe.data["pairs"].columns.query.text == "q"
+    assert recipe.folder == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("steps = 6", "stepz = 6", "'stepz'. Did you mean 'steps'?"),
+        ("steps = 6", "steps = 6.5", "stage[0].steps must be a whole number, not 6.5"),
+        ("steps = 6", "steps = true", "stage[0].steps must be a whole number, not True"),
+        ("lr = 1e-3", 'lr = "fast"', "stage[0].lr must be a number, not 'fast'"),
+        ('train = ["backbone", "projector"]', 'train = "backbone"', "stage[0].train must be a list of texts, not 'backbone'"),
+        ('"projector"]', '"projektor"]', "'projektor'. Did you mean 'projector'?"),
+        ('kind = "infonce"', 'kind = "infonse"', "'infonse'. Did you mean 'infonce'?"),
+        ("temperature = 0.05", "temparature = 0.05", "'temparature'. Did you mean 'temperature'?"),
+        ("temperature = 0.05", 'temperature = "low"', "temperature must be a number"),
+        ("temperature = 0.05", 'weight = "much"', "weight must be a number, not 'much'"),
+        ('path = "pictures.jsonl"', 'path = "pictures.jsonl"\nlimits = 3', "'limits'. Did you mean 'limit'?"),
+        ('{ text = "name" }', '{ txt = "name" }', "'txt'. Did you mean 'text'?"),
+        ('data = ["pairs", "pictures"]', 'data = ["pears"]', "'pears'. Did you mean 'pairs'?"),
+        ('load = "tiny"', 'load = "tiny"\nprecision = "fp23"', "'fp23'. Did you mean 'fp32'?"),
+        ('load = "tiny"', 'load = "tiny"\n[model.spec]\nmax_lenght = 9', "'max_lenght'. Did you mean 'max_length'?"),
+        ('load = "tiny"', 'load = "tiny"\n[model.spec]\nmax_length = "9"', "model.spec.max_length must be a whole number"),
+        ('name = "small"', 'nam = "small"', "'nam'. Did you mean 'name'?"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_told_with_its_line(tmp_path, old, new, said):
+    text = RECIPE.replace(old, new, 1)
+    with pytest.raises(SpecError) as caught:
+        read(tmp_path, text)
+    assert said in str(caught.value)
+    wrong = new.splitlines()[-1]
+    lines = {line(text, wrong)} | ({1} if "nam = " in new else set())
+    if "pears" in new:  # told of the whole recipe: which data there is, is known only there
+        return
+    at = str(caught.value).split("line ")[1].split(":")[0]
+    near = line(text, "[[stage]]") if "projektor" in new else int(at)
+    assert int(at) in lines or int(at) == near
+
+
+def test_lacking_keys_are_named_with_their_table(tmp_path):
+    text = RECIPE.replace("steps = 6\n", "")
+    with pytest.raises(SpecError, match=rf"line {line(text, '[[stage]]')}: .*lacks steps"):
+        read(tmp_path, text)
+    with pytest.raises(SpecError, match="lacks model"):
+        read(tmp_path, RECIPE.replace('[model]\nload = "tiny"\n', ""))
+
+
+def test_a_file_that_is_no_toml_is_told_with_the_parsers_line(tmp_path):
+    with pytest.raises(SpecError, match=r"no TOML: .*line 2"):
+        read(tmp_path, "a = 1\nb = = 2\n")
+    with pytest.raises(SpecError, match="cannot be read"):
+        read_recipe(tmp_path / "none.toml")
+
+
+def test_a_model_is_loaded_or_composed_not_both(tmp_path):
+    with pytest.raises(SpecError, match="one of the two"):
+        read(tmp_path, RECIPE.replace('load = "tiny"', ""))
+
+
+def test_what_is_held_out_is_not_trained_on(tmp_path):
+    with pytest.raises(SpecError, match="held out, and trained on: pairs"):
+        read(tmp_path, RECIPE + '\n[held_out.names]\ndata = "pairs"\n')
+
+
+def test_set_changes_a_value_and_says_where_it_cannot(tmp_path):
+    recipe = read(tmp_path, RECIPE, "stage.0.steps=9", "seed = 4", "stage.0.task.0.losses.0.temperature=0.1")
+    assert recipe.stage[0].steps == 9
+    assert recipe.seed == 4
+    assert recipe.stage[0].task[0].losses[0]["temperature"] == 0.1
+    for change in ("stage.3.steps=9", "stage.0.steps", "stage.0.steps=many words", "name.first=1"):
+        with pytest.raises(SpecError, match="--set"):
+            read(tmp_path, RECIPE, change)
+
+
+def test_lines_are_known_of_nested_and_repeated_tables():
+    nested = 'a = 1\n"b.c" = """x\n[y]\n"""\n[d.x]\np = [1,\n  {z = 2},\n]\n'
+    text = nested + '[[s]]\nn = 1.5\n[s.o]\nl = 1\n[[s.t]]\nq = 2\n[[s]]\nn = "#"\n[[s.t]]\nq = 5\n'
+    lines = lines_of(text)
+    assert lines["b.c",] == 2
+    assert lines["d", "x", "p", 1, "z"] == 7
+    assert lines["s", 0, "o", "l"] == 12
+    assert lines["s", 0, "t", 0, "q"] == 14
+    assert lines["s", 1, "n"] == 16
+    assert lines["s", 1, "t", 0, "q"] == 18
