@@ -24,6 +24,7 @@ from .spec import NATIVE, ModelSpec, described
 from .tokenizer import SentencePieceTokenizer, TransformersTokenizer, load_tokenizer
 from .towers.backbone import build_backbone, check_precision, load_backbone
 from .towers.language_head import LanguageHead, body_of, build_language_model, load_language_model, vocabulary_of
+from .towers.lean import lean
 from .towers.vision import VisionTower, compose_vision
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def load(
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if isinstance(model, EmbeddingModel):
         check_precision(model.backbone, dtype)
-    return Embedder(cast(model, dtype).to(torch.device(chosen)), tokenizer, entries)
+    return Embedder(lean(cast(model, dtype)).to(torch.device(chosen)), tokenizer, entries)
 
 
 def compose(
@@ -136,7 +137,7 @@ def compose(
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype_of(precision)
     check_precision(body, dtype)
-    return Embedder(cast(model, dtype).to(torch.device(chosen)), words)
+    return Embedder(lean(cast(model, dtype)).to(torch.device(chosen)), words)
 
 
 def _kind(part: Mapping[str, Any] | str) -> Mapping[str, Any]:

@@ -1,0 +1,175 @@
+"""Leaner arithmetic for a model's own parts on the CPU: the same modules and weights, in fewer passes over memory.
+
+A vector is a long walk over memory as much as it is products of matrices: the products alone would take three quarters of the
+time that transformers' modules take. Here three kinds of parts get another `forward`, by a class that is put over their own:
+
+- a linear layer goes through oneDNN, which on AMD's processors multiplies a fifth faster than the MKL behind torch's own;
+- an RMS norm walks over its input three times instead of six;
+- a block's MLP takes 512 rows at a time, so that what it widens to stays in the cache.
+
+Nothing else of a part changes: names, weights, hooks, `isinstance`, what is saved. Wherever gradients are recorded, in other
+precisions, on other devices and under compilers, its own forward runs. Parts that are built otherwise are left as they are: a
+norm must give what its own forward gives, an MLP must treat each row by itself, both tried out on random numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+ROWS = 512
+"""Rows that an MLP takes at a time: 512 x 3072 numbers in fp32 are 6 MB, what two cores keep near. 256 to 1024 differ little."""
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+MLPS = ("mlp", "feed_forward", "ffn")
+"""What a block calls its MLP."""
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def lean(model: M) -> M:
+    """The model itself, with leaner parts where they give the same to fp32 rounding."""
+    forms: dict[tuple[type, str], type | None] = {}  # parts of one class are alike: one of them is tried out
+    for name, part in list(model.named_modules()):
+        own: Any = type(part)
+        if own is nn.Linear and ONEDNN:
+            part.__class__ = LeanLinear
+        role = "mlp" if name.rpartition(".")[2] in MLPS else "norm" if _is_norm(part) else ""
+        if role and (own, role) not in forms:
+            forms[own, role] = _form_of(part, role)
+        if role and (form := forms[own, role]) is not None:
+            part.__class__ = _over(form, own)
+    return model
+
+
+def serves(states: Tensor) -> bool:
+    """Whether lean arithmetic is for these numbers: fp32 on a CPU, no gradients, nothing that watches the operators."""
+    return (
+        states.dtype == torch.float32
+        and states.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+class LeanLinear(nn.Linear):
+    """A linear layer through oneDNN, on the weights as they lie: no second copy."""
+
+    def forward(self, input: Float[Tensor, "*R D"]) -> Float[Tensor, "*R E"]:  # noqa: A002 - nn.Linear's own name
+        plain = type(self.weight) is nn.Parameter and self.weight.dtype == torch.float32  # none shared out or quantised
+        if not plain or not serves(input) or not torch.backends.mkldnn.enabled:
+            return super().forward(input)
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
+        return out
+
+
+class _Over:
+    """Put over a part's own class; copies and pickles are made of that class again."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        form, own = type(self).__bases__
+        return _made, (form, own), self.__dict__
+
+
+class RowsAtATime(_Over):
+    """A module that treats each row by itself, on `ROWS` of them at a time."""
+
+    def forward(self, states: Float[Tensor, "*R D"]) -> Float[Tensor, "*R E"]:
+        own: Any = super()
+        if not serves(states) or states.numel() <= ROWS * states.shape[-1]:
+            return own.forward(states)
+        rows = states.reshape(1, -1, states.shape[-1])
+        out = torch.cat([own.forward(some) for some in rows.split(ROWS, dim=1)], dim=1)
+        return out.view(*states.shape[:-1], -1)
+
+
+class LeanNorm(_Over):
+    """x / rms(x) * weight, over the last axis."""
+
+    weight: Tensor
+
+    def scale(self) -> Tensor:
+        return self.weight
+
+    def forward(self, states: Float[Tensor, "*R D"]) -> Float[Tensor, "*R D"]:
+        if not serves(states) or self.weight.dtype != torch.float32:
+            own: Any = super()
+            return own.forward(states)
+        length = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
+        eps = torch.tensor(_eps(self))
+        return (states * torch.addcmul(eps, length, length, value=1 / states.shape[-1]).rsqrt_()).mul_(self.scale())
+
+
+class LeanNormAroundOne(LeanNorm):
+    """x / rms(x) * (1 + weight), Gemma's."""
+
+    def scale(self) -> Tensor:
+        return 1 + self.weight
+
+
+@cache
+def _over(form: Any, own: Any) -> type:
+    return type(own.__name__, (form, own), {"__module__": own.__module__, "__doc__": form.__doc__})
+
+
+def _made(form: type, own: type) -> Any:
+    kind: Any = _over(form, own)
+    return kind.__new__(kind)
+
+
+def _eps(part: Any) -> float:
+    eps = getattr(part, "variance_epsilon", getattr(part, "eps", None))
+    return torch.finfo(torch.float32).eps if eps is None else float(eps)
+
+
+def _is_norm(part: nn.Module) -> bool:
+    """Whether it has what an RMS norm has: one weight a number, and something that is added under the root."""
+    weights = dict(part.named_parameters())
+    bare = not list(part.children()) and not list(part.buffers()) and weights.keys() == {"weight"}
+    return bare and weights["weight"].ndim == 1 and (hasattr(part, "variance_epsilon") or hasattr(part, "eps"))
+
+
+def _form_of(part: nn.Module, role: str) -> type | None:
+    """The form that gives what the part's own class gives, tried on random numbers; None: no form does."""
+    if isinstance(part, _Over) or any(weight.is_meta for weight in part.parameters()):
+        return None
+    if role == "norm":
+        return _norm_form(part)
+    return RowsAtATime if _is_rowwise(part) else None
+
+
+def _norm_form(part: nn.Module) -> type | None:
+    own: Any = type(part)
+    tried = copy.deepcopy(part).float().cpu()
+    drawn = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        weight: Any = tried.weight
+        weight.copy_(torch.rand(len(weight), generator=drawn) + 0.5)
+        rows = torch.randn(8, len(weight), generator=drawn) * torch.logspace(-4, 3, 8)[:, None]
+        due = tried(rows)
+        for form in (LeanNorm, LeanNormAroundOne):
+            twin = copy.copy(tried)
+            twin.__class__ = _over(form, own)
+            if torch.allclose(twin(rows), due, rtol=1e-5, atol=1e-6):
+                return form
+    return None
+
+
+def _is_rowwise(part: nn.Module) -> bool:
+    """Whether a module maps rows one by one, and nothing in it but linear layers has weights."""
+    layers = [module for module in part.modules() if list(module.parameters(recurse=False))]
+    if len(layers) < 2 or not all(isinstance(layer, nn.Linear) for layer in layers):
+        return False
+    first: Any = layers[0]
+    rows = torch.randn(1, 6, first.in_features, generator=torch.Generator().manual_seed(0)).to(first.weight)
+    with torch.no_grad():
+        try:
+            whole, apart = part(rows), torch.cat([part(rows[:, :2]), part(rows[:, 2:])], dim=1)
+        except (TypeError, RuntimeError, ValueError):
+            return False
+    return isinstance(whole, Tensor) and torch.allclose(whole, apart, rtol=1e-4, atol=1e-5)

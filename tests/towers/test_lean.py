@@ -1,0 +1,158 @@
+"""Lean parts give what the parts' own classes give, and are those parts in everything else."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from mmembed.testing import BACKBONES, VLMS, tiny_backbone, tiny_embedder, tiny_vlm
+from mmembed.towers.lean import ROWS, LeanLinear, LeanNorm, LeanNormAroundOne, RowsAtATime, lean
+
+IDS = torch.randint(0, 256, (3, 300), generator=torch.Generator().manual_seed(0))
+"""More tokens than an MLP takes at a time."""
+FORMS = (LeanLinear, LeanNorm, LeanNormAroundOne, RowsAtATime)
+
+
+def states(model: PreTrainedModel) -> torch.Tensor:
+    return model(input_ids=IDS).last_hidden_state
+
+
+def parts(model: nn.Module) -> set[type]:
+    return {form for module in model.modules() for form in FORMS if isinstance(module, form)}
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_a_backbone_gives_the_same_states(kind: str):
+    assert IDS.numel() > ROWS
+    own = tiny_backbone(kind)
+    leaner = lean(copy.deepcopy(own))
+    with torch.no_grad():
+        due = states(own)
+        assert torch.allclose(states(leaner), due, rtol=0, atol=1e-5 * float(due.abs().max()))
+    assert LeanLinear in parts(leaner)
+    assert not parts(own)
+
+
+@pytest.mark.parametrize("kind", VLMS)
+def test_a_vision_language_model_gives_the_same_states(kind: str, tmp_path):
+    own = tiny_vlm(tmp_path, kind)
+    leaner = lean(copy.deepcopy(own))
+    with torch.no_grad():
+        due = states(own)
+        assert torch.allclose(states(leaner), due, rtol=0, atol=1e-5 * float(due.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "norm"),
+    [("qwen3", LeanNorm), ("llama", LeanNorm), ("mistral", LeanNorm), ("gemma3_text", LeanNormAroundOne)],
+)
+def test_decoders_have_all_their_parts_lean(kind: str, norm: type):
+    leaner = lean(tiny_backbone(kind))
+    for layer in leaner.layers:
+        assert isinstance(layer.mlp, RowsAtATime)
+        assert isinstance(layer.input_layernorm, norm)
+        assert isinstance(layer.self_attn.q_proj, LeanLinear)
+    assert isinstance(leaner.norm, norm)
+
+
+def test_with_gradients_the_own_forward_runs():
+    own = tiny_backbone()
+    leaner = lean(copy.deepcopy(own))
+    due, told = states(own), states(leaner)
+    assert torch.equal(told, due)
+    due.sum().backward()
+    told.sum().backward()
+    for mine, its in zip(leaner.parameters(), own.parameters(), strict=True):
+        assert torch.equal(mine.grad, its.grad)
+
+
+def test_in_other_precisions_the_own_forward_runs():
+    own = tiny_backbone().to(torch.bfloat16)
+    leaner = lean(copy.deepcopy(own))
+    assert RowsAtATime in parts(leaner)
+    with torch.no_grad():
+        assert torch.equal(states(leaner), states(own))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(states(lean(tiny_backbone())), states(tiny_backbone()))
+
+
+def test_what_is_saved_copied_and_pickled_stays():
+    own = tiny_backbone()
+    leaner = lean(copy.deepcopy(own))
+    assert list(leaner.state_dict()) == list(own.state_dict())
+    assert [type(leaner).__name__] + [type(m).__name__ for m in leaner.layers[0].children()] == [
+        type(own).__name__,
+        *(type(m).__name__ for m in own.layers[0].children()),
+    ]
+    block = leaner.layers[0]
+    for twin in (copy.deepcopy(block.mlp), copy.copy(block.mlp), pickle.loads(pickle.dumps(block.mlp))):
+        assert isinstance(twin, RowsAtATime)
+        assert isinstance(twin, type(own.layers[0].mlp))
+        rows = torch.randn(1, ROWS + 9, own.config.hidden_size)
+        with torch.no_grad():
+            assert torch.equal(twin(rows), block.mlp(rows))
+    assert copy.deepcopy(block.mlp).up_proj.weight is not block.mlp.up_proj.weight
+    before = [type(module) for module in leaner.modules()]
+    assert [type(module) for module in lean(leaner).modules()] == before
+
+
+def test_hooks_of_a_part_run_once():
+    leaner, seen = lean(tiny_backbone()), []
+    leaner.layers[1].mlp.register_forward_hook(lambda *_: seen.append(1))
+    with torch.no_grad():
+        states(leaner)
+    assert seen == [1]
+
+
+class CentredNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(8)), 1e-6
+
+    def forward(self, x):
+        return torch.nn.functional.layer_norm(x, (8,), self.weight, None, self.eps)
+
+
+class Neighbours(nn.Module):
+    """Its rows know of each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        return self.down(self.up(x).cumsum(1))
+
+
+class Apart(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+
+
+def test_parts_of_another_make_are_left_alone():
+    model = lean(nn.ModuleDict({"norm": CentredNorm(), "mlp": Neighbours()}))
+    assert type(model["norm"]) is CentredNorm
+    assert type(model["mlp"]) is Neighbours
+    assert isinstance(lean(nn.ModuleDict({"mlp": Apart()}))["mlp"], RowsAtATime)
+
+
+@pytest.mark.parametrize("shape", [(8,), (0, 8), (2, 0, 8), (5, 8), (2, 3, 5, 8)])
+def test_a_linear_layer_takes_every_shape(shape: tuple[int, ...]):
+    layer = nn.Linear(8, 3)
+    rows = torch.randn(*shape)
+    with torch.no_grad():
+        due = layer(rows)
+        told = lean(nn.Sequential(layer))[0](rows)
+    assert told.shape == due.shape
+    assert torch.allclose(told, due, atol=1e-6)
+
+
+def test_a_loaded_embedder_is_lean_and_saves_what_it_did():
+    embedder = tiny_embedder()
+    assert {LeanLinear, LeanNorm, RowsAtATime} <= parts(embedder.model)
+    assert not any("lean" in name.lower() for name in embedder.model.state_dict())
