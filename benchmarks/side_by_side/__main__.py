@@ -27,7 +27,7 @@ def plan(device: str, quick: bool) -> list[tuple[str, str, str, int]]:
     if device.startswith("cuda"):
         return [*(("0.6b", name, "cuda", 5) for name in TEXTS), *(("2b-vl", name, "cuda", 3) for name in PICTURES)]
     return [
-        *(("small", name, "cpu", 3) for name in TEXTS),
+        *(("small", name, "cpu", 2 if name == "few-shot" else 3) for name in TEXTS),
         *(("small-vl", name, "cpu", 3) for name in PICTURES),
         *(("0.6b", name, "cpu, large", 2) for name in LARGE),
     ]

@@ -23,8 +23,10 @@ from .systems import Words
 from .worker import Refused, Worker
 from .workloads import COUNTS, PICTURES, Workload, make
 
-NEAR = 1.15
-"""A peer's setting that took more than so many times its best in the first round is not run again: it will not be the best."""
+NEAR = 1.1
+"""A setting that took more than so many times its system's best in the first round is not run again: it will not be the best."""
+SHOWN = "sentence-transformers"
+"""The peer whose default is shown as well, and so runs in every round."""
 PACKAGES = (
     "mmembed",
     "torch",
@@ -37,6 +39,8 @@ PACKAGES = (
     "numpy",
 )
 Say = Callable[[str], None]
+Way = tuple[str, dict[str, Any]]
+"""A system and a setting."""
 
 
 class Conductor:
@@ -82,7 +86,7 @@ class Conductor:
         """One workload on one model: the entry that is written down."""
         self.load(model)
         work = make(name, COUNTS[size][name], self.shelf / "photographs")
-        ways: list[tuple[str, dict[str, Any]]] = []
+        ways: list[Way] = []
         for system, worker in self.here.items():
             ways += [(system, setting) for setting in worker.ask("settings", work)]
         for system, setting in ways:
@@ -97,24 +101,19 @@ class Conductor:
                 runs[k].append(self.here[system].ask("run", work, setting))
         return self._entry(work, size, ways, runs)
 
-    def _kept(self, ways: Sequence[tuple[str, dict[str, Any]]], runs: dict[int, list[dict[str, Any]]]) -> list[int]:
-        """After the first round: the default of each system, and what was near its best."""
+    def _kept(self, ways: Sequence[Way], runs: dict[int, list[dict[str, Any]]]) -> list[int]:
+        """After the first round: of each system what was near its best, and the default that is shown."""
         best: dict[str, float] = {}
-        first: dict[str, int] = {}
         for k, (system, _) in enumerate(ways):
             best[system] = min(best.get(system, np.inf), runs[k][0]["seconds"])
-            first.setdefault(system, k)
-        return [
-            k
-            for k, (system, _) in enumerate(ways)
-            if first[system] == k or runs[k][0]["seconds"] <= NEAR * best[system]
-        ]
+        default = next((k for k, (system, _) in enumerate(ways) if system == SHOWN), None)
+        return [k for k, (system, _) in enumerate(ways) if k == default or runs[k][0]["seconds"] <= NEAR * best[system]]
 
     def _entry(
         self,
         work: Workload,
         size: str,
-        ways: Sequence[tuple[str, dict[str, Any]]],
+        ways: Sequence[Way],
         runs: dict[int, list[dict[str, Any]]],
     ) -> dict[str, Any]:
         peak = [

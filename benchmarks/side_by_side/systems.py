@@ -356,7 +356,9 @@ class LlamaCpp(System):
 
 
 class Peak(System):
-    """Products of square matrices: what the machine can give in this very round. Its vector: operations a second."""
+    """Products of square matrices: what the machine can give in this very round. Its vector: operations a second.
+
+    On a CPU by torch's own product and by oneDNN over a weight laid out beforehand, whichever is faster."""
 
     name = "peak"
     module = "torch"
@@ -364,9 +366,13 @@ class Peak(System):
     def load(self) -> None:
         import torch
 
-        side = 2048 if self.device == "cpu" else 8192
-        self.a = torch.randn(side, side, dtype=_dtype(self.precision), device=self.device)
-        self.out = torch.empty_like(self.a)
+        self.side = 2048 if self.device == "cpu" else 8192
+        a = torch.randn(self.side, self.side, dtype=_dtype(self.precision), device=self.device)
+        out = torch.empty_like(a)
+        self.products: list[Callable[[], Any]] = [lambda: torch.mm(a, a, out=out)]
+        if self.device == "cpu" and torch.backends.mkldnn.is_available():
+            packed = torch.ops.mkldnn._reorder_linear_weight(a, self.side)
+            self.products.append(lambda: torch.ops.mkldnn._linear_pointwise(a, packed, None, "none", [], ""))
 
     def settings(self, work: Workload) -> list[Setting]:
         return [{}]
@@ -374,19 +380,18 @@ class Peak(System):
     def encode(self, work: Workload, setting: Setting) -> np.ndarray:
         import time
 
-        import torch
-
-        def product() -> float:
-            _wait(self.device)
-            began = time.perf_counter()
-            torch.mm(self.a, self.a, out=self.out)
-            _wait(self.device)
-            return 2 * len(self.a) ** 3 / (time.perf_counter() - began)
-
-        until = time.perf_counter() + 0.3
-        found = [product()]
-        while time.perf_counter() < until:
-            found.append(product())
+        found = []
+        for product in self.products:
+            until = time.perf_counter() + 0.2
+            while True:
+                _wait(self.device)
+                began = time.perf_counter()
+                product()
+                _wait(self.device)
+                ended = time.perf_counter()
+                found.append(2 * self.side**3 / (ended - began))
+                if ended > until:
+                    break
         return np.array([[max(found)]])
 
 

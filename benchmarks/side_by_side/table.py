@@ -32,9 +32,10 @@ def row_of(entry: dict[str, Any], system: str) -> dict[str, Any] | None:
     return next((row for row in entry["systems"] if row["system"] == system and row["default"]), None)
 
 
-def best_peer(entry: dict[str, Any]) -> dict[str, Any]:
-    """The fastest of all peers at all of their settings."""
-    return min((row for row in entry["systems"] if row["system"] != "mmembed"), key=lambda row: row["median_s"])
+def best_of(entry: dict[str, Any], system: str) -> dict[str, Any] | None:
+    """A system at its best setting, or None where it was not here."""
+    rows = [row for row in entry["systems"] if row["system"] == system]
+    return min(rows, key=lambda row: row["median_s"], default=None)
 
 
 def setting_of(row: dict[str, Any]) -> str:
@@ -61,35 +62,36 @@ def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def of_model(entries: Sequence[dict[str, Any]]) -> list[str]:
-    """The table of one model: a row a workload."""
+    """The table of one model: a row a workload; under each peer how many times its time ours is of, the default of one and the
+    best setting of all."""
+    peers = list(
+        dict.fromkeys(row["system"] for entry in entries for row in entry["systems"] if row["system"] != "mmembed")
+    )
     head = [
         "workload",
         "mmembed",
-        f"{PEER}, default",
-        "best of all peers",
-        "times faster than default / best",
-        "share of peak",
+        *(f"{peer}, default / best" if peer == PEER else peer for peer in peers),
+        "of peak",
         "difference",
     ]
     rows = []
     for entry in entries:
-        alone = entry["workload"].startswith("one query")
-        ours, default, best = row_of(entry, "mmembed"), row_of(entry, PEER), best_peer(entry)
+        ours = row_of(entry, "mmembed")
         assert ours is not None
-        assert default is not None
-        share = ours.get("share_of_peak")
-        rows.append(
-            [
-                entry["said"],
-                speed(ours, alone),
-                speed(default, alone),
-                f"{speed(best, alone)} ({setting_of(best)})",
-                f"{default['median_s'] / ours['median_s']:.1f} / {best['median_s'] / ours['median_s']:.1f}",
-                "" if share is None else f"{share:.2f}",
-                _difference(entry),
-            ]
-        )
+        cells = []
+        for peer in peers:
+            shown = [row_of(entry, peer)] if peer == PEER else []
+            shown.append(best_of(entry, peer))
+            cells.append(" / ".join(_ratio(row, ours) for row in shown if row is not None))
+        alone = entry["workload"].startswith("one query")
+        rows.append([entry["said"], speed(ours, alone), *cells, f"{ours['share_of_peak']:.2f}", _difference(entry)])
     return _rows(head, rows)
+
+
+def _ratio(row: dict[str, Any], ours: dict[str, Any]) -> str:
+    """How many times as long as ours: two digits, and all before the point."""
+    ratio = row["median_s"] / ours["median_s"]
+    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2g}" if ratio < 1 else f"{ratio:.1f}"
 
 
 def started(entry: dict[str, Any]) -> list[str]:
