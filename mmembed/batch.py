@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .errors import InputError, SpecError, TruncationError
 from .nn.spans import Counted, Spans
+from .nn.transfer import to_device
 from .prefix_tree import Segment, tree
 from .prompts import MARKED, PLACED, ImageRun, Placeholder, Run, TextRun
 from .tokenizer import Tokenizer, Tokens
@@ -142,13 +143,13 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         return Batch(
-            self.ids.to(device, non_blocking=True),
+            to_device(self.ids, device),
             self.spans.to(device),
             self.counted.to(device),
             self.pictures,
-            self.slots.to(device, non_blocking=True),
+            to_device(self.slots, device),
             self.rows,
-            None if self.placeholders is None else self.placeholders.to(device, non_blocking=True),
+            None if self.placeholders is None else to_device(self.placeholders, device),
             None if self.against is None else self.against.to(device),
         )
 

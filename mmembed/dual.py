@@ -17,6 +17,7 @@ from . import folders, hub
 from .batch import Batch, Picture
 from .errors import SpecError
 from .nn.interventions import Intervention
+from .nn.transfer import to_device
 from .spec import ModelSpec
 from .towers.dual import DualTowers, build_dual
 from .weights import Model
@@ -106,7 +107,7 @@ class DualEncoder(Model):
             places.setdefault(image.shape, []).append(place)
         out = torch.empty(len(pixels), self.towers.width, device=self.device)
         for of_shape in places.values():
-            stacked = torch.from_numpy(np.stack([pixels[place] for place in of_shape])).to(self.device)
+            stacked = to_device(torch.from_numpy(np.stack([pixels[place] for place in of_shape])), self.device)
             out[torch.tensor(of_shape, device=self.device)] = self.towers.image(self.towers.normalised(stacked)).float()
         return out
 

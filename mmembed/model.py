@@ -28,6 +28,7 @@ from .nn.projector import Projector, build_projector
 from .nn.spans import Spans
 from .nn.sparse import BLOCK, build_sparse_head, items_of
 from .nn.tokens import build_token_head
+from .nn.transfer import to_device
 from .outputs import STATES, SparseOutput
 from .spec import FILE as SPEC_FILE
 from .spec import NATIVE, ModelSpec, described
@@ -416,7 +417,9 @@ class EmbeddingModel(Model):
             of_shape.setdefault(picture.pixels.shape, []).append(number)
         found: dict[int, Tensor] = {}
         for shape, numbers in of_shape.items():
-            stacked = torch.from_numpy(np.stack([pictures[number].pixels for number in numbers])).to(self.device)
+            stacked = to_device(
+                torch.from_numpy(np.stack([pictures[number].pixels for number in numbers])), self.device
+            )
             tokens = self.projector(self.vision(stacked), self.vision.grid(*shape[-2:]))
             found |= dict(zip(numbers, tokens, strict=True))
         return [Sight(found[number]) for number in range(len(pictures))]

@@ -18,6 +18,7 @@ from .dual import DualEncoder
 from .errors import InputError, UnknownName
 from .inputs import Text, Thing, to_item
 from .model import EmbeddingModel
+from .nn.transfer import fetched
 from .report import Report, Skipped, progress, warn
 from .wrapping import Wrapping
 
@@ -152,8 +153,7 @@ def compute(
     """One batch: packed, moved to the device, through the model, and back to the host, which happens nowhere else."""
     with torch.inference_mode():
         batch = pack(samples, rows, model.spec.mask, share=model.shares).to(model.device)
-        tensors = [tensor.cpu().numpy() for tensor in output.forward(batch, samples)]
-        return output.read(tensors, samples, rows)
+        return output.read(fetched(output.forward(batch, samples))(), samples, rows)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -50,17 +52,39 @@ class OnPaper(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return run(func, args, kwargs or {}, [])
+        return run(func, args, kwargs or {}, Paper())
+
+
+class Pinned(Tensor):
+    """A tensor of the host in pinned memory."""
+
+    here: Tensor
+
+    @staticmethod
+    def __new__(cls, here: Tensor) -> Pinned:
+        made: Pinned = torch.Tensor._make_wrapper_subclass(cls, here.shape, dtype=here.dtype)  # type: ignore[attr-defined]
+        made.here = here.detach().clone()
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return run(func, args, kwargs or {}, Paper())
 
 
 class Paper(TorchDispatchMode):
-    """Where the device is; `waits` are the operations for which the host waited."""
+    """Where the device is.
+
+    Attributes:
+        waits: the operations for which the host waited. flying: copies to the host that nobody has waited for yet; until then
+            numbers are NaN there, and whole ones -1.
+    """
 
     _mode_key = torch._C._TorchDispatchModeKey.FAKE  # torch then asks for no driver when it is told of a CUDA device
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[str] = []
+        self.flying: list[tuple[Tensor, Tensor]] = []
 
     def __enter__(self) -> Paper:
         torch._C._ensureCUDADeviceGuardSet()  # as torch's own fake tensors do where there is no driver
@@ -83,10 +107,10 @@ class Paper(TorchDispatchMode):
                 )  # inference mode hands operations on that are made of others
             if parts is not NotImplemented:
                 return parts
-        return run(func, args, kwargs or {}, self.waits)
+        return run(func, args, kwargs or {}, self)
 
 
-def run(func: Any, args: Any, kwargs: dict[str, Any], waits: list[str]) -> Any:
+def run(func: Any, args: Any, kwargs: dict[str, Any], device: Paper) -> Any:
     if func is torch.ops.higher_order.flex_attention:
         return flexed(*args, **kwargs)
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
@@ -94,12 +118,18 @@ def run(func: Any, args: Any, kwargs: dict[str, Any], waits: list[str]) -> Any:
     packet = func.overloadpacket
     asked = kwargs.get("device")
     on = None if asked is None else torch.device(asked).type == "cuda"
-    if packet is aten._to_copy or packet is aten._pin_memory:
+    if packet is aten._pin_memory:
+        return Pinned(args[0])
+    if packet is aten._to_copy:
         on = bool(there) if on is None else on
-        if there and not on:
-            waits.append(str(packet))
+        pinned = isinstance(args[0], Pinned) or not args[0].ndim
+        if (there and not on) or (on and not there and not pinned):
+            device.waits.append(f"a copy {'to' if on else 'from'} the device")
     elif packet is aten.copy_:
         on = isinstance(args[0], OnPaper)
+        if there and not on and len(args) > 2 and args[2]:
+            device.flying.append((args[0], args[1].here.clone()))
+            return args[0].fill_(float("nan") if args[0].is_floating_point() else -1)
     elif on is None:
         on = bool(there)
         strange = [x for x in tensors if not isinstance(x, OnPaper) and x.ndim]
@@ -107,9 +137,10 @@ def run(func: Any, args: Any, kwargs: dict[str, Any], waits: list[str]) -> Any:
             shapes = [(tuple(x.shape), "cuda" if isinstance(x, OnPaper) else "cpu") for x in tensors]
             raise RuntimeError(f"{func}: tensors on two devices: {shapes}")
     if there and packet in WAITING:
-        waits.append(str(packet))
-    plain = tree_map(lambda x: x.here if isinstance(x, OnPaper) else x, (args, kwargs))
-    options = {**plain[1], "device": torch.device("cpu")} if asked is not None else plain[1]
+        device.waits.append(str(packet))
+    plain = tree_map(lambda x: x.here if isinstance(x, (OnPaper, Pinned)) else x, (args, kwargs))
+    options = {key: value for key, value in plain[1].items() if key != "pin_memory"}
+    options |= {} if asked is None else {"device": torch.device("cpu")}
     out = func(*plain[0], **options)
     if func._schema.is_mutable and args and isinstance(args[0], Tensor) and out is plain[0][0]:
         return args[0]
@@ -177,9 +208,24 @@ def paper() -> Iterator[Paper]:
     def tensor(data: Any, **options: Any) -> Tensor:  # of tensors, which torch reads below the mode
         return made(tree_map(lambda x: x.item() if isinstance(x, OnPaper) else x, data), **options)
 
-    torch.tensor = tensor  # type: ignore[assignment]
-    try:
-        with Paper() as mode:
-            yield mode
-    finally:
-        torch.tensor = made
+    with Paper() as mode, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch, "tensor", tensor)
+        patched.setattr(torch.cuda, "Event", partial(Event, mode))
+        patched.setattr(torch.cuda, "current_stream", lambda device: None)
+        yield mode
+
+
+class Event:
+    """A place among what the device has been told to do."""
+
+    def __init__(self, device: Paper):
+        self._device = device
+
+    def record(self, stream: None) -> None:
+        self._before = list(self._device.flying)
+        self._device.flying.clear()
+
+    def synchronize(self) -> None:
+        self._device.waits.append("an event")
+        for there, numbers in self._before:
+            there.copy_(numbers)

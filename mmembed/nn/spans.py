@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from .transfer import to_device
+
 Mask = Literal["causal", "bidirectional", "causal+image"]
 
 
@@ -103,7 +105,8 @@ class Spans:
     def to(self, device: torch.device | str) -> Spans:
         tensors = ("start", "end", "positions", "block", "numbers", "asking")
         known = {name: own for name in tensors if (own := getattr(self, name)) is not None}
-        return replace(self, **{name: own.to(device, non_blocking=True) for name, own in known.items()})
+        moved: dict[str, Any] = {name: to_device(own, device) for name, own in known.items()}
+        return replace(self, **moved)
 
     def asked(self, tokens: Int[Tensor, " Q"] | None) -> Spans:
         """The same row, asked for the states of `tokens` only, in order; None: of all."""
@@ -218,10 +221,10 @@ class Counted:
         return none.index_add(0, self.item, torch.ones_like(self.item))
 
     def to(self, device: torch.device | str) -> Counted:
-        moved = Counted(self.index.to(device, non_blocking=True), self.item.to(device, non_blocking=True), self.items)
+        moved = Counted(to_device(self.index, device), to_device(self.item, device), self.items)
         tokens, among = self.read  # worked out where it waits for no device
-        place = among.index.to(device, non_blocking=True)
-        moved.__dict__["read"] = tokens.to(device, non_blocking=True), Counted(place, moved.item, self.items)
+        place = to_device(among.index, device)
+        moved.__dict__["read"] = to_device(tokens, device), Counted(place, moved.item, self.items)
         return moved
 
     @cached_property

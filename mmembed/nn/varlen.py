@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .spans import Spans
+from .transfer import to_device
 
 Stretch = tuple[int, int]
 """Neighbours: the first, and what stands behind the last."""
@@ -166,7 +167,7 @@ def _call(stretches: Sequence[tuple[Stretch, Stretch]], spans: Spans, causal: bo
     alike = queries == keys
     lengths = [[last - first for first, last in each] for each in (queries, keys)]
     firsts = [torch.tensor([0, *accumulate(each)], dtype=torch.int32) for each in lengths[: 1 if alike else 2]]
-    moved = [each.to(device, non_blocking=True) for each in firsts]  # one tensor where both are the same: kernels look
+    moved = [to_device(each, device) for each in firsts]  # one tensor where both are the same: kernels look
     most_q, most_k = map(max, lengths)
     return Call(_rows(queries, device), _rows(keys, device), moved[0], moved[-1], most_q, most_k, causal)
 
@@ -174,7 +175,7 @@ def _call(stretches: Sequence[tuple[Stretch, Stretch]], spans: Spans, causal: bo
 def _rows(stretches: Sequence[Stretch], device: torch.device) -> Rows:
     if all(before[1] == after[0] for before, after in pairwise(stretches)):
         return slice(stretches[0][0], stretches[-1][1])
-    return torch.cat([torch.arange(first, last) for first, last in stretches]).to(device, non_blocking=True)
+    return to_device(torch.cat([torch.arange(first, last) for first, last in stretches]), device)
 
 
 def _part(q: Tensor, k: Tensor, v: Tensor, call: Call, scaling: float, reach: int) -> Part:

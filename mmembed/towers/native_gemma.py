@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..batch import Picture
+from ..nn.transfer import to_device
 
 if TYPE_CHECKING:
     from .native import NativeTower
@@ -29,6 +30,6 @@ def inputs(tower: NativeTower, ids: Int[Tensor, "B T"], pictures: Sequence[Pictu
     # The processor fills every picture up to the most patches that any could have.
     longest = int((places[..., 0] >= 0).sum(1).max())
     return {
-        "pixel_values": tower.normalised(torch.from_numpy(patches[:, :longest]).to(ids.device), channels=2),
-        "image_position_ids": torch.from_numpy(places[:, :longest]).to(ids.device),
+        "pixel_values": tower.normalised(to_device(torch.from_numpy(patches[:, :longest]), ids.device), channels=2),
+        "image_position_ids": to_device(torch.from_numpy(places[:, :longest]), ids.device),
     }

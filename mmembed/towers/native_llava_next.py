@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
 from ..batch import Picture
+from ..nn.transfer import to_device
 
 if TYPE_CHECKING:
     from .native import NativeTower
@@ -39,12 +40,12 @@ def patches(tower: NativeTower, picture: Picture) -> tuple[int, int, int]:
 
 def seen(tower: NativeTower, pictures: Sequence[Picture], device: torch.device) -> dict[str, Tensor]:
     """Tiles are (images, most tiles of any, 3, side, side); the model takes of each image those that it has."""
-    tiles = [torch.from_numpy(picture.pixels[0]).to(device) for picture in pictures]
+    tiles = [to_device(torch.from_numpy(picture.pixels[0]), device) for picture in pictures]
     sizes = np.concatenate([picture.also["image_sizes"] for picture in pictures])
     padded = torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True)
     return {
         "pixel_values": tower.normalised(padded, channels=2),
-        "image_sizes": torch.from_numpy(sizes).to(device),
+        "image_sizes": to_device(torch.from_numpy(sizes), device),
     }
 
 

@@ -15,6 +15,7 @@ from transformers.models.mllama.processing_mllama import (
 )
 
 from ..batch import Picture
+from ..nn.transfer import to_device
 
 if TYPE_CHECKING:
     from .native import NativeTower
@@ -34,15 +35,15 @@ def inputs(tower: NativeTower, ids: Int[Tensor, "B T"], pictures: Sequence[Pictu
 
     def told(name: str) -> Tensor:
         stacked = np.concatenate([picture.also[name][0] for picture in pictures])
-        return torch.from_numpy(stacked).unflatten(0, (rows, -1)).to(ids.device)
+        return to_device(torch.from_numpy(stacked).unflatten(0, (rows, -1)), ids.device)
 
     tiles = torch.from_numpy(np.concatenate([picture.pixels[0] for picture in pictures])).unflatten(0, (rows, -1))
     there = told("aspect_ratio_mask")
     marks = [get_cross_attention_token_mask(row, tower.token) for row in ids.tolist()]
     seen = convert_sparse_cross_attention_mask_to_dense(marks, there.sum(-1).tolist(), there.shape[-1], ids.shape[1])
     return {
-        "pixel_values": tower.normalised(tiles.to(ids.device), channels=3) * there[..., None, None, None],
+        "pixel_values": tower.normalised(to_device(tiles, ids.device), channels=3) * there[..., None, None, None],
         "aspect_ratio_ids": told("aspect_ratio_ids"),
         "aspect_ratio_mask": there,
-        "cross_attention_mask": torch.from_numpy(seen).to(ids.device),
+        "cross_attention_mask": to_device(torch.from_numpy(seen), ids.device),
     }

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..batch import Picture
+from ..nn.transfer import to_device
 
 if TYPE_CHECKING:
     from .native import NativeTower
@@ -23,7 +24,7 @@ def image_ids(tower: NativeTower, picture: Picture) -> list[int]:
 
 def seen(tower: NativeTower, pictures: Sequence[Picture], device: torch.device) -> dict[str, Tensor]:
     """Pixels are (pictures, 3, side, side)."""
-    stacked = torch.from_numpy(np.concatenate([picture.pixels for picture in pictures])).to(device)
+    stacked = to_device(torch.from_numpy(np.concatenate([picture.pixels for picture in pictures])), device)
     return {"pixel_values": tower.normalised(stacked, channels=1)}
 
 

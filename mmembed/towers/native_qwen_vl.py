@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..batch import Picture
+from ..nn.transfer import to_device
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,11 +34,11 @@ def numbers(tower: NativeTower, also: Mapping[str, NDArray[np.int64]]) -> NDArra
 
 def seen(tower: NativeTower, pictures: Sequence[Picture], device: torch.device) -> dict[str, Tensor]:
     """Patches are (P, 3 * frames * height * width)."""
-    patches = torch.from_numpy(np.concatenate([picture.pixels for picture in pictures])).to(device)
+    patches = to_device(torch.from_numpy(np.concatenate([picture.pixels for picture in pictures])), device)
     grids = np.concatenate([picture.also["image_grid_thw"] for picture in pictures])
     return {
         "pixel_values": tower.normalised(patches.unflatten(1, (3, -1)), channels=1).flatten(1),
-        "image_grid_thw": torch.from_numpy(grids).to(device),
+        "image_grid_thw": to_device(torch.from_numpy(grids), device),
     }
 
 
