@@ -224,7 +224,7 @@ class Counted:
         moved = Counted(to_device(self.index, device), to_device(self.item, device), self.items)
         tokens, among = self.read  # worked out where it waits for no device
         place = to_device(among.index, device)
-        moved.__dict__["read"] = to_device(tokens, device), Counted(place, moved.item, self.items)
+        moved.__dict__["read"] = to_device(tokens, device, keep=True), Counted(place, moved.item, self.items)
         return moved
 
     @cached_property

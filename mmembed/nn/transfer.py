@@ -6,18 +6,32 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def to_device(x: Tensor, device: torch.device | str) -> Tensor:
+def to_device(x: Tensor, device: torch.device | str, *, keep: bool = False) -> Tensor:
     """A tensor of the host on a device. From pinned memory the copy to a CUDA device is one that the host does not wait for, and
-    that memory is not used again before it is done (torch sees to both)."""
+    that memory is not used again before it is done (torch sees to both).
+
+    Args:
+        keep: for `numbers`, which then need not come back.
+    """
     if torch.device(device).type != "cuda" or x.device.type != "cpu":
         return x.to(device)
-    return x.pin_memory().to(device, non_blocking=True)
+    there = x.pin_memory().to(device, non_blocking=True)
+    if keep:
+        there.of_host = x  # type: ignore[attr-defined]
+    return there
+
+
+def numbers(x: Int[Tensor, " N"]) -> list[int]:
+    """What a tensor holds; of one that was kept on its way to the device, without waiting for it."""
+    held: Tensor = getattr(x, "of_host", x)
+    return held.tolist()
 
 
 def fetched(tensors: Sequence[Tensor]) -> Callable[[], list[NDArray[Any]]]:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .spans import Spans
-from .transfer import to_device
+from .transfer import numbers, to_device
 
 Stretch = tuple[int, int]
 """Neighbours: the first, and what stands behind the last."""
@@ -112,7 +112,7 @@ def calls(spans: Spans) -> Sequence[Call]:
     Told once a batch.
     """
     if "varlen" not in spans.memo:
-        asking = None if spans.asking is None else spans.asking.tolist()
+        asking = None if spans.asking is None else numbers(spans.asking)
         firsts = [0, *accumulate(spans.lengths)]
         segments = list(pairwise(firsts))
         made = [_call(list(_own(segments, spans.causal, asking)), spans, spans.causal)]

@@ -328,7 +328,7 @@ def _narrowed(forward: _Forward, layer: nn.Module, args: tuple[Any, ...], kwargs
         forward.taking = 0
     through = len(spans.queries)
     args, kwargs = _some(args, few, through), _some(kwargs, few, through)
-    asked = spans.asked(spans.queries[few])
+    asked = spans.asked(few if spans.asking is None else spans.asking[few])  # the same tensor: it knows its numbers
     return args, {**kwargs, "spans": asked, "recall": lambda *_: whole}
 
 
