@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 import shutil
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ class Hit:
         rank: 1 is the best. score: cosine to the query, -1..1. id: of the item in its index.
         modality: "text", "image" or "image+text". text, path: None where the item has none.
         thumbnail: a small WebP of its first picture. metadata: as it was given.
+        log_relevance: see `Background`; None where the index holds too few things to tell.
     """
 
     rank: int
@@ -35,6 +37,12 @@ class Hit:
     path: str | None = None
     thumbnail: bytes | None = field(default=None, repr=False)
     metadata: dict[str, Any] = field(default_factory=dict)
+    log_relevance: float | None = None
+
+    @property
+    def relevance(self) -> float | None:
+        """0..1: the chance that the best of as many unrelated things would score less; below `NO_MATCH` it is no good match."""
+        return None if self.log_relevance is None else math.exp(self.log_relevance)
 
     @property
     def label(self) -> str:
@@ -44,7 +52,8 @@ class Hit:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it but the thumbnail, for JSON."""
-        return {key: value for key, value in asdict(self).items() if key != "thumbnail"}
+        told = {key: value for key, value in asdict(self).items() if key not in ("thumbnail", "log_relevance")}
+        return {**told, "relevance": self.relevance}
 
 
 class Hits(Sequence[Hit]):

@@ -18,7 +18,9 @@ import numpy as np
 from ..errors import FingerprintMismatch, InputError, MissingExtra, StoreError, UnknownName
 from ..images import Image, open_image
 from ..inputs import Item, Text, Thing, modality, to_item
+from .background import SAMPLE, Background
 from .hits import Hit, Hits
+from .plane import plane
 
 try:
     import lancedb
@@ -84,6 +86,7 @@ class Index:
         self.path = path
         self.embedder = embedder
         self._table = table
+        self._background: tuple[int, Background] | None = None
         self._made = _made(table, path)
         if embedder is not None and embedder.fingerprint != self._made["fingerprint"]:
             raise FingerprintMismatch(
@@ -227,17 +230,18 @@ class Index:
             self._table.delete(_among(wanted[first : first + CHUNK]))
         return before - len(self)
 
-    def search(self, query: Thing, *, k: int = 10, modality: str | None = None) -> Hits:
-        """The `k` items nearest to a query, by the cosine of their vectors in float32.
+    def search(self, query: Thing, *, k: int = 10, modality: str | None = None, balanced: bool = True) -> Hits:
+        """The `k` items nearest to a query.
 
         Args:
             query: a text in any language, a picture, or a tuple of both.
             k: how many; fewer come back from a smaller index.
-            modality: only items of "text", "image" or "image+text". Texts lie nearer to texts than pictures do, so a
-                search in words over both kinds shows the pictures best when it asks for them.
+            modality: only items of "text", "image" or "image+text".
+            balanced: order items of several modalities by their relevance, see `Background`: texts lie nearer to texts than
+                pictures do, and would bury them. False: by the cosine alone.
 
         Returns:
-            `Hits`, best first; equal scores in the order of ids.
+            `Hits`, best first; equal ones in the order of ids. Their scores are cosines in float32.
 
         Raises:
             InputError: the query cannot be embedded.
@@ -247,12 +251,19 @@ class Index:
         asked = query if isinstance(query, str) else " + ".join(map(_said, to_item(query)))
         _check_asked(k, modality)
         vector = self._encoder().encode_query([query], truncate_dim=self.dimension)[0]
-        return self.nearest(vector, k=k, modality=modality, query=asked)
+        return self.nearest(vector, k=k, modality=modality, balanced=balanced, query=asked)
 
     def nearest(
-        self, vector: NDArray[np.float32], *, k: int = 10, modality: str | None = None, query: str = ""
+        self,
+        vector: NDArray[np.float32],
+        *,
+        k: int = 10,
+        modality: str | None = None,
+        balanced: bool = True,
+        query: str = "",
     ) -> Hits:
-        """`search` by a vector (D,) that `embedder.encode_query` gave; `query` says in the hits what was asked.
+        """`search` by a vector (D,) that `embedder.encode_query` gave, or `vector` of an item for more that are like it;
+        `query` says in the hits what was asked.
 
         Raises:
             InputError: the vector has another width, or is not finite. UnknownName: no such modality.
@@ -260,21 +271,87 @@ class Index:
         _check_asked(k, modality)
         if vector.shape != (self.dimension,) or not np.isfinite(vector).all():
             raise InputError(f"a query of this index is {self.dimension} finite numbers, not {vector.shape}")
-        rows = self._nearest(_unit(vector[None])[0], k, modality)
-        hits = [
-            Hit(
-                rank=rank,
-                score=score,
-                id=row["id"],
-                modality=row["modality"],
-                text=row["text"],
-                path=row["path"],
-                thumbnail=row["thumbnail"],
-                metadata=json.loads(row["metadata"]),
+        asked = _unit(vector[None])[0]
+        if balanced and modality is None:
+            found = [hit for kind in MODALITIES for hit in self._hits(asked, k, kind)]
+            found.sort(key=lambda hit: hit.id)
+            if all(hit.log_relevance is not None for hit in found):
+                found.sort(key=lambda hit: (-(hit.log_relevance or 0.0), -hit.score))
+            else:  # too few things of some modality to say what stands out
+                found.sort(key=lambda hit: -hit.score)
+        else:
+            found = self._hits(asked, k, modality)
+        return Hits([dataclasses.replace(hit, rank=rank) for rank, hit in enumerate(found[:k], 1)], query=query)
+
+    def _hits(self, vector: NDArray[np.float32], k: int, kind: str | None) -> list[Hit]:
+        rows = self._nearest(vector, k, kind)
+        hits = []
+        for rank, (score, row) in enumerate(rows, 1):
+            known = self.background.log_relevance(vector, row["modality"], np.float32([score]))
+            hits.append(
+                Hit(
+                    rank=rank,
+                    score=score,
+                    id=row["id"],
+                    modality=row["modality"],
+                    log_relevance=None if known is None else float(known[0]),
+                    text=row["text"],
+                    path=row["path"],
+                    thumbnail=row["thumbnail"],
+                    metadata=json.loads(row["metadata"]),
+                )
             )
-            for rank, (score, row) in enumerate(rows, 1)
+        return hits
+
+    @property
+    def background(self) -> Background:
+        """A sample of its vectors, against which scores are told; taken anew when the index has changed."""
+        version = self._table.version
+        if self._background is None or self._background[0] != version:
+            samples, counts = {}, {}
+            for kind in MODALITIES:
+                where = f"modality = {_quoted(kind)}"
+                counts[kind] = self._table.count_rows(where)
+                if counts[kind] > SAMPLE:  # contents are hashes: those below a bound are a fair sample
+                    where += f" AND content < '{int(SAMPLE / counts[kind] * 16**8):08x}'"
+                found = self._table.search().where(where).select(["vector"]).limit(counts[kind] or 1).to_arrow()
+                samples[kind] = _matrix(found.column("vector"), self.dimension)
+            self._background = version, Background(samples, counts)
+        return self._background[1]
+
+    def vector(self, name: str) -> NDArray[np.float32]:
+        """The vector (D,) of an item, by its id.
+
+        Raises:
+            UnknownName: no such item.
+        """
+        return _matrix(self._row(name, "vector").column("vector"), self.dimension)[0]
+
+    def _row(self, name: str, *columns: str) -> pa.Table:
+        found = self._table.search().where(_among([name])).select(list(columns)).limit(1).to_arrow()
+        if not len(found):
+            raise UnknownName("item", name, [])
+        return found
+
+    def layout(self, most: int = 5000) -> list[dict[str, Any]]:
+        """A map of what it holds: id, modality, label, x and y (-1..1) of each item, see `plane`; of more than `most` a fair
+        sample."""
+        count = len(self)
+        where = f"content < '{int(most / count * 16**8):08x}'" if count > most else None
+        columns = ["id", "modality", "text", "path", "metadata", "vector"]
+        found = self._table.search().where(where).select(columns).limit(count or 1).to_arrow()
+        rows = found.drop_columns(["vector"]).to_pylist()
+        places = plane(_matrix(found.column("vector"), self.dimension), [row["modality"] for row in rows])
+        return [
+            {
+                "id": row["id"],
+                "modality": row["modality"],
+                "label": Hit(0, 0.0, metadata=json.loads(row.pop("metadata")), **row).label,
+                "x": float(x),
+                "y": float(y),
+            }
+            for row, (x, y) in zip(rows, places, strict=True)
         ]
-        return Hits(hits, query=query)
 
     def thumbnail(self, name: str) -> bytes | None:
         """The small WebP kept of the picture of an item, by its id; None: no such item, or no picture."""

@@ -142,5 +142,14 @@ def test_a_notebook_shows_so_many_and_counts_the_rest():
 def test_hits_become_json_without_thumbnails():
     found = hits("a", thumbnail=b"x", metadata={"n": 1}).as_dicts()
     assert found == [
-        {"rank": 1, "score": 0.5, "id": "id1", "modality": "text", "text": "a", "path": None, "metadata": {"n": 1}}
+        {
+            "rank": 1,
+            "score": 0.5,
+            "id": "id1",
+            "modality": "text",
+            "text": "a",
+            "path": None,
+            "metadata": {"n": 1},
+            "relevance": None,
+        }
     ]

@@ -1,0 +1,98 @@
+"""Why a thing was found: how much of its score goes away when a part of it is covered (occlusion)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..images import Image
+from ..inputs import Thing
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..embedder import Embedder
+
+GRID = 7
+MOST_WORDS = 96
+_NO_SPACES = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+"""Thai, Lao, Burmese, Khmer, kana and Han are written without spaces: a character is a part there."""
+
+
+@dataclass(frozen=True)
+class Covered:
+    """Parts of a text and what each of them gives to the score: (start, end, change of the cosine)."""
+
+    text: str
+    parts: list[tuple[int, int, float]]
+
+
+def why_picture(
+    embedder: Embedder, query: NDArray[np.float32], picture: Image, *, grid: int = GRID
+) -> NDArray[np.float32]:
+    """What each place of a picture gives to its cosine with a query.
+
+    A window of two by two cells is laid over the picture in the picture's own mean colour, at every place; a cell has the mean
+    of what the windows over it take away (occlusion, arXiv 1311.2901). The picture is embedded (grid + 1)^2 + 1 times.
+
+    Args:
+        query: (D,) unit vector. grid: cells along each side.
+
+    Returns:
+        (grid, grid); what is above zero speaks for the match, what is below against it.
+    """
+    pixels = picture.load()
+    height, width, _ = pixels.shape
+    colour = pixels.reshape(-1, 3).mean(0).astype(np.uint8)
+    rows, columns = (np.linspace(0, side, grid + 1).round().astype(int) for side in (height, width))
+    things: list[Thing] = [Image(pixels)]
+    windows = [(r, c) for r in range(-1, grid) for c in range(-1, grid)]
+    for r, c in windows:
+        copy = pixels.copy()
+        copy[rows[max(r, 0)] : rows[min(r + 2, grid)], columns[max(c, 0)] : columns[min(c + 2, grid)]] = colour
+        things.append(Image(copy))
+    lost = _lost(embedder, query, things)
+    total, times = np.zeros((grid, grid)), np.zeros((grid, grid))
+    for (r, c), drop in zip(windows, lost, strict=True):
+        where = np.s_[max(r, 0) : min(r + 2, grid), max(c, 0) : min(c + 2, grid)]
+        total[where] += drop
+        times[where] += 1
+    return (total / times).astype(np.float32)
+
+
+def why_text(embedder: Embedder, query: NDArray[np.float32], text: str) -> Covered:
+    """What each word of a text, or character of a script without spaces, gives to its cosine with a query, by leaving it out.
+
+    Of a long text the first words alone are asked, and the rest is one part.
+    """
+    parts = _parts(text)
+    if len(parts) < 2:
+        return Covered(text, [(begin, end, 0.0) for begin, end in parts])
+    without: list[Thing] = [" ".join((text[:begin] + text[end:]).split()) for begin, end in parts]
+    lost = _lost(embedder, query, [text, *without])
+    return Covered(text, [(begin, end, float(drop)) for (begin, end), drop in zip(parts, lost, strict=True)])
+
+
+def _parts(text: str) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    for word in re.finditer(r"\S+", text):
+        cut = [word.start()]
+        for k in range(word.start(), word.end()):
+            if _NO_SPACES.match(text[k]):
+                cut += [k, k + 1]
+        edges = sorted({*cut, word.end()})
+        found += pairwise(edges)
+    if len(found) > MOST_WORDS:
+        found[MOST_WORDS - 1 :] = [(found[MOST_WORDS - 1][0], found[-1][1])]
+    return found
+
+
+def _lost(embedder: Embedder, query: NDArray[np.float32], things: list[Thing]) -> NDArray[np.float32]:
+    """How much lower each of the things scores than the first."""
+    vectors = embedder.encode_document(things, truncate_dim=None if len(query) == embedder.dimension else len(query))
+    scores = vectors @ query
+    return scores[0] - scores[1:]

@@ -1,0 +1,142 @@
+"""Relevance stands out against unrelated things; balanced hits are not buried by the modality gap."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+import mmembed
+from mmembed.errors import UnknownName
+from mmembed.search.background import LEAST, Background
+from mmembed.search.index import Index
+from mmembed.search.plane import plane
+from mmembed.search.why import why_picture, why_text
+
+from ..conftest import picture
+
+
+def _units(seed: int, count: int, width: int = 16) -> np.ndarray:
+    rows = np.random.default_rng(seed).normal(size=(count, width))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_relevance_is_the_chance_that_the_best_of_unrelated_things_scores_less():
+    sample, query = _units(0, 500), _units(1, 1)[0]
+    usual = sample @ query
+    told = Background({"text": sample}, {"text": 5000}).log_relevance(query, "text", np.float32([usual.max() * 1.5, 0]))
+    z = (usual.max() * 1.5 - usual.mean()) / usual.std()
+    assert np.exp(told[0]) == pytest.approx(norm.cdf(z) ** 5000, abs=1e-4)
+    assert np.exp(told[1]) < 1e-100
+
+
+def test_relevance_rises_with_the_score_and_falls_with_the_number_of_things():
+    sample, query = _units(0, 500), _units(1, 1)[0]
+    scores = np.linspace(-1, 1, 50, dtype=np.float32)
+    few, many = (
+        Background({"image": sample}, {"image": n}).log_relevance(query, "image", scores) for n in (100, 10000)
+    )
+    assert (np.diff(few) >= 0).all()
+    assert (many <= few).all()
+
+
+def test_too_few_things_tell_nothing():
+    sample = _units(0, LEAST - 1)
+    assert Background({"text": sample}, {"text": len(sample)}).log_relevance(sample[0], "text", np.float32([1])) is None
+    assert Background({}, {}).log_relevance(sample[0], "text", np.float32([1])) is None
+
+
+@pytest.fixture(scope="module")
+def mixed(tiny, tmp_path_factory):
+    """Thirty texts and thirty pictures, far from each other: a tiny model with random weights has a wide modality gap."""
+    index = Index.create(tmp_path_factory.mktemp("mixed") / "index", tiny)
+    words = [
+        f"{a} {b}" for a in ("red", "blue", "old", "new", "big", "odd") for b in ("cat", "dog", "sun", "hat", "car")
+    ]
+    ids = [f"t{n}" for n in range(30)] + [f"i{n}" for n in range(30)]
+    index.add([*words, *(picture(n) for n in range(30))], ids=ids)
+    return index
+
+
+def test_balanced_hits_are_those_of_each_modality_merged_by_relevance(mixed):
+    hits = mixed.search("red cat", k=60)
+    assert {hit.id for hit in hits} == {hit.id for hit in mixed.search("red cat", k=60, balanced=False)}
+    told = [hit.log_relevance for hit in hits]
+    assert told == sorted(told, reverse=True)
+    assert [hit.rank for hit in hits] == list(range(1, 61))
+    for kind in ("text", "image"):
+        alone = mixed.search("red cat", k=60, modality=kind)
+        assert [hit.id for hit in hits if hit.modality == kind] == [hit.id for hit in alone]
+    assert [hit.id for hit in mixed.search("red cat", k=7)] == [hit.id for hit in hits[:7]]
+
+
+def test_raw_hits_are_by_cosine_and_the_gap_shows(mixed):
+    raw = mixed.search("red cat", k=60, balanced=False)
+    scores = [hit.score for hit in raw]
+    assert scores == sorted(scores, reverse=True)
+    first = {how: [hit.modality for hit in mixed.search("red cat", k=10, balanced=how)] for how in (True, False)}
+    assert first[False].count("image") < first[True].count("image")
+
+
+def test_the_background_follows_the_index(tiny, tmp_path):
+    index = Index.create(tmp_path / "index", tiny)
+    index.add([f"text {n}" for n in range(LEAST - 1)])
+    assert index.search("text", k=1)[0].relevance is None
+    index.add(["one more"])
+    assert 0 <= index.search("text", k=1)[0].relevance <= 1
+
+
+def test_more_like_an_item_begins_with_itself(mixed):
+    assert mixed.nearest(mixed.vector("i3"), k=1)[0].id == "i3"
+    with pytest.raises(UnknownName):
+        mixed.vector("i99")
+
+
+def test_a_map_holds_every_item_once_and_hides_the_gap(mixed):
+    rows = mixed.layout()
+    assert {row["id"] for row in rows} == {hit.id for hit in mixed.search("a", k=60)}
+    places = np.array([[row["x"], row["y"]] for row in rows])
+    assert np.abs(places).max() == pytest.approx(1)
+    for kind in ("text", "image"):
+        assert places[[row["modality"] == kind for row in rows]].mean(0) == pytest.approx(0, abs=1e-5)
+    assert len(mixed.layout(most=20)) < 45
+
+
+def test_a_plane_keeps_what_varies_most_and_is_the_same_every_time():
+    flat = np.zeros((50, 8), dtype=np.float32)
+    flat[:, 3], flat[:, 5] = np.linspace(-3, 3, 50), np.tile([1.0, -1.0], 25)
+    laid = plane(flat)
+    assert np.abs(np.corrcoef(laid[:, 0], flat[:, 3])[0, 1]) > 0.999
+    assert np.array_equal(laid, plane(flat))
+    assert plane(flat[:1]).tolist() == [[0, 0]]
+
+
+def test_why_a_picture_points_at_the_part_that_matters():
+    pico = mmembed.load()
+    cat, blank = _pictograph("cat"), np.full((128, 128, 3), 255, dtype=np.uint8)
+    blank[64:, :64] = cat[::2, ::2][:64, :64]
+    (query,) = pico.encode_query([mmembed.Image(cat)])
+    grid = why_picture(pico, query, mmembed.Image(blank))
+    assert grid.shape == (7, 7)
+    assert grid[4:, :3].mean() > grid[:3, 4:].mean() + 0.01
+    assert np.unravel_index(grid.argmax(), grid.shape)[0] >= 3
+
+
+def _pictograph(name: str) -> np.ndarray:
+    from mmembed.demo import DATA
+
+    pixels = mmembed.Image(DATA / "pictographs" / f"{name}.png").load()
+    return np.pad(pixels, ((0, max(0, 128 - len(pixels))), (0, max(0, 128 - pixels.shape[1])), (0, 0)), "edge")
+
+
+def test_why_a_text_points_at_the_word_that_matters():
+    pico = mmembed.load()
+    (query,) = pico.encode_query(["cat"])
+    told = why_text(pico, query, "seven words and among them a cat")
+    word, _ = max(((told.text[a:b], drop) for a, b, drop in told.parts), key=lambda each: each[1])
+    assert word == "cat"
+    assert "".join(told.text[a:b] for a, b, _ in told.parts) == "sevenwordsandamongthemacat"
+    assert [told.text[a:b] for a, b, _ in why_text(pico, query, "红色的 cat").parts] == ["红", "色", "的", "cat"]
+    assert why_text(pico, query, "cat").parts == [(0, 3, 0.0)]
+    long = why_text(pico, query, "word " * 300)
+    assert (len(long.parts), long.parts[-1][1]) == (96, 1499)
