@@ -287,7 +287,7 @@ class Index:
         rows = self._nearest(vector, k, kind)
         hits = []
         for rank, (score, row) in enumerate(rows, 1):
-            known = self.background.log_relevance(vector, row["modality"], np.float32([score]))
+            known = self.background.log_relevance(vector, row["modality"], np.array([score], dtype=np.float32))
             hits.append(
                 Hit(
                     rank=rank,
@@ -323,15 +323,12 @@ class Index:
         """The vector (D,) of an item, by its id.
 
         Raises:
-            UnknownName: no such item.
+            InputError: no such item.
         """
-        return _matrix(self._row(name, "vector").column("vector"), self.dimension)[0]
-
-    def _row(self, name: str, *columns: str) -> pa.Table:
-        found = self._table.search().where(_among([name])).select(list(columns)).limit(1).to_arrow()
+        found = self._table.search().where(_among([name])).select(["vector"]).limit(1).to_arrow()
         if not len(found):
-            raise UnknownName("item", name, [])
-        return found
+            raise InputError(f"the index holds no item with the id {name!r}")
+        return _matrix(found.column("vector"), self.dimension)[0]
 
     def layout(self, most: int = 5000) -> list[dict[str, Any]]:
         """A map of what it holds: id, modality, label, x and y (-1..1) of each item, see `plane`; of more than `most` a fair
@@ -353,10 +350,11 @@ class Index:
             for row, (x, y) in zip(rows, places, strict=True)
         ]
 
-    def thumbnail(self, name: str) -> bytes | None:
-        """The small WebP kept of the picture of an item, by its id; None: no such item, or no picture."""
-        found = self._table.search().where(_among([name])).select(["thumbnail"]).limit(1).to_arrow().to_pylist()
-        return found[0]["thumbnail"] if found else None
+    def get(self, name: str) -> Hit | None:
+        """An item by its id, as a hit of no search: rank 0 and score 0; None: there is no such item."""
+        columns = ["id", "modality", "text", "path", "thumbnail", "metadata"]
+        found = self._table.search().where(_among([name])).select(columns).limit(1).to_arrow().to_pylist()
+        return Hit(0, 0.0, metadata=json.loads(found[0].pop("metadata")), **found[0]) if found else None
 
     def _nearest(self, vector: np.ndarray, k: int, kind: str | None) -> list[tuple[float, dict[str, Any]]]:
         """Exact: LanceDB scans for candidates; their scores are summed anew in float64, row by row, so that equal

@@ -36,7 +36,7 @@ def why_picture(
 ) -> NDArray[np.float32]:
     """What each place of a picture gives to its cosine with a query.
 
-    A window of two by two cells is laid over the picture in the picture's own mean colour, at every place; a cell has the mean
+    A window of two by two cells is laid over the picture in its median colour, at every place; a cell has the mean
     of what the windows over it take away (occlusion, arXiv 1311.2901). The picture is embedded (grid + 1)^2 + 1 times.
 
     Args:
@@ -47,7 +47,7 @@ def why_picture(
     """
     pixels = picture.load()
     height, width, _ = pixels.shape
-    colour = pixels.reshape(-1, 3).mean(0).astype(np.uint8)
+    colour = np.median(pixels.reshape(-1, 3), axis=0).astype(np.uint8)  # the ground, of most drawings
     rows, columns = (np.linspace(0, side, grid + 1).round().astype(int) for side in (height, width))
     things: list[Thing] = [Image(pixels)]
     windows = [(r, c) for r in range(-1, grid) for c in range(-1, grid)]

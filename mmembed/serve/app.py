@@ -74,6 +74,8 @@ class _Served:
             Route("/v2/embed", self._route(self.cohere, cohere.error), methods=["POST"]),
             Route("/embed", self._route(self.tei, tei.error), methods=["POST"]),
             Route("/search", self._route(self.search, openai.error), methods=["POST"]),
+            Route("/why", self._route(self.why, openai.error), methods=["POST"]),
+            Route("/map", self._route(self.map, openai.error), methods=["GET"]),
             Route("/thumbnail/{id:path}", self._route(self.thumbnail, openai.error), methods=["GET"]),
             Route("/health", self.health, methods=["GET"]),
             Route("/metrics", self.told, methods=["GET"]),
@@ -108,20 +110,27 @@ class _Served:
 
     async def search(self, request: Request) -> Response:
         form = await _form(request, search.Request)
-        if self.index is None:
-            raise Refused("this server was started without an index: mmembed serve --index PATH", 404)
+        index = self._index
+        if form.like is not None and (form.text is not None or form.image is not None):
+            raise Refused("give like, or a query", param="like")
+        answer = None if form.like is not None else await self._answer(search.read, form, self._pictures())
+        return _json(search.write(await self._desk.reading(search.find, index, form, answer)))
+
+    async def why(self, request: Request) -> Response:
+        form = await _form(request, search.WhyRequest)
+        index = self._index
         answer = await self._answer(search.read, form, self._pictures())
-        hits = await self._desk.reading(search.find, self.index, form, answer)
-        return _json(search.write(hits))
+        return _json(await self._desk.reading(search.why, index, self.embedder, form, answer))
+
+    async def map(self, request: Request) -> Response:
+        return _json({"items": await self._desk.reading(self._index.layout)})
 
     async def thumbnail(self, request: Request) -> Response:
-        picture = None
-        if self.index is not None:
-            picture = await self._desk.reading(self.index.thumbnail, request.path_params["id"])
-        if picture is None:
+        found = await self._desk.reading(self._index.get, request.path_params["id"])
+        if found is None or found.thumbnail is None:
             raise Refused("no picture is kept under this id", 404)
-        headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=3600"}
-        return Response(picture, media_type="image/webp", headers=headers)
+        headers = {"Cache-Control": "private, max-age=3600"}
+        return Response(found.thumbnail, media_type="image/webp", headers=headers)
 
     async def models(self, request: Request) -> Response:
         spec = self.embedder.spec
@@ -149,6 +158,12 @@ class _Served:
     def _desk(self) -> Desk:
         assert self.desk is not None, "the app has not been started"
         return self.desk
+
+    @property
+    def _index(self) -> Index:
+        if self.index is None:
+            raise Refused("this server was started without an index: mmembed serve --index PATH", 404)
+        return self.index
 
     def _pictures(self) -> Pictures:
         return Pictures(self.limits)

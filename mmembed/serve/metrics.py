@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .batcher import Batcher
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-ROUTES = ("/v1/embeddings", "/v2/embed", "/embed", "/search", "/thumbnail")
+ROUTES = ("/v1/embeddings", "/v2/embed", "/embed", "/search", "/why", "/map", "/thumbnail")
 
 
 class Metrics:

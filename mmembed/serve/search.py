@@ -1,4 +1,4 @@
-"""The form of /search: a text, a picture or both in, hits out."""
+"""The forms of /search, /why and /map: what the page asks of an index."""
 
 from __future__ import annotations
 
@@ -6,25 +6,43 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..errors import InputError
+from ..images import Image
 from ..inputs import Thing
+from ..search.background import NO_MATCH
+from ..search.why import why_picture, why_text
 from .asked import Answer, Asked, Pictures, Refused, text
 
 if TYPE_CHECKING:
+    from ..embedder import Embedder
     from ..search.hits import Hits
     from ..search.index import Index
 
 
-class Request(BaseModel):
-    """`text`, `image` (a data URI) or both; how many hits, and of what modality."""
+class Query(BaseModel):
+    """`text`, `image` (a data URI) or both."""
 
     model_config = ConfigDict(extra="forbid")
     text: str | None = None
     image: str | None = None
+
+
+class Request(Query):
+    """A query, or `like`, the id of an item; how many hits, of what modality, and whether modalities are balanced."""
+
+    like: str | None = None
     k: int = Field(default=10, ge=1, le=200)
     modality: Literal["text", "image", "image+text"] | None = None
+    balanced: bool = True
 
 
-def read(request: Request, pictures: Pictures) -> Asked:
+class WhyRequest(Query):
+    """A query and the id of an item that it found."""
+
+    id: str
+
+
+def read(request: Query, pictures: Pictures) -> Asked:
     """The query.
 
     Raises:
@@ -40,9 +58,12 @@ def read(request: Request, pictures: Pictures) -> Asked:
     return Asked(things=(tuple(parts),), side="query", truncate="end")
 
 
-def find(index: Index, request: Request, answer: Answer) -> Hits:
-    """What is nearest to the query."""
-    return index.nearest(answer.vectors[0], k=request.k, modality=request.modality, query=request.text or "")
+def find(index: Index, request: Request, answer: Answer | None) -> Hits:
+    """What is nearest to the query, or most like an item of the index."""
+    vector = index.vector(str(request.like)) if answer is None else answer.vectors[0]
+    return index.nearest(
+        vector, k=request.k, modality=request.modality, balanced=request.balanced, query=request.text or ""
+    )
 
 
 def write(hits: Hits) -> dict[str, Any]:
@@ -52,4 +73,23 @@ def write(hits: Hits) -> dict[str, Any]:
         told = hit.as_dict()
         told["path"] = None if hit.path is None else hit.path.replace("\\", "/").rsplit("/", 1)[-1]
         found.append({**told, "label": hit.label, "thumbnail": hit.thumbnail is not None})
-    return {"hits": found}
+    best = max((hit.relevance for hit in hits if hit.relevance is not None), default=None)
+    return {"hits": found, "good_match": None if best is None else best >= NO_MATCH}
+
+
+def why(index: Index, embedder: Embedder, request: WhyRequest, answer: Answer) -> dict[str, Any]:
+    """What each part of an item gives to its score with the query: of a picture by the small copy that the index keeps.
+
+    Raises:
+        InputError: no such item.
+    """
+    item = index.get(request.id)
+    if item is None:
+        raise InputError(f"the index holds no item with the id {request.id!r}")
+    told: dict[str, Any] = {"id": request.id, "picture": None, "text": None}
+    if item.thumbnail is not None:
+        told["picture"] = why_picture(embedder, answer.vectors[0], Image(item.thumbnail)).tolist()
+    if item.text is not None:
+        covered = why_text(embedder, answer.vectors[0], item.text)
+        told["text"] = [[covered.text[begin:end], change] for begin, end, change in covered.parts]
+    return told
