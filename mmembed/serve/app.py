@@ -12,6 +12,7 @@ from ..errors import FingerprintMismatch, InputError, MissingExtra, MmembedError
 from . import cohere, openai, search, tei
 from .asked import Answer, Asked, Limits, Pictures, Refused
 from .desk import Desk
+from .files import page_routes
 from .guard import Guard
 from .metrics import Metrics
 
@@ -80,6 +81,7 @@ class _Served:
             Route("/health", self.health, methods=["GET"]),
             Route("/metrics", self.told, methods=["GET"]),
         ]
+        routes += page_routes() if self.index is not None else []
         handlers: Any = {404: _no_such_route, 405: _no_such_route}
         return Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=handlers)
 

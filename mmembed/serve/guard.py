@@ -14,8 +14,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN = ("/health",)
-"""Asked by those who watch over a server, who hold no key."""
+OPEN = ("/health", "/")
+"""Asked without a key: by those who watch over a server, and by a browser, whose page then asks for the key."""
+OPEN_UNDER = "/page/"
 
 
 class Guard:
@@ -34,7 +35,9 @@ class Guard:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         headers = dict(scope["headers"])
-        if self._key is not None and scope["path"] not in OPEN and not self._known(headers):
+        path = scope["path"]
+        free = self._key is None or path in OPEN or path.startswith(OPEN_UNDER)
+        if not free and not self._known(headers):
             return await _refuse(send, 401, "a key is needed: Authorization: Bearer ...", "invalid_api_key")
         declared = headers.get(b"content-length", b"0")
         if not declared.isdigit():

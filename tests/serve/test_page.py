@@ -1,0 +1,288 @@
+"""The page in a real browser: what people do, in their languages, and that nothing leaves this machine."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import mmembed
+from mmembed.demo import DATA
+from mmembed.search.index import Index
+from mmembed.serve import files
+from mmembed.serve.app import build_app
+
+from .served import served
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+needs_browser = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")]
+WORDS = Path(files.__file__).with_name("page")
+SPOKEN = ("en", "zh", "es", "ar", "hi", "fr", "ja", "de")
+EVIL = "<img src=x onerror=window.hurt=1><script>window.hurt=1</script>\"'><svg onload=window.hurt=1>"
+ASKED = {  # what is asked, and a pictograph that answers it
+    "cat": "cat", "Katze": "cat", "猫": "cat", "gato": "cat", "bicycle": "bicycle", "自行车": "bicycle", "banane": "banana",
+    "ゾウ": "elephant",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    pico = mmembed.load()
+    index = Index.create(tmp_path_factory.mktemp("page") / "index", pico)
+    index.add_folder(DATA / "pictographs")
+    texts = json.loads((DATA / "texts.json").read_text(encoding="utf-8"))
+    index.add([EVIL, *(row["text"] for row in texts)])
+    with served(build_app(pico, index=index)) as base:
+        yield base
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser, url):
+    """A page whose every request and error is watched."""
+    context = browser.new_context(locale="en-US", viewport={"width": 1100, "height": 900})
+    opened = context.new_page()
+    wrong: list[str] = []
+    opened.on("console", lambda line: wrong.append(line.text) if line.type in ("error", "warning") else None)
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.on("request", lambda sent: None if _here(sent.url, url) else wrong.append(f"asked {sent.url}"))
+    opened.goto(url)
+    _until(opened, "document.querySelector('#model').textContent !== ''")
+    opened.wrong = wrong
+    yield opened
+    context.close()
+    assert wrong == []
+
+
+def _until(page, truth: str, given: object = None) -> None:
+    """Wait for an expression, or function of `given`, to hold. Playwright's own way evaluates text, which the policy bars."""
+    for _ in range(500):
+        if page.evaluate(truth, given):
+            return
+        page.wait_for_timeout(20)
+    pytest.fail(f"never true: {truth}")
+
+
+def _here(address: str, base: str) -> bool:
+    return address.startswith((base, "blob:" + base, "data:"))
+
+
+def _ask(page, text: str) -> list[str]:
+    page.fill("#text", text)
+    page.press("#text", "Enter")
+    _until(page, "t => new URLSearchParams(location.search).get('q') === t", text)
+    page.wait_for_selector(".card")
+    _until(page, "document.querySelector('#message').textContent !== 'Searching …'")
+    return page.locator(".card .label").all_text_contents()
+
+
+def test_every_language_of_the_page_has_every_word():
+    spoken = {name: json.loads((WORDS / f"words.{name}.json").read_text(encoding="utf-8")) for name in SPOKEN}
+    assert {path.name for path in WORDS.glob("words.*.json")} == {f"words.{name}.json" for name in SPOKEN}
+    for words in spoken.values():
+        assert list(words) == list(spoken["en"])
+        assert all(words.values())
+    html, script = (WORDS / "index.html").read_text(encoding="utf-8"), (WORDS / "page.js").read_text(encoding="utf-8")
+    used = {
+        word for word in spoken["en"] if f'"{word}"' in html or f"words.{word}" in script or word.startswith("kind_")
+    }
+    assert used == set(spoken["en"])
+
+
+class TestInABrowser:
+    pytestmark = needs_browser
+
+    @pytest.mark.parametrize(("text", "name"), ASKED.items())
+    def test_a_question_in_many_languages_finds_its_picture(self, page, text, name):
+        _ask(page, text)
+        page.click("[data-tab=image]")
+        assert name in page.locator(".card .label").first.text_content()
+
+    def test_tabs_count_and_hold_their_own(self, page):
+        _ask(page, "cat")
+        counts = {tab: int(page.locator(f"[data-tab={tab}] b").text_content()) for tab in ("all", "image", "text")}
+        assert counts["all"] == 60
+        for tab, kind in (("image", "picture"), ("text", "text")):
+            page.click(f"[data-tab={tab}]")
+            told = page.locator(".card .told span:first-child").all_text_contents()
+            assert set(told) == {kind}
+            assert len(told) == counts[tab]
+
+    def test_raw_and_balanced_differ(self, page):
+        balanced = _ask(page, "a cat")
+        page.uncheck("#balanced")
+        _until(page, "new URLSearchParams(location.search).has('raw')")
+        _until(page, "document.querySelector('#message').textContent !== 'Searching …'")
+        page.wait_for_timeout(200)
+        assert page.locator(".card .label").all_text_contents() != balanced
+
+    def test_a_picture_is_picked_dropped_with_words_and_taken_away(self, page):
+        page.set_input_files("#file", DATA / "pictographs" / "cat.png")
+        page.wait_for_selector(".card")
+        assert page.is_visible("#picked")
+        assert "cat" in page.locator(".card .label").first.text_content()
+        page.click("#unpick")
+        _until(page, "document.querySelectorAll('.card').length === 0")
+        data = base64.b64encode((DATA / "pictographs" / "dog.png").read_bytes()).decode()
+        page.evaluate(
+            """data => { const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
+            const moved = new DataTransfer(); moved.items.add(new File([bytes], 'dog.png', { type: 'image/png' }));
+            dispatchEvent(new DragEvent('drop', { dataTransfer: moved, cancelable: true })); }""",
+            data,
+        )
+        page.wait_for_selector(".card")
+        assert "dog" in page.locator(".card .label").first.text_content()
+
+    def test_more_like_this_begins_with_itself_and_back_goes_back(self, page):
+        before = _ask(page, "bicycle")
+        page.locator(".card .acts button").first.click()
+        _until(page, "new URLSearchParams(location.search).has('like')")
+        _until(page, "document.querySelector('.card .told span:last-child').textContent === '1.000'")
+        page.go_back()
+        _until(page, "document.querySelector('#text').value === 'bicycle'")
+        _until(page, "t => document.querySelector('.card .label')?.textContent === t", before[0])
+
+    def test_the_address_holds_the_question(self, page, url):
+        page.goto(f"{url}/?q=banana&tab=image&raw=1")
+        page.wait_for_selector(".card")
+        assert page.input_value("#text") == "banana"
+        assert not page.is_checked("#balanced")
+        assert page.get_attribute("[data-tab=image]", "aria-selected") == "true"
+
+    def test_why_shows_a_heat_and_says_it_in_words(self, page):
+        _ask(page, "cat")
+        page.click("[data-tab=image]")
+        page.locator(".card .acts button", has_text="Why?").first.click()
+        page.wait_for_selector("#why[open]")
+        assert page.locator("#why-picture canvas").count() == 1
+        assert "Strongest" in page.text_content("#why-said")
+        page.keyboard.press("Escape")
+        assert page.locator("#why[open]").count() == 0
+        page.click("[data-tab=text]")
+        page.locator(".card .acts button", has_text="Why?").first.click()
+        page.wait_for_selector("#why[open] #why-text span")
+
+    def test_the_map_shows_and_finds(self, page):
+        _ask(page, "cat")
+        page.click("#show-map")
+        page.wait_for_selector("#map:not([hidden])")
+        page.wait_for_timeout(300)
+        painted = page.evaluate(
+            """() => { const c = document.querySelector('#map canvas');
+            return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v > 0); }"""
+        )
+        assert painted
+        canvas = page.locator("#map canvas")
+        box = canvas.bounding_box()
+        for step in range(1, 40):
+            canvas.hover(position={"x": box["width"] * step / 40, "y": box["height"] / 2})
+            if page.text_content("#spot"):
+                break
+        assert page.text_content("#spot")
+
+    @pytest.mark.parametrize("language", SPOKEN)
+    def test_it_speaks(self, page, language):
+        page.select_option("#language", language)
+        words = json.loads((WORDS / f"words.{language}.json").read_text(encoding="utf-8"))
+        _until(page, "l => document.documentElement.lang === l", language)
+        assert page.text_content("#ask [type=submit]") == words["search"]
+        assert page.evaluate("document.documentElement.dir") == ("rtl" if language == "ar" else "ltr")
+
+    def test_arabic_is_laid_out_from_the_right(self, page):
+        page.select_option("#language", "ar")
+        _until(page, "document.documentElement.dir === 'rtl'")
+        button, text = page.locator("#ask [type=submit]").bounding_box(), page.locator("#text").bounding_box()
+        assert button["x"] < text["x"]
+
+    def test_what_a_stranger_wrote_is_shown_and_never_run(self, page):
+        labels = _ask(page, EVIL)
+        assert EVIL in labels
+        page.wait_for_timeout(200)
+        assert page.evaluate("window.hurt") is None
+
+    def test_a_file_that_is_no_picture_or_too_large_is_refused_here(self, page):
+        page.set_input_files("#file", {"name": "a.svg", "mimeType": "image/svg+xml", "buffer": b"<svg/>"})
+        assert page.text_content("#message") == "This file is no picture that can be read."
+        page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"x" * (12 * 2**20 + 1)})
+        assert page.text_content("#message") == "This picture is larger than 12 MiB."
+        assert not page.is_visible("#picked")
+
+    def test_a_broken_picture_is_told(self, page):
+        page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"no picture at all"})
+        _until(page, "document.querySelector('#message').classList.contains('bad')")
+        assert "item 0" in page.text_content("#message") or "picture" in page.text_content("#message")
+        page.wrong[:] = [line for line in page.wrong if "400 (Bad Request)" not in line and "ERR_INVALID" not in line]
+
+    def test_only_the_keyboard(self, page):
+        page.keyboard.press("/")
+        page.keyboard.type("elephant")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".card")
+        _until(page, "document.querySelector('#message').textContent !== 'Searching …'")
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("ArrowRight")
+        second = page.locator(".card").nth(1)
+        assert page.evaluate("document.activeElement.dataset.id") == second.get_attribute("data-id")
+        page.keyboard.press("Enter")
+        _until(page, "new URLSearchParams(location.search).has('like')")
+
+    def test_no_search_in_the_middle_of_composing(self, page):
+        asked: list[str] = []
+        page.on("request", lambda sent: asked.append(sent.url) if sent.url.endswith("/search") else None)
+        page.evaluate(
+            """() => { const box = document.querySelector('#text'); box.value = 'ねk';
+            box.dispatchEvent(new InputEvent('input', { isComposing: true })); }"""
+        )
+        page.wait_for_timeout(600)
+        assert asked == []
+        page.evaluate(
+            "() => { document.querySelector('#text').dispatchEvent(new CompositionEvent('compositionend')); }"
+        )
+        page.wait_for_timeout(800)
+        assert len(asked) == 1
+
+    def test_a_phone_shows_all_without_scrolling_sideways(self, browser, url):
+        context = browser.new_context(viewport={"width": 360, "height": 740}, locale="de-DE")
+        page = context.new_page()
+        page.goto(f"{url}/?q=cat")
+        page.wait_for_selector(".card")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert page.evaluate("document.documentElement.lang") == "de"
+        context.close()
+
+    def test_dark_is_dark(self, browser, url):
+        context = browser.new_context(color_scheme="dark")
+        page = context.new_page()
+        page.goto(url)
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
+        context.close()
+
+    def test_a_server_that_is_gone_is_told_and_a_key_is_asked_for(self, browser, tiny, tmp_path):
+        index = Index.create(tmp_path / "index", tiny)
+        index.add(["one", "two"])
+        with served(build_app(tiny, index=index, key="secret")) as base:
+            page = browser.new_page(locale="en-US")
+            page.goto(base)
+            page.wait_for_selector("#key:not([hidden])")
+            page.fill("#key-text", "secret")
+            page.press("#key-text", "Enter")
+            _until(page, "document.querySelector('#model').textContent !== ''")
+            _ask(page, "one")
+        page.fill("#text", "two")
+        page.press("#text", "Enter")
+        _until(page, "document.querySelector('#message').textContent === 'The server cannot be reached.'")
+        page.close()
