@@ -44,26 +44,27 @@ KEY = {"Authorization": "Bearer secret"}
 )
 def test_a_wrong_key_opens_nothing(url, said):
     headers = {} if said is None else {"Authorization": said.encode()}
-    answer = httpx.post(url, headers=headers, content=b"x")
+    answer = httpx.post(url + "/x", headers=headers, content=b"x")
     assert answer.status_code == 401
     assert "secret" not in answer.text
 
 
-def test_the_key_opens_and_health_needs_none(url):
-    assert httpx.post(url, headers=KEY, content=b"x").status_code == 200
-    assert httpx.post(url, headers={"authorization": "bearer secret"}, content=b"x").status_code == 200
+def test_the_key_opens_and_health_and_the_page_need_none(url):
+    assert httpx.get(url + "/").status_code == httpx.get(url + "/page/page.js").status_code == 200
+    assert httpx.post(url + "/x", headers=KEY, content=b"x").status_code == 200
+    assert httpx.post(url + "/x", headers={"authorization": "bearer secret"}, content=b"x").status_code == 200
     assert httpx.get(url + "/health").status_code == 200
 
 
 def test_a_large_body_is_refused_by_its_head_and_by_its_bytes(url):
-    assert httpx.post(url, headers=KEY, content=b"x" * 1001).status_code == 413
+    assert httpx.post(url + "/x", headers=KEY, content=b"x" * 1001).status_code == 413
 
     def chunks():
         for _ in range(3):
             yield b"x" * 500
 
-    assert httpx.post(url, headers=KEY, content=chunks()).status_code == 413
-    assert httpx.post(url, headers=KEY, content=b"x" * 1000).status_code == 200
+    assert httpx.post(url + "/x", headers=KEY, content=chunks()).status_code == 413
+    assert httpx.post(url + "/x", headers=KEY, content=b"x" * 1000).status_code == 200
 
 
 def _connect(url: str) -> socket.socket:
