@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -59,6 +59,8 @@ class Picture:
 
 Pictured = tuple[Picture, list[int]]
 """A picture, and the tokens it takes in the row."""
+Seen = Mapping[tuple[object, bool], "Pictured | InputError"]
+"""Images by their source: one under several prompts is decoded once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +230,17 @@ class Sampler:
     most: int | None = None
     fill: int | None = None
 
-    def samples(self, items: Sequence[Sequence[Run]], truncate: str = "end") -> Iterator[Sample | InputError]:
-        """One sample, or what is wrong with it, for each item; all texts are tokenised in one call."""
+    def samples(
+        self,
+        items: Sequence[Sequence[Run]],
+        truncate: str = "end",
+        mapped: Callable[..., Iterable[Any]] = map,
+    ) -> Iterator[Sample | InputError]:
+        """One sample, or what is wrong with it, for each item; all texts are tokenised in one call.
+
+        Args:
+            mapped: as `map`, over the images: threads may share them.
+        """
         written = items if self.mark is None else [[_joined(runs, self.mark)] for runs in items]
         texts = [run.text for runs in written for run in runs if isinstance(run, TextRun)]
         tokens = iter(self.tokenizer.encode(texts))
@@ -237,7 +248,8 @@ class Sampler:
         alone = (
             self.tokenizer.encode([_alone(self.counted, runs) for runs in items]) if by_part else [None] * len(items)
         )
-        seen: dict[object, Pictured] = {}  # an image under several prompts is decoded once
+        images = {_source(run.image): run.image for runs in items for run in runs if isinstance(run, ImageRun)}
+        seen: Seen = dict(zip(images, mapped(self._pictured, list(images.values())), strict=True))
         for runs, texted, part in zip(items, written, alone, strict=True):
             own = [(run, next(tokens)) if isinstance(run, TextRun) else run for run in texted]
             try:
@@ -263,7 +275,7 @@ class Sampler:
     def _suffix(self) -> list[int]:
         return self.tokenizer.suffix if self.close else []
 
-    def _sample(self, runs: Sequence[Laid], truncate: str, seen: dict[object, Pictured]) -> Sample:
+    def _sample(self, runs: Sequence[Laid], truncate: str, seen: Seen) -> Sample:
         ids, images = self._laid(runs, seen)
         pictures = len(images) if self.apart else 0
         excess = len(ids) - pictures - self.max_length
@@ -278,7 +290,7 @@ class Sampler:
         placeholder = copies.index(PLACED) if self.placed else None
         return Sample(row, self._count(row, copies), tuple(images), max(excess, 0), placeholder=placeholder)
 
-    def _laid(self, runs: Sequence[Laid], seen: dict[object, Pictured]) -> tuple[list[int], list[Slots]]:
+    def _laid(self, runs: Sequence[Laid], seen: Seen) -> tuple[list[int], list[Slots]]:
         """The ids of a sample before it is cut, and the images among them."""
         worded = not self.apart or any(not isinstance(run, ImageRun) for run in runs)
         ids: list[int] = list(self._prefix) if worded else []
@@ -286,11 +298,10 @@ class Sampler:
         placed = False
         for run in runs:
             if isinstance(run, ImageRun):
-                source = run.image.source
-                key = (source if isinstance(source, str) else id(source), run.image.allow_url)
-                if key not in seen:
-                    seen[key] = self._pictured(run.image)
-                picture, own = seen[key]
+                pictured = seen[_source(run.image)]
+                if isinstance(pictured, InputError):
+                    raise pictured
+                picture, own = pictured
                 images.append(Slots(len(ids), len(own), picture))
                 ids += own
             elif isinstance(run, Placeholder):
@@ -329,11 +340,15 @@ class Sampler:
         opening = len(self._prefix) if count > len(copies) else 0
         return [0] * opening + copies + [0] * (count - opening - len(copies))
 
-    def _pictured(self, image: Image) -> Pictured:
+    def _pictured(self, image: Image) -> Pictured | InputError:
+        """What the tower takes of an image, or what is wrong with it."""
         if self.prepare is None or self.image_ids is None:
-            raise InputError("this model reads text only, and the item holds an image")
-        picture = self.prepare(image.load())
-        return picture, self.image_ids(picture)
+            return InputError("this model reads text only, and the item holds an image")
+        try:
+            picture = self.prepare(image.load())
+            return picture, self.image_ids(picture)
+        except InputError as error:
+            return error
 
     def _kept(self, count: int, copies: list[int], images: list[Slots], excess: int, truncate: str) -> list[int]:
         """Which of `count` tokens stay: the last ones of the item's own text go, of every copy alike; its images, prompt and
@@ -393,7 +408,7 @@ class ChunkSampler(Sampler):
     window: int | None = None
     overlap: int = 0
 
-    def _sample(self, runs: Sequence[Laid], truncate: str, seen: dict[object, Pictured]) -> Sample:
+    def _sample(self, runs: Sequence[Laid], truncate: str, seen: Seen) -> Sample:
         ids, images = self._laid(runs, seen)
         copies = self._copies(runs, images, len(ids))
         if self.placed:
@@ -457,6 +472,11 @@ class ChunkSampler(Sampler):
         counted[where[sample.counted]] = True
         chunks = tuple(where[chunk] for chunk in sample.chunks or ())
         return Sample(sample.ids[laid], counted, (), sample.truncated, tuple(map(len, rows)), chunks)
+
+
+def _source(image: Image) -> tuple[object, bool]:
+    """Equal for images of one path, and for those of one object in memory."""
+    return (image.source if isinstance(image.source, str) else id(image.source), image.allow_url)
 
 
 def _moved(images: Sequence[Slots], kept: Sequence[int]) -> list[Slots]:

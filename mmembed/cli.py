@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, tee
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from .demo import Answer
     from .embedder import Embedder
     from .inputs import Thing
+    from .report import Report
     from .search.index import AddReport, Index
+    from .sources import Named
 
 SOME_FAILED = 3
 
@@ -127,9 +130,15 @@ def _print_answer(answer: Answer) -> None:
 @click.argument("files", nargs=-1)
 @click.option("--text", "texts", multiple=True, help="A text; as often as you like.")
 @click.option("--image", "images", multiple=True, help="Path of a picture; as often as you like.")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="NAME.npy, NAME.parquet or NAME.jsonl.")
+@click.option("--lines", is_flag=True, help="Each line of .txt files and of stdin is one text.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="NAME.npy, NAME.parquet, NAME.jsonl or NAME.lance; goes on where it was.",
+)
 @click.option("--prompt-name", help='A prompt of the model, such as "query" or "document".')
 @click.option("--truncate-dim", type=click.IntRange(min=1), help="Keep the first so many numbers.")
+@click.option("--batch-tokens", type=click.IntRange(min=1), help="Tokens of one batch.")
 @on_error_option
 @model_option
 @device_option
@@ -138,153 +147,82 @@ def embed(
     files: tuple[str, ...],
     texts: tuple[str, ...],
     images: tuple[str, ...],
-    output: Path | None,
+    lines: bool,
+    out: Path | None,
     prompt_name: str | None,
     truncate_dim: int | None,
-    on_error: str | None,
+    batch_tokens: int | None,
+    on_error: Literal["raise", "skip"] | None,
     model: str | None,
     device: str | None,
     as_json: bool,
 ) -> int:
     """Embed FILES, then texts, then images.
 
-    A .txt file is one text, a .jsonl file and - (stdin) hold an item a line: a text, or {"text": ..., "image": PATH};
-    any other file is a picture. Without --output, one line of JSON an item: its row, name and vector, or its error.
+    A folder gives its pictures and .txt files, all the way down. A .txt file is one text; a .jsonl file and - (stdin) hold an
+    item a line: a text, or {"text": ..., "image": PATH, "id": NAME}; a .parquet file an item a row, in columns of these names;
+    any other file is a picture. Without --out, one line of JSON an item: its row, id and vector, or its error. With it, the
+    same command after a kill goes on where it was.
     """
-    from .images import Image
-
-    if output is not None and output.suffix not in (".npy", ".parquet", ".jsonl"):
-        raise click.UsageError(
-            f"--output writes .npy, .parquet or .jsonl, not {output.suffix or 'a name without ending'}"
-        )
-    named: list[tuple[str, Thing | InputError]] = [*_read_files(files)]
-    named += [(text, text) for text in texts] + [(path, Image(path)) for path in images]
-    if not named:
+    if not files and not texts and not images:
         raise click.UsageError("nothing to embed: give files, - for stdin, --text or --image")
-    bad = {row: thing for row, (_, thing) in enumerate(named) if isinstance(thing, InputError)}
-    if bad and on_error != "skip":
-        row, error = next(iter(bad.items()))
-        raise InputError(f"{named[row][0]}: {error.reason}", row)
+    from .files import SINKS
 
-    from .embedder import Report
+    if out is not None and out.suffix not in SINKS:
+        raise click.UsageError(f"--out writes {', '.join(SINKS)}, not {out.suffix or 'a name without ending'}")
+    from .embedder import EncodeOptions, Report
 
-    embedder = _load(model, device)
     report = Report()
-    good = [row for row in range(len(named)) if row not in bad]
-    vectors = embedder.encode(
-        [thing for _, thing in named if not isinstance(thing, InputError)],
-        prompt_name=prompt_name,
-        truncate_dim=truncate_dim,
-        on_error="skip" if on_error == "skip" else "raise",
-        report=report,
-        show_progress_bar=_watched(),
-    )
-    errors = {row: error.reason for row, error in bad.items()} | {good[s.row]: s.reason for s in report.skipped}
-    rows: list[Any] = [None] * len(named)
-    for row, vector in zip(good, vectors, strict=True):
-        rows[row] = None if row in errors else vector
-    _write_vectors(output, [name for name, _ in named], rows, errors, vectors.shape[1])
-    for row in sorted(errors):
-        click.echo(f"mmembed: item {row}: {errors[row]}", err=True)
+    embedder = _load(model, device)
+    options: EncodeOptions = {
+        "prompt_name": prompt_name,
+        "truncate_dim": truncate_dim,
+        "batch_tokens": batch_tokens,
+        "on_error": on_error or "raise",
+        "report": report,
+        "show_progress_bar": _watched(),
+    }
+    named, again = tee(_named(files, texts, images, lines))
+    names, things = (name for name, _ in named), (thing for _, thing in again)
+    if out is not None:
+        embedder.encode_to(out, things, ids=names, **options)
+        about = json.loads(out.with_name(f"{out.name}.json").read_text(encoding="utf-8"))
+        items, width, failed = about["rows"], about["made"]["dimension"], about["failed"]
+        done = {"out": str(out), "items": items, "dimension": width, "failed": failed, "resumed": report.resumed}
+        said = f"{items - failed} of {items} items, {width} numbers each: {out}"
+        _print_json(done) if as_json else click.echo(said)
+    else:
+        failed = _print_vectors(embedder.stream(things, **options), names, report)
+    for skipped in report.skipped:
+        click.echo(f"mmembed: item {skipped.row}: {skipped.reason}", err=True)
     if report.truncated:
         click.echo(f"mmembed: {len(report.truncated)} texts were cut at the model's limit", err=True)
-    if output is not None:
-        done = {"output": str(output), "items": len(named), "dimension": vectors.shape[1], "failed": len(errors)}
-        said = f"{len(named) - len(errors)} of {len(named)} items, {vectors.shape[1]} numbers each: {output}"
-        _print_json(done) if as_json else click.echo(said)
-    return SOME_FAILED if errors else 0
+    return SOME_FAILED if failed else 0
 
 
-def _read_files(files: Iterable[str]) -> Iterator[tuple[str, Thing | InputError]]:
-    """(name, thing) of every item in files; a thing that cannot be read is its error."""
+def _named(files: Iterable[str], texts: Iterable[str], images: Iterable[str], lines: bool) -> Iterator[Named]:
     from .images import Image
+    from .sources import read
 
-    for file in files:
-        if file == "-" or file.endswith(".jsonl"):
-            yield from _read_lines(file)
-        elif file.endswith(".txt"):
-            try:
-                yield file, Path(file).read_text(encoding="utf-8-sig")
-            except (OSError, UnicodeDecodeError) as error:
-                yield file, InputError(f"{file}: cannot be read as UTF-8 text: {error}")
-        else:
-            yield file, Image(file)
+    yield from read(files, sys.stdin.buffer, lines=lines)
+    yield from ((text, text) for text in texts)
+    yield from ((path, Image(path)) for path in images)
 
 
-def _read_lines(file: str) -> Iterator[tuple[str, Thing | InputError]]:
-    try:
-        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-    except OSError as error:
-        raise click.UsageError(f"{file}: {error.strerror}") from None
-    for number, line in enumerate(data.splitlines(), 1):
-        name = f"{'stdin' if file == '-' else file}:{number}"
-        if line.strip():
-            try:
-                yield name, _from_json(json.loads(line))
-            except InputError as error:
-                yield name, error
-            except ValueError as error:
-                yield name, InputError(f"no JSON: {error}")
+def _print_vectors(stream: Iterable[Any], names: Iterator[str], report: Report) -> int:
+    """Print vectors as lines of JSON; returns how many items have none."""
+    from .files import Block, lines
 
-
-def _from_json(value: Any) -> Thing:
-    from .images import Image
-
-    if isinstance(value, str):
-        return value
-    good = isinstance(value, dict) and value and set(value) <= {"text", "image"}
-    if not good or not all(isinstance(part, str) for part in value.values()):
-        raise InputError('a line is a JSON string, or an object with "text" and / or "image", the path of a picture')
-    return {key: Image(part) if key == "image" else part for key, part in value.items()}
-
-
-def _write_vectors(
-    output: Path | None, names: Sequence[str], rows: Sequence[Any], errors: dict[int, str], width: int
-) -> None:
-    import numpy as np
-
-    suffix = "" if output is None else output.suffix
-    if suffix == ".npy":
-        gap = np.full(width, np.nan, dtype=np.float32)
-        table = np.array([gap if row is None else row for row in rows], dtype=np.float32).reshape(-1, width)
-        _whole(output, lambda file: np.save(file, table))
-        return
-    if suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        columns = {
-            "name": pa.array(names, pa.string()),
-            "vector": pa.array([None if row is None else list(row) for row in rows], pa.list_(pa.float32(), width)),
-            "error": pa.array([errors.get(row) for row in range(len(names))], pa.string()),
-        }
-        _whole(output, lambda file: pq.write_table(pa.table(columns), file))
-        return
-
-    def lines() -> Iterator[str]:
-        for row, (name, vector) in enumerate(zip(names, rows, strict=True)):
-            found = {"error": errors[row]} if vector is None else {"vector": [float(str(x)) for x in vector]}
-            yield json.dumps({"row": row, "name": name, **found}, ensure_ascii=False) + "\n"
-
-    if output is None:
-        for line in lines():
+    row = told = 0
+    for vectors in stream:
+        errors: list[str | None] = [None] * len(vectors)
+        for skipped in report.skipped[told:]:
+            errors[skipped.row - row] = skipped.reason
+        told = len(report.skipped)
+        for line in lines(Block(row, list(islice(names, len(vectors))), vectors, errors)):
             click.echo(line, nl=False)
-    else:
-        _whole(output, lambda file: file.writelines(line.encode("utf-8", "backslashreplace") for line in lines()))
-
-
-def _whole(output: Path | None, write: Callable[[Any], Any]) -> None:
-    """Write a file that is there whole or not at all."""
-    assert output is not None
-    part = output.with_name(f".{output.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            write(file)
-        part.replace(output)
-    except OSError as error:
-        raise click.UsageError(f"{output} cannot be written: {error.strerror}") from None
-    finally:
-        part.unlink(missing_ok=True)
+        row += len(vectors)
+    return told
 
 
 # ---- index and search ------------------------------------------------------------------------------------------------
@@ -318,6 +256,7 @@ def index_add(
     `embed`; another file is a picture, or one text if it ends in .txt. What is in the index already stays as it is.
     """
     from .search.index import AddReport, Index, Skipped, exists
+    from .sources import read
 
     if exists(index):
         if truncate_dim is not None:
@@ -336,8 +275,8 @@ def index_add(
         total.truncated += report.truncated
 
     for path in paths:
-        if path == "-" or path.endswith(".jsonl"):
-            named = [*_read_lines(path)]
+        if path == "-" or path.endswith((".jsonl", ".parquet")):
+            named = [*read([path], sys.stdin.buffer)]
             bad = [
                 Skipped(row, name, thing.reason)
                 for row, (name, thing) in enumerate(named)

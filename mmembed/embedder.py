@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, Unpack, cast
 
@@ -20,7 +24,7 @@ from torch import Tensor
 from . import prompts
 from .batch import Batch, ChunkSampler, Mark, Narrowing, Sample, Sampler
 from .dual import DualEncoder
-from .errors import InputError, LoadError, SpecError, UnknownName
+from .errors import InputError, LoadError, SpecError, StoreError, UnknownName
 from .inputs import Image, Thing
 from .model import EmbeddingModel
 from .nn.pooling import edge_of
@@ -182,6 +186,98 @@ class Embedder:
         )
         blocks = [self._finish(window, width) for window in walk(self.model, inputs, self._vectors, options)]
         return np.concatenate(blocks) if blocks else np.empty((0, width), dtype=np.float32)
+
+    def stream(
+        self, inputs: Thing | Iterable[Thing], **options: Unpack[EncodeOptions]
+    ) -> Iterator[NDArray[np.float32]]:
+        """The vectors of `encode`, some neighbouring things at a time, in their order, of things without end.
+
+        No more is held than a few thousand things and their vectors. A generator is pulled that far ahead of what is given
+        out, in the thread that asks. Read to its end, or closed, a stream leaves no thread behind.
+
+        Args:
+            inputs, options: those of `encode`.
+
+        Yields:
+            float32 (n, D), n as it comes.
+
+        Raises:
+            As `encode`: a wrong option at once, the rest after what came before it.
+        """
+        width, said = self._split(options)
+        return (self._finish(window, width) for window in walk(self.model, inputs, self._vectors, said))
+
+    def encode_to(
+        self,
+        path: str | os.PathLike[str],
+        inputs: Iterable[Thing],
+        *,
+        ids: Iterable[str] | None = None,
+        **options: Unpack[EncodeOptions],
+    ) -> Report:
+        """Write the vectors of `encode` to a file, a row a thing in their order, however many.
+
+        After an error or a kill the same call goes on where it was: rows that are written are not embedded again, and the
+        things they are of are compared with those that are given now. A file that is whole is left as it is.
+
+        Args:
+            path: by its ending .npy (float32 (N, D), for `np.load(path, mmap_mode="r")`; what was skipped is NaN, and told
+                in NAME.errors.jsonl); .parquet or .lance (columns row, id, vector, error; extra [search]); or .jsonl (a line
+                a row). Beside it NAME.json says of what model and options the vectors are.
+            inputs: many things, as in `encode`. ids: a name for each; None: the number of its row.
+            options: those of `encode`.
+
+        Returns:
+            what was done, which is the report among the options if there is one; `resumed` rows were done before.
+
+        Raises:
+            As `encode`; FingerprintMismatch: the file is of another model or of other options. StoreError: it is of other
+                things, no file of ours, or being written; or there are not as many ids as things.
+        """
+        from .files import Block, VectorFile, chained
+
+        if isinstance(inputs, (str, tuple, Mapping)) or not isinstance(inputs, Iterable):
+            raise InputError(f"encode_to takes many things; one {type(inputs).__name__} goes in a list")
+        width, said = self._split(options)
+        report = said.report if said.report is not None else Report()
+        said = dataclasses.replace(said, report=report)
+        total = len(inputs) if isinstance(inputs, Sized) else None
+        with VectorFile(path, self._made(said), width) as file:
+            given = _named(inputs, ids)
+            digest = b""
+            done = 0
+            for name, thing in islice(given, file.rows):
+                digest = chained(digest, name, thing)
+                done += 1
+            if done < file.rows or digest != file.digest:
+                raise StoreError(
+                    f"{path} holds {file.rows} rows, which are not of the first things given now: write elsewhere, or "
+                    f"remove it and {file.path.name}.json"
+                )
+            report.resumed = file.rows
+            if file.complete:
+                if next(given, None) is not None:
+                    raise StoreError(f"{path} is whole with {file.rows} rows, and more are given: write elsewhere")
+                return report
+            pulled: deque[tuple[str, bytes]] = deque()
+
+            def rest() -> Iterator[Thing]:
+                nonlocal digest
+                for name, thing in given:
+                    digest = chained(digest, name, thing)
+                    pulled.append((name, digest))
+                    yield thing
+
+            first, left = file.rows, None if total is None else total - file.rows
+            with closing(walk(self.model, rest(), self._vectors, said, first=first, total=left)) as windows:
+                for window in windows:
+                    own = [pulled.popleft() for _ in range(window.count)]
+                    reasons = {each.row: each.reason for each in window.skipped}
+                    errors = [reasons.get(row) for row in range(window.first, window.first + window.count)]
+                    vectors = self._finish(window, width)
+                    file.append(Block(window.first, [name for name, _ in own], vectors, errors), own[-1][1])
+            file.finish()
+        return report
 
     def encode_query(self, inputs: Thing | Iterable[Thing], **options: Unpack[EncodeOptions]) -> NDArray[np.float32]:
         """`encode` under the prompt "query" where the spec has one; `options` are those of `encode`."""
@@ -617,6 +713,23 @@ class Embedder:
         mean = torch.from_numpy(raw)[:, :width]
         return (unit(mean) if self.spec.normalize else mean).numpy()
 
+    def _split(self, options: EncodeOptions) -> tuple[int, Options]:
+        """Numbers of a vector, and what the walk is told."""
+        said: dict[str, Any] = dict(options)
+        width = self._width(said.pop("truncate_dim", None))
+        return width, Options(**said)
+
+    def _made(self, options: Options) -> dict[str, Any]:
+        """What vectors hang on beside the things, in words of JSON."""
+        names = ("prompt_name", "prompt", "instruction", "language", "truncate")
+        said = {name: getattr(options, name) for name in names}
+        for name in ("prompt", "instruction"):
+            if said[name] is not None and not isinstance(said[name], str):
+                said[name] = hashlib.sha256(json.dumps(list(said[name])).encode()).hexdigest()
+        if said["prompt_name"] is None and said["prompt"] is None:
+            said["prompt_name"] = self.spec.default_prompt_name
+        return {"model": self.spec.name, "fingerprint": self.fingerprint, "precision": self.precision, **said}
+
     def _width(self, truncate_dim: int | None) -> int:
         spec = self.spec
         if truncate_dim is None or truncate_dim == spec.dimension:
@@ -631,6 +744,21 @@ class Embedder:
             return options
         known = next((name for name in names if name in self.spec.prompts), None)
         return options if known is None else cast("Given", {"prompt_name": known, **options})
+
+
+def _named(things: Iterable[Thing], ids: Iterable[str] | None) -> Iterator[tuple[str, Thing]]:
+    """Things with their names, the numbers of their rows where there are none."""
+    if ids is None:
+        yield from ((str(row), thing) for row, thing in enumerate(things))
+        return
+    names = iter(ids)
+    for row, thing in enumerate(things):
+        name = next(names, None)
+        if name is None:
+            raise StoreError(f"{row} ids were given, and there are more things")
+        yield str(name), thing
+    if next(names, None) is not None:
+        raise StoreError("more ids were given than things")
 
 
 def _mark(tower: NativeTower, tokenizer: Tokenizer) -> Mark:

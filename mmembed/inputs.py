@@ -26,20 +26,23 @@ class Text:
 
 Part: TypeAlias = "Text | Image"
 Item: TypeAlias = tuple[Part, ...]
-Thing: TypeAlias = "str | Text | Image | PIL.Image.Image | tuple[Thing, ...] | Mapping[str, Thing]"
+Thing: TypeAlias = "str | Text | Image | PIL.Image.Image | tuple[Thing, ...] | Mapping[str, Thing] | InputError"
 
 
 def to_item(thing: Thing) -> Item:
     """One thing as a caller writes it -> its typed parts, in order.
 
     A `str` is text, always: never a path, never a URL. A tuple, or a dict with "text" and / or "image", is one
-    mixed item; the value of "image" may be anything `Image` takes, or a list of such.
+    mixed item; the value of "image" may be anything `Image` takes, or a list of such. An `InputError` stands for a thing
+    that could not be read, and is raised where that would be embedded.
 
     Raises:
         InputError: the thing is of no known type; the message says how to wrap it.
     """
     if isinstance(thing, (Text, Image)):
         return (thing,)
+    if isinstance(thing, InputError):
+        raise InputError(thing.reason)
     if isinstance(thing, str):
         return (Text(thing),)
     if isinstance(thing, tuple):

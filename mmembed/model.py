@@ -180,6 +180,12 @@ class EmbeddingModel(Model):
         return super().train(mode)
 
     @property
+    def token_sizes(self) -> tuple[int, int, int]:
+        config = backbones.text_config(self.backbone)
+        width = folders.width(self.backbone.config)
+        return width, int(getattr(config, "intermediate_size", None) or 4 * width), self.dtype.itemsize
+
+    @property
     def sees(self) -> bool:
         """Whether there is a tower for images."""
         return self.native is not None or self.vision is not None

@@ -4,34 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import prompts
+from . import memory, prompts
+from .ahead import Crew, ahead, cores
 from .batch import Batch, Sample, Sampler, distinct, pack, plan
 from .dual import DualEncoder
 from .errors import InputError, UnknownName
 from .inputs import Text, Thing, to_item
 from .model import EmbeddingModel
 from .nn.transfer import fetched
-from .report import Report, Skipped, progress, warn
+from .report import Progress, Report, Skipped, warn
 from .wrapping import Wrapping
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Result = TypeVar("Result")
-WINDOW = 1024
-"""Items that are prepared and sorted by length together: enough for long runs of equal length."""
-SEEN = 256
-"""Of them at most so many with images, whose pixels wait for their batch: up to 11 MB each in a vision-language model."""
-BUDGET = {"cpu": 4096, "cuda": 32768}
-"""Tokens of one batch: on a CPU more falls out of cache, on a GPU less leaves it idle."""
+WINDOWS = (1024, 4096)
+"""Items that are prepared and sorted by length together: enough for long runs of equal length, and fewer at first, so that
+the device need not wait for many."""
+SEEN = 128
+"""Of them at most so many with images, whose pixels wait for their batch, and as many of the next window: up to 11 MB each in a
+vision-language model."""
 
 
 class WalkOptions(TypedDict, total=False):
@@ -94,13 +96,30 @@ class Window(Generic[Result]):
 
     Attributes:
         first: the row of the first. count: how many things. results: of every sample; a prompt may make several of a thing.
-        places: whose each is, counted from `first`; a thing that was skipped has none.
+        places: whose each is, counted from `first`; a thing that was skipped has none. skipped: these things.
     """
 
     first: int
     count: int
     results: list[Result]
     places: NDArray[np.int64]
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Things as samples: what is left to do needs the model alone.
+
+    Attributes:
+        samples: in order; a prompt of several templates makes several of a thing. rows: whose each is. count: how many things.
+        first: the row of the first. skipped: things that make no sample.
+    """
+
+    samples: list[Sample]
+    rows: list[int]
+    count: int
+    first: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
 
 
 def walk(
@@ -108,43 +127,44 @@ def walk(
     inputs: Thing | Iterable[Thing],
     output: Output[Result],
     options: Options,
-) -> Iterator[Window[Result]]:
-    """What `output` gives of every thing, in their order, a window of things at a time.
+    *,
+    first: int = 0,
+    total: int | None = None,
+) -> Generator[Window[Result], None, None]:
+    """What `output` gives of every thing, in their order, a window of things at a time. The next window is prepared in
+    threads meanwhile.
+
+    Args:
+        first: the row of the first thing, where those before it were done another time. total: how many things there are
+            to do, for those that do not say so themselves.
 
     Raises:
         As `Embedder.encode`.
     """
     began = time.perf_counter()
     told = options.report if options.report is not None else Report()
-    first_new = len(told.skipped), len(told.truncated)
+    already = len(told.skipped), len(told.truncated)
     things = many(inputs)
     wrapping = _wrapping(model, options)
-    if isinstance(things, Sized):
-        wrapping.check_count(len(things))  # before any work; a generator is counted as it goes
-    bar = progress(things, options.show_progress_bar)
-    budget = options.batch_tokens or BUDGET.get(model.device.type, BUDGET["cpu"])
-    native = model.native
-    seen = 0
-    for first, window in _windows(things):
-        rows, samples = _samples(model, window, first, wrapping, options, told, output.sampler)
-        firsts, which = distinct(samples)
-        once = [samples[k] for k in firsts]
-        found: list[Any] = [None] * len(firsts)
-        apart = [len(s.images) for s in once] if native is not None and native.apart else ()
-        for places in plan(once, budget, share=model.shares, apart=apart):
-            own = [once[place] for place in places]
-            for place, result in zip(
-                places, compute(model, own, [rows[firsts[place]] for place in places], output), strict=True
-            ):
-                found[place] = result
-            bar.update(len(places) * len(window) / len(firsts))
-        told.items += len(set(rows))
-        seen += len(window)
-        yield Window(first, len(window), [found[place] for place in which], np.asarray(rows, dtype=np.int64) - first)
-    bar.close()
-    told.seconds += time.perf_counter() - began
+    total = len(things) if isinstance(things, Sized) else total
+    if total is not None:
+        wrapping.check_count(first + total)  # before any work; a generator is counted as it goes
+    told.batch_tokens = options.batch_tokens or budget(model)
+    seen = first
+    with Progress(total, options.show_progress_bar) as bar, Crew(cores()) as crew:
+
+        def prepared(window: tuple[int, list[Thing]]) -> Prepared:
+            return _prepared(model, window[1], window[0], wrapping, options, output.sampler, crew.map)
+
+        for ready in ahead(_windows(things, first), prepared):
+            window = _computed(model, ready, output, options.on_error, told, bar)
+            told.add(ready.samples, ready.rows, window.skipped)
+            seen += window.count
+            told.seconds, began = told.seconds + time.perf_counter() - began, time.perf_counter()
+            yield window
+            began = time.perf_counter()  # what the caller does with it is his
     wrapping.check_count(seen)
-    warn(told, first_new, options.report is not None, model.spec.max_length)
+    warn(told, already, options.report is not None, model.spec.max_length)
 
 
 def compute(
@@ -156,17 +176,9 @@ def compute(
         return output.read(fetched(output.forward(batch, samples))(), samples, rows)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """Things as samples: what is left to do needs the model alone.
-
-    Attributes:
-        samples: in order; a prompt of several templates makes several of a thing. rows: whose each is. count: how many things.
-    """
-
-    samples: list[Sample]
-    rows: list[int]
-    count: int
+def budget(model: EmbeddingModel | DualEncoder) -> int:
+    """Tokens of a batch, where the caller does not say how many."""
+    return memory.budget(model.device, *model.token_sizes)
 
 
 def prepare(
@@ -179,9 +191,10 @@ def prepare(
     """
     wrapping = _wrapping(model, options)
     wrapping.check_count(len(things))
-    told = options.report if options.report is not None else Report()
-    rows, samples = _samples(model, things, 0, wrapping, options, told, sampler)
-    return Prepared(samples, rows, len(things))
+    found = _prepared(model, things, 0, wrapping, options, sampler, map)
+    if options.report is not None:
+        options.report.add(found.samples, found.rows, found.skipped)
+    return found
 
 
 def many(inputs: Thing | Iterable[Thing]) -> Iterable[Thing]:
@@ -198,9 +211,9 @@ def count_tokens(
     wrapping = _wrapping(model, options)
     wrapping.check_count(len(things))
     counts = [0] * len(things)
-    for first, window in _windows(things):
-        rows, samples = _samples(model, window, first, wrapping, options, Report(), sampler)
-        for row, sample in zip(rows, samples, strict=True):
+    for first, window in _windows(things, 0):
+        found = _prepared(model, window, first, wrapping, options, sampler, map)
+        for row, sample in zip(found.rows, found.samples, strict=True):
             counts[row] = max(counts[row], len(sample))
     return counts
 
@@ -210,70 +223,146 @@ def _wrapping(model: EmbeddingModel | DualEncoder, options: Options) -> Wrapping
     return Wrapping(model.spec, said.prompt_name, said.prompt, said.instruction, said.language, said.joint)
 
 
-def _windows(things: Iterable[Thing]) -> Iterator[tuple[int, list[Thing]]]:
-    first, window, seen = 0, [], 0
+def _windows(things: Iterable[Thing], first: int) -> Iterator[tuple[int, list[Thing]]]:
+    window: list[Thing] = []
+    seen, most = 0, WINDOWS[0]
     for thing in things:
         window.append(thing)
         seen += not isinstance(thing, (str, Text))
-        if len(window) == WINDOW or seen == SEEN:
+        if len(window) == most or seen == SEEN:
             yield first, window
-            first, window, seen = first + len(window), [], 0
+            first, window, seen, most = first + len(window), [], 0, WINDOWS[1]
     if window:
         yield first, window
 
 
-def _samples(
+def _prepared(
     model: EmbeddingModel | DualEncoder,
     window: Sequence[Thing],
     first: int,
     wrapping: Wrapping,
     options: Options,
-    told: Report,
     sampler: Sampler,
-) -> tuple[list[int], list[Sample]]:
-    """Rows and samples of the things that can be embedded; the others are raised or reported."""
+    mapped: Callable[..., Iterable[Any]],
+) -> Prepared:
+    """The things that can be embedded, as samples; of the others the first is raised, or all are told."""
+    against = None if model.intervention is None else model.intervention.against
     wrapped: list[list[prompts.Run]] = []
     compared: list[list[prompts.Run]] = []  # the same items under the prompt of an intervention
     rows: list[int] = []
-    bad: set[int] = set()
-
-    def failed(row: int, error: InputError) -> None:
-        if options.on_error == "raise":
-            error.item = row
-            raise error
-        bad.add(row)
-        told.skipped.append(Skipped(row, error.reason))
-
+    bad: dict[int, InputError] = {}
     for row, thing in enumerate(window, first):
         try:
             item = to_item(thing)
             ways = wrapping(item, row)
-            if model.intervention is not None and model.intervention.against is not None:
-                compared += [wrapping.under(model.intervention.against, item)] * len(ways)
-            wrapped += ways
-            rows += [row] * len(ways)
+            if against is not None:
+                compared += [wrapping.under(against, item)] * len(ways)
         except InputError as error:
-            failed(row, error)
-    made: list[Sample | None] = []
-    samples = sampler.samples(wrapped, options.truncate)
+            bad[row] = error
+            if options.on_error == "raise":
+                break  # after those before it, of which one may be bad too
+            continue
+        wrapped += ways
+        rows += [row] * len(ways)
+    samples = sampler.samples(wrapped, options.truncate, mapped)
     if compared:
-        samples = map(_beside, samples, sampler.samples(compared, options.truncate))
+        samples = map(_beside, samples, sampler.samples(compared, options.truncate, mapped))
+    made: list[tuple[int, Sample]] = []
     for row, sample in zip(rows, samples, strict=True):
         if isinstance(sample, InputError):
-            made.append(None)
-            if row not in bad:
-                failed(row, sample)
+            bad.setdefault(row, sample)
+            if options.on_error == "raise":
+                break
         else:
-            made.append(sample)
-    kept = [(row, s) for row, s in zip(rows, made, strict=True) if s is not None and row not in bad]
-    told.skipped.sort(key=lambda skipped: skipped.row)
-    told.truncated += sorted({row for row, s in kept if s.truncated})
-    told.tokens += sum(len(s) for _, s in kept)
-    told.images += sum(len(s.images) for _, s in kept)
-    return [row for row, _ in kept], [s for _, s in kept]
+            made.append((row, sample))
+    if bad and options.on_error == "raise":
+        row = min(bad)
+        bad[row].item = row
+        raise bad[row]
+    made = [(row, sample) for row, sample in made if row not in bad] if bad else made
+    skipped = [Skipped(row, error.reason) for row, error in sorted(bad.items())]
+    return Prepared([sample for _, sample in made], [row for row, _ in made], len(window), first, skipped)
 
 
 def _beside(sample: Sample | InputError, against: Sample | InputError) -> Sample | InputError:
     if isinstance(sample, InputError) or isinstance(against, InputError):
         return sample if isinstance(sample, InputError) else against
     return dataclasses.replace(sample, against=against)
+
+
+def _computed(
+    model: EmbeddingModel | DualEncoder,
+    ready: Prepared,
+    output: Output[Result],
+    on_error: str,
+    told: Report,
+    bar: Progress,
+) -> Window[Result]:
+    """What the model gives of prepared things, equal ones computed once, in batches of `told.batch_tokens`, which is halved
+    where memory runs out."""
+    firsts, which = distinct(ready.samples)
+    once = [ready.samples[k] for k in firsts]
+    rows = [ready.rows[k] for k in firsts]
+    bar.expect(ready.count, sum(sample.cost for sample in once))
+    found: list[Any] = [None] * len(once)
+    failed: dict[int, InputError] = {}
+    waiting = deque(_planned(model, once, range(len(once)), told.batch_tokens))
+    while waiting:
+        places = waiting.popleft()
+        own, whose = [once[k] for k in places], [rows[k] for k in places]
+        exhausted = False
+        bad: InputError | None = None
+        try:
+            for place, result in zip(places, compute(model, own, whose, output), strict=True):
+                found[place] = result
+        except InputError as error:
+            bad = error
+        except (MemoryError, RuntimeError) as error:  # torch's OutOfMemoryError is one
+            if not memory.is_out_of_memory(error):
+                raise
+            exhausted = True
+        # Outside the handlers: inside, the traceback would keep every tensor of the batch alive.
+        if exhausted:
+            memory.let_go(model.device)
+            if len(places) > 1:
+                told.halve(min(told.batch_tokens, sum(sample.cost for sample in own)))
+                left = [*places, *(place for batch in waiting for place in batch)]
+                waiting = deque(_planned(model, once, left, told.batch_tokens))
+                continue
+            bad = InputError(
+                f"its {own[0].cost} tokens and patches of images do not fit into the memory of {model.device}", whose[0]
+            )
+        if bad is None:
+            bar.done(sum(sample.cost for sample in own))
+            continue
+        if on_error == "raise" or bad.item not in whose:
+            raise bad
+        place = places[whose.index(bad.item)]
+        failed[place] = bad
+        bar.done(once[place].cost)
+        if len(places) > 1:
+            waiting.appendleft([k for k in places if k != place])
+    if not failed:
+        return Window(
+            ready.first, ready.count, [found[k] for k in which], _from(ready.rows, ready.first), ready.skipped
+        )
+    reasons = {row: failed[k].reason for row, k in zip(ready.rows, which, strict=True) if k in failed}
+    kept = [k for k, row in enumerate(ready.rows) if row not in reasons]
+    skipped = sorted(
+        [*ready.skipped, *(Skipped(row, reason) for row, reason in reasons.items())], key=lambda each: each.row
+    )
+    rows_kept = _from([ready.rows[k] for k in kept], ready.first)
+    return Window(ready.first, ready.count, [found[which[k]] for k in kept], rows_kept, skipped)
+
+
+def _planned(
+    model: EmbeddingModel | DualEncoder, samples: Sequence[Sample], places: Sequence[int], most: int
+) -> list[list[int]]:
+    """Batches of some of the samples, by their places."""
+    own = [samples[k] for k in places]
+    apart = [len(s.images) for s in own] if model.native is not None and model.native.apart else ()
+    return [[places[k] for k in batch] for batch in plan(own, most, share=model.shares, apart=apart)]
+
+
+def _from(rows: Sequence[int], first: int) -> NDArray[np.int64]:
+    return np.asarray(rows, dtype=np.int64) - first

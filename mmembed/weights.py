@@ -54,6 +54,11 @@ class Model(nn.Module):
         return False
 
     @property
+    def token_sizes(self) -> tuple[int, int, int]:
+        """Numbers of a token between layers and inside an MLP, and bytes of one: what a token takes."""
+        return self.spec.dimension, 4 * self.spec.dimension, self.dtype.itemsize
+
+    @property
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 

@@ -75,7 +75,7 @@ def test_embed_prints_a_line_of_json_an_item(run, model, tiny):
     code, out, _ = run("embed", "--text", "hello", "--text", "你好", "--image", CAT, "--model", model)
     lines = [json.loads(line) for line in out.splitlines()]
     assert code == 0
-    assert [line["name"] for line in lines] == ["hello", "你好", CAT]
+    assert [line["id"] for line in lines] == ["hello", "你好", CAT]
     expected = tiny.encode(["hello", "你好"])
     np.testing.assert_allclose([line["vector"] for line in lines[:2]], expected, atol=1e-6)
 
@@ -87,11 +87,11 @@ def test_embed_writes_a_whole_file_and_gaps_are_gaps(run, model, tmp_path, suffi
     file = tmp_path / f"vectors{suffix}"
     (tmp_path / "a.txt").write_text("ein Text", encoding="utf-8")
     code, out, err = run(
-        "embed", tmp_path / "a.txt", tmp_path / "none.png", CAT, "--output", file,
+        "embed", tmp_path / "a.txt", tmp_path / "none.png", CAT, "--out", file,
         "--on-error", "skip", "--model", model, "--json",
     )  # fmt: skip
     assert code == 3
-    assert json.loads(out) == {"output": str(file), "items": 3, "dimension": 32, "failed": 1}
+    assert json.loads(out) == {"out": str(file), "items": 3, "dimension": 32, "failed": 1, "resumed": 0}
     assert "none.png" in err
     if suffix == ".npy":
         vectors = np.load(file)
@@ -112,7 +112,7 @@ def test_embed_reads_lines_of_json(run, model, tmp_path):
     (tmp_path / "items.jsonl").write_text("\n".join(lines), encoding="utf-8")
     code, out, _ = run("embed", tmp_path / "items.jsonl", "--model", model)
     assert code == 0
-    assert [json.loads(line)["name"].rpartition(":")[2] for line in out.splitlines()] == ["1", "2", "4"]
+    assert [json.loads(line)["id"].rpartition(":")[2] for line in out.splitlines()] == ["1", "2", "4"]
 
 
 def test_embed_reads_standard_input(model):
@@ -141,7 +141,7 @@ def test_a_bad_item_ends_embed_with_one_line_unless_it_is_skipped(run, model, tm
     "arguments",
     [
         ["embed"],
-        ["embed", "--text", "a", "--output", "x.csv"],
+        ["embed", "--text", "a", "--out", "x.csv"],
         ["embed", "--text", "a", "--on-error", "maybe"],
         ["embed", "--text", "a", "--model", "no-such-model"],
         ["embed", "--text", "a", "--model", "{model}", "--prompt-name", "no-such-prompt"],

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from ..embedder import Embedder
-from ..walk import BUDGET, Prepared
+from ..walk import Prepared, budget
 from .asked import Answer, Asked, Limits, Refused
 from .batcher import Batcher, Busy
 
@@ -28,9 +28,7 @@ class Desk:
 
     def __init__(self, embedder: Embedder, *, limits: Limits, waiting: int = 4096, seconds: float = 60.0):
         self.embedder, self.limits, self.seconds = embedder, limits, seconds
-        self.batcher = Batcher(
-            embedder.compute, budget=BUDGET.get(embedder.model.device.type, BUDGET["cpu"]), most=waiting
-        )
+        self.batcher = Batcher(embedder.compute, budget=budget(embedder.model), most=waiting)
         self._readers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="mmembed-reader")
         self._preparing = 0
         self._most_preparing = 64

@@ -1,0 +1,43 @@
+"""Memory that runs out: what that looks like, and how many tokens of a batch there is room for."""
+
+from __future__ import annotations
+
+import torch
+
+BUDGET = {"cpu": 4096, "cuda": 32768}
+"""Tokens of one batch: on a CPU more falls out of cache, on a GPU less leaves it idle."""
+SHARE = 0.5
+"""Of the memory of a GPU that is free a batch plans for so much; the rest is for what the estimate does not know."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: on the device, or for torch or numpy on the host."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch's allocator of the CPU
+
+
+def budget(device: torch.device, width: int, inner: int, size: int) -> int:
+    """Tokens of a batch by default: as many as keep the device busy, or fewer where not so many fit.
+
+    Args:
+        width, inner: numbers of a token between layers, and inside an MLP. size: bytes of a number.
+    """
+    known = BUDGET.get(device.type, BUDGET["cpu"])
+    if device.type != "cuda":
+        return known
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(1, min(known, int(SHARE * free / bytes_per_token(width, inner, size))))
+
+
+def bytes_per_token(width: int, inner: int, size: int) -> int:
+    """What a token takes while its layer runs: gate, up and their product; the residual, its norm in fp32, queries, keys,
+    values and what attention gives, of twice the width at most."""
+    return size * (3 * inner + 10 * width) + 4 * 2 * width
+
+
+def let_go(device: torch.device) -> None:
+    """Give back what the device holds for later."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

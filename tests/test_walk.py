@@ -1,0 +1,324 @@
+"""The walk of a call: windows, threads ahead, memory that runs out, errors in order, and cost that grows with the things."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from mmembed import Image, Report, walk
+from mmembed.ahead import Crew, ahead
+from mmembed.errors import InputError
+from mmembed.memory import budget, bytes_per_token, is_out_of_memory
+from mmembed.report import Progress
+from mmembed.testing import WIDTH, tiny_embedder
+
+from .conftest import picture
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_embedder(pooling="mean")
+
+
+@pytest.fixture
+def small_windows(monkeypatch):
+    monkeypatch.setattr(walk, "WINDOWS", (4, 8))
+    monkeypatch.setattr(walk, "SEEN", 3)
+
+
+def own_threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith("mmembed-")}
+
+
+# ---- streams and threads ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_a_stream_gives_the_vectors_of_encode_in_order_and_pulls_no_further_than_a_window_ahead(tiny):
+    things = [f"text {k % 13}" if k % 5 else picture(k) for k in range(60)]
+    whole = tiny.encode(things)
+    pulled = 0
+
+    def source():
+        nonlocal pulled
+        for thing in things:
+            pulled += 1
+            yield thing
+
+    found = []
+    for block in tiny.stream(source()):
+        found += list(block)
+        assert pulled <= len(found) + 8, "only the next window is pulled ahead"
+    np.testing.assert_allclose(found, whole, atol=1e-6)
+    assert not own_threads()
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_a_stream_that_is_closed_or_fails_leaves_no_thread(tiny):
+    stream = tiny.stream(picture(k) for k in range(50))
+    next(stream)
+    stream.close()
+    assert not own_threads()
+    things = [*map(picture, range(20)), Image(b"no picture"), *map(picture, range(9))]
+    with pytest.raises(InputError) as caught:
+        tiny.encode(things)
+    assert caught.value.item == 20
+    assert not own_threads()
+    dropped = tiny.stream(iter(things))
+    next(dropped)
+    del dropped
+    gc.collect()
+    assert not own_threads()
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_what_a_source_raises_comes_after_all_that_it_gave(tiny):
+    def source():
+        yield from (f"text {k}" for k in range(9))
+        raise OSError("the disk is gone")
+
+    got = []
+
+    def drain():
+        got.extend(len(block) for block in tiny.stream(source()))
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        drain()
+    assert got == [4], "of the window that broke off nothing is given"
+
+
+def test_the_first_bad_row_is_raised_whatever_is_wrong_with_it(tiny):
+    things = ["a", Image(b"no picture"), "b", 7, "c"]
+    with pytest.raises(InputError, match=r"item 1: .*8|item 1: .*bytes"):
+        tiny.encode(things)
+    with pytest.raises(InputError, match="item 1: a int"):
+        tiny.encode(["a", 7, Image(b"no picture")])
+
+
+def test_the_next_thing_is_made_while_the_caller_is_at_one_and_a_lone_one_without_a_thread():
+    made, names = [], []
+
+    def make(k):
+        names.append(threading.current_thread().name)
+        made.append(k)
+        return k
+
+    for k in ahead(range(3), make):
+        for _ in range(200):
+            if len(made) >= min(k + 2, 3):
+                break
+            time.sleep(0.01)
+        assert len(made) == min(k + 2, 3)
+    assert names[0] == "MainThread"
+    assert all(name.startswith("mmembed-ahead") for name in names[1:])
+    names.clear()
+    assert list(ahead([5], make)) == [5]
+    assert names == ["MainThread"]
+
+
+def test_a_crew_keeps_the_order_and_is_gone_at_the_end():
+    with Crew(3) as crew:
+        assert list(crew.map(lambda k: (time.sleep(0.02 * (3 - k)), k)[1], [0, 1, 2])) == [0, 1, 2]
+        assert len(own_threads()) == 3
+    assert not own_threads()
+    with Crew(3) as crew:
+        assert list(crew.map(abs, [-1])) == [1]
+        assert not own_threads()
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+class Cramped:
+    """A device with room for so many tokens: the model's own forward, and torch's own error beyond."""
+
+    def __init__(self, embedder, room):
+        self.forward, self.room, self.seen = embedder.model.forward, room, []
+
+    def __call__(self, batch):
+        self.seen.append(len(batch.ids))
+        if len(batch.ids) > self.room:
+            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {len(batch.ids)} tokens")
+        return self.forward(batch)
+
+
+@pytest.fixture
+def cramped(monkeypatch):
+    embedder = tiny_embedder(pooling="mean")
+    model = Cramped(embedder, 100)
+    monkeypatch.setattr(embedder.model, "forward", model)
+    return embedder, model
+
+
+def test_where_memory_runs_out_batches_are_halved_once_said_and_no_row_is_lost(cramped, tiny):
+    embedder, model = cramped
+    things = [f"{k} " * (k % 9 + 1) for k in range(120)]
+    report = Report()
+    with pytest.warns(UserWarning, match="memory ran out") as said:
+        found = embedder.encode(things, report=report)
+    np.testing.assert_allclose(found, tiny.encode(things), atol=1e-6)
+    assert len([each for each in said if "memory ran out" in str(each.message)]) == 1
+    assert report.batch_tokens <= 100
+    assert report.halved == sum(tokens > 100 for tokens in model.seen) > 1
+    assert report.items == 120
+
+
+def test_an_item_that_does_not_fit_alone_is_named_or_skipped(cramped, tiny):
+    embedder, _ = cramped
+    things = ["a", "x" * 300, "b", "x" * 300, "c"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(InputError, match="item 1: its 301 tokens and patches of images do not fit"):
+            embedder.encode(things)
+        report = Report()
+        found = embedder.encode(things, on_error="skip", report=report)
+    assert [skipped.row for skipped in report.skipped] == [1, 3]
+    assert (report.items, report.tokens) == (3, 6)
+    assert np.isnan(found[[1, 3]]).all()
+    np.testing.assert_allclose(found[[0, 2, 4]], tiny.encode(["a", "b", "c"]), atol=1e-6)
+
+
+def test_other_errors_are_not_taken_for_memory(cramped, monkeypatch):
+    embedder, _ = cramped
+
+    def broken(batch):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(embedder.model, "forward", broken)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        embedder.encode(["a"], on_error="skip")
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(ValueError("can't allocate memory"))
+
+
+def test_memory_of_this_process_that_runs_out_is_not_the_end():
+    """The real thing: less address space than a batch of all items takes."""
+    pytest.importorskip("resource")
+    program = """
+import resource, warnings
+import numpy as np, torch
+from mmembed import Report
+from mmembed.testing import tiny_backbone, tiny_embedder
+torch.set_num_threads(1)
+wide = tiny_backbone(hidden_size=64, intermediate_size=16384, num_hidden_layers=1)
+embedder = tiny_embedder(backbone=wide, vision=None, projector=None)
+things = [f"{k:03} " * 20 for k in range(256)]
+expected = embedder.encode(things, batch_tokens=200)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 500 * 2**20, resource.RLIM_INFINITY))
+report = Report()
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    found = embedder.encode(things, batch_tokens=10**6, report=report)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(report.halved, report.batch_tokens, np.abs(found - expected).max(), len(said))
+"""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("address space is limited as Linux does it")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    halved, tokens, apart, said = done.stdout.split()
+    assert int(halved) >= 1
+    assert int(tokens) < 256 * 80
+    assert float(apart) < 1e-5
+    assert int(said) == 1
+
+
+def test_a_batch_is_no_larger_than_what_is_free_on_a_gpu(monkeypatch):
+    gpu = torch.device("cuda")
+    for name, value in (("memory_reserved", 3 * 2**20), ("memory_allocated", 2**20)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80 * 2**30, 80 * 2**30))
+    assert budget(gpu, 2048, 6144, 2) == 32768
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**28, 80 * 2**30))
+    each = bytes_per_token(2048, 6144, 2)
+    assert budget(gpu, 2048, 6144, 2) == (2**28 + 2 * 2**20) // (2 * each) < 32768
+    assert tiny_embedder().model.token_sizes == (WIDTH, 64, 4)
+
+
+def test_no_finite_vector_is_one_row_that_is_skipped(tiny):
+    embedder = tiny_embedder(pooling="mean")
+    table = embedder.model.backbone.get_input_embeddings().weight
+    with torch.no_grad():
+        table[ord("!") - 33] = torch.nan  # the byte tokenizer's id of an exclamation mark
+    things = ["fine", "broken!", "fine too"]
+    with pytest.raises(InputError, match="item 1: the model gave no finite vector"):
+        embedder.encode(things)
+    report = Report()
+    found = embedder.encode(things, on_error="skip", report=report)
+    assert [skipped.row for skipped in report.skipped] == [1]
+    np.testing.assert_allclose(found[[0, 2]], tiny.encode(["fine", "fine too"]), atol=1e-6)
+
+
+# ---- progress --------------------------------------------------------------------------------------------------------
+
+
+def test_progress_is_by_tokens_of_those_that_are_known_and_of_as_many_for_the_others():
+    with Progress(100, False) as bar:
+        assert bar.share is None
+        bar.expect(50, 1000)
+        bar.done(900)
+        assert (bar.expected, bar.share) == (2000, 0.45)
+        bar.done(100)
+        bar.expect(50, 3000)
+        assert (bar.expected, bar.share) == (4000, 0.25)
+        bar.done(3000)
+        assert bar.share == 1
+    with Progress(None, False) as bar:
+        bar.expect(50, 1000)
+        assert bar.expected is None
+
+
+def test_the_bar_says_items_and_ends_full(tiny, capsys, small_windows):
+    tiny.encode(["a" * k for k in range(1, 30)], show_progress_bar=True)
+    said = capsys.readouterr().err
+    assert "29/29 items" in said
+    assert "100%" in said
+
+
+# ---- growth ----------------------------------------------------------------------------------------------------------
+
+GROWTH = """
+import resource, sys, time
+import mmembed, torch
+torch.set_num_threads(1)
+embedder = mmembed.load(device="cpu")
+words = "red cat dog house of big small tree blue sky over under river child play music car road green old".split()
+
+def things(count):
+    for k in range(count):
+        yield f"{words[k % 20]} {words[k // 20 % 20]} {words[k // 400 % 20]} {k % 7919}"
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+for count in [4000, *map(int, sys.argv[1:])]:
+    began = time.process_time()
+    rows = sum(len(block) for block in embedder.stream(things(count)))
+    assert rows == count
+    print(count, (time.process_time() - began) / count * 1e6, peak(), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_time_of_an_item_and_memory_do_not_grow_with_the_number_of_items():
+    pytest.importorskip("resource")
+    counts = [10_000, 100_000]
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH, "1000", *map(str, counts), "1000", *map(str, counts[:1])],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    rows = [line.split() for line in done.stdout.splitlines()][1:]
+    each = {count: min(float(us) for n, us, _ in rows if int(n) == count) for count in (1000, *counts)}
+    memory = {int(n): int(peak) for n, _, peak in rows[:3]}
+    print(f"microseconds an item {each}; peak KiB {memory}")
+    assert each[100_000] <= 1.1 * min(each[1000], each[10_000])
+    assert memory[100_000] <= memory[10_000] + 16 * 1024
