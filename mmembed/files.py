@@ -219,7 +219,7 @@ class NpySink:
     def roll_back(self, rows: int) -> bool:
         assert self._file is not None
         assert self._told is not None
-        self._begin(rows)
+        self._begin(0)
         end = self._file.tell() + 4 * rows * self.dimension
         if self._file.seek(0, os.SEEK_END) < end:
             return False

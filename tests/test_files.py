@@ -1,0 +1,291 @@
+"""Files of vectors: every format, kills at any point, other models and things, two writers; and where things come from."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from mmembed import Image, Report, walk
+from mmembed.errors import FingerprintMismatch, InputError, LoadError, SpecError, StoreError, UnknownName
+from mmembed.files import SINKS, VectorFile, chained
+from mmembed.sources import read
+from mmembed.testing import tiny_embedder
+
+from .conftest import picture
+
+FORMATS = tuple(SINKS)
+BAD = Image(b"no picture")
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_embedder(pooling="mean")
+
+
+@pytest.fixture(autouse=True)
+def small_windows(monkeypatch):
+    monkeypatch.setattr(walk, "WINDOWS", (4, 8))
+
+
+def contents(path):
+    """(ids, vectors with NaN, errors) of a file of vectors, as its own readers see it."""
+    if path.suffix == ".npy":
+        vectors = np.load(path, mmap_mode="r")
+        assert vectors.dtype == np.float32
+        assert isinstance(vectors, np.memmap)
+        beside = path.with_name(f"{path.name}.errors.jsonl")
+        told = [json.loads(line) for line in beside.read_text().splitlines()] if beside.exists() else []
+        errors = {row["row"]: row["error"] for row in told}
+        return None, np.array(vectors), [errors.get(row) for row in range(len(vectors))]
+    if path.suffix == ".jsonl":
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    elif path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        rows = pq.read_table(path).to_pylist()
+    else:
+        import lancedb
+
+        rows = lancedb.connect(path.parent).open_table(path.stem).to_arrow().to_pylist()
+        rows.sort(key=lambda row: row["row"])
+    assert [row["row"] for row in rows] == list(range(len(rows)))
+    width = next(len(row["vector"]) for row in rows if row.get("vector"))
+    gap = [np.nan] * width
+    vectors = np.array([row.get("vector") or gap for row in rows], dtype=np.float32)
+    return [row["id"] for row in rows], vectors, [row.get("error") for row in rows]
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_file_holds_every_row_in_its_place_and_says_why_one_has_no_vector(tiny, tmp_path, ending):
+    path = tmp_path / f"deep/vectors{ending}"
+    things = [BAD if k % 7 == 3 else picture(k) if k % 7 == 5 else f"text {k}" for k in range(30)]
+    ids = [f"№ {k}" for k in range(30)]
+    report = tiny.encode_to(path, iter(things), ids=ids, on_error="skip", truncate_dim=16)
+    expected = tiny.encode(things, on_error="skip", truncate_dim=16, report=Report())
+    names, vectors, errors = contents(path)
+    assert names in (None, ids)
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    assert [row for row, error in enumerate(errors) if error] == list(range(3, 30, 7))
+    assert [skipped.row for skipped in report.skipped] == list(range(3, 30, 7))
+    assert all("broken" in error or "none of" in error for error in errors if error)
+    assert (report.items, report.resumed) == (26, 0)
+    assert [file.name for file in path.parent.iterdir() if "part" in file.name] == []
+    about = json.loads(path.with_name(f"{path.name}.json").read_text())
+    assert about["rows"] == 30
+    assert about["made"]["fingerprint"] == tiny.fingerprint
+
+    again = tiny.encode_to(path, things, ids=ids, on_error="skip", truncate_dim=16)
+    assert (again.items, again.resumed) == (0, 30)
+    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(contents(path)[1], vectors, strict=True))
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_after_an_error_the_same_call_goes_on(tiny, tmp_path, ending):
+    path = tmp_path / f"vectors{ending}"
+    things = [f"text {k}" for k in range(40)]
+
+    def broken():
+        yield from things[:25]
+        raise OSError("the disk of the source is gone")
+
+    with pytest.raises(OSError, match="the source"):
+        tiny.encode_to(path, broken())
+    assert not path.exists()
+    with pytest.raises(InputError, match="item 30"):
+        tiny.encode_to(path, [*things[:30], BAD, *things[31:]])
+    report = tiny.encode_to(path, things)
+    assert report.resumed >= 20, "what was written stays, though it was another list, as far as it is the same"
+    assert report.items == 40 - report.resumed
+    np.testing.assert_allclose(contents(path)[1], tiny.encode(things), atol=1e-6)
+
+
+def test_other_models_options_things_and_strange_files_are_refused(tiny, tmp_path):
+    path = tmp_path / "vectors.npy"
+    things = [f"text {k}" for k in range(20)]
+    with pytest.raises(InputError, match="item 12"):
+        tiny.encode_to(path, [*things[:12], BAD])
+    part = path.with_name("vectors.npy.part").read_bytes()
+    with pytest.raises(FingerprintMismatch, match="fingerprint"):
+        tiny_embedder(seed=1, pooling="mean").encode_to(path, things)
+    with pytest.raises(FingerprintMismatch, match="dimension 32, not 16"):
+        tiny.encode_to(path, things, truncate_dim=16)
+    with pytest.raises(FingerprintMismatch, match="prompt None, not 'query: '"):
+        tiny.encode_to(path, things, prompt="query: ")
+    for others in (["other", *things[1:]], things[:3], [picture(1), *things[1:]]):
+        with pytest.raises(StoreError, match="not of the first things"):
+            tiny.encode_to(path, others)
+    with pytest.raises(StoreError, match="not of the first things"):
+        tiny.encode_to(path, things, ids=[f"id {k}" for k in range(20)])
+    assert path.with_name("vectors.npy.part").read_bytes() == part, "nothing was touched"
+    tiny.encode_to(path, things)
+    with pytest.raises(StoreError, match="more are given"):
+        tiny.encode_to(path, [*things, "one more"])
+    strange = tmp_path / "mine.npy"
+    strange.write_bytes(b"of somebody else")
+    with pytest.raises(StoreError, match=r"exists, and no mine\.npy\.json"):
+        tiny.encode_to(strange, things)
+    assert strange.read_bytes() == b"of somebody else"
+    with pytest.raises(UnknownName, match=r"'\.csv'.*Known: \.jsonl, \.lance"):
+        tiny.encode_to(tmp_path / "x.csv", things)
+    with pytest.raises(InputError, match="goes in a list"):
+        tiny.encode_to(tmp_path / "x.npy", "one text")
+    for ids in (["a"], ["a"] * 21):
+        with pytest.raises(StoreError, match="ids were given"):
+            tiny.encode_to(tmp_path / f"{len(ids)}.npy", things, ids=ids)
+    with pytest.raises(SpecError):
+        tiny.encode_to(tmp_path / "y.npy", things, truncate_dim=7)
+
+
+def test_one_writer_at_a_time(tmp_path):
+    made = {"fingerprint": "f"}
+    with VectorFile(tmp_path / "v.jsonl", made, 4), pytest.raises(StoreError, match="another process is writing"):
+        VectorFile(tmp_path / "v.jsonl", made, 4).__enter__()
+    with VectorFile(tmp_path / "v.jsonl", made, 4) as file:
+        file.finish()
+
+
+def test_things_are_told_apart_by_all_that_they_are():
+    things = [
+        "a",
+        "b",
+        ("a", "b"),
+        ("ab",),
+        {"text": "a"},
+        Image("a"),
+        Image(b"a"),
+        picture(1),
+        InputError("a"),
+        "a\0b",
+    ]
+    assert len({chained(b"", "id", thing) for thing in things}) == len(things)
+    assert chained(b"", "id", "a") != chained(b"", "i", "a") != chained(b"x", "i", "a")
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_finish_that_was_cut_short_is_finished(tiny, tmp_path, ending):
+    """Killed after the file was put in place, before that was told."""
+    path = tmp_path / f"vectors{ending}"
+    things = [f"text {k}" for k in range(9)]
+    tiny.encode_to(path, things)
+    beside = path.with_name(f"{path.name}.json")
+    about = json.loads(beside.read_text())
+    assert about["complete"]
+    beside.write_text(json.dumps({**about, "complete": False}))
+    assert tiny.encode_to(path, things).resumed == 9
+    assert json.loads(beside.read_text()) == about
+    np.testing.assert_allclose(contents(path)[1], tiny.encode(things), atol=1e-6)
+
+
+KILLED = """
+import sys, torch
+from mmembed import Image, walk
+from mmembed.testing import tiny_embedder
+torch.set_num_threads(1)
+walk.WINDOWS = (16, 32)
+embedder = tiny_embedder(pooling="mean")
+things = [Image(b"no picture") if k % 50 == 7 else f"text {k} " * (k % 5 + 1) for k in range(int(sys.argv[2]))]
+print("ready", flush=True)
+report = embedder.encode_to(sys.argv[1], iter(things), ids=(f"id {k}" for k in range(len(things))), on_error="skip")
+print(report.resumed, report.items, flush=True)
+"""
+
+
+def run_killed(path, count, after):
+    """Starts a writer and kills it so many seconds after it began; returns what it said, or None."""
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(path), str(count)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == "ready"
+        if after is not None:
+            time.sleep(after)
+            process.send_signal(signal.SIGKILL)
+        out, err = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), err
+        return out
+
+
+def check_killed(path, count, kills, seed):
+    draw = random.Random(seed)
+    began, span = time.monotonic(), None
+    beside = path.with_name(f"{path.name}.json")
+    rows = [0]
+    for _ in range(kills):
+        run_killed(path, count, draw.uniform(0, 0.5 if span is None else span))
+        if beside.exists():
+            rows.append(json.loads(beside.read_text())["rows"])
+    said = run_killed(path, count, None)
+    assert rows == sorted(rows), "what was written once stays written"
+    names, vectors, errors = contents(path)
+    things = [Image(b"no picture") if k % 50 == 7 else f"text {k} " * (k % 5 + 1) for k in range(count)]
+    expected = tiny_embedder(pooling="mean").encode(things, on_error="skip", report=Report())
+    assert names in (None, [f"id {k}" for k in range(count)])
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    assert [row for row, error in enumerate(errors) if error] == list(range(7, count, 50))
+    return rows, said, time.monotonic() - began
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
+def test_a_writer_that_is_killed_loses_no_row_and_doubles_none(tmp_path):
+    rows, said, _ = check_killed(tmp_path / "vectors.npy", 1500, 1, 0)
+    assert int(said.split()[0]) == rows[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_writer_that_is_killed_again_and_again_loses_no_row_and_doubles_none(tmp_path, ending):
+    rows, said, seconds = check_killed(tmp_path / f"vectors{ending}", 4000, 12, 1)
+    print(ending, rows, said.strip(), f"{seconds:.0f} s")
+    assert len(set(rows)) > 4, "kills fell at different points"
+
+
+# ---- where things come from ------------------------------------------------------------------------------------------
+
+
+def test_things_are_read_from_folders_lines_and_tables(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = tmp_path / "folder/inside"
+    folder.mkdir(parents=True)
+    (folder / "a.txt").write_text("eins\nzwei\n", encoding="utf-8")
+    (folder / "b.PNG").write_bytes(b"")
+    (folder / "c.dat").write_bytes(b"")
+    (folder / "d.txt").write_bytes(b"\xff")
+    lines = tmp_path / "items.jsonl"
+    lines.write_text('"x"\n\n{"text": "y", "image": "p.png", "id": "mine"}\nno\n{"txt": 1}\n', encoding="utf-8")
+    table = tmp_path / "t.parquet"
+    rows = [
+        {"id": "1", "text": "one", "image": None, "more": 0},
+        {"id": "2", "text": None, "image": {"bytes": b"png", "path": None}, "more": 0},
+        {"id": "3", "text": None, "image": None, "more": 0},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    found = list(read([tmp_path / "folder", lines, table, tmp_path / "p.bin"]))
+    names = [name.removeprefix(f"{tmp_path}{os.sep}") for name, _ in found]
+    assert names == [
+        *(f"folder{os.sep}inside{os.sep}{name}" for name in ("a.txt", "b.PNG", "d.txt")),
+        *("items.jsonl:1", "mine", "items.jsonl:4", "items.jsonl:5", "1", "2", "3", "p.bin"),
+    ]
+    things = [thing for _, thing in found]
+    assert things[0] == "eins\nzwei\n"
+    assert things[3] == "x"
+    assert things[4]["text"] == "y"
+    assert things[4]["image"].source == "p.png"
+    assert things[7] == "one"
+    assert things[8]["image"].source == b"png"
+    assert [k for k, thing in enumerate(things) if isinstance(thing, InputError)] == [2, 5, 6, 9]
+    whole = [thing for _, thing in read([folder / "a.txt"], lines=True)]
+    assert whole == ["eins", "zwei"]
+    for missing in ("none.jsonl", "none.parquet"):
+        with pytest.raises(LoadError, match=missing):
+            list(read([tmp_path / missing]))
