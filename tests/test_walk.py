@@ -208,12 +208,12 @@ import numpy as np, torch
 from mmembed import Report
 from mmembed.testing import tiny_backbone, tiny_embedder
 torch.set_num_threads(1)
-wide = tiny_backbone(hidden_size=64, intermediate_size=16384)
+wide = tiny_backbone(hidden_size=256)
 embedder = tiny_embedder(backbone=wide, pooling="mean", vision=None, projector=None)
 things = [f"{k:03} " * 20 for k in range(256)]
 expected = embedder.encode(things, batch_tokens=200)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 500 * 2**20, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_AS, (used + 64 * 2**20, resource.RLIM_INFINITY))
 report = Report()
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
