@@ -10,11 +10,15 @@ SHARE = 0.5
 """Of the memory of a GPU that is free a batch plans for so much; the rest is for what the estimate does not know."""
 
 
+SAID = ("can't allocate memory", "bad_alloc", "could not create a primitive", "could not create a memory")
+"""Words of a RuntimeError when memory of the host runs out: of torch's allocator, of C++, and of oneDNN."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: on the device, or for torch or numpy on the host."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch's allocator of the CPU
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in SAID)
 
 
 def budget(device: torch.device, width: int, inner: int, size: int) -> int:

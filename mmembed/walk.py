@@ -310,7 +310,7 @@ def _computed(
     while waiting:
         places = waiting.popleft()
         own, whose = [once[k] for k in places], [rows[k] for k in places]
-        exhausted = False
+        exhausted = ""
         bad: InputError | None = None
         try:
             for place, result in zip(places, compute(model, own, whose, output), strict=True):
@@ -320,7 +320,7 @@ def _computed(
         except (MemoryError, RuntimeError) as error:  # torch's OutOfMemoryError is one
             if not memory.is_out_of_memory(error):
                 raise
-            exhausted = True
+            exhausted = " ".join(str(error).split())[:200] or type(error).__name__
         # Outside the handlers: inside, the traceback would keep every tensor of the batch alive.
         if exhausted:
             memory.let_go(model.device)
@@ -329,9 +329,8 @@ def _computed(
                 left = [*places, *(place for batch in waiting for place in batch)]
                 waiting = deque(_planned(model, once, left, told.batch_tokens))
                 continue
-            bad = InputError(
-                f"its {own[0].cost} tokens and patches of images do not fit into the memory of {model.device}", whose[0]
-            )
+            reason = f"its {own[0].cost} tokens and patches of images do not fit into the memory of {model.device}: {exhausted}"
+            bad = InputError(reason, whose[0])
         if bad is None:
             bar.done(sum(sample.cost for sample in own))
             continue
