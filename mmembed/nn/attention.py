@@ -70,6 +70,9 @@ def attend(
         raise NotImplementedError(f"{type(module).__name__} does not say which layer it is of: no layer can be opened")
     if recall is not None:
         key, value = recall(int(layer), key, value)  # type: ignore[arg-type]
+    if torch.is_autocast_enabled(query.device.type):
+        # As autocast does it for torch's own attention, below which some rooms reach: norms give fp32 beside bf16.
+        query, key, value = (x.to(torch.get_autocast_dtype(x.device.type)) for x in (query, key, value))
     if spans.open_from is not None and int(layer) >= spans.open_from:  # type: ignore[arg-type]
         spans, sliding_window = spans.opened, None
     if sliding_window is not None and not spans.causal and getattr(module, "is_causal", False):
