@@ -221,6 +221,20 @@ class EmbeddingModel(Model):
         pooled = torch.stack([self.pooling(states, batch.counted.read[1]) for states in self._layer_states(batch)])
         return self.through_heads(self.mix(pooled))
 
+    def layer_vectors(self, batch: Batch) -> Float[Tensor, "L B D"]:
+        """Vectors as `forward` gives them, had the model ended behind its first block, its second, ..., its last one.
+
+        Raises:
+            SpecError: a model whose vectors are not those of its last layer alone.
+        """
+        if self.pooling is None or self._mixes_vectors or self.spec.routing is not None or self.spec.layers != (-1,):
+            raise SpecError(
+                f"{self.spec.name!r} does not end in a pooling of its last layer: it is not cut behind another"
+            )
+        states = self._layer_states(batch, (*range(1, self.depth), -1))
+        counted = batch.counted.read[1]
+        return torch.stack([self.through_heads(self.pooling(own, counted)) for own in states])
+
     def token_vectors(self, batch: Batch) -> tuple[Float[Tensor, "n d"], ...]:
         """Vectors of the counted tokens of each item, in fp32; none where none is counted."""
         states, counted = self.states(batch), batch.counted.read[1]
@@ -278,17 +292,20 @@ class EmbeddingModel(Model):
     def _mixes_vectors(self) -> bool:
         return bool(getattr(self.mix, "of_vectors", False))
 
-    def _layer_states(self, batch: Batch, *, whole: bool = False) -> Float[Tensor, "L R D"]:
-        """States of the counted tokens at each of the spec's layers, or of the whole row."""
+    def _layer_states(
+        self, batch: Batch, layers: tuple[int, ...] | None = None, *, whole: bool = False
+    ) -> Float[Tensor, "L R D"]:
+        """States of the counted tokens at each of `layers`, the spec's if not said, or of the whole row."""
         tokens = batch.counted.read[0]
         only = None if whole or len(tokens) == len(batch.ids) else tokens
-        layers, change = self.spec.layers, None if self.intervention is None else self._change(self.intervention, batch)
+        layers = self.spec.layers if layers is None else layers
+        change = None if self.intervention is None else self._change(self.intervention, batch)
         spans = dataclasses.replace(self._numbered(batch.spans), open_from=self._open_from)
         embeds, told = self._seen(batch)
         states = backbones.layer_states(
             self.backbone, batch.ids, embeds, spans, layers, told, change, groups=self._groups, only=only
         )
-        last = (-1, self._depth)  # normed by the backbone itself
+        last = (-1, self.depth)  # normed by the backbone itself
         for norm in self._final_norm:
             states = torch.stack([s if k in last else norm(s) for k, s in zip(layers, states, strict=True)])
         return states
@@ -356,7 +373,7 @@ class EmbeddingModel(Model):
         if spec.intervention is None:
             return None
         heads = int(backbones.text_config(self.backbone).num_attention_heads)
-        made = build_intervention(spec.intervention, depth=self._depth, heads=heads)
+        made = build_intervention(spec.intervention, depth=self.depth, heads=heads)
         if made.against is not None:
             if made.against not in spec.prompts:
                 raise UnknownName("prompt", made.against, spec.prompts)
@@ -368,16 +385,17 @@ class EmbeddingModel(Model):
         return (backbones.final_norm(self.backbone),) if spec.norm_layers else ()
 
     @property
-    def _depth(self) -> int:
+    def depth(self) -> int:
+        """Blocks of the backbone."""
         return int(backbones.text_config(self.backbone).num_hidden_layers)
 
     @property
     def _open_from(self) -> int | None:
         first = self.spec.bidirectional_from
-        return first if first is None or first >= 0 else first + self._depth
+        return first if first is None or first >= 0 else first + self.depth
 
     def _check_layers(self, spec: ModelSpec) -> None:
-        depth, first = self._depth, spec.bidirectional_from
+        depth, first = self.depth, spec.bidirectional_from
         if any(not -depth - 1 <= layer <= depth for layer in spec.layers):
             raise SpecError(
                 f"layers {spec.layers}: the backbone has {depth}, counted from 0 (embeddings) or back from -1"

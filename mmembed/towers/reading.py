@@ -269,7 +269,11 @@ def _gives_the_same(model: PreTrainedModel, number: int, spans: Spans) -> bool:
     inputs = {"input_ids": ids, "position_ids": probe.positions[None], "spans": probe}
     few = torch.tensor([1, 3, 6], device=ids.device)
     try:
-        with torch.no_grad():
+        here = [ids.device] if ids.is_cuda else []
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(here),
+        ):  # dropout draws nothing here that a caller's own would have been
             due = _states(model, inputs, [number + 1], few, None).float()
             off = (_states(model, inputs, [number + 1], None, few).float() - due).norm() / due.norm()
     except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):

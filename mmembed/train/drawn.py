@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -153,20 +153,22 @@ def _samples(
     return found
 
 
-def compared(drawn: Drawn, vectors: Tensor, world: World, step: int) -> tuple[Compared | None, int]:
+def compared(drawn: Drawn, things: Embedded, world: World, step: int) -> tuple[Compared | None, int]:
     """What the losses of a task compare, of all processes, and how many examples were left out.
 
     Args:
-        vectors: (U, D) of the distinct samples of this process.
+        things: the distinct samples of this process, as the model embedded them.
 
     Returns:
         None where every example was left out.
     """
     gone = {k for dropped in world.told(sorted(drawn.dropped)) for k in dropped}
     kept = [k for k in range(len(drawn.examples)) if k not in gone]
-    device = vectors.device
-    queries = world.gathered(vectors[torch.tensor(drawn.queries, dtype=torch.long, device=device)])
-    documents = world.gathered(vectors[torch.tensor(drawn.documents, dtype=torch.long, device=device)])
+    device = things.device
+    queries, documents = (
+        gathered(things.take(torch.tensor(places, dtype=torch.long, device=device)), world)
+        for places in (drawn.queries, drawn.documents)
+    )
     if not kept:
         return None, len(gone)
     asked = [drawn.examples[k].query for k in kept]
@@ -177,14 +179,25 @@ def compared(drawn: Drawn, vectors: Tensor, world: World, step: int) -> tuple[Co
     owner = [row for row, items in enumerate(told) for _ in items]
     return (
         Compared(
-            queries=Embedded(vectors=queries, key=_keys(asked, device), modality=_modalities(asked, device)),
-            documents=Embedded(vectors=documents, key=_keys(flat, device), modality=_modalities(flat, device)),
+            queries=replace(queries, key=_keys(asked, device), modality=_modalities(asked, device)),
+            documents=replace(documents, key=_keys(flat, device), modality=_modalities(flat, device)),
             owner=torch.tensor(owner, device=device),
             positive=torch.tensor(first, device=device),
             score=torch.tensor(scores, device=device) if len(scores) == len(flat) else None,
             step=step,
         ),
         len(gone),
+    )
+
+
+def gathered(own: Embedded, world: World) -> Embedded:
+    """What all processes embedded, by rank; only its own part has a gradient."""
+    if world.size == 1:
+        return own
+    return Embedded(
+        vectors=None if own.vectors is None else world.gathered(own.vectors),
+        layers=None if own.layers is None else world.gathered(own.layers.transpose(0, 1)).transpose(0, 1),
+        count=sum(world.told(own.count)),
     )
 
 

@@ -120,7 +120,7 @@ def _stage(run: Run, learning: Learning, step: Step) -> StageLook:
     if step.batches:
         largest = max(step.batches, key=lambda batch: len(batch.ids))
         with _kept_bytes(kept):
-            learning.vectors(largest)
+            learning.embedded(largest)
     weights = {id(w): w for w in run.model.parameters()}.values()
     trained = parts.count([*learning.every.values()])
     held = sum(w.numel() * w.element_size() for w in weights if not w.requires_grad)

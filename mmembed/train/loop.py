@@ -22,8 +22,10 @@ from ..embedder import Embedder
 from ..errors import LoadError, SpecError, TrainingError
 from ..model import EmbeddingModel
 from . import checkpoints, parts
+from .compared import Embedded
 from .drawn import Step, compared, prepare
 from .export import export
+from .grad_cache import accumulate
 from .held_out import measure
 from .losses import Loss, build_loss
 from .mixture import Mixture
@@ -203,13 +205,14 @@ class Learning:
             elif stage.lora != next(s.lora for s in run.recipe.stage if s.lora is not None):
                 raise SpecError(f"stage {stage.name!r} asks for another LoRA than the one that is in already")
         self.weights = parts.choose(model, stage)
-        self.losses = nn.ModuleDict(
-            {
-                f"{t}_{k}": _loss(s, run.embedder.dimension)
-                for t, task in enumerate(stage.task)
-                for k, s in enumerate(task.losses)
-            }
-        ).to(run.device)
+        losses = {
+            f"{t}_{k}": _loss(s, run.embedder.dimension)
+            for t, task in enumerate(stage.task)
+            for k, s in enumerate(task.losses)
+        }
+        reads = frozenset().union(*(loss.needs for loss in losses.values()))
+        self.losses = nn.ModuleDict(losses).to(run.device)
+        self.layers = run.model.depth if "layers" in reads and isinstance(run.model, EmbeddingModel) else 0
         self.learnt = {f"loss.{name}": weight for name, weight in self.losses.named_parameters()}
         self.every = {**self.weights, **self.learnt}
         self.groups = parts.groups(self.weights, stage, [*self.learnt.values()])
@@ -293,33 +296,49 @@ class Learning:
         }
 
     def _gradient(self, step: Step, told: dict[str, Any]) -> float:
-        """Loss of the batch, its gradient in the weights."""
-        vectors = torch.cat([self.vectors(batch) for batch in step.batches]) if step.batches else None
-        loss = self._measured(step, vectors, told)
-        if loss.requires_grad:
-            loss.backward()
-        return float(loss.detach())
+        """Loss of the batch, its gradient in the weights; of several packed rows one stands in a graph at a time."""
+        if not step.batches:  # no example of this process: what others embedded is measured all the same
+            loss = self._measured(step, self._nothing(), told)
+            if loss.requires_grad:
+                loss.backward()
+            return float(loss.detach())
+        return float(
+            accumulate(
+                self.embedded,
+                step.batches,
+                lambda every: self._measured(step, every, told),
+                statistics=[*self.buffers.values()],
+            )
+        )
 
-    def vectors(self, batch: Batch) -> Tensor:
-        """(B, D) of a packed row."""
+    def embedded(self, batch: Batch) -> Embedded:
+        """What the losses read of the items of a packed row."""
         run = self.run_
         with torch.autocast(run.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16"):
-            vectors: Tensor = run.model(batch)
-        return vectors
+            if not self.layers:
+                return Embedded(vectors=run.model(batch))
+            assert isinstance(run.model, EmbeddingModel)
+            layers = run.model.layer_vectors(batch)
+            return Embedded(vectors=layers[-1], layers=layers)
 
-    def _measured(self, step: Step, rows: Tensor | None, told: dict[str, Any]) -> Tensor:
-        """The loss of all tasks, of vectors in the order of the batches."""
+    def _nothing(self) -> Embedded:
+        """What is embedded of no items."""
         run = self.run_
-        if rows is None:
-            rows = torch.zeros(0, run.embedder.dimension, device=run.device)
+        width = run.embedder.dimension
+        layers = torch.zeros(self.layers, 0, width, device=run.device) if self.layers else None
+        return Embedded(vectors=torch.zeros(0, width, device=run.device), layers=layers)
+
+    def _measured(self, step: Step, rows: Embedded, told: dict[str, Any]) -> Tensor:
+        """The loss of all tasks, of things in the order of the batches."""
+        run = self.run_
         place = torch.empty(len(step.order), dtype=torch.long)
         place[torch.tensor(step.order, dtype=torch.long)] = torch.arange(len(step.order))
-        vectors = rows[place.to(rows.device)]
-        total = rows.new_zeros(())
+        things = rows.take(place.to(rows.device))
+        total = torch.zeros((), device=rows.device)
         losses: dict[str, float] = {}
         skipped = 0
         for drawn in step.drawn:
-            found, gone = compared(drawn, vectors, run.world, step.number)
+            found, gone = compared(drawn, things, run.world, step.number)
             skipped += gone
             if found is None:
                 continue
@@ -455,7 +474,7 @@ def _called(stage: Stage, task: int, loss: int) -> str:
 
 def _loss(settings: Mapping[str, Any], width: int) -> Loss:
     loss = build_loss({key: value for key, value in settings.items() if key != "weight"}, width=width)
-    others = loss.needs - {"vectors", "score"}
+    others = loss.needs - {"vectors", "layers", "modality", "score"}
     if others:
         raise SpecError(
             f"the loss {settings['kind']!r} reads {', '.join(sorted(others))}, which a recipe does not give it yet"

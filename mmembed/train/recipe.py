@@ -328,7 +328,7 @@ def _loss(settings: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
     """Settings of a loss, tried on its signature."""
     tried = dict(settings)
     fitted(tried.pop("weight", 1.0), float, place.at("weight"))
-    called(known_losses, tried, place, width=1, teacher_width=1)
+    called(known_losses, tried, place, width=None, teacher_width=None)
     return settings
 
 

@@ -152,6 +152,25 @@ def test_llave_weighs_all_negatives_both_ways():
     assert gap(loss(compared, "llave"), (one + two) / 2) <= SAME
 
 
+@pytest.mark.parametrize(("kind", "strength"), [("llave", 9.0), ("embeddinggemma", 5.0)])
+def test_the_weight_of_a_negative_is_held_constant(kind, strength):
+    compared = things(negatives=1 if kind == "embeddinggemma" else 0)
+    vectors = compared.queries.vectors.requires_grad_(), compared.documents.vectors.requires_grad_()
+    s = cosine(compared.queries, compared.documents)
+    weighed = (
+        ~torch.eye(B, dtype=torch.bool) if kind == "llave" else torch.cat([torch.zeros(B, B), torch.eye(B)], 1).bool()
+    )
+    logits = s / 0.02 + strength * s.detach() * weighed
+    logits = logits.masked_fill(torch.cat([torch.zeros(B, B), 1 - torch.eye(B)], 1)[:, : s.shape[1]].bool(), -torch.inf)
+    due = F.cross_entropy(logits, torch.arange(B))
+    if kind == "llave":
+        due = (due + F.cross_entropy(logits.T, torch.arange(B))) / 2
+    told = loss(compared, kind)
+    assert gap(told, due) <= SAME
+    for mine, theirs in zip(torch.autograd.grad(told, vectors), torch.autograd.grad(due, vectors), strict=True):
+        assert (mine - theirs).norm() <= 1e-5 * theirs.norm()
+
+
 @pytest.mark.parametrize("same_tower", [True, False])
 def test_qwen3_has_four_kinds_of_negatives_and_a_filter(same_tower):
     compared = things(seed=1)

@@ -36,6 +36,26 @@ def of_pairs(compared):
     return [compared.queries.vectors[compared.owner], compared.documents.vectors]
 
 
+def learning(compared):
+    """The same, where what a model makes has a gradient."""
+    for side in (compared.queries, compared.documents):
+        for field in ("vectors", "layers", "sparse", "tokens"):
+            getattr(side, field).requires_grad_()
+    return compared
+
+
+def held(told, due, compared, exact=SAME):
+    """Equal numbers, and equal gradients: what is held constant in one is so in the other."""
+    assert gap(told, due) <= exact
+    made = [
+        getattr(s, f) for s in (compared.queries, compared.documents) for f in ("vectors", "layers", "sparse", "tokens")
+    ]
+    both = [torch.autograd.grad(x, made, retain_graph=True, allow_unused=True) for x in (told, due)]
+    for mine, theirs in zip(*both, strict=True):
+        assert (mine is None) == (theirs is None)
+        assert mine is None or (mine - theirs).norm() <= 1e-5 * theirs.norm().clamp(min=1e-6)
+
+
 # ------------------------------------------------------------------------------------------------------- graded pairs
 
 
@@ -183,7 +203,7 @@ def test_relational_distances_are_shares_of_their_mean():
 
 
 def test_self_distillation_is_the_formula_of_bge_m3():
-    compared = things()
+    compared = learning(things())
     queries, documents = compared.queries, compared.documents
     dense = F.cosine_similarity(queries.vectors[:, None], documents.vectors[None], dim=-1)
     terms = queries.sparse @ documents.sparse.T
@@ -198,9 +218,9 @@ def test_self_distillation_is_the_formula_of_bge_m3():
         + 0.1 * F.cross_entropy(terms, label)
         + F.cross_entropy(multi, label)
     ) / 4
-    target = every.softmax(1)
+    target = every.detach().softmax(1)
     second = sum(w * F.cross_entropy(s, target) for w, s in ((1, dense), (0.1, terms), (1, multi))) / 3
-    assert gap(loss(compared, "self_distillation"), (first + second) / 2) <= SAME
+    held(loss(compared, "self_distillation"), (first + second) / 2, compared)
 
 
 # -------------------------------------------------------------------------------------------------------- regularisers
@@ -286,17 +306,17 @@ def test_a_step_draws_dimensions_by_its_number():
 
 
 def test_2d_matryoshka_is_a_layer_and_a_dimension_beside_the_whole():
-    compared = things()
+    compared = learning(things())
     inner = {"kind": "simcse"}
     given = {"loss": inner, "dimensions": [4], "layers_per_step": None}
-    whole = torch.cat([compared.queries.vectors, compared.documents.vectors])
-    due = float(loss(compared.shortened(4), "simcse"))
+    whole = torch.cat([compared.queries.vectors, compared.documents.vectors]).detach()
+    due = loss(compared.shortened(4), "simcse")
     for k in range(2):
         short = compared.at_layer(k)
         vectors = torch.cat([short.queries.vectors, short.documents.vectors])
         kl = F.kl_div((vectors / 0.3).log_softmax(-1), (whole / 0.3).softmax(-1), reduction="batchmean")
-        due += float(loss(short.shortened(4), "simcse")) / 2 + 0.3 * float(kl)
-    assert gap(loss(compared, "matryoshka_2d", **given), due) <= SAME
+        due += loss(short.shortened(4), "simcse") / 2 + 0.3 * kl
+    held(loss(compared, "matryoshka_2d", **given), due, compared)
 
 
 def test_adaptive_layers_weigh_layers_by_their_number():
@@ -310,19 +330,19 @@ def test_adaptive_layers_weigh_layers_by_their_number():
 
 
 def test_espresso_is_its_formula():
-    compared = things()
+    compared = learning(things())
 
     def cut(given):
         whole = torch.cat([given.queries.vectors, given.documents.vectors]).double()
-        u, s, _ = torch.linalg.svd((whole.T @ whole / D**0.5).softmax(-1))
+        u, s, _ = torch.linalg.svd((whole.T @ whole / D**0.5).detach().softmax(-1))
         u = torch.stack([c * torch.sign(c[c.abs().argmax()]) for c in u.T[:3]], 1)
-        target, said = whole @ u @ torch.diag(s[:3]), whole[:, :3]
+        target, said = (whole @ u @ torch.diag(s[:3])).detach(), whole[:, :3]
         kl = (target.softmax(1) * (target.log_softmax(1) - said.log_softmax(1))).sum(1).mean()
-        return float(loss(given.shortened(3), "simcse")) + float(((said - target) ** 2).mean() + kl)
+        return loss(given.shortened(3), "simcse") + ((said - target) ** 2).mean() + kl
 
-    due = float(loss(compared, "simcse")) + cut(compared)
+    due = loss(compared, "simcse") + cut(compared)
     due += sum(cut(compared.at_layer(i)) / (1 + math.log(1 + i)) for i in range(2)) / 2
-    assert gap(loss(compared, "espresso", loss={"kind": "simcse"}, dimension=3), due) <= 5 * SAME
+    held(loss(compared, "espresso", loss={"kind": "simcse"}, dimension=3), due, compared, exact=5 * SAME)
 
 
 def test_a_sum_weighs_its_losses():

@@ -118,14 +118,15 @@ class EmbeddingMatching(Loss):
         self.metric, self.sides = METRICS[metric], tuple(sides)
         self.width = width
         self.projection: nn.Linear | None = None
-        if projection:
-            if width is None or teacher_width is None:
-                raise SpecError("a projection needs the widths of the model's vectors and of the teacher's")
+        self.projected = projection
+        if projection and width is not None and teacher_width is not None:
             self.projection = nn.Linear(width, teacher_width)
-        elif None not in (width, teacher_width) and width != teacher_width:
+        elif not projection and None not in (width, teacher_width) and width != teacher_width:
             raise SpecError(f"vectors of {width} numbers, the teacher's of {teacher_width}: say projection=true")
 
     def measure(self, compared: Compared) -> Float[Tensor, ""]:
+        if self.projected and self.projection is None:
+            raise SpecError("a projection needs the widths of the model's vectors and of the teacher's")
         parts = []
         for name in self.sides:
             side: Embedded = getattr(compared, name)
