@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -17,6 +18,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN = ("/health", "/")
 """Asked without a key: by those who watch over a server, and by a browser, whose page then asks for the key."""
 OPEN_UNDER = "/page/"
+LINGER, LINGER_SECONDS = 4, 5.0
 
 
 class Guard:
@@ -43,6 +45,7 @@ class Guard:
         if not declared.isdigit():
             return await _refuse(send, 400, "Content-Length is a number", "invalid_request_error")
         if int(declared) > self.most:
+            await self._drain(receive)
             return await self._too_large(send)
         loop = asyncio.get_running_loop()
         deadline, seen, whole, started = loop.time() + self.seconds, 0, False, False
@@ -64,6 +67,7 @@ class Guard:
             seen += len(message.get("body", b""))
             whole = message["type"] == "http.request" and not message.get("more_body", False)
             if seen > self.most:
+                await self._drain(receive)
                 raise _Refused(413, f"the body is over {self.most} bytes", "request_too_large")
             return message
 
@@ -76,6 +80,18 @@ class Guard:
     def _known(self, headers: dict[bytes, bytes]) -> bool:
         kind, _, token = headers.get(b"authorization", b"").partition(b" ")
         return self._key is not None and hmac.compare_digest(kind.lower() + b" " + token.strip(), self._key)
+
+    async def _drain(self, receive: Receive) -> None:
+        """Let a body that is too large come in and drop it, up to `LINGER` times the limit and for `LINGER_SECONDS`: a client
+        that still writes when the connection is closed never reads why."""
+        seen = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while seen < LINGER * self.most:
+                    message = await receive()
+                    seen += len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
 
     async def _too_large(self, send: Send) -> None:
         await _refuse(send, 413, f"the body is over {self.most} bytes", "request_too_large")

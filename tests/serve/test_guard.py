@@ -67,6 +67,11 @@ def test_a_large_body_is_refused_by_its_head_and_by_its_bytes(url):
     assert httpx.post(url + "/x", headers=KEY, content=b"x" * 1000).status_code == 200
 
 
+def test_a_client_that_is_still_writing_reads_why_its_body_is_refused(url):
+    for _ in range(5):
+        assert httpx.post(url, headers=KEY, content=b"x" * 3900).status_code == 413
+
+
 def _connect(url: str) -> socket.socket:
     parts = urlsplit(url)
     return socket.create_connection((parts.hostname, parts.port), timeout=5)
