@@ -9,7 +9,6 @@ from mmembed.batch import pack, plan
 from mmembed.errors import SpecError
 from mmembed.testing import tiny_embedder
 from mmembed.train.compared import Compared, Embedded
-from mmembed.train.drawn import gathered
 from mmembed.train.grad_cache import accumulate
 from mmembed.train.losses import build_loss
 from mmembed.train.world import World
@@ -27,6 +26,12 @@ KINDS = {
     "spread_out": {},
     "matryoshka_2d": {"loss": {"kind": "symmetric", "temperature": 0.1}, "dimensions": [32, 16]},
 }
+
+
+def of_all(own, world):
+    """The things of all processes, by rank."""
+    layers = world.gathered(own.layers.transpose(0, 1)).transpose(0, 1)
+    return Embedded(vectors=world.gathered(own.vectors), layers=layers)
 
 
 def gradient(kind, world, budget):
@@ -47,8 +52,8 @@ def gradient(kind, world, budget):
         every = every.take(place)
         return loss(
             Compared(
-                queries=gathered(every.take(half), world),
-                documents=gathered(every.take(half + len(own)), world),
+                queries=of_all(every.take(half), world),
+                documents=of_all(every.take(half + len(own)), world),
                 owner=owner,
                 positive=torch.ones(len(QUERIES), dtype=torch.bool),
                 score=owner.float() / 3,
