@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,14 +133,18 @@ def into(page: Path, results: Path) -> None:
 
 
 def told(entry: dict[str, Any]) -> list[str]:
-    """One workload with every system and setting, for the terminal."""
+    """One workload with every system and setting, for the terminal: its speed, times as long as mmembed by the clock and in seconds
+    of the processor (which others on a busy machine disturb less), share of peak, memory, difference."""
     alone = entry["workload"].startswith("one query")
     ours = row_of(entry, "mmembed")
     lines = []
     for row in entry["systems"]:
-        ratio = f"{row['median_s'] / ours['median_s']:6.2f}" if ours else ""
+        ratios = ""
+        if ours is not None:
+            used = [statistics.median(each["cpu_seconds"]) for each in (row, ours)]
+            ratios = f"x{_ratio(row, ours)} (cpu x{used[0] / used[1]:.2f})"
         lines.append(
-            f"  {setting_of(row):<40}{speed(row, alone):>11}{ratio:>8}  peak {row.get('share_of_peak', float('nan')):.2f}"
-            f"  {row['peak_mb']:6.0f} MB  {row.get('difference', 0):.1e}"
+            f"  {setting_of(row):<36}{speed(row, alone):>9} {ratios:<19} {row['share_of_peak']:.2f} of peak"
+            f"{row['peak_mb']:7.0f} MB  {row.get('difference', 0):.0e}"
         )
     return lines
