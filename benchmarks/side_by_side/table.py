@@ -133,8 +133,8 @@ def into(page: Path, results: Path) -> None:
 
 
 def told(entry: dict[str, Any]) -> list[str]:
-    """One workload with every system and setting, for the terminal: its speed, times as long as mmembed by the clock and in seconds
-    of the processor (which others on a busy machine disturb less), share of peak, memory, difference."""
+    """One workload with every system and setting, for the terminal: its speed, times as long as mmembed by the clock and in
+    seconds of the processor (which others on a busy machine disturb less), share of peak, memory, difference."""
     alone = entry["workload"].startswith("one query")
     ours = row_of(entry, "mmembed")
     lines = []
