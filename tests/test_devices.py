@@ -20,7 +20,7 @@ from .methods.plain import LAYOUTS, LONG, SPECIAL
 from .nn.test_pooling import SMALL
 from .nn.test_varlen import plain
 from .paper import kernel, moved, paper
-from .test_kinds import both  # noqa: F401  (a fixture)
+from .test_kinds import DENSE, SPLADE, language_model
 from .towers.test_native import composed
 
 RESULT = ["an event"]
@@ -29,9 +29,17 @@ TEXTS = ["query: how do I get to the station", "query: how do I get there", "que
 PICTURES = [picture(1, 60, 60), ("what is this?", picture(2, 40, 200)), picture(1, 60, 60)]
 
 
-@pytest.fixture(autouse=True)
-def kernels(monkeypatch):
-    """The rooms of CUDA as they are, over plain kernels; which of them ran."""
+@pytest.fixture(params=["paper", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    """The device on paper, or a real one."""
+    return request.param
+
+
+@pytest.fixture
+def kernels(monkeypatch, device):
+    """On paper the rooms of CUDA as they are, over plain kernels, and which of them ran; None on a real device."""
+    if device == "cuda":
+        return None
     ran = []
 
     def told(name, runs):
@@ -45,53 +53,63 @@ def kernels(monkeypatch):
     return ran
 
 
-def on_paper(ours, things, encode="encode", **options):
-    """What an embedder gives on the CPU and on the device, where it stays, and what the host waited for there."""
-    due = getattr(ours, encode)(things, **options)
-    moved(ours.model)
-    with paper() as device:
-        told = getattr(ours, encode)(things, **options)
-    return due, told, device.waits
+@pytest.fixture
+def there(device, kernels):
+    """encode(embedder, things) -> what it gives on the CPU and on the device, where it stays, and what the host waited for."""
+
+    def both_ways(ours, things, encode="encode", **options):
+        due = getattr(ours, encode)(things, **options)
+        if device == "cuda":
+            ours.model.to("cuda")
+            return due, getattr(ours, encode)(things, **options), RESULT
+        moved(ours.model)
+        with paper() as mode:
+            told = getattr(ours, encode)(things, **options)
+        return due, told, mode.waits
+
+    return both_ways
 
 
 @pytest.mark.parametrize("kind", BACKBONES)
-def test_backbones_in_fp32(kind, kernels):
+def test_backbones_in_fp32(kind, kernels, there):
     ours = mmembed.compose(backbone=tiny_backbone(kind), tokenizer=byte_tokenizer(), name="tiny", device="cpu")
-    due, told, waits = on_paper(ours, TEXTS)
+    due, told, waits = there(ours, TEXTS)
     assert np.abs(told - due).max() <= 1e-5
-    assert kind in PADDED or set(kernels) == {"flex"}
+    assert kind in PADDED or kernels is None or set(kernels) == {"flex"}
     assert kind in PADDED or waits == RESULT
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("kind", sorted(set(BACKBONES) - set(PADDED)))
-def test_backbones_in_half_precision(kind, precision, kernels):
+def test_backbones_in_half_precision(kind, precision, kernels, there):
     sharp = mmembed.compose(backbone=tiny_backbone(kind), tokenizer=byte_tokenizer(), name="tiny", device="cpu")
     due = sharp.encode(TEXTS)
     ours = mmembed.compose(
         backbone=tiny_backbone(kind), tokenizer=byte_tokenizer(), name="tiny", device="cpu", precision=precision
     )
-    on_cpu, told, waits = on_paper(ours, TEXTS)
+    on_cpu, told, waits = there(ours, TEXTS)
     assert np.abs(told - due).max() <= 3 * np.abs(on_cpu - due).max()  # as far off as the CPU in that precision
     slides = kind in ("mistral", "gemma3_text")  # over 7 tokens: in a tree that is FlexAttention's
-    assert set(kernels) == ({"varlen", "flex"} if slides and kind != "mistral" else {"flex"} if slides else {"varlen"})
+    assert kernels is None or set(kernels) == (
+        {"varlen", "flex"} if slides and kind != "mistral" else {"flex"} if slides else {"varlen"}
+    )
     assert waits == RESULT
 
 
 @pytest.mark.parametrize("kind", sorted(poolings))
-def test_poolings(kind):
+def test_poolings(kind, there):
     pooling = {"kind": kind, **SMALL.get(kind, {})}
     ours = mmembed.compose(
         backbone=tiny_backbone(), tokenizer=byte_tokenizer(), pooling=pooling, name="tiny", device="cpu"
     )
-    due, told, waits = on_paper(ours, TEXTS)
+    due, told, waits = there(ours, TEXTS)
     assert np.abs(told - due).max() <= 1e-5
     assert waits == RESULT or kind == "perceiver"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", METHODS)
-def test_methods(name, layout):
+def test_methods(name, layout, there):
     method = METHODS[name]
     if layout == "padded" and (method.packed or method.mask):
         pytest.skip("packed only")
@@ -106,43 +124,54 @@ def test_methods(name, layout):
         ),
         name,
     )
-    due, told, _ = on_paper(ours, TEXTS[2:], batch_tokens=300)
+    due, told, _ = there(ours, TEXTS[2:], batch_tokens=300)
     assert np.abs(told - due).max() <= 1e-5
 
 
 @pytest.mark.parametrize("kind", VLMS)
-def test_vision_language_models(kind, tmp_path):
+def test_vision_language_models(kind, tmp_path, there):
     from .towers.test_native import SHOW
 
     tiny_vlm(tmp_path, kind)
     ours = composed(tmp_path, vision={"library": "native", "text": SHOW[kind]})
-    due, told, _ = on_paper(ours, [*TEXTS, *PICTURES])
+    due, told, _ = there(ours, [*TEXTS, *PICTURES])
     assert np.abs(told - due).max() <= 1e-5
 
 
 @pytest.mark.parametrize("mask", ["causal", "causal+image", "bidirectional"])
-def test_a_composed_vision_tower(mask):
-    due, told, waits = on_paper(tiny_embedder(mask=mask), [*TEXTS, *PICTURES])
+def test_a_composed_vision_tower(mask, there):
+    due, told, waits = there(tiny_embedder(mask=mask), [*TEXTS, *PICTURES])
     assert np.abs(told - due).max() <= 1e-5
     assert waits == RESULT
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip2", "naflex"])
-def test_dual_encoders_of_transformers(kind, made):  # noqa: F811
+def test_dual_encoders_of_transformers(kind, made, there):  # noqa: F811
     ours = mmembed.load(made(kind)[0], device="cpu")
-    due, told, _ = on_paper(ours, [*TEXTS, *PICTURES])
+    due, told, _ = there(ours, [*TEXTS, *PICTURES])
     assert np.abs(told - due).max() <= 1e-5
 
 
-def test_token_vectors_and_sparse_weights(both):  # noqa: F811
-    due, told, _ = on_paper(both.respecified(), TEXTS, "encode_tokens")
+def of_several_outputs():
+    return mmembed.compose(
+        backbone=language_model(), tokenizer=byte_tokenizer(), sparse=SPLADE, tokens=DENSE, device="cpu", name="tiny"
+    )
+
+
+def test_token_vectors(there):
+    due, told, _ = there(of_several_outputs(), TEXTS, "encode_tokens")
     for own, other in zip(told, due, strict=True):
         assert np.abs(own - other).max() <= 1e-5
-    with paper():
-        sparse = both.encode_sparse(TEXTS)
-    assert sparse.nnz
 
 
+def test_sparse_weights(there):
+    due, told, _ = there(of_several_outputs(), TEXTS, "encode_sparse")
+    assert due.nnz
+    assert abs(told - due).max() <= 1e-5
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("device", ["paper"])
 def test_a_tensor_in_the_wrong_place_is_found():
     ours = tiny_embedder()
     moved(ours.model)

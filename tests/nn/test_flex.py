@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.attention.flex_attention import create_block_mask
 
 from mmembed.nn.attention import reference
 from mmembed.nn.flex import BLOCK, blocks, flex, seen
@@ -60,6 +61,15 @@ def test_blocks_of_a_tree_are_no_more_than_are_seen(seed, mask):
     own = padded.view(count, BLOCK, count, BLOCK).transpose(1, 2)
     assert torch.equal(some, own.any(-1).any(-1))
     assert torch.equal(whole[:-1, :-1], own.all(-1).all(-1)[:-1, :-1])
+    mine, theirs = (
+        blocks(spans, None),
+        create_block_mask(lambda _b, _h, q, k: spans.may_look(q, k), None, None, len(row), len(row), device="cpu"),
+    )
+    for lists in ("kv", "full_kv", "q", "full_q"):
+        counts, places = getattr(mine, f"{lists}_num_blocks"), getattr(mine, f"{lists}_indices")
+        assert torch.equal(counts, getattr(theirs, f"{lists}_num_blocks"))
+        listed = torch.arange(count) < counts[..., None]
+        assert torch.equal(places[listed], getattr(theirs, f"{lists}_indices")[listed])
 
 
 @pytest.mark.parametrize("window", [None, 40])
