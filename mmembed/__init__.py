@@ -14,6 +14,7 @@ _WHERE = {
     "load": "loading",
     "compose": "loading",
     "Embedder": "embedder",
+    "Replicas": "replicas",
     "Report": "embedder",
     "Text": "inputs",
     "Image": "images",
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from .inputs import Text
     from .loading import compose, load
     from .model import EmbeddingModel
+    from .replicas import Replicas
     from .search.hits import Hits
     from .search.index import Index
     from .search.quantizer import Quantizer

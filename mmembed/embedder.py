@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -36,7 +36,7 @@ from .report import Report, Skipped
 from .spec import ModelSpec
 from .tokenizer import Tokenizer
 from .towers.native import NativeTower
-from .walk import Options, Output, Prepared, WalkOptions, Window, compute, count_tokens, prepare, walk
+from .walk import Arrays, Options, Output, Prepared, Result, WalkOptions, Window, compute, count_tokens, prepare, walk
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -184,7 +184,7 @@ class Embedder:
             report=report,
             show_progress_bar=show_progress_bar,
         )
-        blocks = [self._finish(window, width) for window in walk(self.model, inputs, self._vectors, options)]
+        blocks = [self._finish(window, width) for window in self._walk(inputs, self._vectors, options)]
         return np.concatenate(blocks) if blocks else np.empty((0, width), dtype=np.float32)
 
     def stream(
@@ -205,7 +205,7 @@ class Embedder:
             As `encode`: a wrong option at once, the rest after what came before it.
         """
         width, said = self._split(options)
-        return (self._finish(window, width) for window in walk(self.model, inputs, self._vectors, said))
+        return (self._finish(window, width) for window in self._walk(inputs, self._vectors, said))
 
     def encode_to(
         self,
@@ -269,7 +269,7 @@ class Embedder:
                     yield thing
 
             first, left = file.rows, None if total is None else total - file.rows
-            with closing(walk(self.model, rest(), self._vectors, said, first=first, total=left)) as windows:
+            with closing(self._walk(rest(), self._vectors, said, first=first, total=left)) as windows:
                 for window in windows:
                     own = [pulled.popleft() for _ in range(window.count)]
                     reasons = {each.row: each.reason for each in window.skipped}
@@ -310,7 +310,8 @@ class Embedder:
         Raises:
             InputError: no finite vector, by its place.
         """
-        return np.asarray(compute(self.model, samples, range(len(samples)), self._vectors))
+        arrays = self._begin(samples, range(len(samples)), self._vectors)()
+        return np.asarray(self._vectors.read(arrays, samples, range(len(samples))))
 
     def finish(
         self, prepared: Prepared, vectors: NDArray[np.float32], *, truncate_dim: int | None = None
@@ -389,9 +390,8 @@ class Embedder:
             joint=joint,
         )
         found: list[NDArray[np.float32]] = []
-        for each in walk(
-            self.model, inputs, Output(sampler, self._forward, partial(self._read_chunks, width=width)), options
-        ):
+        output = Output(sampler, self._forward, partial(self._read_chunks, width=width))
+        for each in self._walk(inputs, output, options):
             if len(set(each.places)) < len(each.places):
                 raise SpecError("a prompt of several templates has no one vector for a part; name another prompt")
             found += each.results
@@ -476,7 +476,7 @@ class Embedder:
         width = int(self.model.tokens.out)  # type: ignore[arg-type]
         found: list[NDArray[np.float32]] = []
         output = Output(self._reading(said, side), self._forward_tokens, self._read_tokens)
-        for window in walk(self.model, inputs, output, self._of(side, options)):
+        for window in self._walk(inputs, output, self._of(side, options)):
             if len(set(window.places)) < len(window.places):
                 raise SpecError("a prompt of several templates has no one list of token vectors; name another prompt")
             rows = [np.full((1, width), np.nan, dtype=np.float32) for _ in range(window.count)]
@@ -509,7 +509,7 @@ class Embedder:
             raise SpecError(f"{self.spec.name!r} has no sparse head (or its folder had none beside the backbone)")
         terms = int(self.model.sparse.out)  # type: ignore[arg-type]
         output = Output(self._reading(said, side), self._forward_sparse, self._read_sparse)
-        rows = (_mean_rows(window, terms) for window in walk(self.model, inputs, output, self._of(side, options)))
+        rows = (_mean_rows(window, terms) for window in self._walk(inputs, output, self._of(side, options)))
         return vstack([csr_array((0, terms), dtype=np.float32), *rows], format="csr", dtype=np.float32)
 
     def decode_sparse(self, weights: csr_array, top_k: int | None = None) -> list[list[tuple[str, float]]]:
@@ -595,6 +595,20 @@ class Embedder:
             raise SpecError("a dual encoder is not written as a folder of sentence-transformers")
         write(Path(folder), self.model, self.tokenizer)
         return Path(folder)
+
+    def _walk(
+        self,
+        inputs: Thing | Iterable[Thing],
+        output: Output[Result],
+        options: Options,
+        *,
+        first: int = 0,
+        total: int | None = None,
+    ) -> Generator[Window[Result], None, None]:
+        return walk(self.model, inputs, output, options, self._begin, first=first, total=total)
+
+    def _begin(self, samples: Sequence[Sample], rows: Sequence[int], output: Output[Any]) -> Arrays:
+        return compute(self.model, samples, rows, output)
 
     @property
     def _vectors(self) -> Output[NDArray[np.float32]]:

@@ -7,6 +7,7 @@ MmembedError
 ├── UnknownName (LookupError)           no such model, prompt, pooling, ...; names the nearest
 ├── SpecError (ValueError)              a model description that makes no model
 ├── LoadError (OSError)                 a folder or file that does not hold what it says
+├── ReplicaLost (RuntimeError)          a process that computes for others died; `rows` are the caller's in its batch
 ├── StoreError (RuntimeError)           an index that cannot do what was asked
 │   └── FingerprintMismatch             vectors of another model
 ├── TrainingError (RuntimeError)        a run of training that cannot go on; its last checkpoint stays
@@ -16,7 +17,7 @@ MmembedError
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class MmembedError(Exception):
@@ -71,6 +72,24 @@ class SpecError(MmembedError, ValueError):
 
 class LoadError(MmembedError, OSError):
     """A folder or file that does not hold what it says."""
+
+
+class ReplicaLost(MmembedError, RuntimeError):
+    """A process that computes batches died, and no other could take over.
+
+    Args:
+        reason: what is known of its end. rows: the caller's rows in the batch that is lost.
+    """
+
+    def __init__(self, reason: str, rows: Sequence[int] = ()):
+        super().__init__(reason)
+        self.reason, self.rows = reason, tuple(rows)
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return self.reason
+        shown = ", ".join(map(str, sorted(self.rows)[:8])) + (", ..." if len(self.rows) > 8 else "")
+        return f"{self.reason}; the items {shown} have no vectors"
 
 
 class StoreError(MmembedError, RuntimeError):

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Result = TypeVar("Result")
+Arrays: TypeAlias = "Callable[[], Sequence[NDArray[Any]]]"
+"""Waits for the tensors of a batch, and gives them."""
 WINDOWS = (1024, 4096)
 """Items that are prepared and sorted by length together: enough for long runs of equal length, and fewer at first, so that
 the device need not wait for many."""
@@ -122,12 +124,18 @@ class Prepared:
     skipped: list[Skipped] = field(default_factory=list)
 
 
+Begin = Callable[[Sequence[Sample], Sequence[int], Output[Any]], Arrays]
+"""begin(samples, rows, output) -> what waits for the tensors of a batch that is on its way."""
+
+
 def walk(
     model: EmbeddingModel | DualEncoder,
     inputs: Thing | Iterable[Thing],
     output: Output[Result],
     options: Options,
+    begin: Begin,
     *,
+    ahead_of: int = 1,
     first: int = 0,
     total: int | None = None,
 ) -> Generator[Window[Result], None, None]:
@@ -135,6 +143,7 @@ def walk(
     threads meanwhile.
 
     Args:
+        begin: what computes a batch, `compute` or another. ahead_of: how many are on their way beside the one waited for.
         first: the row of the first thing, where those before it were done another time. total: how many things there are
             to do, for those that do not say so themselves.
 
@@ -157,7 +166,7 @@ def walk(
             return _prepared(model, window[1], window[0], wrapping, options, output.sampler, crew.map)
 
         for ready in ahead(_windows(things, first), prepared):
-            window = _computed(model, ready, output, options.on_error, told, bar)
+            window = _computed(model, ready, output, options.on_error, told, bar, begin, ahead_of)
             told.add(ready.samples, ready.rows, window.skipped)
             seen += window.count
             told.seconds, began = told.seconds + time.perf_counter() - began, time.perf_counter()
@@ -168,12 +177,12 @@ def walk(
 
 
 def compute(
-    model: EmbeddingModel | DualEncoder, samples: Sequence[Sample], rows: Sequence[int], output: Output[Result]
-) -> Iterable[Result]:
-    """One batch: packed, moved to the device, through the model, and back to the host, which happens nowhere else."""
+    model: EmbeddingModel | DualEncoder, samples: Sequence[Sample], rows: Sequence[int], output: Output[Any]
+) -> Arrays:
+    """One batch: packed, moved to the device, through the model, and on its way back to the host, which happens nowhere else."""
     with torch.inference_mode():
         batch = pack(samples, rows, model.spec.mask, share=model.shares).to(model.device)
-        return output.read(fetched(output.forward(batch, samples))(), samples, rows)
+        return fetched(output.forward(batch, samples))
 
 
 def budget(model: EmbeddingModel | DualEncoder) -> int:
@@ -297,9 +306,11 @@ def _computed(
     on_error: str,
     told: Report,
     bar: Progress,
+    begin: Begin,
+    ahead_of: int,
 ) -> Window[Result]:
     """What the model gives of prepared things, equal ones computed once, in batches of `told.batch_tokens`, which is halved
-    where memory runs out."""
+    where memory runs out; the next ones are on their way while one is waited for."""
     firsts, which = distinct(ready.samples)
     once = [ready.samples[k] for k in firsts]
     rows = [ready.rows[k] for k in firsts]
@@ -307,13 +318,18 @@ def _computed(
     found: list[Any] = [None] * len(once)
     failed: dict[int, InputError] = {}
     waiting = deque(_planned(model, once, range(len(once)), told.batch_tokens))
-    while waiting:
-        places = waiting.popleft()
+    flying: deque[tuple[list[int], Arrays]] = deque()
+    while waiting or flying:
+        begins = bool(waiting) and len(flying) <= ahead_of
+        places, arrays = (waiting.popleft(), None) if begins else flying.popleft()
         own, whose = [once[k] for k in places], [rows[k] for k in places]
         exhausted = ""
         bad: InputError | None = None
         try:
-            for place, result in zip(places, compute(model, own, whose, output), strict=True):
+            if arrays is None:
+                flying.append((places, begin(own, whose, output)))
+                continue
+            for place, result in zip(places, output.read(arrays(), own, whose), strict=True):
                 found[place] = result
         except InputError as error:
             bad = error
