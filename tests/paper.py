@@ -212,6 +212,9 @@ def paper() -> Iterator[Paper]:
         patched.setattr(torch, "tensor", tensor)
         patched.setattr(torch.cuda, "Event", partial(Event, mode))
         patched.setattr(torch.cuda, "current_stream", lambda device: None)
+        patched.setattr(torch.cuda, "mem_get_info", lambda device: (2**36, 2**36))
+        patched.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+        patched.setattr(torch.cuda, "memory_allocated", lambda device: 0)
         yield mode
 
 
