@@ -10,7 +10,7 @@ import torch.nn.attention.flex_attention as torch_flex
 
 import mmembed
 from mmembed.methods import METHODS, apply
-from mmembed.nn import flex, varlen
+from mmembed.nn import attention, flex, varlen
 from mmembed.nn.pooling import poolings
 from mmembed.testing import BACKBONES, PADDED, VLMS, byte_tokenizer, tiny_backbone, tiny_embedder, tiny_vlm
 
@@ -178,3 +178,10 @@ def test_a_tensor_in_the_wrong_place_is_found():
     ours.model.pooling.reduce = lambda states, counted: states[: counted.items] + torch.zeros(counted.items, 32)
     with paper(), pytest.raises(RuntimeError, match="two devices"):
         ours.encode(TEXTS)
+
+
+@pytest.mark.parametrize("room", ["grouped", "reference"])
+def test_rooms_that_are_not_chosen_there(room, there, monkeypatch):
+    monkeypatch.setattr(attention, "choose", lambda *_: room)
+    due, told, _ = there(tiny_embedder(mask="causal+image"), [*TEXTS, *PICTURES])
+    assert np.abs(told - due).max() <= 1e-5
