@@ -13,9 +13,10 @@ from transformers import AutoModel
 
 from benchmarks.side_by_side import start, table, texts, work, workloads
 from benchmarks.side_by_side.__main__ import RESULTS, main, plan
-from benchmarks.side_by_side.conductor import file_of
+from benchmarks.side_by_side.conductor import Conductor, file_of
 from benchmarks.side_by_side.models import QUERY, folder_of
 from benchmarks.side_by_side.systems import SYSTEMS
+from benchmarks.side_by_side.worker import Failed
 
 ROOT = Path(__file__).parent.parent
 PEERS = ("mmembed", "sentence-transformers")
@@ -45,6 +46,36 @@ def test_a_quick_run_measures_all_systems_on_all_workloads_and_their_vectors_are
         assert entry["absent"]["vllm"]
         assert entry["distinct_tokens"] <= entry["tokens"]
         assert f"| {entry['said']} |" in table.written(tmp_path)
+
+
+def test_a_setting_of_a_peer_that_fails_is_told_and_left_out_and_ours_may_not_fail(shelf):
+    class Failing:
+        def __init__(self, system, settings):
+            self.system, self.given = system, settings
+
+        def ask(self, what, *given):
+            if what == "settings":
+                return self.given
+            if given[1].get("batch") == 9:
+                raise Failed("Traceback ...\nMemoryError: so much")
+            vectors = np.full((len(given[0].things), 4), 0.5)
+            return {"seconds": 1.0, "cpu_seconds": 1.0, "vectors": vectors, "memory": {"peak_mb": 2.0}}
+
+    told = []
+    with Conductor([], shelf, "cpu", "fp32", 1, told.append) as conductor:
+        conductor.model = "tiny"
+        conductor.here = {"peak": Failing("peak", [{}]), "mmembed": Failing("mmembed", [{}])}
+        conductor.here["transformers"] = Failing("transformers", [{"batch": 8}, {"batch": 9}])
+        entry = conductor.measure("tiny", "queries", "tiny", 2)
+        assert [(row["system"], row["setting"]) for row in entry["systems"]] == [
+            ("mmembed", {}),
+            ("transformers", {"batch": 8}),
+        ]
+        assert entry["failed"] == {'transformers {"batch": 9}': "MemoryError: so much"}
+        assert "Traceback" in told[0]
+        conductor.here["mmembed"] = Failing("mmembed", [{"batch": 9}])
+        with pytest.raises(Failed):
+            conductor.measure("tiny", "queries", "tiny", 1)
 
 
 @pytest.mark.parametrize("name", ["queries", "few-shot", "metaeol", "one query", "mixed"])

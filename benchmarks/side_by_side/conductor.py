@@ -20,7 +20,7 @@ import numpy as np
 from . import work as useful
 from .models import SHAPES, folder_of
 from .systems import Words
-from .worker import Refused, Worker
+from .worker import Failed, Refused, Worker
 from .workloads import COUNTS, PICTURES, Workload, make
 
 NEAR = 1.1
@@ -67,7 +67,7 @@ class Conductor:
             worker.close()
 
     def load(self, model: str) -> None:
-        """Every system loads the model; those that cannot are left out of its workloads, with the reason."""
+        """Every system loads the model; peers that cannot are left out of its workloads, with the reason."""
         if model == self.model:
             return
         folder = folder_of(model, self.shelf)
@@ -78,43 +78,58 @@ class Conductor:
             try:
                 worker.answer()
                 self.here[name] = worker
-            except Refused as reason:
-                self.absent[name] = str(reason)
-                self.say(f"  {name}: {reason}")
+            except (Refused, Failed) as reason:
+                self._leave_out(self.absent, name, name, reason)
 
     def measure(self, model: str, name: str, size: str, rounds: int) -> dict[str, Any]:
         """One workload on one model: the entry that is written down."""
         self.load(model)
         work = make(name, COUNTS[size][name], self.shelf / "photographs")
-        ways: list[Way] = []
-        for system, worker in self.here.items():
-            ways += [(system, setting) for setting in worker.ask("settings", work)]
-        for system, setting in ways:
-            self.here[system].ask("run", work.head(8 if size == "cuda" else 2), setting)
-        runs: dict[int, list[dict[str, Any]]] = {k: [] for k in range(len(ways))}
+        asked: list[Way] = [
+            (system, setting) for system, worker in self.here.items() for setting in worker.ask("settings", work)
+        ]
+        failed: dict[str, str] = {}
+        runs: dict[int, list[dict[str, Any]]] = {}
         draw = random.Random(0)
-        for number in range(rounds):
-            turn = self._kept(ways, runs) if number else list(runs)
+        for number in range(-1, rounds):  # the first warms up
+            turn = self._kept(asked, runs) if number > 0 else [k for k in range(len(asked)) if number < 0 or k in runs]
             draw.shuffle(turn)
             for k in turn:
-                system, setting = ways[k]
-                runs[k].append(self.here[system].ask("run", work, setting))
-        return self._entry(work, size, ways, runs)
+                system, setting = asked[k]
+                try:
+                    if number < 0:
+                        self.here[system].ask("run", work.head(8 if size == "cuda" else 2), setting)
+                        runs[k] = []
+                    else:
+                        runs[k].append(self.here[system].ask("run", work, setting))
+                except (Refused, Failed) as reason:
+                    runs.pop(k, None)
+                    self._leave_out(failed, system, f"{system} {json.dumps(setting)}", reason)
+        ways = [asked[k] for k in sorted(runs)]
+        return self._entry(work, size, ways, [runs[k] for k in sorted(runs)], failed)
+
+    def _leave_out(self, told: dict[str, str], system: str, what: str, reason: Exception) -> None:
+        """A peer that is not here, or a setting of it that fails, out of memory say, is told and left out; we may not fail."""
+        if system in ("mmembed", "peak"):
+            raise reason
+        told[what] = str(reason).strip().splitlines()[-1]
+        self.say(f"  left out: {what}: {reason}")
 
     def _kept(self, ways: Sequence[Way], runs: dict[int, list[dict[str, Any]]]) -> list[int]:
         """After the first round: of each system what was near its best, and the default that is shown."""
         best: dict[str, float] = {}
-        for k, (system, _) in enumerate(ways):
-            best[system] = min(best.get(system, np.inf), runs[k][0]["seconds"])
+        for k, own in runs.items():
+            best[ways[k][0]] = min(best.get(ways[k][0], np.inf), own[0]["seconds"])
         default = next((k for k, (system, _) in enumerate(ways) if system == SHOWN), None)
-        return [k for k, (system, _) in enumerate(ways) if k == default or runs[k][0]["seconds"] <= NEAR * best[system]]
+        return [k for k, own in runs.items() if k == default or own[0]["seconds"] <= NEAR * best[ways[k][0]]]
 
     def _entry(
         self,
         work: Workload,
         size: str,
         ways: Sequence[Way],
-        runs: dict[int, list[dict[str, Any]]],
+        runs: Sequence[list[dict[str, Any]]],
+        failed: dict[str, str],
     ) -> dict[str, Any]:
         peak = [
             float(run["vectors"][0, 0]) for k, (system, _) in enumerate(ways) if system == "peak" for run in runs[k]
@@ -167,10 +182,11 @@ class Conductor:
                 "useful_operations": operations,
                 "peak_operations_per_s": top,
                 "peak_rounds": peak,
-                "rounds": max(map(len, runs.values())),
+                "rounds": max(map(len, runs)),
                 "when": time.strftime("%Y-%m-%d"),
                 "systems": rows,
                 "absent": self.absent,
+                "failed": failed,
             }
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -22,8 +23,12 @@ class Refused(Exception):
     """A system that is not here or cannot take the model, and why."""
 
 
+class Failed(Exception):
+    """What went wrong in a process, with its own traceback, or that it died."""
+
+
 class Worker:
-    """The near end: calls are answered by the process, and its errors come back as `Refused` (it is not here) or as they are."""
+    """The near end: calls are answered by the process, and its errors come back as `Refused` (it is not here) or `Failed`."""
 
     def __init__(self, system: str, threads: int):
         names = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "MKL_NUM_THREADS")
@@ -53,18 +58,19 @@ class Worker:
     def tell(self, what: str, *given: Any) -> None:
         """Ask without waiting for the answer."""
         self.what = what
-        self.near.send((what, given))
+        with contextlib.suppress(BrokenPipeError):  # it died: the answer says so
+            self.near.send((what, given))
 
     def answer(self) -> Any:
         try:
             kind, answer = self.near.recv()
         except (EOFError, ConnectionError):
             self.process.join(5)
-            raise RuntimeError(f"{self.system} died during {self.what!r}: exit code {self.process.exitcode}") from None
+            raise Failed(f"{self.system} died during {self.what!r}: exit code {self.process.exitcode}") from None
         if kind == "refused":
             raise Refused(answer)
         if kind == "failed":
-            raise RuntimeError(f"{self.system} failed at {self.what!r}:\n{answer}")
+            raise Failed(f"{self.system} failed at {self.what!r}:\n{answer}")
         return answer
 
     def close(self) -> None:
@@ -120,6 +126,10 @@ class _Here:
 
     def run(self, work: Workload, setting: dict[str, Any]) -> dict[str, Any]:
         """One run: wall and CPU seconds, of each call where items come alone; the vectors; the most memory meanwhile."""
+        if self.system.device.startswith("cuda"):
+            import torch
+
+            torch.cuda.empty_cache()  # what another process may need, and what a run that failed left
         memory = _Memory(self.system.device)
         if work.alone:
             works = [Workload(**{**vars(work), "things": (thing,)}) for thing in work.things]
