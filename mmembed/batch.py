@@ -50,10 +50,11 @@ class Picture:
     @cached_property
     def digest(self) -> bytes:
         """Equal exactly where pictures are."""
-        told = hashlib.blake2b(digest_size=16)
+        told = hashlib.sha256()  # by instructions of the processor twice as fast as blake2b
         arrays: dict[str, NDArray[Any]] = {"": self.pixels, **self.also}
         for name, value in sorted(arrays.items()):
-            told.update(f"{name} {value.dtype} {value.shape} ".encode() + value.tobytes())
+            told.update(f"{name} {value.dtype} {value.shape} ".encode())
+            told.update(np.ascontiguousarray(value).data)
         return told.digest()
 
 

@@ -89,6 +89,7 @@ class EmbeddingModel(Model):
         self.projector: Projector | None = None
         if spec.vision is not None and spec.vision["library"] == NATIVE:
             self.native = NativeTower.of(spec.vision, body.config, str(spec.positions), self.layout == "packed")
+            self.native.lighten(self.backbone)
             if self.native.packed:
                 self._check_sight(self.native)
         elif spec.vision is not None and spec.projector is not None:

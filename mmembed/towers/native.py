@@ -124,9 +124,13 @@ class NativeTower:
         if kind not in FAMILIES:
             raise UnknownName("vision-language model", kind, FAMILIES)
         family = import_module(f"{__package__}.native_{FAMILIES[kind]}")
+        processor = _processor(settings.get("processor", {}))
+        due = getattr(family, "PROCESSOR", type(processor).__name__)
+        if type(processor).__name__ != due:
+            raise SpecError(f"a {kind} model takes the pixels of {due}, not of {type(processor).__name__}")
         return cls(
             config,
-            _processor(settings.get("processor", {})),
+            processor,
             tuple(_step(each) for each in settings.get("first", ())),
             settings.get("text", ""),
             positions,
@@ -168,11 +172,9 @@ class NativeTower:
         for step in self.first:
             image = step(image)
         try:
-            out = self.processor(image, do_rescale=False, do_normalize=False)
+            pixels, also = getattr(self.family, "pixels", _pixels)(self, image)
         except ValueError as error:
             raise InputError(f"the picture does not fit this model: {error}") from None
-        pixels = np.asarray(out.pop("pixel_values")).astype(np.uint8)
-        also = {name: np.asarray(value) for name, value in out.items()}
         numbered = self.packed and self.positions != "sequential" and hasattr(self.family, "numbers")
         return Picture(pixels, also, self.family.numbers(self, also) if numbered else None)
 
@@ -197,6 +199,11 @@ class NativeTower:
             "visual_pos_masks": ids == self.token,
             "deepstack_visual_embeds": [torch.cat(parts) for parts in zip(*(s.deep for s in sights), strict=True)],
         }
+
+    def lighten(self, model: PreTrainedModel) -> None:
+        """Make the tower inside the model do what it does with less work, where its family knows how."""
+        if self.packed and hasattr(self.family, "lighten"):
+            self.family.lighten(model)
 
     def handed(self, model: PreTrainedModel, ids: Int[Tensor, "1 T"], pictures: Sequence[Picture]) -> dict[str, Any]:
         """What the model's own forward hands its decoder of an item; the decoder does not run."""
@@ -247,9 +254,9 @@ class NativeTower:
 
     def normalised(self, pixels: Tensor, channels: int) -> Tensor:
         """uint8 -> as the processor rescales and normalises them, with the channels at dimension `channels`."""
-        x = pixels.float()
+        x = pixels.float()  # of its own memory: all below happens in it
         if self.processor.do_rescale:
-            x = x * self.processor.rescale_factor
+            x *= self.processor.rescale_factor
         if self.processor.do_normalize:
             shape = [1] * x.ndim
             shape[channels] = -1
@@ -257,8 +264,15 @@ class NativeTower:
                 torch.tensor(values, device=x.device).view(shape)
                 for values in (self.processor.image_mean, self.processor.image_std)
             )
-            x = (x - mean) / std
+            x.sub_(mean).div_(std)
         return x
+
+
+def _pixels(tower: NativeTower, image: PIL.Image.Image) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.int64]]]:
+    """What the processor itself makes of a picture, still uint8."""
+    out = tower.processor(image, do_rescale=False, do_normalize=False)
+    pixels = np.asarray(out.pop("pixel_values")).astype(np.uint8)
+    return pixels, {name: np.asarray(value) for name, value in out.items()}
 
 
 def _step(settings: Mapping[str, Any]) -> Step:

@@ -9,13 +9,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..batch import Picture
-from .native_qwen_vl import image_ids, numbers, seen
+from .native_qwen_vl import PROCESSOR, framed, image_ids, lighten, numbers, pixels, seen
 
 if TYPE_CHECKING:
     from .native import NativeTower
 
-__all__ = ["image_ids", "inputs", "numbers", "seen"]
+__all__ = ["PROCESSOR", "image_ids", "inputs", "lighten", "numbers", "pixels", "seen"]
 
 
 def inputs(tower: NativeTower, ids: Int[Tensor, "B T"], pictures: Sequence[Picture]) -> dict[str, Tensor]:
-    return seen(tower, pictures, ids.device)
+    return framed(tower, seen(tower, pictures, ids.device))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -121,15 +122,18 @@ def test_a_saved_model_gives_the_same_vectors(seeing, tmp_path):
     assert np.array_equal(again.encode(taken(seeing)), seeing.encode(taken(seeing)))
 
 
-def test_pixels_are_bytes_and_normalised_as_the_processor_does(seeing):
+@pytest.mark.parametrize("shown", [WIDE, SMALL, picture(4, 3, 90), picture(5, 640, 480), picture(6, 333, 77)])
+def test_pixels_are_bytes_and_normalised_as_the_processor_does(seeing, shown):
     tower = seeing.model.native
-    made = tower.prepare(WIDE.load())
-    due = tower.processor(WIDE.load())
+    made = tower.prepare(shown.load())
+    due = tower.processor(PIL.Image.fromarray(shown.load()))  # of an array three pixels high it would ask what is what
     assert made.pixels.dtype == np.uint8
     told = tower.inputs(torch.tensor([tower.image_ids(made)]), [made], dtype=None)
     mine, theirs = told["pixel_values"].numpy(), np.asarray(due["pixel_values"])
     assert np.abs(mine - theirs[:, : mine.shape[1]]).max() <= 1e-6
     assert not theirs[:, mine.shape[1] :].any()
+    for name, value in made.also.items():
+        assert np.array_equal(value, np.asarray(due[name]))
 
 
 def test_the_token_of_an_image_in_a_text_is_no_image(one):
