@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface
 
 from ..errors import UnknownName
@@ -19,6 +20,9 @@ from .varlen import serves, varlen
 
 NAME = "mmembed"
 """What `config._attn_implementation` is set to: `spans=` given to a model's forward then reaches every layer."""
+WITHIN = "mmembed_flash_within"
+"""The same for a tower, see `within`; with "flash" in its name transformers hands over a row of pictures whole, and says where
+each ends."""
 
 Query = Float[Tensor, "1 H Q E"]
 Key = Float[Tensor, "1 K T E"]
@@ -94,6 +98,29 @@ def attend(
     return out.transpose(1, 2).contiguous(), None  # some models take a view of it
 
 
+def within(
+    module: torch.nn.Module,
+    query: Query,
+    key: Key,
+    value: Key,
+    attention_mask: Tensor | None,
+    *,
+    cu_seq_lens_q: Int[Tensor, " S_plus_1"],
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Float[Tensor, "1 T H E"], None]:
+    """Attention within the segments of one row, each read both ways, as the towers of vision-language models ask for it."""
+    spans = _SEGMENTS.get(cu_seq_lens_q)
+    if spans is None:  # once a forward: all layers are handed the same tensor
+        spans = Spans.of(cu_seq_lens_q.diff().tolist(), "bidirectional").to(query.device)
+        _SEGMENTS[cu_seq_lens_q] = spans
+    return attend(module, query, key, value, attention_mask, spans=spans, scaling=scaling, dropout=dropout)
+
+
+_SEGMENTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
 def choose(query: Query, spans: Spans, window: int | None, softcap: float | None) -> str:
     """Which room serves: variable-length kernels or FlexAttention on CUDA, grouped on the CPU."""
     if not query.is_cuda:
@@ -124,3 +151,4 @@ def _one_key_a_head(query: Query, key: Key, value: Key) -> tuple[Query, Query]:
 ROOMS: dict[str, Room] = {"reference": reference, "grouped": grouped, "varlen": varlen, "flex": flex}
 
 AttentionInterface.register(NAME, attend)
+AttentionInterface.register(WITHIN, within)

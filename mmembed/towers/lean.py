@@ -61,11 +61,16 @@ class LeanLinear(nn.Linear):
     """A linear layer through oneDNN, on the weights as they lie: no second copy."""
 
     def forward(self, input: Float[Tensor, "*R D"]) -> Float[Tensor, "*R E"]:  # noqa: A002 - nn.Linear's own name
-        plain = type(self.weight) is nn.Parameter and self.weight.dtype == torch.float32  # none shared out or quantised
-        if not plain or not serves(input) or not torch.backends.mkldnn.enabled:
-            return super().forward(input)
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
-        return out
+        plain = type(self.weight) is nn.Parameter  # none shared out or quantised
+        return product(input, self.weight, self.bias) if plain else super().forward(input)
+
+
+def product(states: Float[Tensor, "*R D"], weight: Float[Tensor, "E D"], bias: Float[Tensor, " E"] | None) -> Tensor:
+    """What `torch.nn.functional.linear` gives, through oneDNN where that serves."""
+    if not ONEDNN or weight.dtype != torch.float32 or not serves(states) or not torch.backends.mkldnn.enabled:
+        return nn.functional.linear(states, weight, bias)
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
+    return out
 
 
 class _Over:

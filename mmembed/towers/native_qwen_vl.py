@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from ..batch import Picture
+from ..nn.attention import WITHIN
 from ..nn.transfer import to_device
+from .lean import product
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -96,11 +97,13 @@ class PatchProduct(nn.Module):
                 weight = weight.sum(2)
             else:  # their sum would be rounded once more
                 patches = repeat(patches, "p (k s) -> p (k t s)", k=weight.shape[1], t=weight.shape[2])
-        return F.linear(patches.to(weight.dtype), weight.flatten(1), bias)
+        return product(patches.to(weight.dtype), weight.flatten(1), bias)
 
 
 def lighten(model: PreTrainedModel) -> None:
-    """Put that in the place of the tower's first layer; names of weights stay."""
+    """Put that in the place of the tower's first layer, whose names of weights stay, and let the pictures, or the windows of
+    them, in which patches see each other go through the door together, not one by one."""
     tower: Any = model.visual
     if not isinstance(tower.patch_embed, PatchProduct):
         tower.patch_embed = PatchProduct(tower.patch_embed)
+    tower.config._attn_implementation = WITHIN  # its own setter would look for a package of flash kernels of that name
