@@ -475,9 +475,9 @@ class ChunkSampler(Sampler):
         return Sample(sample.ids[laid], counted, (), sample.truncated, tuple(map(len, rows)), chunks)
 
 
-def _source(image: Image) -> tuple[object, bool]:
-    """Equal for images of one path, and for those of one object in memory."""
-    return (image.source if isinstance(image.source, str) else id(image.source), image.allow_url)
+def _source(image: Image) -> tuple[object, bool, int | None]:
+    """Equal for images of one path, and for those of one object in memory, that are read in one way."""
+    return (image.source if isinstance(image.source, str) else id(image.source), image.allow_url, image.draft)
 
 
 def _moved(images: Sequence[Slots], kept: Sequence[int]) -> list[Slots]:

@@ -746,3 +746,27 @@ def test_a_host_that_does_not_answer_is_an_image_error(site):
     site.shutdown()
     site.server_close()
     assert "cannot be fetched" in refused(url + "picture", allow_url=True)
+
+
+SIZES = [(None, (401, 300)), (151, (401, 300)), (150, (201, 150)), (75, (101, 75)), (1, (51, 38))]
+
+
+@pytest.mark.parametrize(("draft", "size"), SIZES)
+def test_a_draft_of_a_jpeg_is_smaller_and_never_smaller_than_asked(draft, size):
+    smooth = PilImage.linear_gradient("L").resize((401, 300)).convert("RGB")
+    data = saved(smooth, "JPEG", quality=95)
+    rgb, info = open_image(Image(data, draft=draft))
+    assert info.size == (rgb.shape[1], rgb.shape[0]) == size
+    whole = np.asarray(PilImage.fromarray(open_image(data)[0]).resize(size, PilImage.Resampling.BOX))
+    assert np.abs(rgb.astype(int) - whole).max() < 6
+    if draft is not None:
+        turned = saved(smooth, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0")
+        assert open_image(Image(turned, draft=draft))[1].size == size[::-1]
+
+
+def test_only_a_jpeg_has_a_draft():
+    data = saved(PilImage.fromarray(RGB), "PNG")
+    assert np.array_equal(Image(data, draft=1).load(), RGB)
+    assert np.array_equal(Image(RGB, draft=1).load(), RGB)
+    with pytest.raises(ImageError, match="draft=0"):
+        Image(data, draft=0)

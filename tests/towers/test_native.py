@@ -321,6 +321,16 @@ def test_pictures_are_kept_between_calls_where_there_is_room(one, monkeypatch):
     assert len(kept) == 0
 
 
+def test_a_draft_is_another_picture_than_the_whole(one, tmp_path):
+    path = str(tmp_path / "a.jpg")
+    PIL.Image.fromarray(picture(7, 200, 160).load()).save(path)
+    seeing = composed(one)
+    together = seeing.encode([Image(path), Image(path, draft=50), Image(path)])
+    assert np.abs(together[0] - together[1]).max() > 1e-4
+    assert np.array_equal(together[0], together[2])
+    assert np.abs(together[1] - seeing.encode(Image(path, draft=50))).max() <= 1e-5
+
+
 def test_a_decoder_that_is_handed_something_else_is_refused(one, monkeypatch):
     from mmembed.towers import native_qwen_vl
 
