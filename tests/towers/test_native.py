@@ -93,10 +93,10 @@ def test_few_items_with_images_wait_at_once(seeing, monkeypatch):
     items = taken(seeing)
     whole = seeing.encode(items)
     waiting = []
-    told = walk._samples
+    told = walk._prepared
     monkeypatch.setattr(walk, "SEEN", 2)
     monkeypatch.setattr(
-        walk, "_samples", lambda model, window, *rest: waiting.append(window) or told(model, window, *rest)
+        walk, "_prepared", lambda model, window, *rest: waiting.append(window) or told(model, window, *rest)
     )
     assert np.abs(seeing.encode(iter(items)) - whole).max() <= 1e-5
     assert [item for window in waiting for item in window] == items
