@@ -60,7 +60,7 @@ class Picture:
 
 Pictured = tuple[Picture, list[int]]
 """A picture, and the tokens it takes in the row."""
-Seen = Mapping[tuple[object, bool], "Pictured | InputError"]
+Seen = Mapping[tuple[object, bool, int | None], "Pictured | InputError"]
 """Images by their source: one under several prompts is decoded once."""
 
 
