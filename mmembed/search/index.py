@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import FingerprintMismatch, InputError, MissingExtra, StoreError, UnknownName
 from ..images import Image, open_image
 from ..inputs import Item, Text, Thing, modality, to_item
+from ..sources import PICTURES
 from .background import SAMPLE, Background
 from .hits import Hit, Hits
 from .plane import plane
@@ -41,7 +42,6 @@ THUMBNAIL = 128
 CHUNK = 256
 CHUNK_PIXELS = 48 * 10**6
 """A chunk is embedded and written as one: at most so many items and, beyond the first, so many decoded pixels."""
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 
 @dataclass(frozen=True, slots=True)
