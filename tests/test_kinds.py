@@ -178,7 +178,7 @@ def test_an_output_reads_the_tokens_that_it_says(both, read, places):
     states = both.respecified(tokens={"head": {"kind": "states"}}).encode_tokens("red.", side="query")[0]
     told = both.respecified(tokens={"head": {"kind": "states"}, **read}).encode_tokens("red.", side="query")[0]
     assert states.shape == (8, 32)
-    assert np.array_equal(told, states[places])
+    np.testing.assert_allclose(told, states[places], atol=1e-6)  # the last layer runs on these alone: another shape
 
 
 def test_documents_leave_out_more_than_queries(both):
