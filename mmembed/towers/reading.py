@@ -113,7 +113,7 @@ def read(
         change = Change(change.by, Places(rows[change.at.last], there), change.other)
     given = rows if only is None else _places(inputs, rows, only)
     few = None
-    if only is not None and rows is None and change is None and len(set(wanted)) == 1 and wanted[0] > 0:
+    if only is not None and len(only) and rows is None and change is None and len(set(wanted)) == 1 and wanted[0] > 0:
         few = given if _narrows(model, inputs, wanted[0] - 1, len(only)) else None
     return _states(model, inputs, wanted, given if few is None else None, few, change)
 
