@@ -13,7 +13,7 @@ from transformers import AttentionInterface
 
 from ..errors import UnknownName
 from .extension import Extension, extended
-from .flex import flex
+from .flex import NARROWEST, flex
 from .grouped import grouped
 from .spans import Spans
 from .varlen import serves, varlen
@@ -122,10 +122,12 @@ _SEGMENTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def choose(query: Query, spans: Spans, window: int | None, softcap: float | None) -> str:
-    """Which room serves: variable-length kernels or FlexAttention on CUDA, grouped on the CPU."""
-    if not query.is_cuda:
-        return "grouped" if softcap is None else "reference"
-    return "varlen" if serves(query, spans, window, softcap) else "flex"
+    """Which room serves: variable-length kernels or FlexAttention on CUDA, grouped on the CPU and for heads of a few numbers."""
+    if query.is_cuda and serves(query, spans, window, softcap):
+        return "varlen"
+    if query.is_cuda and query.shape[-1] >= NARROWEST:
+        return "flex"
+    return "grouped" if softcap is None else "reference"
 
 
 def reference(

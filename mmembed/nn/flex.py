@@ -18,6 +18,8 @@ from .transfer import to_device
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
+NARROWEST = 16
+"""Numbers of a head at least: Triton multiplies no smaller blocks."""
 BLOCK = 128
 """Tokens of a block, as the kernels take them unless told otherwise."""
 
@@ -153,10 +155,11 @@ def _cap(spans: Spans, softcap: float) -> Callable[..., Tensor]:
 
 @cache
 def _compiled() -> Callable[..., Any]:
-    """One kernel for each kind of rule, whatever the lengths. torch would fall back to scores of T x T behind the eighth, without
-    a word; here that is an error."""
+    """One kernel for each kind of rule: torch makes one for the first lengths, and at the second one for any. Were all sizes to
+    vary from the start (dynamic=True), heads would too, and Triton must know how many share a key. Behind the eighth kernel
+    torch would fall back to scores of T x T, without a word; here that is an error."""
     from torch.nn.attention.flex_attention import flex_attention
 
     known = signature(torch.compile).parameters
     kinds: dict[str, Any] = {"recompile_limit": 64} if "recompile_limit" in known else {}
-    return torch.compile(flex_attention, dynamic=True, fullgraph=True, **kinds)
+    return torch.compile(flex_attention, fullgraph=True, **kinds)

@@ -310,3 +310,6 @@ def test_every_room_is_chosen_on_cuda_where_it_serves():
     assert choose(half, spans_of((13,), "causal+image").to("cuda"), None, None) == "flex"
     assert choose(half, row, None, 2.0) == "flex"
     assert choose(half.detach().float(), row, None, None) == "flex"
+    narrow = torch.zeros(1, 4, 13, 8, device="cuda")
+    assert choose(narrow, row, None, None) == "grouped"
+    assert choose(narrow, row, None, 2.0) == "reference"

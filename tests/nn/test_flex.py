@@ -104,30 +104,31 @@ def test_blocks_are_laid_out_once_for_all_layers_of_a_kind():
     assert blocks(spans, 3) is not blocks(spans, None)
 
 
-COMPILED_ONCE_FOR_A_SHAPE = 2
-"""torch takes the first count of blocks for a constant, and learns better at the second."""
-
-
-def test_one_kernel_serves_batches_of_every_length_and_every_window(monkeypatch):
-    """Compiled as on CUDA but for the last step, which makes the kernel itself."""
+def test_one_kernel_serves_batches_of_every_length_every_window_and_every_cap(monkeypatch):
+    """Compiled as on CUDA but for the last step, which makes the kernel itself: once for the first lengths, once for any."""
     counter = CompileCounterWithBackend("aot_eager")
     torch.compiler.reset()
-    compiled = torch.compile(torch.nn.attention.flex_attention.flex_attention, dynamic=True, backend=counter)
+    compiled = torch.compile(torch.nn.attention.flex_attention.flex_attention, fullgraph=True, backend=counter)
     monkeypatch.setattr("torch.nn.attention.flex_attention.flex_attention", compiled)
-    shapes = [(150, 5), (140, 40, 90), (3, 130, 260), (700,), (150, 6)]
-    for kind, (window, softcap) in enumerate([(None, None), (3, None), (None, 5.0)]):
-        for size, lengths in enumerate(shapes):
-            q, k, v = draw(lengths, (4, 2), width=16)
-            spans = Spans.of(lengths, "causal")
-            how = {
-                "scaling": 0.05,
-                "window": None if window is None else window + size,
-                "softcap": None if softcap is None else softcap + size,
-            }
-            with torch.no_grad():
-                told = flex(q, k, v, spans, **how)
-            assert (told - reference(q, k, v, spans, **how)).abs().max() <= 1e-5
-        assert counter.frame_count == COMPILED_ONCE_FOR_A_SHAPE + 1 + kind
+
+    def run(lengths, window, softcap):
+        q, k, v = draw(lengths, (4, 2), width=16)
+        spans = Spans.of(lengths, "causal")
+        how = {"scaling": 0.05, "window": window, "softcap": softcap}
+        with torch.no_grad():
+            told = flex(q, k, v, spans, **how)
+        assert (told - reference(q, k, v, spans, **how)).abs().max() <= 1e-5
+
+    kinds = [(None, None), (3, None), (None, 5.0)]
+    for kind, (window, softcap) in enumerate(kinds, 1):
+        run((150, 5), window, softcap)
+        run((140, 40, 90), window, softcap)
+        assert counter.frame_count <= 2 * kind
+    learnt = counter.frame_count
+    for window, softcap in [(None, None), (7, None), (40, None), (None, 6.0)]:
+        for lengths in [(3, 130, 260), (700,), (150, 6), (139, 41, 90)]:
+            run(lengths, window, softcap)
+    assert counter.frame_count == learnt
 
 
 @pytest.mark.gpu
