@@ -72,6 +72,8 @@ class Ours(System):
         from mmembed.methods import apply
 
         embedder = self.embedder
+        if not work.alone:
+            self.forget()
         if work.templates:
             embedder = apply(embedder, "metaeol", cleaning=None, close=True)
         call: Callable[..., np.ndarray] = embedder.encode
@@ -86,6 +88,16 @@ class Ours(System):
 
         items = [item(thing) for thing in work.things]
         return call(items, **options)
+
+    def forget(self) -> None:
+        """Empty what the model keeps between calls, starts of items and pictures: every round is a first call. One query a call
+        comes after others, and finds its instruction kept, as it does by default."""
+        from mmembed.kept import Kept
+
+        for part in vars(self.embedder.model).values():
+            for store in (part, getattr(part, "kept", None)):
+                if isinstance(store, Kept):
+                    store.clear()
 
 
 class SentenceTransformers(System):
