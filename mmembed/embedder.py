@@ -424,8 +424,13 @@ class Embedder:
         instruction: str | None = None,
         language: str | None = None,
         truncate: Literal["end", "error"] = "end",
+        output: Literal["vectors", "tokens", "sparse"] = "vectors",
+        side: Literal["query", "document"] | None = None,
     ) -> list[Sample | InputError]:
         """Each thing as the numbers that the model reads, or what is wrong with it: for training, which packs by itself.
+
+        Args:
+            output, side: for vectors, or as `encode_tokens` and `encode_sparse` read a side.
 
         Raises:
             UnknownName: no such prompt. SpecError: a prompt of several templates, whose vectors `encode` averages, or an
@@ -433,9 +438,12 @@ class Embedder:
         """
         if self.model.intervention is not None and self.model.intervention.against is not None:
             raise SpecError(f"{self.spec.name!r} runs an item against another prompt: it has no one sample")
-        things, told = list(inputs), Report()
-        prepared = self.prepare(
-            things,
+        said = {"vectors": None, "tokens": self.spec.tokens or STATES, "sparse": self.spec.sparse}[output]
+        if output == "sparse" and said is None:
+            raise SpecError(f"{self.spec.name!r} has no sparse head")
+        sampler = self._sampler if said is None else self._reading(said, side)
+        told = Report()
+        options = Options(
             prompt_name=prompt_name,
             instruction=instruction,
             language=language,
@@ -443,6 +451,7 @@ class Embedder:
             on_error="skip",
             report=told,
         )
+        prepared = prepare(self.model, list(inputs), sampler, options)
         if len(set(prepared.rows)) < len(prepared.rows):
             raise SpecError(f"the prompt {prompt_name!r} puts an item in several ways; name another prompt")
         made: list[Sample | InputError] = [*prepared.samples]

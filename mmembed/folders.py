@@ -119,6 +119,15 @@ def _read(folder: Path, known: Checkpoint | None, base: Path | None) -> Found:
     raise LoadError(f"{folder} holds no spec.json, modules.json or config.json: no embedder that mmembed can read")
 
 
+def base_of(folder: Path, base: Path | None) -> Path:
+    """The model that the adapter in a folder stands on: `base`, or what it names, beside it or by that name.
+
+    Raises:
+        LoadError: it names none.
+    """
+    return _below(folder, None, base)[0]
+
+
 def _below(folder: Path, known: Checkpoint | None, base: Path | None) -> tuple[Path, tuple[Path, ...]]:
     """The model that an adapter stands on, and the adapters that its authors merge into it before this one."""
     settings = _json(folder / ADAPTER)

@@ -19,6 +19,7 @@ from . import folders
 from .batch import Batch, Picture, Sample, Slots, pack
 from .dual import DualEncoder
 from .errors import SpecError, UnknownName
+from .hub import ADAPTER
 from .kept import Kept
 from .nn.interventions import Intervention, Places, build_intervention
 from .nn.mixes import build_mix
@@ -40,7 +41,7 @@ from .towers.reading import Change
 from .towers.retriever import is_retriever, load_retriever
 from .towers.sight import Sight, SightKey, sights
 from .towers.vision import VisionTower, build_vision
-from .weights import WEIGHTS_FILE, Model, fill, fill_by_name
+from .weights import WEIGHTS_FILE, Model, fill, fill_by_name, fill_over
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -469,6 +470,12 @@ def load_model(folder: Path, base: Path | None = None) -> tuple[EmbeddingModel |
         if (folder / SPEC_FILE).exists():
             spec = ModelSpec.from_folder(folder)
             own = EmbeddingModel(spec) if spec.dual is None else DualEncoder(spec)
+            if (folder / ADAPTER).exists():
+                below, _ = load_model(folders.base_of(folder, base))
+                if isinstance(below, EmbeddingModel):
+                    adapters.merge(below.backbone, folder)
+                fill_over(own, below.state_dict(), folder / WEIGHTS_FILE)
+                return own, folder
             _check_base(base, (), folder)
             fill(own, folder / WEIGHTS_FILE)
             return own, folder

@@ -124,6 +124,16 @@ def fill(model: nn.Module, path: Path) -> None:
     _fit(model, state, path)
 
 
+def fill_over(model: nn.Module, below: Mapping[str, Tensor], path: Path) -> None:
+    """Load a file that holds some weights of `model`; the others are those of the same name in `below`.
+
+    Raises:
+        LoadError: no such file, or weights that do not fit.
+    """
+    own = model.state_dict().keys()
+    _fit(model, {**{name: tensor for name, tensor in below.items() if name in own}, **tensors(path)}, path)
+
+
 def fill_by_name(model: nn.Module, folder: Path, names: Mapping[str, str]) -> None:
     """Load the weights of `model` from among those in the safetensors files of a folder; `names` are theirs by ours.
 

@@ -70,6 +70,8 @@ class Columns:
         negatives: hard negatives; a list in such a column holds several.
         score: how well the positive answers the query, by people or by a teacher; a list says it of the positive and then of
             each negative.
+        query_source, positive_source: what a teacher reads in place of the query and the positive: the English of a text in
+            another language, the caption of a picture.
         language: the language of a row, for balanced batches.
         group: rows with equal values here are positives of each other.
     """
@@ -78,12 +80,15 @@ class Columns:
     positive: Column | None = None
     negatives: tuple[Column, ...] = ()
     score: str | None = None
+    query_source: Column | None = None
+    positive_source: Column | None = None
     language: str | None = None
     group: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
-        items = [self.query, *([self.positive] if self.positive else []), *self.negatives]
+        maybe = (self.positive, self.query_source, self.positive_source)
+        items = [self.query, *(column for column in maybe if column is not None), *self.negatives]
         plain = (self.score, self.language, self.group)
         return tuple(dict.fromkeys([*(n for c in items for n in c.names), *(n for n in plain if n is not None)]))
 
@@ -93,7 +98,8 @@ class Example:
     """One row as typed items; pictures are not read yet.
 
     Attributes:
-        source, row: where it is from. keys: what it shares with examples that would be its positives too.
+        source, row: where it is from. sources: what a teacher reads in place of the query and of each positive.
+        keys: what it shares with examples that would be its positives too.
     """
 
     source: str
@@ -102,6 +108,7 @@ class Example:
     positives: tuple[Item, ...]
     negatives: tuple[Item, ...]
     scores: tuple[float, ...]
+    sources: tuple[Item, tuple[Item, ...]]
     language: str | None
     keys: frozenset[bytes]
 
@@ -229,13 +236,19 @@ class Examples:
             scores = () if columns.score is None else _numbers(values, columns.score)
             if scores and len(scores) != 1 + len(negatives):
                 raise InputError(f"it has {len(scores)} scores, of a positive and {len(negatives)} negatives")
+            asked = query if columns.query_source is None else self._many(values, columns.query_source)
+            told = positives if columns.positive_source is None else self._many(values, columns.positive_source)
+            if len(asked) != 1 or len(told) != len(positives):
+                raise InputError("a teacher reads one source for the query and one for each positive")
         except InputError as error:
             raise InputError(f"data {self.name!r}, row {row}: {error.reason}") from None
         language = None if columns.language is None else str(values.get(columns.language))
         keys = {digest(item) for item in (*query, *positives)}
         if columns.group is not None:
             keys.add(f"group {values.get(columns.group)}".encode())
-        return Example(self.name, row, query[0], positives, negatives, scores, language, frozenset(keys))
+        return Example(
+            self.name, row, query[0], positives, negatives, scores, (asked[0], told), language, frozenset(keys)
+        )
 
     def _many(self, values: Mapping[str, Any], column: Column) -> tuple[Item, ...]:
         """The items of a column: one, or as many as the list there holds."""

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..batch import Batch, Sample, distinct, pack, plan
 from ..embedder import Embedder
 from ..errors import InputError
 from ..inputs import Item, modality
+from ..model import EmbeddingModel
 from .compared import Compared, Embedded
 from .data import Example, Examples, digest
 from .recipe import Stage
 from .world import World
 
+Output = Literal["vectors", "layers", "tokens", "sparse"]
+"""What a model gives of an item and losses read."""
 MODALITIES = ("text", "image", "image+text")
 
 
@@ -31,6 +35,7 @@ class Drawn:
         own: the numbers of the examples of this process. queries, documents: places of their things among the distinct samples of
             this process; the documents of an example are its positive and then its negatives.
         dropped: why examples of this process are left out, by their number.
+        teacher: what the teacher says of its queries and documents, (n, W) and (m, W).
     """
 
     task: int
@@ -40,6 +45,7 @@ class Drawn:
     queries: Sequence[int]
     documents: Sequence[int]
     dropped: Mapping[int, str]
+    teacher: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 
     def items(self, number: int) -> list[Item]:
         """The documents of an example."""
@@ -73,11 +79,16 @@ def prepare(
     tasks: Mapping[int, Sequence[Example]],
     world: World,
     *,
+    output: Output,
+    teachers: Mapping[str, Embedder],
     number: int,
     seed: Sequence[int],
     state: Mapping[str, Any],
 ) -> Step:
-    """Tokenise and pack the share of this process.
+    """Tokenise and pack the share of this process, and ask the teachers.
+
+    Args:
+        output: what the losses read.
 
     Raises:
         InputError: an item that cannot be embedded, where its source says so.
@@ -92,7 +103,7 @@ def prepare(
         made: dict[int, list[Sample]] = {}
         for source in dict.fromkeys(examples[k].source for k in own):
             mine = [k for k in own if examples[k].source == source]
-            found = _samples(embedder, data[source], [examples[k] for k in mine], [chosen[k] for k in mine])
+            found = _samples(embedder, data[source], [examples[k] for k in mine], [chosen[k] for k in mine], output)
             for k, each in zip(mine, found, strict=True):
                 if isinstance(each, InputError):
                     reason = f"data {source!r}, row {examples[k].row}: {each.reason}"
@@ -108,7 +119,14 @@ def prepare(
                 queries.append(len(samples))
                 documents += range(len(samples) + 1, len(samples) + len(made[k]))
                 samples += made[k]
-        drawn.append(Drawn(task, examples, chosen, own, queries, documents, dropped))
+        kept = [k for k in own if k in made]
+        teacher = stage.task[task].teacher
+        said = (
+            None
+            if teacher is None
+            else _said(teachers[teacher], [examples[k] for k in kept], [chosen[k] for k in kept])
+        )
+        drawn.append(Drawn(task, examples, chosen, own, queries, documents, dropped, said))
     firsts, which = distinct(samples)
     once = [samples[k] for k in firsts]
     model = embedder.model
@@ -121,16 +139,8 @@ def prepare(
         for places in planned
     ]
     at = [
-        Drawn(
-            d.task,
-            d.examples,
-            d.chosen,
-            d.own,
-            [which[k] for k in d.queries],
-            [which[k] for k in d.documents],
-            d.dropped,
-        )
-        for d in drawn
+        replace(own, queries=[which[k] for k in own.queries], documents=[which[k] for k in own.documents])
+        for own in drawn
     ]
     order = [k for places in planned for k in places]
     tokens, images = sum(map(len, samples)), sum(len(s.images) for s in samples)
@@ -138,13 +148,17 @@ def prepare(
 
 
 def _samples(
-    embedder: Embedder, examples: Examples, rows: Sequence[Example], chosen: Sequence[int]
+    embedder: Embedder, examples: Examples, rows: Sequence[Example], chosen: Sequence[int], output: Output
 ) -> list[list[Sample] | InputError]:
     """The samples of each example, query, positive, negatives; or what is wrong with one of them."""
     asked, told = examples.source.prompts(embedder.spec)
-    queries = embedder.samples([row.query for row in rows], prompt_name=asked, instruction=examples.source.instruction)
+    instruction = examples.source.instruction
+    read: Literal["vectors", "tokens", "sparse"] = "vectors" if output == "layers" else output
+    items = [row.query for row in rows]
+    queries = embedder.samples(items, prompt_name=asked, instruction=instruction, output=read, side="query")
     things = [[row.positives[k], *row.negatives] for row, k in zip(rows, chosen, strict=True)]
-    documents = iter(embedder.samples([thing for own in things for thing in own], prompt_name=told))
+    flat = [thing for own in things for thing in own]
+    documents = iter(embedder.samples(flat, prompt_name=told, output=read, side="document"))
     found: list[list[Sample] | InputError] = []
     for query, own in zip(queries, things, strict=True):
         every = [query, *(next(documents) for _ in own)]
@@ -153,11 +167,49 @@ def _samples(
     return found
 
 
+def _said(
+    teacher: Embedder, rows: Sequence[Example], chosen: Sequence[int]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What a teacher says of the queries and documents of examples, under its own prompts."""
+    documents = [[row.sources[1][k], *row.negatives] for row, k in zip(rows, chosen, strict=True)]
+    return (
+        teacher.encode_query([row.sources[0] for row in rows]),
+        teacher.encode_document([item for own in documents for item in own]),
+    )
+
+
+def embedded(model: EmbeddingModel, batch: Batch, output: Output) -> Embedded:
+    """What a model gives of the items of a packed row, with a gradient."""
+    if output == "tokens":
+        of_item = model.token_vectors(batch)
+        sizes = torch.tensor([len(own) for own in of_item], device=batch.ids.device)
+        whose = torch.arange(len(of_item), device=sizes.device).repeat_interleave(sizes)
+        return Embedded(tokens=torch.cat(of_item), token_of=whose, count=len(of_item))
+    if output == "sparse":
+        return Embedded(sparse=torch.cat([*model.sparse_weights(batch)]))
+    if output == "layers":
+        layers = model.layer_vectors(batch)
+        return Embedded(vectors=layers[-1], layers=layers)
+    return Embedded(vectors=model(batch))
+
+
+def nothing(model: EmbeddingModel, output: Output) -> Embedded:
+    """What a model gives of no items."""
+    if output == "tokens":
+        none = torch.zeros(0, int(model.tokens.out), device=model.device)  # type: ignore[arg-type]
+        return Embedded(tokens=none, token_of=torch.zeros(0, dtype=torch.long, device=model.device), count=0)
+    if output == "sparse":
+        assert model.sparse is not None
+        return Embedded(sparse=torch.zeros(0, int(model.sparse.out), device=model.device))  # type: ignore[arg-type]
+    vectors = torch.zeros(0, model.spec.dimension, device=model.device)
+    return Embedded(vectors=vectors, layers=vectors.expand(model.depth, 0, -1) if output == "layers" else None)
+
+
 def compared(drawn: Drawn, things: Embedded, world: World, step: int) -> tuple[Compared | None, int]:
     """What the losses of a task compare, of all processes, and how many examples were left out.
 
     Args:
-        things: the distinct samples of this process, as the model embedded them.
+        things: the distinct samples of this process.
 
     Returns:
         None where every example was left out.
@@ -165,10 +217,10 @@ def compared(drawn: Drawn, things: Embedded, world: World, step: int) -> tuple[C
     gone = {k for dropped in world.told(sorted(drawn.dropped)) for k in dropped}
     kept = [k for k in range(len(drawn.examples)) if k not in gone]
     device = things.device
-    queries, documents = (
-        gathered(things.take(torch.tensor(places, dtype=torch.long, device=device)), world)
-        for places in (drawn.queries, drawn.documents)
-    )
+    sides = [
+        _of_all(things.take(torch.tensor(places, dtype=torch.long, device=device)), said, world)
+        for places, said in zip((drawn.queries, drawn.documents), drawn.teacher or (None, None), strict=True)
+    ]
     if not kept:
         return None, len(gone)
     asked = [drawn.examples[k].query for k in kept]
@@ -177,10 +229,14 @@ def compared(drawn: Drawn, things: Embedded, world: World, step: int) -> tuple[C
     flat = [item for items in told for item in items]
     first = [place == 0 for items in told for place in range(len(items))]
     owner = [row for row, items in enumerate(told) for _ in items]
+    queries, documents = (
+        replace(side, key=_keys(items, device), modality=_modalities(items, device))
+        for side, items in zip(sides, (asked, flat), strict=True)
+    )
     return (
         Compared(
-            queries=replace(queries, key=_keys(asked, device), modality=_modalities(asked, device)),
-            documents=replace(documents, key=_keys(flat, device), modality=_modalities(flat, device)),
+            queries=queries,
+            documents=documents,
             owner=torch.tensor(owner, device=device),
             positive=torch.tensor(first, device=device),
             score=torch.tensor(scores, device=device) if len(scores) == len(flat) else None,
@@ -190,15 +246,18 @@ def compared(drawn: Drawn, things: Embedded, world: World, step: int) -> tuple[C
     )
 
 
-def gathered(own: Embedded, world: World) -> Embedded:
-    """What all processes embedded, by rank; only its own part has a gradient."""
-    if world.size == 1:
-        return own
-    return Embedded(
-        vectors=None if own.vectors is None else world.gathered(own.vectors),
-        layers=None if own.layers is None else world.gathered(own.layers.transpose(0, 1)).transpose(0, 1),
-        count=sum(world.told(own.count)),
-    )
+def _of_all(own: Embedded, teacher: NDArray[np.float32] | None, world: World) -> Embedded:
+    """The things of all processes, by rank; those of this one with their gradient."""
+    said = None if teacher is None else world.gathered(torch.from_numpy(teacher).to(own.device))
+    if own.tokens is not None:
+        assert own.token_of is not None
+        counts = world.told(len(own))
+        whose = world.gathered(own.token_of + sum(counts[: world.rank]))
+        return Embedded(tokens=world.gathered(own.tokens), token_of=whose, teacher=said, count=sum(counts))
+    if own.sparse is not None:
+        return Embedded(sparse=world.gathered(own.sparse), teacher=said)
+    layers = None if own.layers is None else world.gathered(own.layers.transpose(0, 1)).transpose(0, 1)
+    return Embedded(vectors=world.gathered(own.of("vectors")), layers=layers, teacher=said)
 
 
 def _keys(items: Sequence[Item], device: torch.device) -> Tensor:

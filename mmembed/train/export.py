@@ -10,13 +10,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .. import __version__, loading
 from ..embedder import GOLDEN_FILE, Embedder
-from ..errors import InputError
+from ..errors import InputError, SpecError
 from ..images import Image
 from ..inputs import Item, Text
+from ..model import EmbeddingModel
+from ..nn.precision import dtype_of
+from ..spec import FILE as SPEC_FILE
+from ..towers.adapters import WEIGHTS_FILE as ADAPTER_WEIGHTS
+from ..weights import WEIGHTS_FILE
 from .data import Examples
 from .recipe import Recipe
 
@@ -34,19 +39,29 @@ def export(
     data: Mapping[str, Examples],
     output: Path,
     records: Sequence[Mapping[str, Any]],
+    trained: Mapping[str, Tensor],
 ) -> None:
-    """Write the folder: first beside its place, so that what is there stays whole until all of it is written."""
+    """Write the folder: first beside its place, so that what is there stays whole until all of it is written.
+
+    Args:
+        trained: weights and statistics that are not those of the base any more.
+    """
     said = recipe.export
     changed: dict[str, Any] = {"name": recipe.name}
     changed |= {key: getattr(said, key) for key in ("weights", "summary", "licence", "languages") if getattr(said, key)}
-    merge_lora(embedder.model)
     embedder.model.eval()
-    done = embedder.respecified(**changed)
     part = output / f".{os.getpid()}.part"
     try:
-        done.save(part)
-        saved = loading.load(part, device=embedder.model.device)
-        saved.golden = tuple(_golden(saved, recipe, data))
+        if said.merge:
+            merge_lora(embedder.model)
+            embedder.respecified(**changed).save(part)
+        else:
+            _save_adapter(recipe, embedder.respecified(**changed), part, output, trained)
+        beside = recipe.folder / (recipe.model.load or "")
+        base = None if said.merge else beside if beside.is_dir() else recipe.model.load
+        saved = loading.load(part, base=base, device=embedder.model.device)
+        if saved.spec.pooling is not None:  # golden vectors are of whole items
+            saved.golden = tuple(_golden(saved, recipe, data))
         (part / GOLDEN_FILE).write_text(json.dumps(saved.golden, ensure_ascii=False, indent=1), encoding="utf-8")
         card = output / CARD
         if not card.exists() or card.read_text(encoding="utf-8").startswith(MARK):
@@ -55,6 +70,38 @@ def export(
             file.replace(output / file.name)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _save_adapter(recipe: Recipe, embedder: Embedder, part: Path, output: Path, trained: Mapping[str, Tensor]) -> None:
+    """LoRA in PEFT's layout, and what else was trained beside it; the base is named, not written."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    model = embedder.model
+    if not isinstance(model, EmbeddingModel) or not hasattr(model.backbone, "peft_config"):
+        raise SpecError("export.merge = false leaves LoRA beside its base, and no stage put one in: lora = { r = 16 }")
+    part.mkdir(parents=True, exist_ok=True)
+    embedder.tokenizer.save(part)
+    (part / SPEC_FILE).write_text(embedder.spec.to_json(), encoding="utf-8")
+    named = recipe.model.load or ""
+    beside = (recipe.folder / named).absolute()
+    if beside.is_dir() and not (output.absolute().parent / beside.name).is_dir():
+        named = str(beside)
+    low = {
+        f"base_model.model.{name}": tensor.detach().cpu().contiguous()
+        for name, tensor in get_peft_model_state_dict(model.backbone, save_embedding_layers=False).items()
+    }
+    config: Any = model.backbone.peft_config["default"]
+    config.base_model_name_or_path, config.inference_mode = named, True
+    config.save_pretrained(part)
+    save_file(low, part / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    dtype = dtype_of(embedder.spec.weights)
+    whole = {
+        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
+        for name, tensor in trained.items()
+        if "lora_" not in name
+    }
+    save_file(whole, part / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def merge_lora(model: nn.Module) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, Literal, Unpack
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ..embedder import Embedder
 from ..errors import InputError, SpecError
 from ..inputs import Item
+from ..walk import WalkOptions
 from .data import Example, Examples, digest
 from .recipe import HeldOut
 
@@ -23,33 +27,51 @@ def measure(embedder: Embedder, examples: Examples, held: HeldOut) -> dict[str, 
     """
     rows = _first(examples, held.most)
     asked, told = examples.source.prompts(embedder.spec)
-    queries = embedder.encode(
+    queries = _encoded(
+        embedder,
         [example.query for example in rows],
+        "query",
+        held.truncate_dim,
         prompt_name=asked,
         instruction=examples.source.instruction,
-        truncate_dim=held.truncate_dim,
     )
     if held.measure == "sts":
         if any(len(example.scores) != 1 for example in rows):
             raise SpecError(f"data {examples.name!r} has no one score a row: measure = 'retrieval', or columns.score")
-        others = embedder.encode(
-            [example.positives[0] for example in rows], prompt_name=told, truncate_dim=held.truncate_dim
-        )
         from scipy.stats import spearmanr
 
-        found = spearmanr((queries * others).sum(1), [example.scores[0] for example in rows]).statistic
-        return {"spearman": float(found)}
+        positives = [example.positives[0] for example in rows]
+        others = _encoded(embedder, positives, "document", held.truncate_dim, prompt_name=told)
+        alike = np.diagonal(embedder.similarity(queries, others))
+        return {"spearman": float(spearmanr(alike, [example.scores[0] for example in rows]).statistic)}
     candidates: dict[bytes, Item] = {}
     right: list[list[bytes]] = []
     for example in rows:
         right.append([digest(item) for item in example.positives])
         candidates |= dict(zip(right[-1], example.positives, strict=True))
     place = {key: k for k, key in enumerate(candidates)}
-    documents = embedder.encode([*candidates.values()], prompt_name=told, truncate_dim=held.truncate_dim)
+    documents = _encoded(embedder, [*candidates.values()], "document", held.truncate_dim, prompt_name=told)
+    scores = embedder.similarity(queries, documents)
     ranks = np.array(
-        [rank_of(queries[k] @ documents.T, np.array([place[key] for key in keys])) for k, keys in enumerate(right)]
+        [rank_of(scores[k], np.array([place[key] for key in keys])) for k, keys in enumerate(right)],
     )
     return {"R@1": float((ranks <= 1).mean()), "R@10": float((ranks <= 10).mean()), "MRR": float((1 / ranks).mean())}
+
+
+def _encoded(
+    embedder: Embedder,
+    items: Sequence[Item],
+    side: Literal["query", "document"],
+    truncate_dim: int | None,
+    **options: Unpack[WalkOptions],
+) -> Any:
+    """What a model is compared by: vectors, or token vectors or sparse weights where it has no one vector for an item."""
+    if embedder.spec.pooling is not None:
+        return embedder.encode(items, truncate_dim=truncate_dim, **options)
+    if truncate_dim is not None:
+        raise SpecError(f"{embedder.spec.name!r} has no one vector for an item that truncate_dim could shorten")
+    encode = embedder.encode_tokens if embedder.spec.tokens is not None else embedder.encode_sparse
+    return encode(items, side=side, **options)
 
 
 def rank_of(scores: NDArray[np.float32], right: NDArray[np.int64]) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,13 +23,13 @@ from ..errors import LoadError, SpecError, TrainingError
 from ..model import EmbeddingModel
 from . import checkpoints, parts
 from .compared import Embedded
-from .drawn import Step, compared, prepare
+from .drawn import Output, Step, compared, embedded, nothing, prepare
 from .export import export
 from .grad_cache import accumulate
 from .held_out import measure
 from .losses import Loss, build_loss
 from .mixture import Mixture
-from .recipe import Recipe, Stage
+from .recipe import Recipe, Stage, Task
 from .schedule import factor
 from .watch import LOG, PLOT, Log, plot
 from .world import World
@@ -69,6 +69,7 @@ class Run:
         self.embedder = build(recipe, self.device)
         for examples in self.data.values():
             examples.source.prompts(self.embedder.spec)
+        self.teachers: dict[str, Embedder] = {}
         self._changed: dict[str, Tensor] = {}  # weights and buffers that are no longer those it began with
         self._lora: dict[str, Any] | None = None
         self._asked_to_stop = threading.Event()
@@ -85,6 +86,13 @@ class Run:
     @property
     def model(self) -> nn.Module:
         return self.embedder.model
+
+    def teacher(self, name: str) -> Embedder:
+        """The teacher of that name, loaded once."""
+        if name not in self.teachers:
+            beside = self.recipe.folder / name
+            self.teachers[name] = loading.load(beside if beside.is_dir() else name, device=self.device)
+        return self.teachers[name]
 
     @property
     def log(self) -> Path:
@@ -140,7 +148,7 @@ class Run:
         if self.world.leads:
             if self.recipe.watch.plot:
                 plot(log.records, self.folder / PLOT)
-            export(self.recipe, self.embedder, self.data, self.output, log.records)
+            export(self.recipe, self.embedder, self.data, self.output, log.records, self._changed)
         self.world.wait()
         return loading.load(self.output, device=self.device)
 
@@ -205,14 +213,10 @@ class Learning:
             elif stage.lora != next(s.lora for s in run.recipe.stage if s.lora is not None):
                 raise SpecError(f"stage {stage.name!r} asks for another LoRA than the one that is in already")
         self.weights = parts.choose(model, stage)
-        losses = {
-            f"{t}_{k}": _loss(s, run.embedder.dimension)
-            for t, task in enumerate(stage.task)
-            for k, s in enumerate(task.losses)
-        }
-        reads = frozenset().union(*(loss.needs for loss in losses.values()))
-        self.losses = nn.ModuleDict(losses).to(run.device)
-        self.layers = run.model.depth if "layers" in reads and isinstance(run.model, EmbeddingModel) else 0
+        self.losses = nn.ModuleDict(
+            {f"{t}_{k}": self._loss(s, task) for t, task in enumerate(stage.task) for k, s in enumerate(task.losses)}
+        ).to(run.device)
+        self.output = _output(self.losses, stage)
         self.learnt = {f"loss.{name}": weight for name, weight in self.losses.named_parameters()}
         self.every = {**self.weights, **self.learnt}
         self.groups = parts.groups(self.weights, stage, [*self.learnt.values()])
@@ -222,6 +226,18 @@ class Learning:
         self.buffers = parts.buffers(model, self.weights)
         run._changed |= {**self.weights, **self.buffers}
         self.average = {k: w.detach().clone() for k, w in self.weights.items()} if stage.average is not None else {}
+
+    def _loss(self, settings: Mapping[str, Any], task: Task) -> Loss:
+        run = self.run_
+        teacher = None if task.teacher is None else run.teacher(task.teacher)
+        loss = build_loss(
+            {key: value for key, value in settings.items() if key != "weight"},
+            width=run.embedder.dimension,
+            teacher_width=None if teacher is None else teacher.dimension,
+        )
+        if "teacher" in loss.needs and teacher is None:
+            raise SpecError(f"the loss {settings['kind']!r} reads a teacher, and its task names none: teacher = '...'")
+        return loss
 
     # ---- steps ---------------------------------------------------------------------------------------------------------
 
@@ -262,7 +278,16 @@ class Learning:
         state = {"mixtures": [mixture.state() for mixture in self.mixtures]}
         run = self.run_
         return prepare(
-            run.embedder, run.data, stage, tasks, run.world, number=number, seed=[*self.seed, 1 << 22], state=state
+            run.embedder,
+            run.data,
+            stage,
+            tasks,
+            run.world,
+            output=self.output,
+            teachers=run.teachers,
+            number=number,
+            seed=[*self.seed, 1 << 22],
+            state=state,
         )
 
     def _learn(self, step: Step) -> dict[str, Any]:
@@ -296,45 +321,36 @@ class Learning:
         }
 
     def _gradient(self, step: Step, told: dict[str, Any]) -> float:
-        """Loss of the batch, its gradient in the weights; of several packed rows one stands in a graph at a time."""
+        """Loss of the batch, its gradient in the weights; rows beyond the first by GradCache."""
+        run = self.run_
+        assert isinstance(run.model, EmbeddingModel)
         if not step.batches:  # no example of this process: what others embedded is measured all the same
-            loss = self._measured(step, self._nothing(), told)
-            if loss.requires_grad:
-                loss.backward()
-            return float(loss.detach())
-        return float(
-            accumulate(
-                self.embedded,
-                step.batches,
-                lambda every: self._measured(step, every, told),
-                statistics=[*self.buffers.values()],
-            )
+            measured = self._measured(step, nothing(run.model, self.output), told)
+            if measured.requires_grad:
+                measured.backward()
+            return float(measured.detach())
+        loss = accumulate(
+            self.embedded,
+            step.batches,
+            lambda every: self._measured(step, every, told),
+            statistics=self.buffers.values(),
         )
+        return float(loss)
 
     def embedded(self, batch: Batch) -> Embedded:
-        """What the losses read of the items of a packed row."""
+        """The things of a packed row, as the losses of this stage read them."""
         run = self.run_
+        assert isinstance(run.model, EmbeddingModel)
         with torch.autocast(run.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16"):
-            if not self.layers:
-                return Embedded(vectors=run.model(batch))
-            assert isinstance(run.model, EmbeddingModel)
-            layers = run.model.layer_vectors(batch)
-            return Embedded(vectors=layers[-1], layers=layers)
-
-    def _nothing(self) -> Embedded:
-        """What is embedded of no items."""
-        run = self.run_
-        width = run.embedder.dimension
-        layers = torch.zeros(self.layers, 0, width, device=run.device) if self.layers else None
-        return Embedded(vectors=torch.zeros(0, width, device=run.device), layers=layers)
+            return embedded(run.model, batch, self.output)
 
     def _measured(self, step: Step, rows: Embedded, told: dict[str, Any]) -> Tensor:
         """The loss of all tasks, of things in the order of the batches."""
         run = self.run_
         place = torch.empty(len(step.order), dtype=torch.long)
         place[torch.tensor(step.order, dtype=torch.long)] = torch.arange(len(step.order))
-        things = rows.take(place.to(rows.device))
-        total = torch.zeros((), device=rows.device)
+        things = rows.take(place.to(run.device))
+        total = torch.zeros((), device=run.device)
         losses: dict[str, float] = {}
         skipped = 0
         for drawn in step.drawn:
@@ -472,14 +488,21 @@ def _called(stage: Stage, task: int, loss: int) -> str:
     return f"{kind}.{task}.{loss}" if alike > 1 else str(kind)
 
 
-def _loss(settings: Mapping[str, Any], width: int) -> Loss:
-    loss = build_loss({key: value for key, value in settings.items() if key != "weight"}, width=width)
-    others = loss.needs - {"vectors", "layers", "modality", "score"}
-    if others:
+def _output(losses: nn.ModuleDict, stage: Stage) -> Output:
+    """What all losses of a stage read of a model.
+
+    Raises:
+        SpecError: they read several kinds, or one that no recipe gives them yet.
+    """
+    needs = {need for loss in losses.values() for need in loss.needs}  # type: ignore[union-attr]
+    kinds = needs & {"layers", "tokens", "sparse"} or {"vectors"}
+    others = needs - kinds - ({"vectors"} if "layers" in kinds else set()) - {"score", "teacher", "modality", "key"}
+    if others or len(kinds) > 1:
         raise SpecError(
-            f"the loss {settings['kind']!r} reads {', '.join(sorted(others))}, which a recipe does not give it yet"
+            f"stage {stage.name!r} has losses that read {', '.join(sorted(others or kinds))}"
+            f"{'' if others else ' together'}, which a recipe does not give them yet"
         )
-    return loss
+    return cast(Output, kinds.pop())
 
 
 def build(recipe: Recipe, device: torch.device) -> Embedder:

@@ -69,6 +69,7 @@ class Task:
     Attributes:
         data: names of data. batch: examples a step, over all processes.
         losses: `{kind = "...", weight = 1.0, ...}` each, the settings of the loss beside.
+        teacher: an embedder, by folder or name, whose vectors of the same things losses read; see `Columns.query_source`.
         shares, temperature, language_temperature, group: how data is mixed, see `Mixture`.
         share: how often this task is drawn beside the others, where a stage draws one a step.
     """
@@ -76,6 +77,7 @@ class Task:
     data: tuple[str, ...]
     batch: int
     losses: tuple[Mapping[str, Any], ...] = ({"kind": "infonce"},)
+    teacher: str | None = None
     shares: Mapping[str, float] = field(default_factory=dict)
     temperature: float = 1.0
     language_temperature: float | None = None
@@ -234,6 +236,10 @@ class Recipe:
         for name in [*used, *(held.data for held in self.held_out.values())]:
             if name not in self.data:
                 raise UnknownName("data of this recipe", name, self.data)
+        if not self.export.merge and self.model.load is None:
+            raise SpecError(
+                "export.merge = false leaves LoRA beside its base, and a composed model has none: model.load"
+            )
         trained = set(used) & {held.data for held in self.held_out.values()}
         if trained:
             raise SpecError(f"held out, and trained on: {', '.join(sorted(trained))}")

@@ -15,13 +15,15 @@ from safetensors.torch import load_file
 import mmembed
 from mmembed.batch import pack
 from mmembed.errors import InputError, LoadError, SpecError, TrainingError
+from mmembed.testing import BACKBONES, tiny_embedder
 from mmembed.train import checkpoints
 from mmembed.train.loop import Run
 from mmembed.train.losses import losses
 from mmembed.train.recipe import read_recipe
 from mmembed.train.watch import read_log
 
-from .runs import RECIPE, curve, lay, started, trained
+from ..conftest import picture
+from .runs import RECIPE, curve, lay, started, together, trained
 
 STEPS = "stage.0.steps=30"
 
@@ -256,3 +258,74 @@ columns = { query = { text = "name" }, positive = { image = "file" } }
 [held_out.names]
 data = "others"
 """
+
+
+@pytest.mark.parametrize("dora", ["true", "false"])
+def test_lora_stands_beside_its_base_or_goes_into_it(tmp_path, dora):
+    lora = f'lora = {{ r = 2, targets = ["q_proj", "down_proj"], dora = {dora} }}'
+    text = RECIPE.replace('train = ["backbone", "projector"]', f'train = ["lora", "projector"]\n{lora}')
+    recipe = lay(tmp_path, text)
+    merged = trained(recipe, tmp_path / "merged").embedder
+    beside = trained(recipe, tmp_path / "beside", "export.merge=false").embedder
+    words = ["one", "two words", picture(1)]
+    assert np.abs(merged.encode(words) - mmembed.load(tmp_path / "tiny").encode(words)).max() > 1e-3
+    np.testing.assert_allclose(beside.encode(words), merged.encode(words), atol=1e-5)
+    held = load_file(tmp_path / "beside" / "weights.safetensors")
+    assert {name.partition(".")[0] for name in held} == {"projector"}
+    assert json.loads((tmp_path / "beside" / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
+    assert beside.self_test().passed
+    (tmp_path / "tiny").rename(tmp_path / "moved")
+    moved = mmembed.load(tmp_path / "beside", base=tmp_path / "moved")
+    np.testing.assert_allclose(moved.encode(words), merged.encode(words), atol=1e-5)
+
+
+def test_a_batch_in_chunks_learns_what_it_learns_at_once(recipe, tmp_path):
+    trained(recipe, tmp_path / "once")
+    trained(recipe, tmp_path / "chunks", "stage.0.batch_tokens=60")
+    losses = [
+        [record["loss"] for record in read_log(tmp_path / name / "run" / "log.jsonl")] for name in ("once", "chunks")
+    ]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+
+
+def test_a_teacher_is_matched_in_what_it_reads_of_the_source(tmp_path):
+    text = RECIPE.replace('{ kind = "infonce", temperature = 0.05 }', '{ kind = "embedding_matching" }')
+    text = text.replace("positive = { image", 'query_source = { text = "file" }, positive = { image')
+    text = text.replace("batch = 8", 'batch = 8\n  teacher = "wise"')
+    recipe = lay(tmp_path, text)
+    tiny_embedder(seed=1).save(tmp_path / "wise")
+    trained(recipe, tmp_path / "out", "stage.0.steps=20")
+    losses = [record["loss"] for record in read_log(tmp_path / "out" / "run" / "log.jsonl")]
+    assert losses[-1] < 0.7 * losses[0]
+    with pytest.raises(SpecError, match="reads a teacher, and its task names none"):
+        trained(lay(tmp_path, text.replace('  teacher = "wise"', "")), tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("spec", "losses"),
+    [
+        (
+            {"pooling": None, "dimensions": (), "tokens": {"head": {"kind": "dense", "out": 16}}},
+            '{ kind = "late_interaction" }',
+        ),
+        ({"sparse": {"head": {"kind": "splade"}}}, '{ kind = "splade" }, { kind = "infonce", similarity = "sparse" }'),
+    ],
+    ids=["tokens", "sparse"],
+)
+def test_token_vectors_and_sparse_weights_are_trained_too(tmp_path, spec, losses):
+    text = RECIPE.replace('{ kind = "infonce", temperature = 0.05 }', losses)
+    recipe = lay(tmp_path, text)
+    given = {"backbone": {"model_type": "qwen3", **BACKBONES["qwen3"]}} if "sparse" in spec else {}
+    tiny_embedder(**spec, **given).save(tmp_path / "other")
+    changes = (
+        'model.load="other"',
+        "stage.0.steps=12",
+        'stage.0.task.0.data=["pairs"]',
+        'stage.0.train=["all"]',
+        "stage.0.eps=1e-3",
+    )
+    trained(recipe, tmp_path / "once", *changes)
+    together(2, trained, recipe, tmp_path / "two", *changes)
+    found = [[r["loss"] for r in read_log(tmp_path / name / "run" / "log.jsonl")] for name in ("once", "two")]
+    assert np.mean(found[0][-3:]) < 0.9 * np.mean(found[0][:3])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)

@@ -1,0 +1,61 @@
+"""Scores on held-out data: ranks counted against the right one, and the scores of a plain computation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from mmembed.errors import SpecError
+from mmembed.testing import tiny_embedder
+from mmembed.train.data import Column, Columns, InMemory
+from mmembed.train.held_out import measure, rank_of
+from mmembed.train.recipe import HeldOut
+
+PAIRS = [{"q": f"question {k}", "p": [f"answer {k}", f"other {k % 7}"], "s": k % 5} for k in range(30)]
+
+
+def of(**columns):
+    table = [{**row, "one": row["p"][0]} for row in PAIRS]
+    return InMemory(table=table, columns=Columns(query=Column(text="q"), **columns)).open("x", Path())
+
+
+def test_of_equal_scores_the_right_one_counts_as_last():
+    scores = np.array([0.5, 0.9, 0.5, 0.1], dtype=np.float32)
+    assert [rank_of(scores, np.array([k])) for k in range(4)] == [3, 1, 3, 4]
+    assert rank_of(scores, np.array([0, 2])) == 2
+
+
+def test_retrieval_is_that_of_every_query_among_all_positives(tiny):
+    found = measure(tiny, of(positive=Column(text="p")), HeldOut(data="x", most=20))
+    rows = PAIRS[:20]
+    candidates = sorted({text for row in rows for text in row["p"]})
+    scores = tiny.encode([row["q"] for row in rows]) @ tiny.encode(candidates).T
+    ranks = []
+    for row, own in zip(rows, scores, strict=True):
+        best = max(own[candidates.index(text)] for text in row["p"])
+        ranks.append(1 + sum(s >= best for s, text in zip(own, candidates, strict=True) if text not in row["p"]))
+    assert found["R@1"] == pytest.approx(np.mean([rank <= 1 for rank in ranks]))
+    assert found["R@10"] == pytest.approx(np.mean([rank <= 10 for rank in ranks]))
+    assert found["MRR"] == pytest.approx(np.mean([1 / rank for rank in ranks]))
+
+
+def test_likeness_is_the_rank_correlation_of_cosines(tiny):
+    found = measure(tiny, of(positive=Column(text="one"), score="s"), HeldOut(data="x", measure="sts", truncate_dim=16))
+    a, b = (tiny.encode(texts, truncate_dim=16) for texts in ([r["q"] for r in PAIRS], [r["p"][0] for r in PAIRS]))
+    assert found["spearman"] == pytest.approx(spearmanr((a * b).sum(1), [r["s"] for r in PAIRS]).statistic)
+    with pytest.raises(SpecError, match="no one score"):
+        measure(tiny, of(positive=Column(text="one")), HeldOut(data="x", measure="sts"))
+
+
+def test_a_model_of_token_vectors_is_measured_by_them():
+    tokens = {"head": {"kind": "dense", "out": 16}}
+    late = tiny_embedder(pooling=None, tokens=tokens, dimensions=())
+    found = measure(late, of(positive=Column(text="one")), HeldOut(data="x"))
+    scores = late.similarity(
+        late.encode_tokens([row["q"] for row in PAIRS], side="query"),
+        late.encode_tokens([row["p"][0] for row in PAIRS], side="document"),
+    )
+    assert found["R@1"] == pytest.approx(np.mean(scores.argmax(1) == np.arange(30)))
