@@ -1,4 +1,4 @@
-"""The command line: demo, embed, index, search, serve, train, models, doctor.
+"""The command line: demo, embed, index, search, serve, train, mine, models, doctor.
 
 Exit codes: 0 done, 1 an item that cannot be embedded or another failure, 2 usage (arguments, names, models, indexes),
 3 done, but some items failed. Results go to stdout, progress and errors to stderr.
@@ -484,6 +484,62 @@ def train(
         _print_json({"output": str(run.output), "name": embedder.spec.name, "steps": run.steps, "log": str(run.log)})
     else:
         click.echo(f"{run.steps} steps: {embedder!r} in {run.output}")
+
+
+@cli.command()
+@click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("data")
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), required=True,
+    help="NAME.jsonl, which the data names as mined = 'NAME.jsonl'.",
+)  # fmt: skip
+@click.option("--count", type=click.IntRange(min=1), default=4, show_default=True, help="Negatives of a query at most.")
+@click.option("--skip", type=click.IntRange(min=0), default=0, show_default=True, help="Nearest that are passed over.")
+@click.option("--depth", type=click.IntRange(min=1), default=100, show_default=True, help="Nearest that are looked at.")
+@click.option(
+    "--margin", type=float, default=0.0, show_default=True, help="Nearer to the positive than this is left out."
+)
+@click.option("--relative", type=float, default=0.05, show_default=True, help="The same, in parts of its similarity.")
+@model_option
+@device_option
+@json_option
+def mine(
+    recipe: Path,
+    data: str,
+    output: Path,
+    count: int,
+    skip: int,
+    depth: int,
+    margin: float,
+    relative: float,
+    model: str | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Find hard negatives for DATA of RECIPE with a model: for each query the nearest that do not answer it."""
+    from .train.mining import mine as find
+    from .train.mining import write_mined
+    from .train.recipe import read_recipe
+
+    read = read_recipe(recipe)
+    if data not in read.data:
+        raise UnknownName("data of this recipe", data, read.data)
+    found = find(
+        _load(model, device),
+        read.data[data].open(data, read.folder),
+        count=count,
+        skip=skip,
+        depth=depth,
+        margin=margin,
+        relative=relative,
+        show_progress_bar=_watched(),
+    )
+    write_mined(output, found)
+    mined = sum(len(each.negatives) for each in found)
+    if as_json:
+        _print_json({"output": str(output), "rows": len(found), "negatives": mined})
+    else:
+        click.echo(f"{mined} negatives of {len(found)} queries: {output}")
 
 
 # ---- models and doctor -----------------------------------------------------------------------------------------------

@@ -42,14 +42,14 @@ def things(run, model, tmp_path):
 def test_help_lists_the_commands_and_a_nearby_word_is_named(run):
     code, out, _ = run("--help")
     assert code == 0
-    assert all(name in out for name in ("demo", "embed", "index", "search", "train", "models", "doctor"))
+    assert all(name in out for name in ("demo", "embed", "index", "search", "train", "mine", "models", "doctor"))
     code, _, err = run("serch")
     assert code == 2
     assert "search" in err
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "embed", "search", "train", "models", "doctor", "index add", "index info", "index rm"]
+    "command", ["demo", "embed", "search", "train", "mine", "models", "doctor", "index add", "index info", "index rm"]
 )
 def test_every_command_has_help_and_json(run, command):
     code, out, _ = run(*command.split(), "--help")

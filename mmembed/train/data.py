@@ -126,6 +126,7 @@ class Source:
         instruction: what {instruction} says in the prompt of the query.
         on_error: what to do about a row that gives no example, such as one with a broken picture: stop, or leave it out.
         limit: take only the first so many rows.
+        mined: hard negatives of each row, a file that `mmembed mine` wrote for this data; they come behind those of its columns.
     """
 
     registry: ClassVar[Registry[Callable[..., Any]]] = sources
@@ -138,6 +139,7 @@ class Source:
     instruction: str | None = None
     on_error: Literal["raise", "skip"] = "raise"
     limit: int | None = None
+    mined: str | None = None
 
     def rows(self, files: Sequence[Path]) -> Rows:
         raise NotImplementedError
@@ -176,7 +178,10 @@ class Source:
             if rows.names and column not in rows.names:
                 raise SpecError(str(UnknownName(f"column of {folder / self.path}", column, rows.names)))
         at = folder / self.images if self.images is not None else files[0] if files[0].is_dir() else files[0].parent
-        return Examples(name, self, rows, at)
+        found = Examples(name, self, rows, at)
+        if self.mined is not None:
+            found.mined = _mined(folder / self.mined, len(found))
+        return found
 
 
 class Examples:
@@ -188,6 +193,7 @@ class Examples:
 
     def __init__(self, name: str, source: Source, rows: Rows, images: Path):
         self.name, self.source, self._rows, self._images = name, source, rows, images
+        self.mined: Mapping[int, Sequence[int]] = {}
 
     def __len__(self) -> int:
         return len(self._rows) if self.source.limit is None else min(self.source.limit, len(self._rows))
@@ -229,10 +235,9 @@ class Examples:
             query = self._many(values, columns.query)
             if len(query) != 1:
                 raise InputError(f"the query holds {len(query)} items, and one is wanted")
-            positives = self._many(values, columns.positive) if columns.positive is not None else query
-            if not positives:
-                raise InputError("it has no positive")
+            positives = self._positives(values)
             negatives = tuple(item for column in columns.negatives for item in self._many(values, column))
+            negatives += tuple(self._positives(self._rows[other])[0] for other in self.mined.get(row, ()))
             scores = () if columns.score is None else _numbers(values, columns.score)
             if scores and len(scores) != 1 + len(negatives):
                 raise InputError(f"it has {len(scores)} scores, of a positive and {len(negatives)} negatives")
@@ -249,6 +254,13 @@ class Examples:
         return Example(
             self.name, row, query[0], positives, negatives, scores, (asked[0], told), language, frozenset(keys)
         )
+
+    def _positives(self, values: Mapping[str, Any]) -> tuple[Item, ...]:
+        columns = self.source.columns
+        found = self._many(values, columns.query if columns.positive is None else columns.positive)
+        if not found:
+            raise InputError("it has no positive")
+        return found
 
     def _many(self, values: Mapping[str, Any], column: Column) -> tuple[Item, ...]:
         """The items of a column: one, or as many as the list there holds."""
@@ -297,6 +309,29 @@ def _numbers(values: Mapping[str, Any], name: str) -> tuple[float, ...]:
     if not all(np.isfinite(x) and not isinstance(x, bool) for x in found):
         raise InputError(f"column {name!r} holds {values[name]!r:.60}, and a number is wanted")
     return tuple(map(float, found))
+
+
+def _mined(path: Path, rows: int) -> dict[int, list[int]]:
+    """What `mmembed.train.mining.write_mined` wrote: rows whose positives are negatives of a row.
+
+    Raises:
+        SpecError: it is no such file, or of other data.
+    """
+    found: dict[int, list[int]] = {}
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    told = json.loads(line)
+                    found[int(told["row"])] = [int(row) for row in told["negatives"]]
+                except (ValueError, TypeError, KeyError):
+                    raise SpecError(f"{path}, line {number}: no line of mined negatives") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    strange = next((row for own, others in found.items() for row in (own, *others) if not 0 <= row < rows), None)
+    if strange is not None:
+        raise SpecError(f"{path} names row {strange}, and its data has {rows}: it was mined of other data")
+    return found
 
 
 def _files(path: Path) -> list[Path]:

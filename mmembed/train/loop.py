@@ -159,6 +159,7 @@ class Run:
             yield
             return
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
 
         def asked(number: int, frame: Any) -> None:
             self._asked_to_stop.set()

@@ -67,3 +67,20 @@ def test_what_is_wrong_is_one_line_and_a_code(run, tmp_path):
     code, _, err = run(recipe, "--device", "cpu")
     assert code == 1
     assert "column 'q' holds 1, and a text is wanted" in err
+
+
+def test_negatives_are_mined_for_data_of_a_recipe(capfd, recipe, tmp_path):
+    output, model = tmp_path / "mined.jsonl", recipe.parent / "tiny"
+
+    def command(data, *more):
+        with pytest.raises(SystemExit) as ended:
+            main(["mine", str(recipe), data, "--output", str(output), "--model", str(model), *more])
+        return ended.value.code or 0, *capfd.readouterr()
+
+    code, out, _ = command("pairs", "--margin", "-3", "--count", "2", "--json")
+    assert code == 0
+    assert json.loads(out) == {"output": str(output), "rows": 40, "negatives": 80}
+    assert len(output.read_text().splitlines()) == 40
+    code, _, err = command("pears")
+    assert code == 2
+    assert "Did you mean 'pairs'?" in err

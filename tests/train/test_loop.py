@@ -98,10 +98,11 @@ def test_ctrl_c_keeps_the_step_it_came_in(recipe, whole, tmp_path, monkeypatch):
         return step(self, *given)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
         trained(recipe, tmp_path, STEPS)
     assert checkpoints.found(tmp_path / "run")[-1].name == "00000007.safetensors"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
     trained(recipe, tmp_path, STEPS, resume=True)
     assert len(done) == 30
     assert same(tmp_path, whole)

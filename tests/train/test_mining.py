@@ -1,0 +1,80 @@
+"""Hard negatives: the nearest that do not answer, by a plain computation, texts and pictures alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmembed.errors import InputError, SpecError
+from mmembed.train.data import Column, Columns, InMemory
+from mmembed.train.mining import mine, write_mined
+from mmembed.train.recipe import read_recipe
+
+from .runs import lay, trained
+from .runs import write_lines as written
+
+WORDS = [f"{a} {b}" for a in ("red", "green", "blue") for b in ("car", "cat", "sofa", "house")]
+
+
+def of(table, **columns):
+    columns = {"query": Column(text="q"), "positive": Column(text="p"), **columns}
+    return InMemory(table=table, columns=Columns(**columns)).open("x", Path())
+
+
+def test_negatives_are_the_nearest_below_the_positive(tiny):
+    table = [{"q": word, "p": f"a {word} indeed"} for word in WORDS]
+    found = mine(tiny, of(table), count=3, margin=0.01, relative=0.02)
+    scores = tiny.encode([row["q"] for row in table]) @ tiny.encode([row["p"] for row in table]).T
+    for k, each in enumerate(found):
+        bound = scores[k, k] - 0.01 - 0.02 * abs(scores[k, k])
+        due = [j for j in np.argsort(-scores[k]) if j != k and scores[k, j] < bound][:3]
+        assert each.row == k
+        assert list(each.negatives) == due
+        assert each.scores == pytest.approx(scores[k, due], abs=1e-6)
+    assert any(each.negatives for each in found)
+    passed = mine(tiny, of(table), count=3, margin=-3.0, skip=2, depth=4)
+    near = [[j for j in np.argsort(-row) if j != k] for k, row in enumerate(scores)]
+    assert [list(each.negatives) for each in passed] == [own[2:4] for own in near]
+
+
+def test_what_is_known_to_answer_is_no_negative(tiny):
+    table = [{"q": word, "p": f"a {word}", "g": k % 6} for k, word in enumerate(WORDS)]
+    table.append({"q": WORDS[0], "p": "something else", "g": 99})  # an equal query
+    table.append({"q": "yet another", "p": "a red cat", "g": 100})  # an equal positive
+    found = {each.row: set(each.negatives) for each in mine(tiny, of(table, group="g"), count=20, margin=-3.0)}
+    assert 12 not in found[0]
+    assert 6 not in found[0]
+    assert 0 not in found[12]
+    assert 1 not in found[13]
+    assert len(found[2]) == 11  # of 13 different positives, less its own and that of row 8
+
+
+def test_pictures_are_mined_and_the_file_is_read_by_a_recipe(tmp_path, tiny):
+    recipe = lay(tmp_path)
+    source = read_recipe(recipe).data["pictures"]
+    found = mine(tiny, source.open("pictures", tmp_path), count=2, margin=-3.0)
+    assert all(len(each.negatives) == 2 for each in found)
+    write_mined(tmp_path / "mined.jsonl", found)
+    recipe.write_text(
+        recipe.read_text().replace('path = "pictures.jsonl"', 'path = "pictures.jsonl"\nmined = "mined.jsonl"')
+    )
+    run = trained(recipe, tmp_path / "out")
+    example = run.data["pictures"][3]
+    assert [item[0].source.name for item in example.negatives] == [f"{k}.png" for k in found[3].negatives]
+    written(tmp_path / "mined.jsonl", [{"row": 0, "negatives": [99]}])
+    with pytest.raises(SpecError, match="row 99"):
+        trained(recipe, tmp_path / "b")
+    (tmp_path / "mined.jsonl").write_text("words\n")
+    with pytest.raises(SpecError, match="no line of mined negatives"):
+        trained(recipe, tmp_path / "c")
+
+
+def test_settings_that_leave_nothing_are_told(tiny):
+    for settings in ({"count": 0}, {"skip": 5, "depth": 5}, {"relative": 1.0}):
+        with pytest.raises(SpecError, match="nothing would be left"):
+            mine(tiny, of([{"q": "a", "p": "b"}]), **settings)
+    with pytest.raises(InputError):
+        mine(tiny, of([{"q": 1, "p": "b"}]))
+    assert mine(tiny, of([{"q": "a", "p": "b"}]))[0].negatives == ()
