@@ -217,10 +217,11 @@ def compared(drawn: Drawn, things: Embedded, world: World, step: int) -> tuple[C
     gone = {k for dropped in world.told(sorted(drawn.dropped)) for k in dropped}
     kept = [k for k in range(len(drawn.examples)) if k not in gone]
     device = things.device
-    sides = [
-        _of_all(things.take(torch.tensor(places, dtype=torch.long, device=device)), said, world)
-        for places, said in zip((drawn.queries, drawn.documents), drawn.teacher or (None, None), strict=True)
-    ]
+    sides = []
+    for places, said in zip((drawn.queries, drawn.documents), drawn.teacher or (None, None), strict=True):
+        own = things.take(torch.tensor(places, dtype=torch.long, device=device))
+        teacher = None if said is None else torch.from_numpy(said).to(device)
+        sides.append(gathered(replace(own, teacher=teacher), world))
     if not kept:
         return None, len(gone)
     asked = [drawn.examples[k].query for k in kept]
@@ -246,18 +247,21 @@ def compared(drawn: Drawn, things: Embedded, world: World, step: int) -> tuple[C
     )
 
 
-def _of_all(own: Embedded, teacher: NDArray[np.float32] | None, world: World) -> Embedded:
+def gathered(own: Embedded, world: World) -> Embedded:
     """The things of all processes, by rank; those of this one with their gradient."""
-    said = None if teacher is None else world.gathered(torch.from_numpy(teacher).to(own.device))
-    if own.tokens is not None:
-        assert own.token_of is not None
-        counts = world.told(len(own))
-        whose = world.gathered(own.token_of + sum(counts[: world.rank]))
-        return Embedded(tokens=world.gathered(own.tokens), token_of=whose, teacher=said, count=sum(counts))
-    if own.sparse is not None:
-        return Embedded(sparse=world.gathered(own.sparse), teacher=said)
-    layers = None if own.layers is None else world.gathered(own.layers.transpose(0, 1)).transpose(0, 1)
-    return Embedded(vectors=world.gathered(own.of("vectors")), layers=layers, teacher=said)
+    if world.size == 1:
+        return own
+    counts = world.told(len(own))
+    told = {
+        name: world.gathered(value)
+        for name in ("vectors", "sparse", "tokens", "teacher")
+        if (value := getattr(own, name)) is not None
+    }
+    if own.layers is not None:
+        told["layers"] = world.gathered(own.layers.transpose(0, 1)).transpose(0, 1)
+    if own.token_of is not None:
+        told["token_of"] = world.gathered(own.token_of + sum(counts[: world.rank]))
+    return Embedded(**told, count=sum(counts))
 
 
 def _keys(items: Sequence[Item], device: torch.device) -> Tensor:
