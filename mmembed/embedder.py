@@ -28,7 +28,7 @@ from .errors import InputError, LoadError, SpecError, StoreError, UnknownName
 from .inputs import Image, Thing
 from .model import EmbeddingModel
 from .nn.pooling import edge_of
-from .nn.precision import PRECISIONS, unit
+from .nn.precision import unit
 from .nn.similarity import similarity
 from .nn.sparse import strongest
 from .outputs import SIDES, STATES, Read, SparseOutput
@@ -119,7 +119,7 @@ class Embedder:
 
     @property
     def precision(self) -> str:
-        return next(name for name, known in PRECISIONS.items() if known == self.model.dtype)
+        return self.model.precision
 
     @cached_property
     def fingerprint(self) -> str:
@@ -584,6 +584,7 @@ class Embedder:
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write one folder that `load` opens: spec.json, weights.safetensors, tokenizer, golden vectors if any."""
+        self.model.check_whole()
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         self.model.save(path)
@@ -602,6 +603,7 @@ class Embedder:
 
         if not isinstance(self.model, EmbeddingModel):
             raise SpecError("a dual encoder is not written as a folder of sentence-transformers")
+        self.model.check_whole()
         write(Path(folder), self.model, self.tokenizer)
         return Path(folder)
 

@@ -7,16 +7,17 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from . import folders, hub
 from .dual import DualEncoder, load_open_clip
 from .embedder import GOLDEN_FILE, Embedder
-from .errors import UnknownName
+from .errors import SpecError, UnknownName
 from .model import EmbeddingModel, load_model, reads_logits
-from .nn.precision import cast, dtype_of
+from .nn.int8 import check_int8, in_int8
+from .nn.precision import COMPUTED, INT8, cast, dtype_of
 from .nn.sparse import build_sparse_head
 from .nn.tokens import build_token_head
 from .outputs import STATES, SparseOutput, TokenOutput
@@ -25,11 +26,13 @@ from .tokenizer import SentencePieceTokenizer, TransformersTokenizer, load_token
 from .towers.backbone import build_backbone, check_precision, load_backbone
 from .towers.language_head import LanguageHead, body_of, build_language_model, load_language_model, vocabulary_of
 from .towers.lean import lean
+from .towers.reading import layers_of
 from .towers.vision import VisionTower, compose_vision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+M = TypeVar("M", EmbeddingModel, DualEncoder)
 OPEN_CLIP = "open_clip:"
 """Before the name of a model that open_clip, not we, finds."""
 
@@ -52,10 +55,12 @@ def load(
         base: folder or name of the model that an adapter is merged into; None is what the adapter itself names, as a
             folder beside it or of the hub.
         device: "cpu", "cuda", ...; None takes CUDA where there is one.
-        precision: "fp32", "bf16" or "fp16": what weights and products are kept in.
+        precision: "fp32", "bf16" or "fp16": what weights and products are kept in; or "int8" on a CPU: the linear layers of
+            the backbone's blocks in bytes, one scale an output and one a token, the rest in fp32. Vectors then move by a few
+            hundredths (`benchmarks/measure_precision.py`), and are not to be saved or compared with those of fp32.
         revision: of a hub repository.
     """
-    dtype = dtype_of(precision)
+    dtype = dtype_of(precision, COMPUTED)
     entries: Sequence[Mapping[str, Any]] = ()
     model: EmbeddingModel | DualEncoder
     if isinstance(name, str) and name.startswith(OPEN_CLIP):
@@ -66,10 +71,9 @@ def load(
         golden = folder / GOLDEN_FILE
         entries = json.loads(golden.read_text(encoding="utf-8")) if golden.exists() else ()
     tokenizer = load_tokenizer(words, dict(model.spec.tokenizer))
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if isinstance(model, EmbeddingModel):
         check_precision(model.backbone, dtype)
-    return Embedder(lean(cast(model, dtype)).to(torch.device(chosen)), tokenizer, entries)
+    return Embedder(_held(model, precision, device), tokenizer, entries)
 
 
 def compose(
@@ -134,10 +138,20 @@ def compose(
         }
     )
     model = EmbeddingModel(said, backbone=body, vision=tower, language_head=language_head)
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype_of(precision)
-    check_precision(body, dtype)
-    return Embedder(lean(cast(model, dtype)).to(torch.device(chosen)), words)
+    check_precision(body, dtype_of(precision, COMPUTED))
+    return Embedder(_held(model, precision, device), words)
+
+
+def _held(model: M, precision: str, device: str | torch.device | None) -> M:
+    """The model in a precision on a device, with what makes it fast there."""
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    cast(model, dtype_of(precision, COMPUTED))
+    if precision == INT8:
+        check_int8(chosen)
+        if not isinstance(model, EmbeddingModel):
+            raise SpecError("precision='int8' is for backbones; a dual encoder takes 'fp32', 'bf16' or 'fp16'")
+        in_int8(layers_of(model.backbone))
+    return lean(model).to(chosen)
 
 
 def _kind(part: Mapping[str, Any] | str) -> Mapping[str, Any]:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from .errors import LoadError, SpecError
 from .nn.heads import build_head
-from .nn.precision import dtype_of
+from .nn.int8 import Int8Linear
+from .nn.precision import INT8, PRECISIONS, dtype_of
 from .spec import FILE as SPEC_FILE
 from .spec import ModelSpec
 
@@ -63,6 +64,13 @@ class Model(nn.Module):
         return next(self.parameters()).dtype
 
     @property
+    def precision(self) -> str:
+        """What it computes in, by the name that `load` takes."""
+        if any(isinstance(part, Int8Linear) for part in self.modules()):
+            return INT8
+        return next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
+
+    @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
@@ -97,10 +105,22 @@ class Model(nn.Module):
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    def check_whole(self) -> None:
+        """Raise `SpecError` for a model whose weights were rounded to int8: nothing would bring them back."""
+        if self.precision == INT8:
+            raise SpecError(
+                "weights in int8 are not written: load in fp32 to save, and with precision='int8' to encode"
+            )
+
     def save(self, folder: Path) -> None:
-        """Write spec.json and weights.safetensors, weights rounded to `spec.weights`."""
+        """Write spec.json and weights.safetensors, weights rounded to `spec.weights`.
+
+        Raises:
+            SpecError: a model in int8.
+        """
         from safetensors.torch import save_file
 
+        self.check_whole()
         dtype, twins = dtype_of(self.spec.weights), _tied(self)
         state = {
             name: (t.to(dtype) if t.is_floating_point() else t).detach().cpu().contiguous().clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
@@ -11,18 +12,21 @@ from torch import Tensor, nn
 from ..errors import UnknownName
 
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+INT8 = "int8"
+COMPUTED: dict[str, torch.dtype] = {**PRECISIONS, INT8: torch.float32}
+"""What a model computes in: what its weights can be written in, or linear layers in int8 and the rest as it says."""
 
 
-def dtype_of(precision: str) -> torch.dtype:
-    """The torch dtype of "fp32", "bf16" or "fp16".
+def dtype_of(precision: str, known: Mapping[str, torch.dtype] = PRECISIONS) -> torch.dtype:
+    """The torch dtype of a precision, "fp32", "bf16" or "fp16".
 
     Raises:
         UnknownName: another name.
     """
     try:
-        return PRECISIONS[precision]
+        return known[precision]
     except KeyError:
-        raise UnknownName("precision", precision, PRECISIONS) from None
+        raise UnknownName("precision", precision, known) from None
 
 
 M = TypeVar("M", bound=nn.Module)

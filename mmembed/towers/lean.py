@@ -22,6 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..nn.int8 import Int8Linear
+
 ROWS = 512
 """Rows that an MLP takes at a time: 512 x 3072 numbers in fp32 are 6 MB, what two cores keep near. 256 to 1024 differ little."""
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -167,11 +169,12 @@ def _norm_form(part: nn.Module) -> type | None:
 
 def _is_rowwise(part: nn.Module) -> bool:
     """Whether a module maps rows one by one, and nothing in it but linear layers has weights."""
-    layers = [module for module in part.modules() if list(module.parameters(recurse=False))]
-    if len(layers) < 2 or not all(isinstance(layer, nn.Linear) for layer in layers):
+    layers = [module for module in part.modules() if list(module.parameters(False)) or isinstance(module, Int8Linear)]
+    if len(layers) < 2 or not all(isinstance(layer, (nn.Linear, Int8Linear)) for layer in layers):
         return False
     first: Any = layers[0]
-    rows = torch.randn(1, 6, first.in_features, generator=torch.Generator().manual_seed(0)).to(first.weight)
+    like = first.scale if isinstance(first, Int8Linear) else first.weight
+    rows = torch.randn(1, 6, first.in_features, generator=torch.Generator().manual_seed(0)).to(like)
     with torch.no_grad():
         try:
             whole, apart = part(rows), torch.cat([part(rows[:, :2]), part(rows[:, 2:])], dim=1)
