@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -32,7 +32,6 @@ from .towers.vision import VisionTower, compose_vision
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-M = TypeVar("M", EmbeddingModel, DualEncoder)
 OPEN_CLIP = "open_clip:"
 """Before the name of a model that open_clip, not we, finds."""
 
@@ -142,7 +141,9 @@ def compose(
     return Embedder(_held(model, precision, device), words)
 
 
-def _held(model: M, precision: str, device: str | torch.device | None) -> M:
+def _held(
+    model: EmbeddingModel | DualEncoder, precision: str, device: str | torch.device | None
+) -> EmbeddingModel | DualEncoder:
     """The model in a precision on a device, with what makes it fast there."""
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     cast(model, dtype_of(precision, COMPUTED))
