@@ -144,8 +144,13 @@ class Batch:
     placeholders: Int[Tensor, " B"] | None = None
     against: Batch | None = None
 
+    @cached_property
+    def host(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """`ids`, and the tokens that are counted, where numpy reads them."""
+        return self.ids.cpu().numpy(), self.counted.read[0].cpu().numpy()
+
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(
+        moved = Batch(
             to_device(self.ids, device),
             self.spans.to(device),
             self.counted.to(device),
@@ -155,6 +160,8 @@ class Batch:
             None if self.placeholders is None else to_device(self.placeholders, device),
             None if self.against is None else self.against.to(device),
         )
+        moved.__dict__["host"] = self.host  # looked up in without waiting for the device
+        return moved
 
 
 @dataclass(frozen=True, slots=True)

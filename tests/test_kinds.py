@@ -70,6 +70,14 @@ def test_sparse_weights_are_those_of_the_language_model_of_transformers(kind, he
     held("splade", told.toarray(), expected, against="transformers", kind="method", family="sparse", what="sparse")
 
 
+def test_one_language_model_makes_several_embedders():
+    whole = language_model()
+    first, second = (
+        mmembed.compose(backbone=whole, tokenizer=byte_tokenizer(), sparse=SPLADE, device="cpu") for _ in range(2)
+    )
+    assert difference(first.encode_sparse(TEXTS), second.encode_sparse(TEXTS)) == 0
+
+
 def test_tied_embeddings_stay_tied_and_are_stored_once(tmp_path):
     tied = mmembed.compose(
         backbone=language_model(tie_word_embeddings=True), tokenizer=byte_tokenizer(), sparse=SPLADE, device="cpu"

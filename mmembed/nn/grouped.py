@@ -65,10 +65,8 @@ def grouped(
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     parts = []
     for step in steps_of(spans, window):
-        q, k, v = (
-            rearrange(x[0, :, own], "h (n t) e -> n h t e", n=step.count)
-            for x, own in ((query, step.queries), (key, step.keys), (value, step.keys))
-        )
+        q = _batch(query, step.queries, step.count)
+        k, v = _batch(key, step.keys, step.count), _batch(value, step.keys, step.count)
         if step.past is None:
             mask = None if step.seen is None else step.seen[:, None]
             causal = not step.ahead and mask is None
@@ -79,8 +77,14 @@ def grouped(
             out = _behind(q, k, v, *past, _seen(step, past[0].shape[1], k.shape[2], k.device), scaling)
         else:
             out = _joined(q, k, v, key[0, :, step.past], value[0, :, step.past], not step.ahead, scaling)
-        parts.append(rearrange(out, "n h t e -> h (n t) e"))
-    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))[None]
+        parts.append(out if step.count == 1 else out.transpose(0, 1).flatten(1, 2)[None])
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _batch(row: Float[Tensor, "1 H T E"], own: slice, count: int) -> Float[Tensor, "N H L E"]:
+    """The tokens `own` of a row as `count` items."""
+    some = row[:, :, own]
+    return some if count == 1 else some[0].unflatten(1, (count, -1)).transpose(0, 1)
 
 
 def _steps(run: Run, spans: Spans, asking: list[int] | None, window: int | None) -> list[Step]:

@@ -162,7 +162,7 @@ def prepare_backbone(model: PreTrainedModel, mask: str, layout: str | None) -> P
     spans = Spans.of([len(ids) for ids in texts], cast(Mask, mask)).to(model.device)
     with torch.no_grad():
         due = torch.cat([reading.read(model, {"input_ids": ids[None]}, None, (-1,))[0] for ids in texts]).float()
-        _plain_attention(model, "sdpa", "eager")
+        plain_attention(model, "sdpa", "eager")
         if packed:
             decoder(model).set_attn_implementation(attention.NAME)
         try:
@@ -208,7 +208,7 @@ def reads_ahead(model: PreTrainedModel) -> bool:
     Raises:
         SpecError: the model does not run on tokens alone.
     """
-    _plain_attention(model.eval(), "eager")
+    plain_attention(model.eval(), "eager")
     try:
         embeds = model.get_input_embeddings()(probe(model)[0][None]).detach().requires_grad_()
         with torch.enable_grad():
@@ -227,7 +227,7 @@ def probe(model: PreTrainedModel) -> list[Int[Tensor, " T"]]:
     return list(ordinary.to(model.device).split([3, 2]))
 
 
-def _plain_attention(model: PreTrainedModel, *wanted: str) -> None:
+def plain_attention(model: PreTrainedModel, *wanted: str) -> None:
     """Set the first of the attentions of transformers that the model has; one without any keeps what it does."""
     for name in wanted:
         try:
@@ -237,7 +237,18 @@ def _plain_attention(model: PreTrainedModel, *wanted: str) -> None:
 
 
 def _no_cache(model: PreTrainedModel) -> dict[str, bool]:
-    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    return {"use_cache": False} if "use_cache" in _told_by(model) else {}
+
+
+_arguments: dict[type, frozenset[str]] = {}
+
+
+def _told_by(model: PreTrainedModel) -> frozenset[str]:
+    """What the forward of a model is told by name; reading a signature takes as long as a layer of a small model."""
+    kind = type(model)
+    if kind not in _arguments:
+        _arguments[kind] = frozenset(inspect.signature(kind.forward).parameters)
+    return _arguments[kind]
 
 
 def packable(model: PreTrainedModel) -> bool:
@@ -291,6 +302,7 @@ def layer_states(
     change: Change | None = None,
     groups: Groups | None = None,
     only: Int[Tensor, " C"] | None = None,
+    recall: attention.Recall | None = None,
 ) -> Float[Tensor, "L C D"]:
     """States of a packed row at each of `layers`; `embeds`, where given, stand in for `ids`.
 
@@ -302,11 +314,14 @@ def layer_states(
         told: what a vision-language model is told of its images.
         change: what is changed on the way, see `mmembed.nn.interventions`. groups: how distant tokens count their distance.
         only: tokens of the row, in order, whose states are given; None: all. What no other needs is not computed for them.
+        recall: gives the keys and values of the row's tokens that are not among `spans.asking`, and run through no layer.
 
     Raises:
         InputError: an item longer than `steady_length`.
     """
     inputs, rows = _inputs(model, ids, embeds, spans, told, groups)
+    if recall is not None:
+        inputs["recall"] = recall
     return reading.read(_body(model), inputs, rows, layers, change, only)
 
 
@@ -456,6 +471,9 @@ def _inputs(
         )
     numbers = spans.positions if spans.numbers is None else spans.numbers
     if is_packed(model):
+        if spans.asking is not None:
+            ids, numbers = ids[spans.asking], numbers[..., spans.asking]
+            embeds = None if embeds is None else embeds[spans.asking]
         row: dict[str, Any] = {"input_ids": ids[None]} if embeds is None else {"inputs_embeds": embeds[None]}
         if groups is not None:
             row["extension"] = _extension(model, groups, spans.positions)
@@ -490,7 +508,7 @@ def _padded(
     else:
         grid = embeds.new_zeros(cells, embeds.shape[-1]).index_copy(0, where, embeds)
         inputs = {"inputs_embeds": grid.view(-1, longest, embeds.shape[-1])}
-    if "position_ids" in inspect.signature(model.forward).parameters:
+    if "position_ids" in _told_by(model):
         first = _first_position(model)
         row = torch.zeros(cells, dtype=numbers.dtype, device=ids.device)
         inputs["position_ids"] = row.index_copy(0, where, numbers).view(-1, longest) + first

@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ..errors import SpecError
-from .backbone import config_of, from_pretrained, probe
+from .backbone import config_of, from_pretrained, plain_attention, probe
 
 
 class _Given(nn.Module):
@@ -47,6 +47,7 @@ class LanguageHead(nn.Module):
         head._modules = {**whole._modules, whole.base_model_prefix: _Given()}
         self.whole = head
         ids, _ = probe(body_of(whole))
+        plain_attention(whole, "sdpa", "eager")  # the body may be packed for another embedder
         with torch.no_grad():
             due = whole.eval()(input_ids=ids[None]).logits[0].float()
             off = self(body_of(whole)(input_ids=ids[None]).last_hidden_state[0]).float() - due

@@ -107,7 +107,7 @@ def read(
     Raises:
         SpecError: the layers of the model cannot be told.
     """
-    wanted = [layer % (_depth(model) + 1) for layer in layers]
+    wanted = [layer % (_depth(model)[0] + 1) for layer in layers]
     if change is not None and rows is not None:
         there = None if change.at.placeholder is None else rows[change.at.placeholder]
         change = Change(change.by, Places(rows[change.at.last], there), change.other)
@@ -127,7 +127,7 @@ def _states(
     change: Change | None = None,
 ) -> Float[Tensor, "L C D"]:
     """States of layers, counted from 0, of the tokens `rows` or of the only `few` that go through the deepest block."""
-    depth, normed = _depth(model), _normed(model)
+    depth, normed = _depth(model)
     if change is None and few is None and set(wanted) == {depth} and normed:
         last = _flat(model(**inputs).last_hidden_state)
         return (last if rows is None else last[rows])[None]
@@ -140,12 +140,10 @@ def _states(
     return torch.stack([forward.found[layer] for layer in wanted])
 
 
-def _depth(model: PreTrainedModel) -> int:
-    return int(model.config.get_text_config().num_hidden_layers)
-
-
-def _normed(model: PreTrainedModel) -> bool:
-    return getattr(model.config.get_text_config(), "tie_last_hidden_states", None) is not False
+def _depth(model: PreTrainedModel) -> tuple[int, bool]:
+    """How many blocks there are, and whether what leaves the last one is read after the final norm."""
+    config = model.config.get_text_config()
+    return int(config.num_hidden_layers), getattr(config, "tie_last_hidden_states", None) is not False
 
 
 def _places(inputs: dict[str, Any], rows: Int[Tensor, " T"] | None, only: Int[Tensor, " C"]) -> Int[Tensor, " C"]:
@@ -248,7 +246,7 @@ def _narrows(model: PreTrainedModel, inputs: dict[str, Any], number: int, count:
     """Whether only `count` tokens are to go through block `number` of a packed row: where it pays, and where on a probe they
     have the states that they have among all."""
     spans: Spans | None = inputs.get("spans")
-    if spans is None or not inputs.keys() <= ROW or count > FEW * len(spans.queries):
+    if spans is None or not inputs.keys() <= ROW or not 0 < count <= FEW * len(spans.queries):
         return False
     known = _narrow.setdefault(model, {})
     key = number, spans.mask
