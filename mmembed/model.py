@@ -48,11 +48,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-STARTS_KEPT = 2**28
-"""Bytes that the keys and values of earlier starts of items may take, 256 MiB: an instruction of 500 tokens takes 109 of them in
-a Qwen3 of 0.6 billion parameters in fp32."""
-
-
 class EmbeddingModel(Model):
     """Vision tower -> projector -> image slots of the packed row -> backbone -> pooling -> heads.
 
@@ -67,6 +62,10 @@ class EmbeddingModel(Model):
     Attributes:
         sights_kept: what the tower made of earlier pictures, nothing unless it is given a limit; shared by all specs of the
             same parts. Those who change weights clear it; `train()` does.
+
+        starts: keys and values of how earlier items began, nothing unless `starts.kept` is given a limit in bytes: 2**28 holds
+            two instructions of 500 tokens for a Qwen3 of 0.6 billion parameters in fp32. What is found there changes vectors by
+            rounding, as company does.
 
     Raises:
         SpecError: the parts do not fit each other or the spec.
@@ -91,7 +90,7 @@ class EmbeddingModel(Model):
         self._check_layers(spec)
         self._number(self.spec)
         self.sights_kept: Kept[SightKey, Sight] = Kept()
-        self.starts = Starts(STARTS_KEPT)
+        self.starts = Starts()
         self.native: NativeTower | None = None
         self.vision: VisionTower | None = None
         self.projector: Projector | None = None

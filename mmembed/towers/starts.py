@@ -107,7 +107,7 @@ class Starts:
         kept: the store; its `limit` in bytes may be changed, 0 keeps nothing.
     """
 
-    def __init__(self, limit: int):
+    def __init__(self, limit: int = 0):
         self.kept: Kept[tuple[object, ...], tuple[Start, ...]] = Kept(limit)
         self._seen: deque[NDArray[np.int64]] = deque(maxlen=LONE)
 

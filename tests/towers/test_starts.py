@@ -21,7 +21,9 @@ SHARING = [kind for kind in BACKBONES if kind not in (*ENCODERS, *PADDED)]
 
 def embedder(kind="qwen3", **changed):
     said = {"pooling": "last", "name": "tiny", "device": "cpu", **changed}
-    return compose(backbone=tiny_backbone(kind), tokenizer=byte_tokenizer(), **said)
+    made = compose(backbone=tiny_backbone(kind), tokenizer=byte_tokenizer(), **said)
+    made.model.starts.kept.limit = 2**28
+    return made
 
 
 def without(kind="qwen3", **changed):
@@ -42,6 +44,7 @@ def tokens_of(ours, call):
 
 @pytest.mark.parametrize("kind", SHARING)
 def test_an_item_has_one_vector_whatever_is_kept(kind):
+    assert tiny_embedder().model.starts.kept.limit == 0, "unless it is asked for"
     ours, plain = embedder(kind), without(kind)
     for prompt in (ASKED, OTHER, ASKED):
         due = plain.encode(THINGS, prompt=prompt)
@@ -179,7 +182,7 @@ def test_items_that_are_read_both_ways_know_of_none():
 
 def test_pictures_are_no_part_of_a_start():
     ours, plain = tiny_embedder(pooling="last"), tiny_embedder(pooling="last")
-    plain.model.starts.kept.limit = 0
+    ours.model.starts.kept.limit = 2**28
     from PIL import Image
 
     things = [(ASKED, Image.new("RGB", (32, 32), colour)) for colour in ("red", "blue")]
