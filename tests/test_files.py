@@ -15,7 +15,7 @@ import pytest
 
 from mmembed import Image, Report, walk
 from mmembed.errors import FingerprintMismatch, InputError, LoadError, SpecError, StoreError, UnknownName
-from mmembed.files import SINKS, VectorFile, chained
+from mmembed.files import SINKS, Block, VectorFile, chained
 from mmembed.sources import read
 from mmembed.testing import tiny_embedder
 
@@ -150,6 +150,31 @@ def test_one_writer_at_a_time(tmp_path):
         VectorFile(tmp_path / "v.jsonl", made, 4).__enter__()
     with VectorFile(tmp_path / "v.jsonl", made, 4) as file:
         file.finish()
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_rows_that_were_written_and_never_told_of_are_cut_off(tmp_path, ending):
+    """Killed between the rows and NAME.json, or in the middle of the rows."""
+    path, made = tmp_path / f"vectors{ending}", {"fingerprint": "f"}
+
+    def block(first, value):
+        return Block(first, [f"{value}"] * 4, np.full((4, 3), value, dtype=np.float32), [None, None, None, "bad"])
+
+    with VectorFile(path, made, 3) as file:
+        file.append(block(0, 1), b"one")
+        file._sink.append(block(4, 9))
+    for broken in (path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.errors.jsonl")):
+        if broken.is_file():
+            with broken.open("ab") as half:
+                half.write(b'{"row": 8, "id')
+    with VectorFile(path, made, 3) as file:
+        assert (file.rows, file.failed, file.digest) == (4, 1, b"one")
+        file.append(block(4, 2), b"two")
+        file.finish()
+    names, vectors, errors = contents(path)
+    assert names in (None, ["1"] * 4 + ["2"] * 4)
+    assert vectors[[0, 1, 2, 4, 5, 6], 0].tolist() == [1, 1, 1, 2, 2, 2]
+    assert errors == [None, None, None, "bad"] * 2
 
 
 def test_things_are_told_apart_by_all_that_they_are():
