@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import subprocess
 import sys
 import threading
@@ -315,8 +314,7 @@ def test_time_of_an_item_and_memory_do_not_grow_with_the_number_of_items():
     counts = [10_000, 100_000]
     done = subprocess.run(
         [sys.executable, "-c", GROWTH, "1000", *map(str, counts), "1000", *map(str, counts[:1])],
-        # oneDNN keeps what it made for the last 1,024 shapes, 100 MB that grow until then; here for 32.
-        env={**os.environ, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}, capture_output=True, text=True, check=True,
+        capture_output=True, text=True, check=True,
     )  # fmt: skip
     rows = [line.split() for line in done.stdout.splitlines()][1:]
     each = {count: min(float(us) for n, us, _ in rows if int(n) == count) for count in (1000, *counts)}
