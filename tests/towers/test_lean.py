@@ -156,3 +156,34 @@ def test_a_loaded_embedder_is_lean_and_saves_what_it_did():
     embedder = tiny_embedder()
     assert {LeanLinear, LeanNorm, RowsAtATime} <= parts(embedder.model)
     assert not any("lean" in name.lower() for name in embedder.model.state_dict())
+
+
+def test_a_packed_weight_follows_the_weight_it_is_a_copy_of():
+    layer = lean(nn.Sequential(nn.Linear(48, 32)))[0]
+    rows = torch.randn(10, 48, generator=torch.Generator().manual_seed(0))
+
+    def due() -> torch.Tensor:
+        return nn.functional.linear(rows, layer.weight, layer.bias)
+
+    with torch.no_grad():
+        assert layer.packed is not None
+        assert torch.allclose(layer(rows), due(), atol=1e-6)
+        layer.weight.mul_(2)
+        assert torch.allclose(layer(rows), due(), atol=1e-6)
+        layer.load_state_dict({"weight": torch.ones(32, 48), "bias": torch.zeros(32)})
+        assert torch.allclose(layer(rows), due(), atol=1e-5)
+        layer.weight = nn.Parameter(torch.full((32, 48), 3.0))
+        assert torch.allclose(layer(rows), due(), atol=1e-5)
+        twin = pickle.loads(pickle.dumps(copy.deepcopy(layer)))
+        twin.weight.zero_()
+        assert torch.allclose(twin(rows), layer.bias.expand(10, -1))
+        assert torch.allclose(layer(rows), due(), atol=1e-5)
+
+
+def test_a_large_model_keeps_one_copy_of_its_weights(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mmembed.towers.lean.PACKED", 48 * 32 * 4 - 1)
+    layer = lean(nn.Sequential(nn.Linear(48, 32)))[0]
+    assert layer.packed is None
+    with torch.no_grad():
+        rows = torch.randn(10, 48)
+        assert torch.allclose(layer(rows), nn.functional.linear(rows, layer.weight, layer.bias), atol=1e-6)
