@@ -433,6 +433,8 @@ def serve(
     assert embedder is not None, "an index that is opened to be searched has one"
     if key is None and host not in ("127.0.0.1", "::1", "localhost"):
         click.echo("mmembed: anyone who reaches this address may use the server: --key-file bars it", err=True)
+    if embedder.spec.dual is None:
+        embedder.keep(starts=2**28)  # queries come one by one, under the same instruction
     app = build_app(embedder, index=opened, key=key, limits=Limits(allow_url=allow_url))
     click.echo(f"{embedder!r}\nhttp://{host}:{port}", err=True)
     server(app, host=host, port=port, log_level="warning").run()

@@ -26,6 +26,7 @@ from .batch import Batch, ChunkSampler, Mark, Narrowing, Sample, Sampler
 from .dual import DualEncoder
 from .errors import InputError, LoadError, SpecError, StoreError, UnknownName
 from .inputs import Image, Thing
+from .kept import Kept
 from .model import EmbeddingModel
 from .nn.pooling import edge_of
 from .nn.precision import unit
@@ -569,6 +570,29 @@ class Embedder:
             expected = np.asarray(entry["vector"], dtype=np.float32)
             greatest = max(greatest, float(np.abs(vector[: len(expected)] - expected).max()))
         return SelfTest(len(self.golden), greatest, tolerance)
+
+    def keep(self, *, starts: int = 0, pictures: int = 0) -> Embedder:
+        """Keep between calls, up to so many bytes of each, what comes again: states of how items begin, so that a short query
+        under a long instruction costs its own tokens alone, and what the vision tower made of pictures. Nothing is kept unless
+        this is called; 2**28 is room for long instructions. What was kept changes a vector by rounding (1e-7), as company does.
+
+        Returns:
+            this embedder. `model.starts.kept` and `model.sights_kept` tell how often they helped.
+
+        Raises:
+            SpecError: a dual encoder, which keeps nothing.
+        """
+        if not isinstance(self.model, EmbeddingModel):
+            raise SpecError("a dual encoder keeps nothing between calls")
+        stores: list[tuple[Kept[Any, Any], int]] = [
+            (self.model.starts.kept, starts),
+            (self.model.sights_kept, pictures),
+        ]
+        for store, limit in stores:
+            store.limit = limit
+            if store.used > limit:
+                store.clear()
+        return self
 
     def respecified(self, **changed: Any) -> Embedder:
         """The same weights under another spec: other prompts, layers, counted tokens, weightless pooling, ...

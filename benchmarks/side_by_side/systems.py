@@ -62,7 +62,7 @@ class Ours(System):
     def load(self) -> None:
         import mmembed
 
-        self.embedder = mmembed.load(self.folder, device=self.device, precision=self.precision)
+        self.embedder = mmembed.load(self.folder, device=self.device, precision=self.precision).keep(starts=2**28)
 
     def settings(self, work: Workload) -> list[Setting]:
         return [{}]
@@ -91,7 +91,7 @@ class Ours(System):
 
     def forget(self) -> None:
         """Empty what the model keeps between calls, starts of items and pictures: every round is a first call. One query a call
-        comes after others, and finds its instruction kept, as it does by default."""
+        comes after others, and finds its instruction kept, as `keep` has it."""
         from mmembed.kept import Kept
 
         for part in vars(self.embedder.model).values():

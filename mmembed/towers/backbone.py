@@ -8,6 +8,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -191,7 +192,7 @@ def text_config(model: PreTrainedModel) -> PreTrainedConfig:
 def decoder(model: PreTrainedModel) -> PreTrainedModel:
     """The part that reads tokens, vectors in their place too: the model itself, unless it sees."""
     config = text_config(model)
-    parts = (m for m in (model, *model.children(), *model.modules()) if isinstance(m, PreTrainedModel))
+    parts = (m for m in chain((model,), model.children(), model.modules()) if isinstance(m, PreTrainedModel))
     return next(part for part in parts if part.config is config)
 
 

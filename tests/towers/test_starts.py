@@ -233,3 +233,18 @@ def test_a_model_of_a_way_of_its_own_keeps_nothing():
     for _ in range(3):
         assert np.abs(ours.encode(["snow"], prompt=ASKED) - plain.encode(["snow"], prompt=ASKED)).max() <= 1e-5
     assert len(ours.model.starts.kept) == 0
+
+
+def test_an_embedder_keeps_what_it_is_told_to_and_nothing_else():
+    embedder = tiny_embedder(
+        prompts={"query": {"text": "an instruction of many words that stands before every query: {text}"}}
+    )
+    alone = [embedder.encode_query([word])[0] for word in ("one", "two", "three", "four")]
+    assert (len(embedder.model.starts.kept), embedder.model.starts.kept.hits) == (0, 0)
+    assert embedder.keep(starts=2**20) is embedder
+    kept = [embedder.encode_query([word])[0] for word in ("one", "two", "three", "four")]
+    assert embedder.model.starts.kept.hits > 0
+    assert np.abs(np.array(kept) - np.array(alone)).max() < 1e-6
+    embedder.keep()
+    embedder.encode_query(["five"])
+    assert len(embedder.model.starts.kept) == 0
