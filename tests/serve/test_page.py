@@ -127,8 +127,11 @@ class TestInABrowser:
         page.uncheck("#balanced")
         _until(page, "new URLSearchParams(location.search).has('raw')")
         _until(page, "document.querySelector('#message').textContent !== 'Searching …'")
-        page.wait_for_timeout(200)
-        assert page.locator(".card .label").all_text_contents() != balanced
+        _until(
+            page,
+            "b => [...document.querySelectorAll('.card .label')].map(c => c.textContent).join() !== b.join()",
+            balanced,
+        )
 
     def test_a_picture_is_picked_dropped_with_words_and_taken_away(self, page):
         page.set_input_files("#file", DATA / "pictographs" / "cat.png")
@@ -180,12 +183,11 @@ class TestInABrowser:
         _ask(page, "cat")
         page.click("#show-map")
         page.wait_for_selector("#map:not([hidden])")
-        page.wait_for_timeout(300)
-        painted = page.evaluate(
+        _until(
+            page,
             """() => { const c = document.querySelector('#map canvas');
-            return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v > 0); }"""
+            return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v > 0); }""",
         )
-        assert painted
         canvas = page.locator("#map canvas")
         box = canvas.bounding_box()
         for step in range(1, 40):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image as PillowImage
 
 from mmembed.testing import tiny_embedder
@@ -81,9 +82,14 @@ def curve(output: Path) -> list[tuple[Any, ...]]:
     ]
 
 
+_clean = multiprocessing.get_context("forkserver")
+"""Processes come of a clean one that has imported everything and computed nothing: torch bars gradients in a fork of one that has."""
+_clean.set_forkserver_preload([__name__, "transformers.models.qwen3.modeling_qwen3"])
+
+
 def started(work: Callable[..., None], *arguments: Any) -> multiprocessing.process.BaseProcess:
-    """A process of its own that does `work`."""
-    process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
+    """A process of its own that does `work`, which is a function of a module."""
+    process = _clean.Process(target=_work, args=({}, work, arguments))
     process.start()
     return process
 
@@ -93,17 +99,18 @@ def together(count: int, work: Callable[..., None], *arguments: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-
-    def one(rank: int) -> None:
-        os.environ |= {
-            "RANK": str(rank),
-            "WORLD_SIZE": str(count),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        work(*arguments)
-
-    processes = [started(one, rank) for rank in range(count)]
+    known = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        _clean.Process(target=_work, args=(known | {"RANK": str(rank)}, work, arguments)) for rank in range(count)
+    ]
+    for process in processes:
+        process.start()
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0] * count
+
+
+def _work(known: dict[str, str], work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ |= known
+    torch.set_num_threads(1)  # as in the process that started it: sums are then the same
+    work(*arguments)
