@@ -30,7 +30,8 @@ ROWS = 512
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 PACKED = 2**28
 """Bytes of all linear layers of a model up to which a second copy of them is kept, in oneDNN's own layout. 512 x 1536 weights on
-two cores: 10 rows take 95 us there, 171 us on the weights as they lie, 233 us in torch's own product; 512 rows 3.6, 3.7, 4.9 ms."""
+two cores: 10 rows take 95 us there, 171 us on the weights as they lie, 233 us in torch's own product; 512 rows
+3.6, 3.7 and 4.9 ms."""
 MLPS = ("mlp", "feed_forward", "ffn")
 """What a block calls its MLP."""
 

@@ -102,6 +102,8 @@ def _save_adapter(recipe: Recipe, embedder: Embedder, part: Path, output: Path, 
         if "lora_" not in name
     }
     save_file(whole, part / WEIGHTS_FILE, metadata={"format": "pt"})
+    for name in (ADAPTER_WEIGHTS, WEIGHTS_FILE):
+        (part / name).chmod(0o644)  # safetensors leaves it to its owner alone
 
 
 def merge_lora(model: nn.Module) -> None:

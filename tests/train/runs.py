@@ -83,7 +83,7 @@ def curve(output: Path) -> list[tuple[Any, ...]]:
 
 
 _clean = multiprocessing.get_context("forkserver")
-"""Processes come of a clean one that has imported everything and computed nothing: torch bars gradients in a fork of one that has."""
+"""Processes come of a clean one that has imported everything and computed nothing: torch bars gradients in a fork of others."""
 _clean.set_forkserver_preload([__name__, "transformers.models.qwen3.modeling_qwen3"])
 
 
