@@ -85,7 +85,8 @@ def of_model(entries: Sequence[dict[str, Any]]) -> list[str]:
             shown.append(best_of(entry, peer))
             cells.append(" / ".join(_ratio(row, ours) for row in shown if row is not None))
         alone = entry["workload"].startswith("one query")
-        rows.append([entry["said"], speed(ours, alone), *cells, f"{ours['share_of_peak']:.2f}", _difference(entry)])
+        share = "" if alone else f"{ours['share_of_peak']:.2f}"  # what stands kept is no work of the call
+        rows.append([entry["said"], speed(ours, alone), *cells, share, _difference(entry)])
     return _rows(head, rows)
 
 
