@@ -127,9 +127,10 @@ def test_forgotten_replicas_leave_nothing_behind(tiny):
 
 
 SCRIPT = """
-import sys
+import signal
 from mmembed import Replicas
 from mmembed.testing import tiny_embedder
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
 replicas = Replicas(tiny_embedder(), devices=["cpu"])
 print(*(replica.process.pid for replica in replicas._crew._living), flush=True)
 while True:
@@ -149,7 +150,10 @@ def test_processes_end_with_the_one_that_started_them(end, tmp_path):
         pids = [int(pid) for pid in script.stdout.readline().split()]
         time.sleep(0.3)
         script.send_signal(end)
-        assert script.wait(20) != 0
+        try:
+            assert script.wait(20) != 0
+        finally:
+            script.kill()  # or leaving this block waits for ever
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and any(alive(pid) for pid in pids):
         time.sleep(0.05)
