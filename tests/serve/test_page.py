@@ -185,8 +185,11 @@ class TestInABrowser:
         page.wait_for_selector("#map:not([hidden])")
         _until(
             page,
-            """() => { const c = document.querySelector('#map canvas');
-            return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v > 0); }""",
+            """() => { const shown = document.querySelector('#map canvas');
+            const copy = Object.assign(document.createElement('canvas'), { width: shown.width, height: shown.height });
+            const pen = copy.getContext('2d', { willReadFrequently: true });
+            pen.drawImage(shown, 0, 0);
+            return pen.getImageData(0, 0, copy.width, copy.height).data.some(v => v > 0); }""",
         )
         canvas = page.locator("#map canvas")
         box = canvas.bounding_box()
