@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from .embedder import Embedder
     from .inputs import Thing
     from .report import Report
-    from .search.index import AddReport, Index
+    from .search.adding import AddReport
+    from .search.index import Index
     from .sources import Named
 
 SOME_FAILED = 3
@@ -255,7 +256,9 @@ def index_add(
     A folder gives its pictures and .txt files, all the way down; a .jsonl file and - (stdin) an item a line, as in
     `embed`; another file is a picture, or one text if it ends in .txt. What is in the index already stays as it is.
     """
-    from .search.index import AddReport, Index, Skipped, exists
+    from .search.adding import AddReport, Skipped
+    from .search.index import Index
+    from .search.table import exists
     from .sources import read
 
     if exists(index):

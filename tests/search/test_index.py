@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import mmembed
 from mmembed import Image, Index
 from mmembed.errors import FingerprintMismatch, InputError, SpecError, StoreError, UnknownName
-from mmembed.search import index as module
+from mmembed.search import adding as module
 from mmembed.testing import tiny_embedder
 from tests.conftest import picture
 
