@@ -32,13 +32,12 @@ def draw_text(
         size: pixels. language: BCP 47, picks the forms that Han characters have in it.
     """
     left, top, right, bottom = box
-    shown = "".join(c if font_of(c) else f"<{ord(c):X}>" for c in visible(text))
     step = round(size * 1.4)
-    for line in wrapped(shown, right - left, size):
+    for line in wrapped(legible(text), right - left, size):
         if top + step > bottom:
             break
         runs = _runs(line)
-        backwards = _is_rtl(line)
+        backwards = is_rtl(line)
         pieces = list(reversed(runs)) if backwards else runs
         x = right - _width(line, size) if backwards else left
         for name, piece in pieces:
@@ -49,6 +48,23 @@ def draw_text(
     return top
 
 
+def legible(text: str) -> str:
+    """One line that bundled fonts can show: `visible`, with what none of them has as its code point, <1F600>."""
+    return "".join(c if font_of(c) else f"<{ord(c):X}>" for c in visible(text))
+
+
+def fonts() -> tuple[Path, ...]:
+    """The bundled fonts, that of Latin first."""
+    return tuple(FONTS / name for name in _names())
+
+
+def is_rtl(text: str) -> bool:
+    """Whether its first letter with a direction is of a script that runs from the right."""
+    first = next((kind for kind in map(unicodedata.bidirectional, text) if kind in ("L", "R", "AL")), "L")
+    return first != "L"
+
+
+@cache
 def font_of(character: str) -> str | None:
     """File name of a bundled font that has a character; None where none has."""
     return next((name for name in _names() if _has(name, character)), None)
@@ -102,11 +118,6 @@ def _runs(text: str) -> list[tuple[str, str]]:
         else:
             runs.append((name, character))
     return runs
-
-
-def _is_rtl(text: str) -> bool:
-    first = next((kind for kind in map(unicodedata.bidirectional, text) if kind in ("L", "R", "AL")), "L")
-    return first != "L"
 
 
 @cache

@@ -168,13 +168,15 @@ def _columns_of(character: str) -> int:
 def isolated(text: str, room: int, keep: Literal["start", "end"] = "start") -> str:
     """A text of strangers in at most `room` columns; one that runs right to left is set off from the line around it."""
     line = visible(text)
-    if columns(line) > room:
-        line = _shortened(line, room) if keep == "start" else _shortened(line[::-1], room)[::-1]
+    line = shortened(line, room) if keep == "start" else shortened(line[::-1], room)[::-1]
     backwards = any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in line)
     return f"\u2068{line}\u2069" if backwards else line
 
 
-def _shortened(line: str, room: int) -> str:
+def shortened(line: str, room: int) -> str:
+    """A line in at most `room` columns; one that is longer ends in an ellipsis."""
+    if columns(line) <= room:
+        return line
     used, kept = 1, 0
     for character in line:
         used += _columns_of(character)

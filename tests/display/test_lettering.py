@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 from PIL import ImageDraw, features
 
+import mmembed
 from mmembed.demo import DATA
 from mmembed.display.lettering import draw_text, font_of, wrapped
 
@@ -35,7 +36,14 @@ def test_scripts_of_the_demo_are_there(letter):
     assert font_of(letter) is not None
 
 
-@pytest.mark.parametrize("letter", ["🙂", "\U00012000", "አ"])
+def test_every_letter_that_pico_knows_has_a_glyph():
+    tokens = mmembed.load().tokenizer
+    letters = {c for number in range(len(tokens)) for c in tokens.token_of(number)}
+    assert len(letters) > 5000
+    assert {c for c in letters if font_of(c) is None} == set()
+
+
+@pytest.mark.parametrize("letter", ["🙂", "\U00012000", "ᚠ"])
 def test_a_letter_that_no_font_has_is_written_as_its_code_point(letter):
     assert font_of(letter) is None
     np.testing.assert_array_equal(drawn(letter), drawn(f"<{ord(letter):X}>"))
