@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from ..errors import InputError
 from ..images import Image
 from ..inputs import Thing
 
@@ -29,6 +31,15 @@ class Covered:
 
     text: str
     parts: list[tuple[int, int, float]]
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Tokens of a query (n) and of a document (m), and the dot product of the vectors of every two of them, (n, m)."""
+
+    query: list[str]
+    document: list[str]
+    similarity: NDArray[np.float32]
 
 
 def why_picture(
@@ -77,6 +88,35 @@ def why_text(embedder: Embedder, query: NDArray[np.float32], text: str) -> Cover
     return Covered(text, [(begin, end, float(drop)) for (begin, end), drop in zip(parts, lost, strict=True)])
 
 
+def why_tokens(embedder: Embedder, query: Thing, document: Thing) -> Matched:
+    """How near each token of a document lies to each of a query, for models of token vectors: MaxSim sums the greatest of
+    each row. Tokens go by what the tokenizer writes for them, those of pictures by their number.
+
+    Raises:
+        InputError: one of them cannot be embedded. SpecError: a prompt that puts a thing in several ways.
+    """
+    asked, left = _tokens(embedder, query, "query")
+    found, right = _tokens(embedder, document, "document")
+    return Matched(asked, found, left @ right.T)
+
+
+def _tokens(
+    embedder: Embedder, thing: Thing, side: Literal["query", "document"]
+) -> tuple[list[str], NDArray[np.float32]]:
+    from ..embedder import PROMPTS
+
+    prompt = next((name for name in PROMPTS[side] if name in embedder.spec.prompts), None)
+    (sample,) = embedder.samples([thing], prompt_name=prompt, output="tokens", side=side)
+    if isinstance(sample, InputError):
+        raise sample
+    numbers = {image.first + k: k + 1 for image in sample.images for k in range(image.count)}
+    names = [
+        f"picture {numbers[place]}" if place in numbers else embedder.tokenizer.token_of(int(sample.ids[place]))
+        for place in np.flatnonzero(sample.counted).tolist()
+    ]
+    return names, embedder.encode_tokens([thing], side=side)[0]
+
+
 def _parts(text: str) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
     for word in re.finditer(r"\S+", text):
@@ -84,11 +124,16 @@ def _parts(text: str) -> list[tuple[int, int]]:
         for k in range(word.start(), word.end()):
             if _NO_SPACES.match(text[k]):
                 cut += [k, k + 1]
-        edges = sorted({*cut, word.end()})
+        edges = sorted({k for k in cut if not _follows(text, k)} | {word.start(), word.end()})
         found += pairwise(edges)
     if len(found) > MOST_WORDS:
         found[MOST_WORDS - 1 :] = [(found[MOST_WORDS - 1][0], found[-1][1])]
     return found
+
+
+def _follows(text: str, at: int) -> bool:
+    """Whether a character goes with the one before it: a vowel sign, a tone, a full stop."""
+    return at < len(text) and unicodedata.category(text[at]) in ("Mn", "Mc", "Me", "Pe", "Po")
 
 
 def _lost(embedder: Embedder, query: NDArray[np.float32], things: list[Thing]) -> NDArray[np.float32]:

@@ -1,0 +1,44 @@
+"""Why, by tokens and by characters: parts that a reader would name."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import mmembed
+from mmembed import Image
+from mmembed.demo import DATA
+from mmembed.errors import InputError
+from mmembed.search.why import why_text, why_tokens
+
+
+@pytest.fixture(scope="module")
+def pico():
+    return mmembed.load()
+
+
+def test_vowel_signs_and_stops_stay_with_their_character(pico):
+    (query,) = pico.encode_query(["cat"])
+    told = why_text(pico, query, "อยู่บน ดี! 猫。")
+    assert [told.text[a:b] for a, b, _ in told.parts] == ["อ", "ยู่", "บ", "น", "ดี!", "猫。"]
+
+
+def test_tokens_are_those_whose_greatest_similarities_sum_to_the_score(pico):
+    told = why_tokens(pico, "a red cat", "eine rote Katze")
+    left, right = (
+        pico.encode_tokens(["a red cat"], side="query"),
+        pico.encode_tokens(["eine rote Katze"], side="document"),
+    )
+    assert told.similarity.shape == (len(told.query), len(told.document)) == (len(left[0]), len(right[0]))
+    assert told.similarity.max(1).sum() == pytest.approx(pico.similarity(left, right)[0, 0], rel=1e-5)
+    assert "".join(told.document).replace("▁", " ").strip().endswith("eine rote katze</s>")
+
+
+def test_tokens_of_pictures_are_numbered(pico):
+    told = why_tokens(pico, "cat", (Image(DATA / "pictographs" / "cat.png"), "cat"))
+    numbered = [name for name in told.document if name.startswith("picture ")]
+    assert numbered == [f"picture {n}" for n in range(1, len(numbered) + 1)]
+    assert numbered
+    assert np.isfinite(told.similarity).all()
+    with pytest.raises(InputError, match="3 bytes"):
+        why_tokens(pico, "cat", Image(b"bad"))
