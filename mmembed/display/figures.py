@@ -1,0 +1,153 @@
+"""What plots share: a figure on white, letters of the bundled fonts, colours that all eyes can tell apart, things as labels."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from ..errors import InputError, MissingExtra
+from ..images import Image, open_image
+from ..inputs import Text, Thing, to_item
+from ..search.hits import Hit, shortened
+from .lettering import fonts, legible
+
+try:
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import fontManager
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+except ImportError as error:
+    raise MissingExtra("matplotlib", "notebook") from error
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+INK, SOFT, LINE = "#202124", "#5f6368", "#dadce0"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#202124")
+"""Okabe and Ito's, which colour-blind people tell apart, less the yellow, which is faint on white."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DPI = 110
+SIDE = 96
+"""Pixels of the longer side of a picture on an axis."""
+
+
+class Plot(Figure):
+    """A figure of matplotlib on white, in the bundled fonts, whatever the style of the caller; a notebook shows it where it is
+    the value of a cell, whatever the backend."""
+
+    def draw(self, renderer: Any) -> None:
+        with _look():  # ticks and their letters are made as a figure is drawn
+            super().draw(renderer)
+
+    @property
+    def pen(self) -> Any:
+        """What measures letters, for `get_window_extent`."""
+        return cast("FigureCanvasAgg", self.canvas).get_renderer()
+
+    def _repr_png_(self) -> bytes:
+        data = io.BytesIO()
+        self.savefig(data, format="png")
+        return data.getvalue()
+
+
+@contextmanager
+def plotting(width: float, height: float) -> Iterator[Plot]:
+    """A figure of so many inches, to be drawn on within."""
+    with _look():
+        figure = Plot(figsize=(width, height), dpi=DPI, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+
+
+def _look() -> AbstractContextManager[None]:
+    paper = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "white")
+    ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK)
+    letters = {"font.family": list(families()), "font.size": 10}
+    look: AbstractContextManager[None] = matplotlib.rc_context(
+        {**paper, **ink, **letters, "axes.edgecolor": SOFT, "text.usetex": False, "text.parse_math": False}
+    )
+    return look
+
+
+@cache
+def families() -> tuple[str, ...]:
+    """Names that the bundled fonts go by in matplotlib, which takes each letter from the first that has it. They are our
+    own: under theirs it might find another file of this machine."""
+    names = []
+    for path in fonts():
+        fontManager.addfont(str(path))
+        names.append(f"mmembed {path.stem}")
+        fontManager.ttflist[-1] = replace(fontManager.ttflist[-1], name=names[-1])
+    return tuple(names)
+
+
+def style(number: int) -> dict[str, Any]:
+    """Colour and marker of a group by its number: neighbours differ in both, and the first 49 in one."""
+    turn, place = divmod(number, len(COLOURS))
+    return {"color": COLOURS[place], "marker": MARKERS[(place + turn) % len(MARKERS)]}
+
+
+def words(text: str, room: int) -> str:
+    """A text as a label in at most `room` columns, of letters that can be shown."""
+    return shortened(legible(text), room)
+
+
+def faces(things: Sequence[Thing | Hit], room: int) -> list[tuple[str, NDArray[np.uint8] | None]]:
+    """What stands for each thing on an axis: its words, and its first picture, small.
+
+    Raises:
+        InputError: a thing of no known type or a broken picture, by its row.
+    """
+    found = []
+    for row, thing in enumerate(things):
+        try:
+            found.append(_face(thing, room))
+        except InputError as error:
+            error.item = row
+            raise
+    return found
+
+
+def _face(thing: Thing | Hit, room: int) -> tuple[str, NDArray[np.uint8] | None]:
+    if isinstance(thing, Hit):
+        return ("", small(Image(thing.thumbnail))) if thing.thumbnail else (words(thing.label, room), None)
+    item = to_item(thing)
+    text = " ".join(part.text for part in item if isinstance(part, Text))
+    picture = next((part for part in item if isinstance(part, Image)), None)
+    return words(text, room), None if picture is None else small(picture)
+
+
+def small(picture: Image) -> NDArray[np.uint8]:
+    """A picture (h, w, 3), its longer side at most `SIDE`."""
+    import PIL.Image
+
+    read = PIL.Image.fromarray(open_image(picture)[0])
+    read.thumbnail((SIDE, SIDE), PIL.Image.Resampling.LANCZOS)
+    return np.asarray(read)
+
+
+def put_picture(axes: Axes, pixels: NDArray[np.uint8], *, at: float, axis: str, points: float) -> None:
+    """A picture outside the axes, beside the tick `at` of the axis "x" (above) or "y" (to the left), so many points large."""
+    image = OffsetImage(pixels, zoom=points / max(pixels.shape[:2]), resample=True)
+    across = axis == "x"
+    axes.add_artist(
+        AnnotationBbox(
+            image,
+            (at, 1) if across else (0, at),
+            xycoords=("data", "axes fraction") if across else ("axes fraction", "data"),
+            xybox=(0, 4) if across else (-4, 0),
+            boxcoords="offset points",
+            box_alignment=(0.5, 0) if across else (1, 0.5),
+            frameon=False,
+            pad=0,
+            annotation_clip=False,
+        )
+    )

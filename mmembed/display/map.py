@@ -1,0 +1,139 @@
+"""Vectors as a map on a plane: a colour and a marker a group, a legend, and labels where there is room."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ..errors import InputError
+from ..search.plane import plane
+from .figures import INK, LINE, SOFT, Plot, plotting, style, words
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.transforms import Bbox
+    from numpy.typing import NDArray
+
+    from ..search.index import Index
+
+GROUPS = 20
+"""Groups with a colour of their own, the largest; the rest is grey."""
+LABELS = 80
+"""Labels at most; which of them are written is a matter of room."""
+ROOM = 20
+WIDTH, HEIGHT = 8.5, 6.0
+SIDES: tuple[dict[str, Any], ...] = tuple(
+    {"position": (4 * dx, 4 * dy), "ha": ha, "va": va}
+    for dx, ha in ((1, "left"), (-1, "right"), (0, "center"))
+    for dy, va in ((0, "center"), (1, "bottom"), (-1, "top"))
+    if dx or dy
+)
+"""Places of a label about its point."""
+
+
+def draw_map(
+    vectors: NDArray[np.float32],
+    groups: Sequence[str],
+    *,
+    modalities: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
+    method: Literal["pca", "umap"] = "pca",
+    title: str = "",
+) -> Plot:
+    """Draw vectors (N, D) where `plane` lays them.
+
+    Args:
+        groups: what each is coloured by, such as its modality or its language.
+        modalities: a name for each: those of one name are moved to the mean of all first (the modality gap); None: as they are.
+        labels: a word for each, "" for none. Written where it covers no other, those in the front of the list first.
+        method: "pca" or "umap", see `plane`.
+
+    Raises:
+        InputError: none, lists of other lengths, or a vector that is not finite, by its row.
+        UnknownName, MissingExtra: as `plane`.
+
+    Example:
+        >>> draw_map(embedder.encode(things), ["text", "image", "image"], labels=["cat", "", ""])
+    """
+    given = np.asarray(vectors)
+    if given.ndim != 2 or not len(given):
+        raise InputError(f"a map is of vectors (N, D), not of {given.shape}")
+    for name, own in (("groups", groups), ("modalities", modalities), ("labels", labels)):
+        if own is not None and len(own) != len(given):
+            raise InputError(f"{len(own)} {name} for {len(given)} vectors")
+    bad = np.flatnonzero(~np.isfinite(given).all(1))
+    if len(bad):
+        raise InputError("a vector with a number that is none has no place (a skipped item?)", int(bad[0]))
+    return _draw(plane(given, modalities, method=method), groups, labels or (), title)
+
+
+def draw_index(index: Index, *, title: str = "") -> Plot:
+    """Draw what an index holds by `index.layout()`, coloured by modality.
+
+    Raises:
+        InputError: it is empty.
+    """
+    rows = index.layout()
+    if not rows:
+        raise InputError(f"{index.path} holds nothing that could be drawn")
+    places = np.array([(row["x"], row["y"]) for row in rows], dtype=np.float32)
+    labels = [row["label"] for row in rows]
+    return _draw(places, [row["modality"] for row in rows], labels, title or str(index.path.name))
+
+
+def _draw(places: NDArray[np.float32], groups: Sequence[str], labels: Sequence[str], title: str) -> Plot:
+    counts = Counter(groups)
+    kept = [name for name, _ in counts.most_common(GROUPS)]
+    ways = {name: style(number) for number, name in enumerate(sorted(kept))}
+    size = float(np.clip(1200 / len(places) ** 0.75, 14, 45))
+    with plotting(WIDTH, HEIGHT) as figure:
+        axes = figure.add_subplot()
+        for name in [*sorted(kept), None]:
+            mine = np.array([group == name if name is not None else group not in ways for group in groups])
+            if not mine.any():
+                continue
+            label = (
+                f"{words(name, ROOM) or '(none)'} ({counts[name]})" if name is not None else f"others ({mine.sum()})"
+            )
+            way = ways[name] if name is not None else {"color": SOFT, "marker": "."}
+            axes.scatter(
+                places[mine, 0], places[mine, 1], s=size, label=label, linewidths=0.5, edgecolors="white", **way
+            )
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_color(LINE)
+        axes.margins(0.08)
+        figure.legend(loc="outside right upper", fontsize=9, frameon=False, markerscale=(36 / size) ** 0.5)
+        if title:
+            axes.set_title(words(title, 80), fontsize=12)
+        figure.draw_without_rendering()  # sizes are known now
+        _write(axes, places, labels, figure.pen)
+    return figure
+
+
+def _write(axes: Axes, places: NDArray[np.float32], labels: Sequence[str], pen: Any) -> None:
+    """Write each label at the first of eight sides of its point where it covers no other label and stays in the axes."""
+    from matplotlib.patheffects import withStroke
+
+    taken: list[Bbox] = []
+    inside = axes.get_window_extent(pen)
+    for place, label in zip(places, labels, strict=False):
+        if not label or len(taken) == LABELS:
+            continue
+        halo = [withStroke(linewidth=2, foreground="white")]
+        text = axes.annotate(
+            words(label, ROOM), place, (0, 0), textcoords="offset points", fontsize=9, color=INK, path_effects=halo
+        )
+        text.set_snap(False)  # strokes of Han are moved onto pixels one by one else
+        for side in SIDES:
+            text.set(**side)
+            box = text.get_window_extent(pen)
+            free = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
+            if free and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+        else:
+            text.remove()

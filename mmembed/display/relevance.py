@@ -1,0 +1,159 @@
+"""Why a thing was found, as a picture: its own picture under a film of colour, its words on grounds of colour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..images import Image, open_image
+from ..inputs import Text, Thing, to_item
+from ..search.hits import Hit
+from ..search.why import GRID, Covered, why_picture, why_text
+from .figures import SOFT, Plot, plotting, words
+from .lettering import is_rtl, legible
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import SubFigure
+    from numpy.typing import NDArray
+
+    from ..embedder import Embedder
+
+WIDTH = 7.2
+PICTURE = 3.2
+LETTERS = 15
+"""Points of the words."""
+LINE, MARGIN = 0.36, 0.75
+"""Inches of a line of words, and beside all lines."""
+COLOURS = "PuOr"
+"""Orange speaks against, purple for; the two differ to all eyes."""
+
+
+def draw_relevance(embedder: Embedder, query: Thing, found: Thing | Hit, *, grid: int = GRID) -> Plot:
+    """Draw what each place of a picture and each word of a text gives to its cosine with a query, see `mmembed.search.why`:
+    for models of one vector an item, by what goes away when it is covered. Parts of a mixed item are asked each by itself.
+
+    Args:
+        query: what was asked. found: a picture, a text, both, or a hit, of which the index keeps a small picture.
+        grid: cells along each side of a picture; it is embedded (grid + 1)^2 + 1 times.
+
+    Raises:
+        InputError: a query or a part that cannot be embedded, or a hit without text and picture.
+
+    Example:
+        >>> hits = index.search("a red apple")
+        >>> draw_relevance(embedder, "a red apple", hits[0])
+    """
+    item = _parts_of(found)
+    (vector,) = embedder.encode_query([query])
+    pictures = [part for part in item if isinstance(part, Image)]
+    seen = [(open_image(picture)[0], why_picture(embedder, vector, picture, grid=grid)) for picture in pictures]
+    read = [why_text(embedder, vector, part.text) for part in item if isinstance(part, Text)]
+    return _draw(seen, read, " + ".join(part.text for part in to_item(query) if isinstance(part, Text)))
+
+
+def _parts_of(found: Thing | Hit) -> tuple[Text | Image, ...]:
+    if not isinstance(found, Hit):
+        return to_item(found)
+    parts: list[Text | Image] = [Image(found.thumbnail)] if found.thumbnail else []
+    parts += [Text(found.text)] if found.text else []
+    if not parts:
+        raise InputError(f"the hit {found.id!r} holds neither text nor picture")
+    return tuple(parts)
+
+
+def _draw(seen: list[tuple[NDArray[np.uint8], NDArray[np.float32]]], read: list[Covered], asked: str) -> Plot:
+    with plotting(WIDTH, 1) as figure:
+        lined = [_lines(figure, covered) for covered in read]
+        heights = [PICTURE] * len(seen) + [MARGIN + LINE * len(lines) for lines in lined]
+        head = 0.4 if asked else 0
+        figure.set_size_inches(WIDTH, sum(heights) + head)
+        rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for row, (pixels, relevance) in zip(rows, seen, strict=False):
+            _draw_picture(row, pixels, relevance)
+        for row, lines in zip(rows[len(seen) :], lined, strict=True):
+            _draw_text(row, lines)
+        if asked:
+            figure.suptitle(words(asked, 70), fontsize=12)
+    return figure
+
+
+def _draw_picture(figure: SubFigure, pixels: NDArray[np.uint8], relevance: NDArray[np.float32]) -> None:
+    plain, under = figure.subplots(1, 2)
+    plain.imshow(pixels)
+    under.imshow(pixels.mean(-1), cmap="gray", vmin=0, vmax=255)  # the colours are those of the film alone
+    for axes in (plain, under):
+        axes.set_axis_off()
+    height, width = pixels.shape[:2]
+    reach = _reach(relevance)
+    film = under.imshow(
+        relevance, cmap=COLOURS, vmin=-reach, vmax=reach, extent=(-0.5, width - 0.5, height - 0.5, -0.5), alpha=0.7
+    )
+    _bar(figure, film, under)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A part of a text: where it begins (inches from the side where its line begins), how wide it is, what it gives."""
+
+    text: str
+    at: float
+    width: float
+    change: float
+    rtl: bool
+
+
+def _lines(figure: Plot, covered: Covered) -> list[list[_Piece]]:
+    """Parts of a text in lines, in the order of reading; a space stands between those that a space stood between."""
+    probe = figure.text(0, 0, "", fontsize=LETTERS)
+    room, rtl = WIDTH - 1.4, is_rtl(covered.text)
+    lines: list[list[_Piece]] = [[]]
+    at, before = 0.0, 0
+    for begin, end, change in covered.parts:
+        text = legible(covered.text[begin:end])
+        probe.set_text(text)
+        width = probe.get_window_extent(figure.pen).width / figure.dpi
+        at += 0.07 if begin > before and lines[-1] else 0
+        if lines[-1] and at + width > room:
+            lines.append([])
+            at = 0.0
+        lines[-1].append(_Piece(text, at, width, change, rtl))
+        at, before = at + width + 0.02, end
+    probe.remove()
+    return lines
+
+
+def _draw_text(figure: SubFigure, lines: list[list[_Piece]]) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.patches import Rectangle
+
+    axes = figure.subplots()
+    axes.set_axis_off()
+    room = WIDTH - 1.4
+    axes.set(xlim=(-0.1, room + 0.1), ylim=(len(lines) + MARGIN / LINE, 0))
+    reach = _reach(np.array([piece.change for line in lines for piece in line]))
+    colour = ScalarMappable(Normalize(-reach, reach), COLOURS)
+    for number, line in enumerate(lines):
+        for piece in line:
+            left = room - piece.at - piece.width if piece.rtl else piece.at
+            (ground,) = colour.to_rgba(np.array([piece.change]))
+            axes.add_patch(Rectangle((left, number + 0.1), piece.width, 0.8, facecolor=ground, edgecolor="none"))
+            light = np.dot(ground[:3], (0.2126, 0.7152, 0.0722)) > 0.45
+            letters = "black" if light else "white"
+            axes.text(left, number + 0.68, piece.text, fontsize=LETTERS, color=letters, va="baseline")
+    _bar(figure, colour, axes)
+
+
+def _reach(changes: NDArray[Any]) -> float:
+    return max(float(np.abs(changes).max(initial=0.0)), 1e-6)
+
+
+def _bar(figure: SubFigure, shown: Any, axes: Axes) -> None:
+    bar = figure.colorbar(shown, ax=axes, pad=0.02, fraction=0.046, aspect=12)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8, colors=SOFT)
+    bar.set_label("given to the cosine", fontsize=8, color=SOFT)

@@ -1,0 +1,76 @@
+"""Relevance as a picture: the numbers of `search/why.py`, words in the order of reading."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgba
+
+import mmembed
+from mmembed import Image
+from mmembed.demo import DATA
+from mmembed.display import draw_relevance
+from mmembed.errors import InputError
+from mmembed.search.hits import Hit
+from mmembed.search.why import why_picture, why_text
+
+
+@pytest.fixture(scope="module")
+def pico():
+    return mmembed.load()
+
+
+def axes_of(figure, part: int):
+    return [sub.axes for sub in figure.subfigs][part]
+
+
+@pytest.mark.filterwarnings("error:Glyph")
+def test_a_picture_lies_under_what_its_places_give(pico):
+    cat = Image(DATA / "pictographs" / "cat.png")
+    figure = draw_relevance(pico, "cat", cat, grid=4)
+    plain, under, bar = axes_of(figure, 0)
+    film = under.images[1]
+    (query,) = pico.encode_query(["cat"])
+    np.testing.assert_allclose(film.get_array(), why_picture(pico, query, cat, grid=4), atol=1e-6)
+    assert film.get_clim()[0] == -film.get_clim()[1]  # white is nothing
+    assert plain.images[0].get_array().shape == (128, 128, 3)
+    assert bar.get_ylabel() == "given to the cosine"
+    assert figure.get_suptitle() == "cat"
+
+
+@pytest.mark.filterwarnings("error:Glyph")
+@pytest.mark.parametrize(
+    ("text", "rtl"),
+    [("seven words and among them a cat", False), ("猫在屋顶上睡觉。", False), ("قطة تنام على السطح", True)],
+)
+def test_words_stand_in_their_order_on_what_they_give(pico, text, rtl):
+    figure = draw_relevance(pico, "cat", text)
+    axes = axes_of(figure, 0)[0]
+    covered = why_text(pico, pico.encode_query(["cat"])[0], text)
+    assert [t.get_text() for t in axes.texts] == [text[a:b] for a, b, _ in covered.parts]
+    places = [t.get_position()[0] for t in axes.texts]
+    assert places == sorted(places, reverse=rtl)
+    grounds = [patch.get_facecolor() for patch in axes.patches]
+    strongest = int(np.argmax([change for _, _, change in covered.parts]))
+    assert grounds[strongest] == to_rgba(grounds[strongest])
+    assert grounds[strongest][2] > grounds[strongest][1] + 0.1  # purple: it speaks for
+
+
+def test_long_texts_go_on_in_lines_that_do_not_touch(pico):
+    figure = draw_relevance(pico, "cat", "a cat and " * 30)
+    axes = axes_of(figure, 0)[0]
+    boxes = [patch.get_extents() for patch in axes.patches]
+    assert len({round(box.y0) for box in boxes}) > 3
+    assert not any(a.shrunk(0.98, 0.98).overlaps(b.shrunk(0.98, 0.98)) for k, a in enumerate(boxes) for b in boxes[:k])
+    assert max(box.x1 for box in boxes) < axes.get_window_extent().x1
+
+
+def test_a_mixed_item_and_a_hit_show_all_their_parts(pico):
+    cat = DATA / "pictographs" / "cat.png"
+    assert len(draw_relevance(pico, "cat", ("a cat", Image(cat)), grid=2).subfigs) == 2
+    hit = Hit(1, 0.9, "x", "image+text", text="a cat", thumbnail=cat.read_bytes())
+    assert len(draw_relevance(pico, Image(cat), hit, grid=2).subfigs) == 2
+    with pytest.raises(InputError, match="'x' holds neither"):
+        draw_relevance(pico, "cat", Hit(1, 0.9, "x", "text"))
+    with pytest.raises(InputError, match="3 bytes"):
+        draw_relevance(pico, "cat", Image(b"bad"))
