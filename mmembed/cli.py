@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .report import Report
     from .search.adding import AddReport
     from .search.index import Index
-    from .sources import Named
+    from .sources import Columns, Entry
 
 SOME_FAILED = 3
 
@@ -36,6 +36,10 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 on_error_option = click.option(
     "--on-error", type=click.Choice(["raise", "skip"]), help="Stop at a bad item, or skip it."
 )
+column_option = click.option(
+    "--column", "columns", multiple=True, metavar="text|image|id=NAME",
+    help="Which column of rows holds it.  [default: text, image and id, where they are there]",
+)  # fmt: skip
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -132,6 +136,7 @@ def _print_answer(answer: Answer) -> None:
 @click.option("--text", "texts", multiple=True, help="A text; as often as you like.")
 @click.option("--image", "images", multiple=True, help="Path of a picture; as often as you like.")
 @click.option("--lines", is_flag=True, help="Each line of .txt files and of stdin is one text.")
+@column_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -149,6 +154,7 @@ def embed(
     texts: tuple[str, ...],
     images: tuple[str, ...],
     lines: bool,
+    columns: tuple[str, ...],
     out: Path | None,
     prompt_name: str | None,
     truncate_dim: int | None,
@@ -161,9 +167,10 @@ def embed(
     """Embed FILES, then texts, then images.
 
     A folder gives its pictures and .txt files, all the way down. A .txt file is one text; a .jsonl file and - (stdin) hold an
-    item a line: a text, or {"text": ..., "image": PATH, "id": NAME}; a .parquet file an item a row, in columns of these names;
-    any other file is a picture. Without --out, one line of JSON an item: its row, id and vector, or its error. With it, the
-    same command after a kill goes on where it was.
+    item a line: a text, or {"text": ..., "image": PATH, "id": NAME}; a .parquet file and a folder of datasets' save_to_disk an
+    item a row, in columns of these names; a .tar of webdataset an item for all files of one name; any other file is a picture.
+    "photos/**/*.jpg" is a pattern. Without --out, one line of JSON an item: its row, id and vector, or its error. With it,
+    the same command after a kill goes on where it was.
     """
     if not files and not texts and not images:
         raise click.UsageError("nothing to embed: give files, - for stdin, --text or --image")
@@ -183,8 +190,8 @@ def embed(
         "report": report,
         "show_progress_bar": _watched(),
     }
-    named, again = tee(_named(files, texts, images, lines))
-    names, things = (name for name, _ in named), (thing for _, thing in again)
+    entries, again = tee(_entries(files, texts, images, lines, _columns(columns)))
+    names, things = (entry.id or entry.name for entry in entries), (entry.thing for entry in again)
     if out is not None:
         embedder.encode_to(out, things, ids=names, **options)
         about = json.loads(out.with_name(f"{out.name}.json").read_text(encoding="utf-8"))
@@ -201,13 +208,21 @@ def embed(
     return SOME_FAILED if failed else 0
 
 
-def _named(files: Iterable[str], texts: Iterable[str], images: Iterable[str], lines: bool) -> Iterator[Named]:
-    from .images import Image
-    from .sources import read
+def _columns(said: Sequence[str]) -> Columns | None:
+    from .sources import Columns
 
-    yield from read(files, sys.stdin.buffer, lines=lines)
-    yield from ((text, text) for text in texts)
-    yield from ((path, Image(path)) for path in images)
+    return Columns.parse(said) if said else None
+
+
+def _entries(
+    files: Iterable[str], texts: Iterable[str], images: Iterable[str], lines: bool, columns: Columns | None
+) -> Iterator[Entry]:
+    from .images import Image
+    from .sources import Entry, read
+
+    yield from read(files, sys.stdin.buffer, lines=lines, columns=columns)
+    yield from (Entry(text, text) for text in texts)
+    yield from (Entry(path, Image(path)) for path in images)
 
 
 def _print_vectors(stream: Iterable[Any], names: Iterator[str], report: Report) -> int:
@@ -281,14 +296,14 @@ def index_add(
         if path == "-" or path.endswith((".jsonl", ".parquet")):
             named = [*read([path], sys.stdin.buffer)]
             bad = [
-                Skipped(row, name, thing.reason)
-                for row, (name, thing) in enumerate(named)
-                if isinstance(thing, InputError)
+                Skipped(row, entry.name, entry.thing.reason)
+                for row, entry in enumerate(named)
+                if isinstance(entry.thing, InputError)
             ]
             if bad and options["on_error"] == "raise":
                 raise InputError(f"{bad[0].name}: {bad[0].reason}", bad[0].row)
             total.skipped += bad
-            tell(opened.add([thing for _, thing in named if not isinstance(thing, InputError)], **options))
+            tell(opened.add([entry.thing for entry in named if not isinstance(entry.thing, InputError)], **options))
         elif Path(path).is_dir():
             tell(opened.add_folder(path, **options))
         else:

@@ -195,7 +195,7 @@ def _read(source: Any, allow_url: bool) -> bytes:
     elif isinstance(source, str) and _SCHEME.match(source):
         data = _read_url(source, allow_url)
     else:
-        data = _read_file(source)
+        data = read_file(source)
     if not data:
         raise ImageError("it is empty (0 bytes)")
     if len(data) > MAX_BYTES:
@@ -203,7 +203,12 @@ def _read(source: Any, allow_url: bool) -> bytes:
     return data
 
 
-def _read_file(source: str | os.PathLike[str]) -> bytes:
+def read_file(source: str | os.PathLike[str]) -> bytes:
+    """The bytes of a regular file of at most `MAX_BYTES`.
+
+    Raises:
+        ImageError: why there are none.
+    """
     try:
         path = Path(os.fsdecode(source))
         found = path.stat()
@@ -214,7 +219,7 @@ def _read_file(source: str | os.PathLike[str]) -> bytes:
         reason = f"a link to nothing, {str(path.readlink())!r}" if dangling else error.strerror or _plain(error)
         raise ImageError(f"cannot be read: {reason}") from error
     if stat.S_ISDIR(found.st_mode):
-        raise ImageError("cannot be read: it is a directory, not an image file")
+        raise ImageError("cannot be read: it is a directory, not a file")
     if not stat.S_ISREG(found.st_mode):  # a pipe would block, a device never end
         raise ImageError("cannot be read: it is not a regular file")
     if found.st_size > MAX_BYTES:

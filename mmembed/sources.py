@@ -1,136 +1,418 @@
-"""Things from files and folders, one by one and each with a name: pictures, .txt, .jsonl, .parquet, and lines of a stream."""
+"""Things from files, one by one, each with its place: folders, patterns, .txt, .jsonl, .parquet, tars, saved datasets, stdin."""
 
 from __future__ import annotations
 
+import datetime
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
-from .errors import InputError, LoadError, MissingExtra
-from .images import Image
+from .errors import InputError, LoadError, MissingExtra, UnknownName
+from .images import MAX_BYTES, Image, read_file
 from .inputs import Thing
+from .shards import PICTURES, Shard
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-"""Endings of the pictures that are taken from a folder; a file that is named itself may have any."""
-ROWS = 1024
-"""Rows of a parquet file that are read at once."""
+ROWS = 64
+"""Rows of a table that are read at once: they may hold pictures."""
+MAX_LINE = 2 * MAX_BYTES
+"""Bytes of a line, which may hold a picture in base64."""
 
-Named = tuple[str, "Thing | InputError"]
-"""A thing and what it is called, or why there is none."""
+Source: TypeAlias = "str | os.PathLike[str] | Any"
+"""A path, a pattern, "-", or a dataset of Hugging Face."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A thing, or why there is none, and where it is from.
+
+    Attributes:
+        name: its place: a path, `file:line`, `table:row`, `archive/member`.
+        id: what its source calls it. path: the file that is this thing. metadata: what else the source says of it.
+    """
+
+    name: str
+    thing: Thing
+    id: str | None = None
+    path: Path | None = None
+    metadata: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which columns of rows hold what: the text, the picture, the id; None: none does. A row with a text and a picture is one
+    thing of both. Other columns that hold a text, a number, a truth value or a time are its metadata."""
+
+    text: str | None = "text"
+    image: str | None = "image"
+    id: str | None = "id"
+
+    @classmethod
+    def parse(cls, said: Iterable[str]) -> Columns:
+        """Of words like "text=caption"; a text or an image that is not named is then not taken.
+
+        Raises:
+            LoadError: another form. UnknownName: not text, image or id.
+        """
+        named: dict[str, str | None] = {}
+        for each in said:
+            what, equals, column = each.partition("=")
+            if what not in ("text", "image", "id"):
+                raise UnknownName("part of a thing", what, ("text", "image", "id"))
+            if not equals or not column:
+                raise LoadError(f"a column is said as {what}=NAME, not {each!r}")
+            named[what] = column
+        if "text" in named or "image" in named:
+            named = {"text": None, "image": None, **named}
+        return cls(**named)
 
 
 def read(
-    paths: Iterable[str | os.PathLike[str]], stdin: IO[bytes] | None = None, *, lines: bool = False
-) -> Iterator[Named]:
-    """The things in files, in their order; one that cannot be read is its error, which whoever embeds it raises or reports.
+    sources: Iterable[Source], stdin: IO[bytes] | None = None, *, lines: bool = False, columns: Columns | None = None
+) -> Iterator[Entry]:
+    """The things in sources, in their order, a few at a time; one that cannot be read is its error, which whoever embeds it
+    raises or reports.
 
     Args:
-        paths: a folder gives its pictures and .txt files, all the way down, by their paths; a .txt file is one text; a .jsonl
-            file and "-" hold an item a line, a JSON string or {"text": ..., "image": path, "id": name}; a .parquet file an
-            item a row, in the columns text, image (path, bytes, or what datasets writes) and id; any other file is a picture.
+        sources: a folder gives its pictures and .txt files, all the way down, by their paths; a .txt file is one text; a .jsonl
+            file and "-" hold an item a line, a JSON string or an object; a .parquet file, a folder that `save_to_disk` of
+            datasets wrote and a dataset itself an item a row; a .tar file an item for all files of one name (webdataset), see
+            `Shard`; any other file is a picture. A path with * ? or [ that is no file is a pattern; ** goes all the way down.
         stdin: what "-" reads. lines: each line of a .txt file, and of "-", is one text.
+        columns: of rows; None: text, image and id, those of them that are there. A path of a picture starts from the folder of
+            the file that says it.
 
     Raises:
-        LoadError: a file of many things that is not there.
+        LoadError: a file of many things, or any that a pattern fits, is not there; a table lacks a column that is named.
     """
-    for path in paths:
-        name = os.fsdecode(path)
-        file = Path(name)
-        if name == "-" or file.suffix == ".jsonl" or (lines and file.suffix == ".txt"):
-            plain = lines and file.suffix != ".jsonl"
-            opened = stdin if name == "-" else _opened(file)
-            assert opened is not None, "there is no stdin to read"
-            with opened:
-                yield from _lines(opened, "stdin" if name == "-" else name, plain)
-        elif file.suffix == ".parquet":
-            yield from _rows(file)
-        elif file.is_dir():
-            for inside in sorted(file.rglob("*")):
-                if inside.suffix.lower() in (*PICTURES, ".txt") and not inside.is_dir():
-                    yield _file(inside)
+    for source in sources:
+        if not isinstance(source, (str, os.PathLike)):
+            yield from _dataset(source, columns)
+        elif os.fspath(source) == "-":
+            assert stdin is not None, "there is no stdin to read"
+            yield from _lines(stdin, "stdin", Path(), lines, columns)
         else:
-            yield _file(file)
+            for path in files_of(source):
+                yield from _file(path, lines, columns)
 
 
-def _opened(file: Path) -> IO[bytes]:
+def files_of(path: str | os.PathLike[str]) -> list[Path]:
+    """The one file or folder of that path, or all that a pattern fits, in order.
+
+    Raises:
+        LoadError: it fits none.
+    """
+    whole = Path(os.fsdecode(path))
+    is_pattern = [any(c in part for c in "*?[") for part in whole.parts]
+    if not any(is_pattern) or os.path.lexists(whole):
+        return [whole]
+    fixed = is_pattern.index(True)
+    anchor = Path(*whole.parts[:fixed])
+    fitting = sorted(path for path in anchor.glob(str(Path(*whole.parts[fixed:]))) if not path.is_dir())
+    if not fitting:
+        raise LoadError(f"no such file or folder: {printable(whole)}")
+    return fitting
+
+
+def walk(folder: Path, endings: Sequence[str]) -> Iterator[Path | InputError]:
+    """The files of a folder with one of these endings, all the way down, in the order of their paths; a folder that cannot be
+    looked into is an error. Links to folders are not followed."""
     try:
-        return file.open("rb")
+        with os.scandir(folder) as inside:
+            every = sorted(inside, key=lambda entry: entry.name)
     except OSError as error:
-        raise LoadError(f"{file}: {error.strerror}") from None
+        yield InputError(f"{printable(folder)}: cannot be looked into: {error.strerror}")
+        return
+    for entry in every:
+        path = Path(entry.path)
+        if entry.is_dir(follow_symlinks=False):
+            yield from walk(path, endings)
+        elif path.suffix.lower() in endings and not _is_dir(entry):
+            yield path
 
 
-def _file(file: Path) -> Named:
-    name = os.fsencode(file).decode("utf-8", "backslashreplace")
-    if file.suffix.lower() != ".txt":
-        return name, Image(file)
+def _is_dir(entry: os.DirEntry[str]) -> bool:
     try:
-        return name, file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        return name, InputError(f"{name}: cannot be read as UTF-8 text: {error}")
+        return entry.is_dir()
+    except OSError:  # a link that leads round in a circle
+        return False
 
 
-def _lines(file: IO[bytes], name: str, plain: bool) -> Iterator[Named]:
-    for number, line in enumerate(file, 1):
+def printable(path: str | os.PathLike[str]) -> str:
+    r"""A path as text: bytes of a file name that are no UTF-8 are written \xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+# ---- one file ----------------------------------------------------------------------------------------------------------------
+
+
+def _file(path: Path, lines: bool, columns: Columns | None) -> Iterator[Entry]:
+    if path.is_dir():
+        if (path / "dataset_dict.json").is_file():
+            raise LoadError(f"{printable(path)} holds several splits: name one of its folders")
+        is_dataset = (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
+        yield from _saved(path, columns) if is_dataset else _folder(path)
+    elif path.suffix == ".jsonl" or (lines and path.suffix == ".txt"):
+        try:
+            file = path.open("rb")
+        except OSError as error:
+            raise LoadError(f"{printable(path)}: {error.strerror}") from None
+        with file:
+            yield from _lines(file, printable(path), path.parent, lines and path.suffix == ".txt", columns)
+    elif path.suffix == ".parquet":
+        yield from _parquet(path, columns)
+    elif path.suffix == ".tgz" or ".tar" in path.suffixes[-2:]:
+        yield from _shard(path, columns)
+    else:
+        yield _single(path)
+
+
+def _folder(folder: Path) -> Iterator[Entry]:
+    for inside in walk(folder, (*PICTURES, ".txt")):
+        if isinstance(inside, InputError):
+            yield Entry(inside.reason.partition(":")[0], inside)
+        else:
+            yield _single(inside)
+
+
+def _single(path: Path) -> Entry:
+    name = printable(path)
+    if path.suffix.lower() != ".txt":
+        return Entry(name, Image(path), path=path)
+    try:
+        return Entry(name, read_file(path).decode("utf-8-sig"), path=path)
+    except UnicodeDecodeError as error:
+        return Entry(name, InputError(f"{name}: cannot be read as UTF-8 text: {error}"))
+    except InputError as error:
+        return Entry(name, InputError(f"{name}: {error.reason}"))
+
+
+# ---- lines -------------------------------------------------------------------------------------------------------------------
+
+
+def _lines(file: IO[bytes], name: str, folder: Path, plain: bool, columns: Columns | None) -> Iterator[Entry]:
+    for number, line in enumerate(_bounded(file), 1):
         here = f"{name}:{number}"
-        if plain:
-            try:
-                yield here, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                yield here, InputError(f"cannot be read as UTF-8 text: {error}")
-        elif line.strip():
-            try:
-                yield _from_json(json.loads(line), here)
-            except InputError as error:
-                yield here, error
-            except ValueError as error:
-                yield here, InputError(f"no JSON: {error}")
+        try:
+            if line is None:
+                raise InputError(f"the line is longer than {MAX_LINE // 2**20} MiB")
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            if plain:
+                yield Entry(here, text.rstrip("\r\n"))
+            elif text.strip():
+                yield _of_line(json.loads(text), here, folder, columns)
+        except UnicodeDecodeError as error:
+            yield Entry(here, InputError(f"cannot be read as UTF-8 text: {error}"))
+        except InputError as error:
+            yield Entry(here, error)
+        except (ValueError, RecursionError) as error:
+            yield Entry(here, InputError(f"no JSON: {error}"))
 
 
-def _from_json(value: Any, name: str) -> Named:
+def _bounded(file: IO[bytes]) -> Iterator[bytes | None]:
+    """Lines; None in the place of one that is too long to be held."""
+    while line := file.readline(MAX_LINE):
+        if len(line) < MAX_LINE or line.endswith(b"\n"):
+            yield line
+            continue
+        yield None
+        while line and not line.endswith(b"\n"):
+            line = file.readline(MAX_LINE)
+
+
+def _of_line(value: Any, name: str, folder: Path, columns: Columns | None) -> Entry:
     if isinstance(value, str):
-        return name, value
-    good = isinstance(value, dict) and value and set(value) <= {"text", "image", "id"}
-    if not good or not all(isinstance(part, str) for part in value.values()):
+        return Entry(name, value)
+    if not isinstance(value, dict):
         raise InputError('a line is a JSON string, or an object with "text" and / or "image", the path of a picture')
-    name = value.pop("id", name)
-    return name, _thing(value)
+    return _of_row(value, name, folder, columns or Columns())
 
 
-def _rows(file: Path) -> Iterator[Named]:
+# ---- tables ------------------------------------------------------------------------------------------------------------------
+
+
+def _parquet(path: Path, columns: Columns | None) -> Iterator[Entry]:
+    pa = _pyarrow()
+    import pyarrow.parquet as pq
+
+    if not path.exists():
+        raise LoadError(f"{printable(path)}: no such file")
     try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        file = pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        yield _unreadable(path, f"no parquet file that can be read: {error}")
+        return
+    with file:
+        taken = _taken(file.schema_arrow, printable(path), columns or Columns(), asked=columns is not None)
+        groups = range(file.num_row_groups)  # one after the other, else it reads all of them ahead
+        batches = (b for group in groups for b in file.iter_batches(ROWS, row_groups=[group], columns=taken))
+        yield from _of_batches(batches, printable(path), path.parent, columns or Columns())
+
+
+def _saved(folder: Path, columns: Columns | None) -> Iterator[Entry]:
+    """A folder that `save_to_disk` of datasets wrote: Arrow streams, whose names are in state.json."""
+    pa = _pyarrow()
+    number = 0
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        files = [folder / Path(file["filename"]).name for file in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LoadError(f"{printable(folder)}/state.json cannot be read: {error!r}") from None
+    for file in files:
+        try:
+            with pa.memory_map(str(file)) as mapped, pa.ipc.open_stream(mapped) as stream:
+                taken = _taken(stream.schema, printable(folder), columns or Columns(), asked=columns is not None)
+                parts = (part.select(taken) for batch in stream for part in _sliced(batch))
+                for entry in _of_batches(parts, printable(folder), folder, columns or Columns(), number):
+                    number += 1
+                    yield entry
+        except (OSError, pa.ArrowException) as error:
+            yield _unreadable(file, f"no Arrow stream that can be read: {error}")
+
+
+def _dataset(dataset: Any, columns: Columns | None) -> Iterator[Entry]:
+    """A `Dataset` or `IterableDataset` of datasets, as Arrow, in which pictures are not decoded."""
+    if not (hasattr(dataset, "with_format") and hasattr(dataset, "features")):
+        raise LoadError(f"a {type(dataset).__name__} is neither a path nor a dataset of Hugging Face with one split")
+    pa = _pyarrow()
+    name = f"{type(dataset).__name__.lower()} {getattr(dataset, 'split', None) or ''}".strip()
+    taken: list[str] | None = None
+    number = 0
+    for table in dataset.with_format("arrow").iter(batch_size=ROWS):
+        whole = pa.table(table)
+        if taken is None:
+            taken = _taken(whole.schema, name, columns or Columns(), asked=columns is not None)
+        for entry in _of_batches(whole.select(taken).to_batches(), name, Path(), columns or Columns(), number):
+            number += 1
+            yield entry
+
+
+def _sliced(batch: Any) -> Iterator[Any]:
+    for first in range(0, batch.num_rows, ROWS):
+        yield batch.slice(first, ROWS)
+
+
+def _taken(schema: Any, name: str, columns: Columns, *, asked: bool) -> list[str]:
+    """The columns of a table that are read: those that are named, and those that can be metadata.
+
+    Raises:
+        LoadError: there is no text and no image, or one that is asked for is not there.
+    """
+    import pyarrow.types as kinds
+
+    known = schema.names
+    items = [column for column in (columns.text, columns.image) if column is not None]
+    missing = [column for column in items if column not in known]
+    if len(missing) == len(items) or (asked and missing):
+        raise LoadError(f"{name}: {UnknownName('column', (missing or ['text'])[0], known)}")
+    plain = (
+        kinds.is_string, kinds.is_large_string, kinds.is_integer, kinds.is_floating, kinds.is_boolean,
+        kinds.is_timestamp, kinds.is_date,
+    )  # fmt: skip
+    own = {columns.text, columns.image, columns.id}
+    return [field.name for field in schema if field.name in own or any(is_kind(field.type) for is_kind in plain)]
+
+
+def _of_batches(batches: Iterable[Any], name: str, folder: Path, columns: Columns, first: int = 0) -> Iterator[Entry]:
+    """Rows of Arrow batches; where they cannot be read any further, an error in their place."""
+    number = first
+    try:
+        for batch in batches:
+            for row in batch.to_pylist():
+                try:
+                    yield _of_row(row, f"{name}:{number}", folder, columns)
+                except InputError as error:
+                    yield Entry(f"{name}:{number}", error)
+                number += 1
+    except (OSError, _pyarrow().ArrowException) as error:
+        yield Entry(name, InputError(f"{name}: breaks off after {number} rows: {error}"))
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
     except ImportError as error:
         raise MissingExtra("pyarrow", "search") from error
+    return pyarrow
+
+
+def _unreadable(path: Path, reason: str) -> Entry:
+    return Entry(printable(path), InputError(f"{printable(path)}: {reason}"))
+
+
+# ---- archives ----------------------------------------------------------------------------------------------------------------
+
+
+def _shard(path: Path, columns: Columns | None) -> Iterator[Entry]:
+    if not path.exists():
+        raise LoadError(f"{printable(path)}: no such file")
+    name, asked = printable(path), columns or Columns()
     try:
-        table = pq.ParquetFile(file)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise LoadError(f"{file} is no parquet file that can be read: {error}") from None
-    with table:
-        columns = [column for column in ("id", "text", "image") if column in table.schema_arrow.names]
-        if not {"text", "image"} & set(columns):
-            raise LoadError(f"{file} has no column text or image; it has {', '.join(table.schema_arrow.names)}")
-        number = 0
-        for batch in table.iter_batches(batch_size=ROWS, columns=columns):
-            for row in batch.to_pylist():
-                given = row.pop("id", None)
-                name = f"{file}:{number}" if given is None else str(given)
-                number += 1
-                try:
-                    yield name, _thing({key: value for key, value in row.items() if value is not None})
-                except InputError as error:
-                    yield name, error
+        shard = Shard(path)
+    except LoadError as error:
+        yield Entry(name, InputError(str(error)))
+        return
+    wanted = {column for column in (asked.text, asked.image, asked.id, "json.", "cls", "score") if column is not None}
+    for number, inside in enumerate(shard.names):
+        here = f"{name}/{printable(inside)}"
+        try:
+            row = shard.read(number, wanted)
+            kept = {column: value for column, value in row.items() if column in wanted or column.startswith("json.")}
+            yield _of_row(kept, here, path.parent, asked)
+        except InputError as error:
+            yield Entry(here, error)
+    if shard.broken:
+        yield Entry(name, InputError(f"{name}: {shard.broken}"))
 
 
-def _thing(parts: Mapping[str, Any]) -> Thing:
-    """Text, picture or both, of what a line or a row says of them."""
+# ---- rows --------------------------------------------------------------------------------------------------------------------
+
+
+def _of_row(row: Mapping[str, Any], name: str, folder: Path, columns: Columns) -> Entry:
+    """The thing of one row, by its columns.
+
+    Raises:
+        InputError: it has neither a text nor a picture, or one of another type.
+    """
+    parts: dict[str, Thing] = {}
+    text = None if columns.text is None else row.get(columns.text)
+    image = None if columns.image is None else row.get(columns.image)
+    if text is not None:
+        if not isinstance(text, str):
+            raise InputError(f"{columns.text!r} holds {text!r:.60}, and a text is wanted")
+        parts["text"] = text
+    if isinstance(image, Mapping):  # as datasets writes a picture
+        image = image.get("bytes") or image.get("path")
+    if image is not None:
+        parts["image"] = _picture(image, folder)
     if not parts:
-        raise InputError("it has neither a text nor an image")
-    thing: dict[str, Thing] = {}
-    for key, value in parts.items():
-        if key == "image" and isinstance(value, Mapping):  # as datasets writes a picture
-            value = value.get("bytes") or value.get("path")
-        thing[key] = Image(value) if key == "image" else value
-    return thing["text"] if thing.keys() == {"text"} else thing
+        wanted = " nor ".join(repr(column) for column in (columns.text, columns.image) if column is not None)
+        raise InputError(f"it has neither {wanted}; it has {', '.join(map(repr, row)) or 'nothing'}")
+    given = None if columns.id is None else row.get(columns.id)
+    if isinstance(given, bool) or not isinstance(given, (str, int, type(None))):
+        raise InputError(f"an id is a text or a whole number, not {given!r:.60}")
+    own = {columns.text, columns.image, columns.id}
+    rest = {key.removeprefix("json."): value for key, value in row.items() if key not in own and value is not None}
+    metadata = {key: told for key, value in rest.items() if (told := _told(value)) is not None}
+    thing = parts["text"] if parts.keys() == {"text"} else parts
+    return Entry(name, thing, None if given is None else str(given), None, metadata or None)
+
+
+def _picture(value: Any, folder: Path) -> Image:
+    if isinstance(value, str) and value[:5].lower() != "data:" and "://" not in value:
+        return Image(folder / value)
+    if not isinstance(value, (str, bytes)):
+        raise InputError(f"a picture is a path, a data URI or bytes, not {value!r:.60}")
+    return Image(value)
+
+
+def _told(value: Any) -> Any:
+    """A value as metadata, which JSON can hold; None: it is none."""
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, (str, bool, int, list, dict)) else None

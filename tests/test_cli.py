@@ -127,7 +127,7 @@ def test_embed_reads_standard_input(model):
     assert done.returncode == 3
     assert len(lines[0]["vector"]) == 16
     assert "no JSON" in lines[1]["error"]
-    assert '"text"' in lines[2]["error"]
+    assert "neither 'text' nor 'image'" in lines[2]["error"]
 
 
 def test_a_bad_item_ends_embed_with_one_line_unless_it_is_skipped(run, model, tmp_path):

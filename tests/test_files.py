@@ -1,4 +1,4 @@
-"""Files of vectors: every format, kills at any point, other models and things, two writers; and where things come from."""
+"""Files of vectors: every format, kills at any point, other models and things, two writers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 
 from mmembed import Image, Report, walk
-from mmembed.errors import FingerprintMismatch, InputError, LoadError, SpecError, StoreError, UnknownName
+from mmembed.errors import FingerprintMismatch, InputError, SpecError, StoreError, UnknownName
 from mmembed.files import SINKS, Block, VectorFile, chained
-from mmembed.sources import read
 from mmembed.testing import tiny_embedder
 
 from .conftest import picture
@@ -271,46 +270,3 @@ def test_a_writer_that_is_killed_again_and_again_loses_no_row_and_doubles_none(t
     rows, said, seconds = check_killed(tmp_path / f"vectors{ending}", 4000, 12, 1)
     print(ending, rows, said.strip(), f"{seconds:.0f} s")
     assert len(set(rows)) > 4, "kills fell at different points"
-
-
-# ---- where things come from ------------------------------------------------------------------------------------------
-
-
-def test_things_are_read_from_folders_lines_and_tables(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    folder = tmp_path / "folder/inside"
-    folder.mkdir(parents=True)
-    (folder / "a.txt").write_text("eins\nzwei\n", encoding="utf-8")
-    (folder / "b.PNG").write_bytes(b"")
-    (folder / "c.dat").write_bytes(b"")
-    (folder / "d.txt").write_bytes(b"\xff")
-    lines = tmp_path / "items.jsonl"
-    lines.write_text('"x"\n\n{"text": "y", "image": "p.png", "id": "mine"}\nno\n{"txt": 1}\n', encoding="utf-8")
-    table = tmp_path / "t.parquet"
-    rows = [
-        {"id": "1", "text": "one", "image": None, "more": 0},
-        {"id": "2", "text": None, "image": {"bytes": b"png", "path": None}, "more": 0},
-        {"id": "3", "text": None, "image": None, "more": 0},
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), table)
-    found = list(read([tmp_path / "folder", lines, table, tmp_path / "p.bin"]))
-    names = [name.removeprefix(f"{tmp_path}{os.sep}") for name, _ in found]
-    assert names == [
-        *(f"folder{os.sep}inside{os.sep}{name}" for name in ("a.txt", "b.PNG", "d.txt")),
-        *("items.jsonl:1", "mine", "items.jsonl:4", "items.jsonl:5", "1", "2", "3", "p.bin"),
-    ]
-    things = [thing for _, thing in found]
-    assert things[0] == "eins\nzwei\n"
-    assert things[3] == "x"
-    assert things[4]["text"] == "y"
-    assert things[4]["image"].source == "p.png"
-    assert things[7] == "one"
-    assert things[8]["image"].source == b"png"
-    assert [k for k, thing in enumerate(things) if isinstance(thing, InputError)] == [2, 5, 6, 9]
-    whole = [thing for _, thing in read([folder / "a.txt"], lines=True)]
-    assert whole == ["eins", "zwei"]
-    for missing in ("none.jsonl", "none.parquet"):
-        with pytest.raises(LoadError, match=missing):
-            list(read([tmp_path / missing]))

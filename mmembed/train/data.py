@@ -17,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..embedder import PROMPTS
-from ..errors import InputError, MissingExtra, SpecError, UnknownName
+from ..errors import InputError, LoadError, MissingExtra, SpecError, UnknownName
 from ..images import Image
 from ..inputs import Item, Text
 from ..registry import Registry
+from ..shards import PICTURES, Shard
+from ..sources import files_of, walk
 from ..spec import ModelSpec
 
 sources: Registry[Callable[..., Any]] = Registry("kind of data")
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 TOGETHER = 65536
 """Rows of a blocked file that are shuffled together."""
 
@@ -168,20 +169,23 @@ class Source:
         Raises:
             SpecError: no such file, no row, or columns that are not there.
         """
-        files = _files(folder / Path(self.path).expanduser())
-        if not files:
-            raise SpecError(f"{folder / self.path}: no such file or folder")
-        rows = self.rows(files)
+        try:
+            files = files_of(folder / Path(self.path).expanduser())
+            if not files[0].exists():
+                raise LoadError(f"{files[0]}: no such file or folder")
+            rows = self.rows(files)
+        except LoadError as error:
+            raise SpecError(str(error)) from None
         if not len(rows):
             raise SpecError(f"{folder / self.path} holds no rows")
         for column in self.columns.names:
             if rows.names and column not in rows.names:
                 raise SpecError(str(UnknownName(f"column of {folder / self.path}", column, rows.names)))
         at = folder / self.images if self.images is not None else files[0] if files[0].is_dir() else files[0].parent
-        found = Examples(name, self, rows, at)
+        examples = Examples(name, self, rows, at)
         if self.mined is not None:
-            found.mined = _mined(folder / self.mined, len(found))
-        return found
+            examples.mined = _mined(folder / self.mined, len(examples))
+        return examples
 
 
 class Examples:
@@ -334,16 +338,6 @@ def _mined(path: Path, rows: int) -> dict[int, list[int]]:
     return found
 
 
-def _files(path: Path) -> list[Path]:
-    """The file or folder of that path, or all that a pattern with * fits, in order."""
-    if path.exists():
-        return [path]
-    if "*" not in str(path):
-        return []
-    anchor = next(parent for parent in path.parents if "*" not in str(parent))
-    return sorted(anchor.glob(str(path.relative_to(anchor))))
-
-
 # ---- kinds -----------------------------------------------------------------------------------------------------------
 
 
@@ -479,7 +473,11 @@ class _Pictures:
     names: Sequence[str] = ("image", "folder", "stem", "text")
 
     def __init__(self, folders: Sequence[Path]):
-        self._paths = [p for folder in folders for p in sorted(folder.rglob("*")) if p.suffix.lower() in PICTURES]
+        self._paths: list[Path] = []
+        for path in (path for folder in folders for path in walk(folder, PICTURES)):
+            if isinstance(path, InputError):
+                raise SpecError(path.reason)
+            self._paths.append(path)
         self.blocks = [len(self._paths)]
 
     def __len__(self) -> int:
@@ -501,65 +499,31 @@ class _Pictures:
 @dataclass(frozen=True, kw_only=True)
 class Tar(Source):
     """Tar files in the layout of webdataset: files of one name and several endings are a row. Columns are the endings (`jpg`,
-    `txt`, `json`), `image` for the ending of any picture, and `json.KEY` for what the JSON file says.
+    `txt`, `cls`), `image` and `text` for the ending of any picture and any text, and `json.KEY` for what the JSON file says.
 
     Headers are read once when it is opened; then a row is read where it lies."""
 
     def rows(self, files: Sequence[Path]) -> Rows:
-        return _Tar(files)
+        return _Tar(files, self.columns.names)
 
 
 class _Tar:
     names: Sequence[str] = ()
 
-    def __init__(self, files: Sequence[Path]):
-        import tarfile
-
-        self._files = files
-        self._members: list[tuple[int, dict[str, tuple[int, int]]]] = []
-        self.blocks = []
-        for which, path in enumerate(files):
-            of_name: dict[str, dict[str, tuple[int, int]]] = {}
-            try:
-                with tarfile.open(path, "r:") as tar:
-                    for member in tar:
-                        folder, _, base = member.name.rpartition("/")
-                        stem, _, ending = base.partition(".")
-                        if member.isfile() and ending:
-                            of_name.setdefault(f"{folder}/{stem}", {})[ending.lower()] = member.offset_data, member.size
-            except (tarfile.TarError, OSError) as error:
-                raise SpecError(f"{path}: no whole tar file without compression: {error}") from None
-            self._members += [(which, parts) for parts in of_name.values()]
-            self.blocks.append(len(of_name))
+    def __init__(self, files: Sequence[Path], columns: Sequence[str]):
+        self._shards = [Shard(file) for file in files]
+        for shard in self._shards:
+            if shard.broken:
+                raise SpecError(f"{shard.path}: {shard.broken}")
+        self._columns = columns
+        self.blocks = [len(shard) for shard in self._shards]
 
     def __len__(self) -> int:
-        return len(self._members)
+        return sum(self.blocks)
 
     def __getitem__(self, row: int) -> Mapping[str, Any]:
-        which, parts = self._members[row]
-        found: dict[str, Any] = {}
-        with self._files[which].open("rb") as file:
-            for ending, (offset, size) in parts.items():
-                file.seek(offset)
-                found |= _member(ending, file.read(size))
-        return found
-
-
-def _member(ending: str, data: bytes) -> dict[str, Any]:
-    """The columns that one file of a webdataset row gives."""
-    if f".{ending}" in PICTURES:
-        return {ending: data, "image": data}
-    try:
-        if ending == "json":
-            values = json.loads(data)
-            return {f"json.{key}": value for key, value in values.items()} if isinstance(values, dict) else {}
-        if ending in ("txt", "text", "caption"):
-            return {ending: data.decode("utf-8").strip()}
-        if ending in ("cls", "score"):
-            return {ending: float(data)}
-    except ValueError as error:
-        raise InputError(f"its .{ending} cannot be read: {error}") from None
-    return {ending: data}
+        which, place = _place(self.blocks, row)
+        return self._shards[which].read(place, self._columns)
 
 
 @sources.register("datasets")

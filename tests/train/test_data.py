@@ -137,7 +137,7 @@ def test_files_that_hold_nothing_to_learn_from_are_told(tmp_path):
         (Jsonl(path="*.lines", columns=TEXTS), "no such file"),
         (ImageFolder(path="folder", columns=image), "holds no rows"),
         (Parquet(path="no.parquet", columns=TEXTS), "no parquet file"),
-        (Tar(path="no.tar", columns=TEXTS), "no whole tar file"),
+        (Tar(path="no.tar", columns=TEXTS), "no tar file without compression"),
     ):
         with pytest.raises(SpecError, match=said):
             source.open("x", tmp_path)
