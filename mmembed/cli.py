@@ -252,6 +252,7 @@ def index() -> None:
 @index.command("add")
 @click.argument("index", metavar="INDEX")
 @click.argument("paths", nargs=-1, required=True)
+@column_option
 @click.option("--truncate-dim", type=click.IntRange(min=1), help="Numbers of a vector, for a new index.")
 @on_error_option
 @model_option
@@ -260,56 +261,34 @@ def index() -> None:
 def index_add(
     index: str,
     paths: tuple[str, ...],
+    columns: tuple[str, ...],
     truncate_dim: int | None,
-    on_error: str | None,
+    on_error: Literal["raise", "skip"] | None,
     model: str | None,
     device: str | None,
     as_json: bool,
 ) -> int:
     """Add PATHS to INDEX, which is made if need be.
 
-    A folder gives its pictures and .txt files, all the way down; a .jsonl file and - (stdin) an item a line, as in
-    `embed`; another file is a picture, or one text if it ends in .txt. What is in the index already stays as it is.
+    They are those of `embed`: folders, patterns, .txt, .jsonl, .parquet, folders of datasets' save_to_disk, .tar of webdataset,
+    - (stdin), pictures. Rows keep their id, and their other columns as metadata. What is in the index already stays as it is.
     """
-    from .search.adding import AddReport, Skipped
     from .search.index import Index
     from .search.table import exists
     from .sources import read
 
+    named = _columns(columns)
     if exists(index):
         if truncate_dim is not None:
             raise click.UsageError(f"{index} exists: --truncate-dim is for a new index")
         opened = _open(index, model, device)
     else:
         opened = Index.create(index, _load(model, device), truncate_dim=truncate_dim)
-    options: dict[str, Any] = {"on_error": on_error or "skip", "show_progress_bar": _watched()}
-    total = AddReport()
-
-    def tell(report: AddReport) -> None:
-        total.added += report.added
-        total.replaced += report.replaced
-        total.unchanged += report.unchanged
-        total.skipped += report.skipped
-        total.truncated += report.truncated
-
-    for path in paths:
-        if path == "-" or path.endswith((".jsonl", ".parquet")):
-            named = [*read([path], sys.stdin.buffer)]
-            bad = [
-                Skipped(row, entry.name, entry.thing.reason)
-                for row, entry in enumerate(named)
-                if isinstance(entry.thing, InputError)
-            ]
-            if bad and options["on_error"] == "raise":
-                raise InputError(f"{bad[0].name}: {bad[0].reason}", bad[0].row)
-            total.skipped += bad
-            tell(opened.add([entry.thing for entry in named if not isinstance(entry.thing, InputError)], **options))
-        elif Path(path).is_dir():
-            tell(opened.add_folder(path, **options))
-        else:
-            tell(opened.add_files([path], **options))
-    _print_added(total, len(opened), as_json)
-    return SOME_FAILED if total.skipped else 0
+    report = opened.add_entries(
+        read(paths, sys.stdin.buffer, columns=named), on_error=on_error or "skip", show_progress_bar=_watched()
+    )
+    _print_added(report, len(opened), as_json)
+    return SOME_FAILED if report.skipped else 0
 
 
 def _print_added(report: AddReport, items: int, as_json: bool) -> None:

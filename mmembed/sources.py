@@ -185,9 +185,13 @@ def _single(path: Path) -> Entry:
     try:
         return Entry(name, read_file(path).decode("utf-8-sig"), path=path)
     except UnicodeDecodeError as error:
-        return Entry(name, InputError(f"{name}: cannot be read as UTF-8 text: {error}"))
+        return _bad(name, f"cannot be read as UTF-8 text: {error}")
     except InputError as error:
-        return Entry(name, InputError(f"{name}: {error.reason}"))
+        return _bad(name, error.reason)
+
+
+def _bad(name: str, reason: str) -> Entry:
+    return Entry(name, InputError(f"{name}: {reason}"))
 
 
 # ---- lines -------------------------------------------------------------------------------------------------------------------
@@ -205,11 +209,11 @@ def _lines(file: IO[bytes], name: str, folder: Path, plain: bool, columns: Colum
             elif text.strip():
                 yield _of_line(json.loads(text), here, folder, columns)
         except UnicodeDecodeError as error:
-            yield Entry(here, InputError(f"cannot be read as UTF-8 text: {error}"))
+            yield _bad(here, f"cannot be read as UTF-8 text: {error}")
         except InputError as error:
-            yield Entry(here, error)
+            yield _bad(here, error.reason)
         except (ValueError, RecursionError) as error:
-            yield Entry(here, InputError(f"no JSON: {error}"))
+            yield _bad(here, f"no JSON: {error}")
 
 
 def _bounded(file: IO[bytes]) -> Iterator[bytes | None]:
@@ -243,7 +247,7 @@ def _parquet(path: Path, columns: Columns | None) -> Iterator[Entry]:
     try:
         file = pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
-        yield _unreadable(path, f"no parquet file that can be read: {error}")
+        yield _bad(printable(path), f"no parquet file that can be read: {error}")
         return
     with file:
         taken = _taken(file.schema_arrow, printable(path), columns or Columns(), asked=columns is not None)
@@ -270,7 +274,7 @@ def _saved(folder: Path, columns: Columns | None) -> Iterator[Entry]:
                     number += 1
                     yield entry
         except (OSError, pa.ArrowException) as error:
-            yield _unreadable(file, f"no Arrow stream that can be read: {error}")
+            yield _bad(printable(file), f"no Arrow stream that can be read: {error}")
 
 
 def _dataset(dataset: Any, columns: Columns | None) -> Iterator[Entry]:
@@ -325,10 +329,10 @@ def _of_batches(batches: Iterable[Any], name: str, folder: Path, columns: Column
                 try:
                     yield _of_row(row, f"{name}:{number}", folder, columns)
                 except InputError as error:
-                    yield Entry(f"{name}:{number}", error)
+                    yield _bad(f"{name}:{number}", error.reason)
                 number += 1
     except (OSError, _pyarrow().ArrowException) as error:
-        yield Entry(name, InputError(f"{name}: breaks off after {number} rows: {error}"))
+        yield _bad(name, f"breaks off after {number} rows: {error}")
 
 
 def _pyarrow() -> Any:
@@ -337,10 +341,6 @@ def _pyarrow() -> Any:
     except ImportError as error:
         raise MissingExtra("pyarrow", "search") from error
     return pyarrow
-
-
-def _unreadable(path: Path, reason: str) -> Entry:
-    return Entry(printable(path), InputError(f"{printable(path)}: {reason}"))
 
 
 # ---- archives ----------------------------------------------------------------------------------------------------------------
@@ -363,9 +363,9 @@ def _shard(path: Path, columns: Columns | None) -> Iterator[Entry]:
             kept = {column: value for column, value in row.items() if column in wanted or column.startswith("json.")}
             yield _of_row(kept, here, path.parent, asked)
         except InputError as error:
-            yield Entry(here, error)
+            yield _bad(here, error.reason)
     if shard.broken:
-        yield Entry(name, InputError(f"{name}: {shard.broken}"))
+        yield _bad(name, shard.broken)
 
 
 # ---- rows --------------------------------------------------------------------------------------------------------------------

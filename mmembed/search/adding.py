@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from ..errors import InputError, UnknownName
 from ..inputs import Thing
-from .rows import Given, Row, name_of, read_row
+from ..sources import Entry
+from .rows import Row, read_row
 from .table import Table, among
 
 if TYPE_CHECKING:
@@ -50,13 +51,13 @@ class AddReport:
 def add(
     table: Table,
     embedder: Embedder,
-    things: Iterable[Given],
+    entries: Iterable[Entry],
     *,
     total: int | None,
     on_error: OnError,
     show_progress_bar: bool,
 ) -> AddReport:
-    """Embed what is new among things and keep it. An error or a kill loses no chunk that was written."""
+    """Embed what is new among entries and keep it. An error or a kill loses no chunk that was written."""
     from tqdm.auto import tqdm
 
     if on_error not in ("raise", "skip"):
@@ -64,14 +65,14 @@ def add(
     report = AddReport()
     chunk, chunks = Chunk(), 0
     with tqdm(total=total, desc="adding", unit="item", disable=not show_progress_bar) as bar:
-        for number, given in enumerate(things):
+        for number, entry in enumerate(entries):
             try:
-                row = read_row(number, *given)
+                row = read_row(number, entry)
             except InputError as error:
                 if on_error == "raise":
                     error.item = number
                     raise
-                report.skipped.append(Skipped(number, name_of(given), error.reason))
+                report.skipped.append(Skipped(number, entry.name, error.reason))
                 bar.update()
                 continue
             if not chunk.takes(row):

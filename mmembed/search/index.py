@@ -5,20 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import FingerprintMismatch, InputError, StoreError, UnknownName
-from ..inputs import Thing, to_item
-from ..sources import PICTURES
+from ..inputs import Thing
+from ..sources import Columns, Entry, Source, read
 from .adding import AddReport, OnError, add
 from .background import SAMPLE, Background
 from .hits import Hit, Hits
 from .plane import plane
-from .rows import File, Given, said, together
+from .rows import described, together
 from .table import Table, among, quoted, unit
 
 if TYPE_CHECKING:
@@ -140,40 +140,46 @@ class Index:
         if isinstance(things, (str, Mapping)) or not isinstance(things, Iterable):
             raise InputError(f"add takes many things; one {type(things).__name__} goes in a list")
         total = len(things) if isinstance(things, Sized) else None
-        given = ((*entry, None) for entry in together(things, ids, metadata))
-        return self._add(given, total, on_error, show_progress_bar)
+        return self._add(together(things, ids, metadata), total, on_error, show_progress_bar)
 
     def add_folder(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        pattern: str = "**/*",
-        on_error: OnError = "skip",
-        show_progress_bar: bool = False,
+        self, folder: str | os.PathLike[str], *, on_error: OnError = "skip", show_progress_bar: bool = False
     ) -> AddReport:
-        """Add the pictures of a folder and its .txt files, each one text, in the order of their paths.
+        """Add the pictures of a folder and its .txt files, each one text, all the way down, in the order of their paths.
 
         Other files are passed over. A file that cannot be read or embedded is reported by its path.
 
         Raises:
             StoreError: `folder` is no folder.
         """
-        root = Path(folder)
-        if not root.is_dir():
+        if not Path(folder).is_dir():
             raise StoreError(f"{folder} is no folder")
-        files = [f for f in sorted(root.glob(pattern)) if f.suffix.lower() in (*PICTURES, ".txt") and not f.is_dir()]
-        return self.add_files(files, on_error=on_error, show_progress_bar=show_progress_bar)
+        return self.add_files([folder], on_error=on_error, show_progress_bar=show_progress_bar)
 
     def add_files(
         self,
-        files: Sequence[str | os.PathLike[str]],
+        sources: Iterable[Source],
         *,
+        columns: Columns | None = None,
         on_error: OnError = "skip",
         show_progress_bar: bool = False,
     ) -> AddReport:
-        """Add files: a name that ends in .txt is one text in UTF-8, any other a picture."""
-        rows = ((File(Path(f)), None, None, Path(f)) for f in files)
-        return self._add(rows, len(files), on_error, show_progress_bar)
+        """Add what is in files: folders, patterns, .txt, .jsonl, .parquet, webdataset tars, datasets of Hugging Face; any other
+        file is a picture. See `mmembed.sources.read`. Rows keep their id, and their other columns as metadata.
+
+        Args:
+            columns: of rows, which column holds what: `Columns(text="caption")`.
+
+        Raises:
+            LoadError: a file of many things that is not there, or a column that is in none of its rows.
+        """
+        return self.add_entries(read(sources, columns=columns), on_error=on_error, show_progress_bar=show_progress_bar)
+
+    def add_entries(
+        self, entries: Iterable[Entry], *, on_error: OnError = "skip", show_progress_bar: bool = False
+    ) -> AddReport:
+        """Add what `mmembed.sources.read` gives, or what a caller makes like it: things with their places, ids and metadata."""
+        return self._add(entries, None, on_error, show_progress_bar)
 
     def remove(self, ids: Iterable[str]) -> int:
         """Take items out by id; an id that is not there is passed over. Returns how many were there."""
@@ -197,7 +203,7 @@ class Index:
             UnknownName: no such modality.
             StoreError: the index was opened without an embedder.
         """
-        asked = query if isinstance(query, str) else " + ".join(map(said, to_item(query)))
+        asked = query if isinstance(query, str) else described(query)
         _check_asked(k, modality)
         vector = self._encoder().encode_query([query], truncate_dim=self.dimension)[0]
         return self.nearest(vector, k=k, modality=modality, balanced=balanced, query=asked)
@@ -303,9 +309,11 @@ class Index:
         found = self._table.read(columns, among([name]))
         return Hit(0, 0.0, metadata=json.loads(found[0].pop("metadata")), **found[0]) if found else None
 
-    def _add(self, things: Iterable[Given], total: int | None, on_error: OnError, show_progress_bar: bool) -> AddReport:
+    def _add(
+        self, entries: Iterable[Entry], total: int | None, on_error: OnError, show_progress_bar: bool
+    ) -> AddReport:
         embedder = self._encoder()
-        return add(self._table, embedder, things, total=total, on_error=on_error, show_progress_bar=show_progress_bar)
+        return add(self._table, embedder, entries, total=total, on_error=on_error, show_progress_bar=show_progress_bar)
 
     def _encoder(self) -> Embedder:
         if self.embedder is None:

@@ -17,27 +17,10 @@ import numpy as np
 from ..errors import InputError, StoreError
 from ..images import Image, open_image
 from ..inputs import Item, Text, Thing, modality, to_item
+from ..sources import Entry, printable
 
 THUMBNAIL = 128
 """Longer side, in pixels, of the picture kept of a picture, so that hits show without their source."""
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """A file that is read when its turn comes."""
-
-    path: Path
-
-    def read(self) -> Thing:
-        if self.path.suffix.lower() != ".txt":
-            return Image(self.path)
-        try:
-            return Text(self.path.read_text(encoding="utf-8-sig"))
-        except (OSError, UnicodeDecodeError, ValueError) as error:
-            raise InputError(f"{printable(self.path)}: cannot be read as UTF-8 text: {error}") from error
-
-
-Given = tuple["Thing | File", "str | None", "Mapping[str, Any] | None", "Path | None"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +55,9 @@ class Row:
         }
 
 
-def read_row(
-    number: int, given: Thing | File, name: str | None, metadata: Mapping[str, Any] | None, path: Path | None
-) -> Row:
-    item = to_item(given.read() if isinstance(given, File) else given)
+def read_row(number: int, entry: Entry) -> Row:
+    """Raises: InputError: there is no such thing, or its id or metadata is no such."""
+    item, name, path = to_item(entry.thing), entry.id, entry.path
     digest = hashlib.sha256()
     parts: list[Text | Image] = []
     texts: list[str] = []
@@ -94,7 +76,7 @@ def read_row(
         pixels += rgb.shape[0] * rgb.shape[1]
         parts.append(Image(rgb))
         source = part.source
-        if path is None and not part.allow_url and (isinstance(source, os.PathLike) or _is_path(source)):
+        if path is None and not part.allow_url and _is_path(source):
             path = Path(source)  # type: ignore[arg-type]
     content = digest.hexdigest()
     if name is not None and (not isinstance(name, str) or not name):
@@ -103,20 +85,20 @@ def read_row(
         _utf8(name)
     return Row(
         number=number,
-        name=name_of((given, name, metadata, path)),
+        name=entry.name,
         item=tuple(parts),
         id=content if name is None else name,
         content=content,
         text="\n".join(texts) if texts else None,
         path=None if path is None else printable(path.absolute()),
         thumbnail=thumbnail,
-        metadata=None if metadata is None else _json(metadata),
+        metadata=None if entry.metadata is None else _json(entry.metadata),
         pixels=pixels,
     )
 
 
 def _is_path(source: object) -> bool:
-    return isinstance(source, str) and source[:5].lower() != "data:"
+    return isinstance(source, os.PathLike) or (isinstance(source, str) and source[:5].lower() != "data:")
 
 
 def _utf8(text: str) -> bytes:
@@ -143,12 +125,8 @@ def _thumbnail(rgb: np.ndarray) -> bytes:
     return data.getvalue()
 
 
-def name_of(given: Given) -> str:
-    thing, name, _, path = given
-    if name is not None:
-        return str(name)
-    if path is not None or isinstance(thing, File):
-        return printable(path or thing.path)  # type: ignore[union-attr]
+def described(thing: Thing) -> str:
+    """What a thing is, in a few words."""
     try:
         return " + ".join(map(said, to_item(thing)))
     except InputError:
@@ -161,24 +139,19 @@ def said(part: Text | Image) -> str:
     return part.text if len(part.text) <= 60 else part.text[:59] + "…"
 
 
-def printable(path: Path) -> str:
-    """A path as text: bytes of a file name that are no UTF-8 are written \\xNN."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
 def together(
     things: Iterable[Thing], ids: Iterable[str] | None, metadata: Iterable[Mapping[str, Any]] | None
-) -> Iterator[tuple[Thing, Any, Any]]:
+) -> Iterator[Entry]:
     """Things with their ids and metadata, one each."""
-    end = object()
-    named = repeat(None) if ids is None else chain(_not_one_text(ids, "ids"), repeat(end))
-    said = repeat(None) if metadata is None else chain(metadata, repeat(end))
+    end: Any = object()
+    named: Iterator[Any] = repeat(None) if ids is None else chain(_not_one_text(ids, "ids"), repeat(end))
+    said: Iterator[Any] = repeat(None) if metadata is None else chain(metadata, repeat(end))
     count = 0
     for thing, name, extra in zip(things, named, said, strict=False):
         if name is end or extra is end:
             raise StoreError(f"{count} {'ids' if name is end else 'metadata'} were given, and there are more things")
         count += 1
-        yield thing, name, extra
+        yield Entry(described(thing) if name is None else str(name), thing, name, metadata=extra)
     for rest, what in ((named, "ids"), (said, "metadata")):
         if isinstance(rest, chain) and next(rest) is not end:
             raise StoreError(f"more {what} were given than the {count} things")

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import tarfile
 
 import numpy as np
 import PIL.Image
@@ -223,6 +224,36 @@ def test_a_folder_gives_its_pictures_and_texts_in_order_and_says_what_it_left_ou
     assert index.search(picture(1))[0].path == str(folder / "deep" / "a.JPG")
     with pytest.raises(StoreError, match=r"nowhere is no folder"):
         index.add_folder(tmp_path / "nowhere")
+
+
+def test_rows_of_files_keep_their_ids_and_metadata_and_bad_ones_are_named_by_their_place(index, tmp_path):
+    (tmp_path / "a.png").write_bytes(png(picture(0)))
+    lines = [
+        {"text": "eins", "id": "one", "lang": "de", "n": 1},
+        {"text": "zwei", "image": "a.png"},
+        {"image": "gone.png"},
+        {"txt": "x"},
+        {"text": "drei", "id": ""},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    with tarfile.open(tmp_path / "rows.tar", "w") as tar:
+        for name, data in (("k1.png", png(picture(1))), ("k1.json", b'{"url": "u"}'), ("k2.png", b"<html>")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    report = index.add_files([tmp_path / "rows.jsonl", tmp_path / "rows.tar"])
+    assert (report.added, len(index)) == (3, 3)
+    assert [(one.row, one.name.removeprefix(f"{tmp_path}/")) for one in report.skipped] == [
+        (2, "rows.jsonl:3"), (3, "rows.jsonl:4"), (4, "rows.jsonl:5"), (6, "rows.tar/k2"),
+    ]  # fmt: skip
+    assert index.get("one").metadata == {"lang": "de", "n": 1}
+    both, pictured = (index.search("x", modality=kind)[0] for kind in ("image+text", "image"))
+    assert both.path == str(tmp_path / "a.png")
+    assert (pictured.metadata, pictured.path) == ({"url": "u"}, None)
+    again = index.add_files([tmp_path / "rows.*"])
+    assert (again.added, again.replaced, again.unchanged, len(again.skipped)) == (0, 0, 3, 4)
+    with pytest.raises(InputError, match=r"gone\.png"):
+        index.add_files([tmp_path / "rows.jsonl"], on_error="raise")
 
 
 @pytest.mark.parametrize("name", ['it\'s "q".png', "שלום.png", "a\nb.png", os.fsdecode(b"\xff\xfe.png"), "🙂.png"])
