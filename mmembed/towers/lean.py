@@ -28,8 +28,8 @@ from ..nn.int8 import Int8Linear
 ROWS = 512
 """Rows that an MLP takes at a time: 512 x 3072 numbers in fp32 are 6 MB, what two cores keep near. 256 to 1024 differ little."""
 STEP = 64
-"""Rows are filled up to a multiple of it: oneDNN keeps what it compiles for every number of rows, a thousand of them and half a
-gigabyte of memory in a server of many short requests."""
+"""More rows than this are filled up to a multiple of it: oneDNN keeps what it compiles for every number of rows, a thousand of them
+and half a gigabyte of memory in a server of many short requests."""
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 PACKED = 2**28
 """Bytes of all linear layers of a model up to which a second copy of them is kept, in oneDNN's own layout. 512 x 1536 weights on
@@ -115,7 +115,7 @@ def product(
     if packed is not None:
         weight = packed.of(weight)
     rows = states.reshape(-1, states.shape[-1])
-    more = -len(rows) % (STEP if len(rows) > STEP else 8)
+    more = -len(rows) % STEP if len(rows) > STEP else 0  # a query alone does not wait for a copy of itself
     even = nn.functional.pad(rows, (0, 0, 0, more)) if more else rows
     out: Tensor = torch.ops.mkldnn._linear_pointwise(even, weight, bias, "none", [], "")
     return out[: len(rows)].view(*states.shape[:-1], out.shape[-1])
