@@ -99,7 +99,8 @@ class _Served:
     async def openai(self, request: Request) -> Response:
         form = await _form(request, openai.Request)
         self._check_model(form.model)
-        return _json(openai.write(form, await self._answer(openai.read, form, self._pictures()), self.name))
+        longest = self.embedder.spec.max_length
+        return _json(openai.write(form, await self._answer(openai.read, form, self._pictures(), longest), self.name))
 
     async def cohere(self, request: Request) -> Response:
         form = await _form(request, cohere.Request)

@@ -41,8 +41,8 @@ class Request(BaseModel):
     instruction: str | None = None
 
 
-def read(request: Request, pictures: Pictures) -> Asked:
-    """What an OpenAI client asks.
+def read(request: Request, pictures: Pictures, longest: int) -> Asked:
+    """What an OpenAI client asks of a model that reads `longest` tokens.
 
     Raises:
         Refused: it cannot be asked of any model here. InputError: a thing that cannot be embedded, by its row.
@@ -51,9 +51,12 @@ def read(request: Request, pictures: Pictures) -> Asked:
         raise Refused("give either input or messages", param="input")
     if not request.add_special_tokens:
         raise Refused("add_special_tokens=false is no vector of this model", param="add_special_tokens")
-    if request.truncate_prompt_tokens not in (None, -1):
+    cut = request.truncate_prompt_tokens
+    if cut is not None and -1 < cut < longest:
         raise Refused(
-            "truncate_prompt_tokens is -1 (cut at what the model reads) or absent", param="truncate_prompt_tokens"
+            f"items are cut at the {longest} tokens that the model reads, no sooner: truncate_prompt_tokens is that, -1 or "
+            "absent",
+            param="truncate_prompt_tokens",
         )
     instruction = request.instruction
     if request.messages is not None:
@@ -76,7 +79,7 @@ def read(request: Request, pictures: Pictures) -> Asked:
         prompt_name=request.prompt_name,
         instruction=instruction,
         truncate_dim=request.dimensions,
-        truncate="error" if request.truncate_prompt_tokens is None else "end",
+        truncate="error" if cut is None else "end",
     )
 
 

@@ -207,10 +207,17 @@ def test_no_json_and_no_route(url):
     assert httpx.get(url + "/nothing").json()["error"]["message"] == "GET /nothing is not served here"
 
 
-def test_a_long_text_is_cut_where_the_client_says_so(pico, url):
-    answer = _ask(url, "/v1/embeddings", {"input": LONG, "truncate_prompt_tokens": -1})
+@pytest.mark.parametrize("most", [-1, 256, 1000])  # mteb sends the length that /v1/models tells
+def test_a_long_text_is_cut_where_the_client_says_so(pico, url, most):
+    answer = _ask(url, "/v1/embeddings", {"input": LONG, "truncate_prompt_tokens": most})
     with pytest.warns(UserWarning, match="cut"):
         _near(answer.json()["data"][0]["embedding"], pico.encode([LONG])[0])
+
+
+def test_a_text_is_not_cut_sooner_than_the_model_does(url):
+    answer = _ask(url, "/v1/embeddings", {"input": LONG, "truncate_prompt_tokens": 100})
+    assert answer.status_code == 400
+    assert "256 tokens" in answer.json()["error"]["message"]
 
 
 def test_pixels_are_counted_before_they_are_decoded(pico):
