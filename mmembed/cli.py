@@ -36,6 +36,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 on_error_option = click.option(
     "--on-error", type=click.Choice(["raise", "skip"]), help="Stop at a bad item, or skip it."
 )
+modality_option = click.option("--modality", help='Only "text", "image" or "image+text".')
 column_option = click.option(
     "--column", "columns", multiple=True, metavar="text|image|id=NAME",
     help="Which column of rows holds it.  [default: text, image and id, where they are there]",
@@ -326,6 +327,48 @@ def index_info(index: str, as_json: bool) -> None:
     _print_pairs(found)
 
 
+@index.command("export")
+@click.argument("index", metavar="INDEX")
+@click.argument("out", type=click.Path(path_type=Path))
+@modality_option
+@json_option
+def index_export(index: str, out: Path, modality: str | None, as_json: bool) -> None:
+    """Write INDEX to OUT for other tools.
+
+    NAME.parquet has every column; NAME.npy the vectors, with NAME.jsonl and NAME.json beside it; a name without ending is a
+    folder in the layout of clip-retrieval.
+    """
+    from .search.index import Index
+
+    items = Index.open(index).export(out, modality=modality)
+    _print_json({"out": str(out), "items": items}) if as_json else click.echo(f"{items} items: {out}")
+
+
+@index.command("dups")
+@click.argument("index", metavar="INDEX")
+@click.option("--threshold", type=float, default=0.97, show_default=True, help="The least cosine of what is alike.")
+@modality_option
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="NAME.jsonl: a group a line.")
+@json_option
+def index_dups(index: str, threshold: float, modality: str | None, out: Path | None, as_json: bool) -> None:
+    """List groups of items in INDEX that are alike, those of the same content first. Nothing is taken out."""
+    from .search.hits import isolated
+    from .search.index import Index
+
+    groups = Index.open(index).duplicates(threshold, modality=modality)
+    told = [{"same": group.same, "items": group.hits.as_dicts()} for group in groups]
+    if out is not None:
+        out.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in told), encoding="utf-8")
+    if as_json:
+        _print_json(told)
+        return
+    for group in groups if out is None else ():
+        click.echo("same content" if group.same else "alike")
+        for hit in group.hits:
+            click.echo(f"  {hit.score:6.3f}  {isolated(hit.id, 12)}  {isolated(hit.path or hit.label, 80, keep='end')}")
+    click.echo(f"{len(groups)} groups of {sum(len(group.hits) for group in groups)} items")
+
+
 @index.command("rm")
 @click.argument("index", metavar="INDEX")
 @click.argument("ids", nargs=-1, required=True)
@@ -349,7 +392,7 @@ def index_rm(index: str, ids: tuple[str, ...], as_json: bool) -> int:
 @click.argument("query", required=False)
 @click.option("--image", help="Path of a picture to ask with, alone or with QUERY.")
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many hits.")
-@click.option("--modality", help='Only "text", "image" or "image+text".')
+@modality_option
 @model_option
 @device_option
 @json_option

@@ -236,6 +236,24 @@ def test_index_rm_takes_items_out_and_counts_what_was_not_there(run, things, mod
     assert out.startswith("1 removed, 1 not found; 0 items")
 
 
+def test_index_export_and_dups_need_no_model(run, things, tmp_path):
+    code, out, _ = run("index", "export", things, tmp_path / "out", "--json")
+    assert (code, json.loads(out)["items"]) == (0, 2)
+    assert np.load(tmp_path / "out/img_emb/img_emb_0.npy").shape == (2, 32)
+    code, _, err = run("index", "export", things, tmp_path / "out")
+    assert code == 2
+    assert "exists already" in err
+    code, out, _ = run("index", "dups", things, "--threshold", "0.001", "--out", tmp_path / "d.jsonl")
+    (group,) = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {item["path"] for item in group["items"]} == {CAT, DOG}
+    assert out == "1 groups of 2 items\n"
+    code, out, _ = run("index", "dups", things, "--threshold", "0.001")
+    assert out.startswith("alike\n")
+    assert (len(out.splitlines()), "cat.png" in out) == (4, True)
+    assert json.loads(run("index", "dups", things, "--threshold", "0.99999", "--json")[1]) == []
+    assert run("index", "dups", things, "--threshold", "2")[0] == 1
+
+
 def test_models_are_listed(run):
     code, out, _ = run("models", "--json")
     assert code == 0

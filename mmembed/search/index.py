@@ -16,6 +16,8 @@ from ..inputs import Thing
 from ..sources import Columns, Entry, Source, read
 from .adding import AddReport, OnError, add
 from .background import SAMPLE, Background
+from .duplicates import Group, duplicates
+from .export import export
 from .hits import Hit, Hits
 from .plane import plane
 from .rows import described, together
@@ -181,6 +183,29 @@ class Index:
         """Add what `mmembed.sources.read` gives, or what a caller makes like it: things with their places, ids and metadata."""
         return self._add(entries, None, on_error, show_progress_bar)
 
+    def export(self, path: str | os.PathLike[str], *, modality: str | None = None) -> int:
+        """Write it out for other tools: NAME.parquet, NAME.npy (with NAME.jsonl), or a folder in the layout of clip-retrieval,
+        see `mmembed.search.export.export`. Returns how many items.
+
+        Args:
+            modality: only items of it.
+
+        Raises:
+            UnknownName: another ending, or no such modality. StoreError: there is something already.
+        """
+        return export(self._table, path, _of_modality(modality))
+
+    def duplicates(self, threshold: float = 0.97, *, modality: str | None = None) -> list[Group]:
+        """Groups of items that are alike, see `mmembed.search.duplicates.duplicates`; nothing is taken out.
+
+        Args:
+            threshold: the least cosine, above 0 and at most 1. modality: only items of it.
+
+        Raises:
+            InputError: the threshold is no such. UnknownName: no such modality.
+        """
+        return duplicates(self._table, threshold, _of_modality(modality))
+
     def remove(self, ids: Iterable[str]) -> int:
         """Take items out by id; an id that is not there is passed over. Returns how many were there."""
         return self._table.remove(list(ids))
@@ -239,7 +264,7 @@ class Index:
         return Hits([dataclasses.replace(hit, rank=rank) for rank, hit in enumerate(found[:k], 1)], query=query)
 
     def _hits(self, vector: NDArray[np.float32], k: int, kind: str | None) -> list[Hit]:
-        rows = self._table.nearest(vector, k, None if kind is None else f"modality = {quoted(kind)}")
+        rows = self._table.nearest(vector, k, _of_modality(kind))
         hits = []
         for rank, (score, row) in enumerate(rows, 1):
             known = self.background.log_relevance(vector, row["modality"], np.array([score], dtype=np.float32))
@@ -321,8 +346,14 @@ class Index:
         return self.embedder
 
 
-def _check_asked(k: int, kind: str | None) -> None:
+def _of_modality(kind: str | None) -> str | None:
+    """Items of a modality, in SQL."""
     if kind is not None and kind not in MODALITIES:
         raise UnknownName("modality", kind, MODALITIES)
+    return None if kind is None else f"modality = {quoted(kind)}"
+
+
+def _check_asked(k: int, kind: str | None) -> None:
+    _of_modality(kind)
     if k < 1:
         raise InputError(f"k is the number of hits wanted, at least 1, not {k}")

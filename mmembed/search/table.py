@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 NAME = "items"
 FORMAT = 1
+ROWS = 1024
+"""Rows that are read at once when all are."""
 IDS = 256
 """A statement names at most so many ids."""
 
@@ -87,14 +89,23 @@ class Table:
         found = self._table.search().where(where).select(list(columns)).limit(most or self.count(where) or 1).to_arrow()
         rows = found.drop_columns(["vector"] if "vector" in columns else []).to_pylist()
         if "vector" in columns:
-            for row, vector in zip(rows, _matrix(found.column("vector"), self.dimension), strict=True):
+            for row, vector in zip(rows, matrix(found.column("vector"), self.dimension), strict=True):
                 row["vector"] = vector
         return rows
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Its columns, and what its vectors are of."""
+        return self._table.schema
+
+    def batches(self, columns: Sequence[str], where: str | None = None) -> Iterator[pa.RecordBatch]:
+        """All rows, some at a time, as they are when the first is asked for."""
+        yield from self._table.search().where(where).select(list(columns)).to_batches(batch_size=ROWS)
 
     def vectors(self, where: str | None = None) -> NDArray[np.float32]:
         """Vectors (N, D) alone."""
         found = self._table.search().where(where).select(["vector"]).limit(self.count(where) or 1).to_arrow()
-        return _matrix(found.column("vector"), self.dimension)
+        return matrix(found.column("vector"), self.dimension)
 
     def nearest(self, vector: NDArray[np.float32], k: int, where: str | None) -> list[tuple[float, dict[str, Any]]]:
         """The `k` rows of the highest cosine, with it; equal ones in the order of ids.
@@ -107,7 +118,7 @@ class Table:
             if where is not None:
                 query = query.where(where, prefilter=True)
             found = query.bypass_vector_index().limit(limit).to_arrow()
-            vectors = _matrix(found.column("vector"), self.dimension)
+            vectors = matrix(found.column("vector"), self.dimension)
             scores = (vectors.astype(np.float64) * vector).sum(1).astype(np.float32)
             ids = found.column("id").to_pylist()
             order = sorted(range(len(ids)), key=lambda row: (-scores[row], ids[row]))[:k]
@@ -188,5 +199,7 @@ def _made(table: lancedb.table.Table, path: Path) -> dict[str, Any]:
     return made
 
 
-def _matrix(column: pa.ChunkedArray, dimension: int) -> np.ndarray:
-    return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, dimension)
+def matrix(column: pa.ChunkedArray | pa.Array, dimension: int) -> np.ndarray:
+    """A column of vectors as (N, D)."""
+    column = column if isinstance(column, pa.Array) else column.combine_chunks()
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimension)

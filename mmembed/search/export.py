@@ -1,0 +1,159 @@
+"""An index written out for other tools: parquet, NumPy, or the layout of clip-retrieval."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import StoreError, UnknownName
+from .table import Table, matrix
+
+FORMS = (".parquet", ".npy", "")
+ABOUT = ["id", "modality", "text", "path", "metadata"]
+
+
+def export(table: Table, path: str | os.PathLike[str], where: str | None = None) -> int:
+    """Write the rows of a table to `path`, which is there once all of it is; returns how many.
+
+    Args:
+        path: NAME.parquet: every column, vectors as lists of float32 of one length, thumbnails as WebP, metadata as JSON.
+            NAME.npy: float32 (N, D), with NAME.jsonl, a line of id, modality, text, path and metadata a row, and NAME.json, what
+            the vectors are of. A name without ending is a folder in the layout of clip-retrieval: img_emb/img_emb_0.npy or
+            text_emb/text_emb_0.npy, and metadata/metadata_0.parquet with image_path, caption, id and a column for each key of
+            the metadata.
+        where: only these rows, in SQL.
+
+    Raises:
+        UnknownName: another ending. StoreError: there is something already; or rows with and without pictures for the layout of
+            clip-retrieval, in which a row of the metadata has one vector of a kind.
+    """
+    out = Path(path)
+    if out.suffix not in FORMS:
+        raise UnknownName(
+            "form of an export", out.suffix, (".parquet", ".npy", "a name without ending: clip-retrieval")
+        )
+    parts = [out, out.with_suffix(".jsonl"), out.with_suffix(".json")] if out.suffix == ".npy" else [out]
+    for part in parts:
+        if part.exists():
+            raise StoreError(f"{part} exists already: write elsewhere, or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fresh = [part.with_name(f"{part.name}.part") for part in parts]
+    try:
+        if out.suffix == ".parquet":
+            count = _parquet(table, fresh[0], where)
+        elif out.suffix == ".npy":
+            count = _numpy(table, fresh[0], fresh[1], fresh[2], where)
+        else:
+            count = _clip_retrieval(table, fresh[0], where)
+        for one, whole in reversed(list(zip(fresh, parts, strict=True))):
+            one.replace(whole)
+    finally:
+        for one in fresh:
+            shutil.rmtree(one, ignore_errors=True) if one.is_dir() else one.unlink(missing_ok=True)
+    return count
+
+
+def _parquet(table: Table, path: Path, where: str | None) -> int:
+    count = 0
+    with pq.ParquetWriter(path, table.schema) as writer:
+        for batch in table.batches(table.schema.names, where):
+            writer.write_batch(batch)
+            count += batch.num_rows
+    return count
+
+
+def _numpy(table: Table, vectors: Path, rows: Path, about: Path, where: str | None) -> int:
+    about.write_text(json.dumps(table.made, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    with rows.open("w", encoding="utf-8") as lines, _Growing(vectors, table.dimension) as out:
+        for batch in table.batches([*ABOUT, "vector"], where):
+            out.append(matrix(batch.column("vector"), table.dimension))
+            for row in batch.select(ABOUT).to_pylist():
+                said = {**row, "metadata": json.loads(row["metadata"])}
+                lines.write(json.dumps(said, ensure_ascii=False) + "\n")
+    return out.rows
+
+
+def _clip_retrieval(table: Table, folder: Path, where: str | None) -> int:
+    """As its `clip inference` writes it: https://github.com/rom1504/clip-retrieval, clip_inference/writer.py."""
+    kinds: dict[bool, int] = {}
+    seen: dict[str, set[type]] = {}
+    for batch in table.batches(["modality", "metadata"], where):
+        for row in batch.to_pylist():
+            pictured = row["modality"] != "text"
+            kinds[pictured] = kinds.get(pictured, 0) + 1
+            for key, value in json.loads(row["metadata"]).items():
+                seen.setdefault(key, set()).add(type(value))
+    if len(kinds) > 1:
+        raise StoreError(
+            f"the layout of clip-retrieval holds things of one kind, and here are {kinds[True]} with a picture and "
+            f"{kinds[False]} of text: export each by itself, with its modality"
+        )
+    kind = "img" if kinds.get(True) else "text"
+    for name in (f"{kind}_emb", "metadata"):
+        (folder / name).mkdir(parents=True)
+    seen = {key: types for key, types in seen.items() if key not in ("image_path", "caption", "id")}
+    fields = [("image_path", pa.string())] if kind == "img" else []
+    fields += [("caption", pa.string()), ("id", pa.string())]
+    schema = pa.schema([*fields, *((key, _arrow(types)) for key, types in seen.items())])
+    with (
+        _Growing(folder / f"{kind}_emb" / f"{kind}_emb_0.npy", table.dimension) as out,
+        pq.ParquetWriter(folder / "metadata" / "metadata_0.parquet", schema) as writer,
+    ):
+        for batch in table.batches(["id", "text", "path", "metadata", "vector"], where):
+            out.append(matrix(batch.column("vector"), table.dimension))
+            said = [_flat(row, schema) for row in batch.drop_columns(["vector"]).to_pylist()]
+            writer.write_table(pa.Table.from_pylist(said, schema=schema))
+    return out.rows
+
+
+def _arrow(types: set[type]) -> Any:
+    """The type of a column that holds values of these; those of several, or that are lists or mappings, are written as JSON."""
+    found = types - {type(None)}
+    for kinds, arrow in (({bool}, pa.bool_()), ({int}, pa.int64()), ({int, float}, pa.float64()), ({str}, pa.string())):
+        if found and found <= kinds:
+            return arrow
+    return pa.string()
+
+
+def _flat(row: dict[str, Any], schema: Any) -> dict[str, Any]:
+    metadata = json.loads(row["metadata"])
+    plain = {"image_path": row["path"], "caption": row["text"], "id": row["id"]}
+    for field in schema:
+        if field.name in metadata and field.name not in plain:
+            value = metadata[field.name]
+            as_json = field.type == pa.string() and not isinstance(value, (str, type(None)))
+            plain[field.name] = json.dumps(value, ensure_ascii=False) if as_json else value
+    return plain
+
+
+class _Growing:
+    """A .npy file of float32 (N, D) that is written row by row; its header is written last. A context."""
+
+    def __init__(self, path: Path, dimension: int):
+        self._file = path.open("wb")
+        self._dimension = dimension
+        self.rows = 0
+
+    def __enter__(self) -> _Growing:
+        self._begin()
+        return self
+
+    def append(self, vectors: np.ndarray) -> None:
+        self._file.write(np.ascontiguousarray(vectors, dtype="<f4").data)
+        self.rows += len(vectors)
+
+    def __exit__(self, *error: object) -> None:
+        self._file.seek(0)
+        self._begin()
+        self._file.close()
+
+    def _begin(self) -> None:
+        said = {"descr": "<f4", "fortran_order": False, "shape": (self.rows, self._dimension)}
+        np.lib.format.write_array_header_1_0(self._file, said)
