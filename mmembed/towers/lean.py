@@ -28,8 +28,8 @@ from ..nn.int8 import Int8Linear
 ROWS = 512
 """Rows that an MLP takes at a time: 512 x 3072 numbers in fp32 are 6 MB, what two cores keep near. 256 to 1024 differ little."""
 STEP = 64
-"""More rows than this are filled up to a multiple of it: oneDNN keeps what it compiles for every number of rows, a thousand of them
-and half a gigabyte of memory in a server of many short requests."""
+"""More rows than this are filled up to a multiple of it: oneDNN keeps what it compiles for every number of rows, a thousand of
+them and half a gigabyte of memory in a server of many short requests."""
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 PACKED = 2**28
 """Bytes of all linear layers of a model up to which a second copy of them is kept, in oneDNN's own layout. 512 x 1536 weights on
