@@ -48,8 +48,12 @@ def draw_similarity(
         )
     down, over = faces(rows, ROOM), faces(across, ROOM)
     cell = 0.52 if values.size <= WRITTEN else 0.3
-    tall, wide = (max(columns(text) for text, _ in side) * 0.08 for side in (over, down))
-    with plotting(values.shape[1] * cell + wide + 1.9, values.shape[0] * cell + 0.75 * tall + 1.1) as figure:
+    wide, tall = (
+        cell * any(p is not None for _, p in side) + 0.075 * max(columns(t) for t, _ in side) for side in (down, over)
+    )
+    with plotting(
+        values.shape[1] * cell + wide + 1.2, values.shape[0] * cell + tall + 0.2 + 0.35 * bool(title)
+    ) as figure:
         axes = figure.add_subplot()
         axes.set_facecolor("#e3e5e8")  # seen where there is no number
         seen = axes.imshow(np.ma.masked_invalid(values), cmap="cividis", aspect="equal")

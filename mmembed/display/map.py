@@ -48,7 +48,7 @@ def draw_map(
     Args:
         groups: what each is coloured by, such as its modality or its language.
         modalities: a name for each: those of one name are moved to the mean of all first (the modality gap); None: as they are.
-        labels: a word for each, "" for none. Written where it covers no other, those in the front of the list first.
+        labels: a word for each, "" for none. Written where it covers nothing, those in the front of the list first.
         method: "pca" or "umap", see `plane`.
 
     Raises:
@@ -115,11 +115,12 @@ def _draw(places: NDArray[np.float32], groups: Sequence[str], labels: Sequence[s
 
 
 def _write(axes: Axes, places: NDArray[np.float32], labels: Sequence[str], pen: Any) -> None:
-    """Write each label at the first of eight sides of its point where it covers no other label and stays in the axes."""
+    """Write each label at the first of eight sides of its point where it covers no label and no other point, in the axes."""
     from matplotlib.patheffects import withStroke
 
     taken: list[Bbox] = []
     inside = axes.get_window_extent(pen)
+    points = axes.transData.transform(places)
     for place, label in zip(places, labels, strict=False):
         if not label or len(taken) == LABELS:
             continue
@@ -131,8 +132,11 @@ def _write(axes: Axes, places: NDArray[np.float32], labels: Sequence[str], pen: 
         for side in SIDES:
             text.set(**side)
             box = text.get_window_extent(pen)
-            free = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
-            if free and not any(box.overlaps(other) for other in taken):
+            within = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
+            covers = (
+                any(box.overlaps(other) for other in taken) or ((points > box.min) & (points < box.max)).all(1).any()
+            )
+            if within and not covers:
                 taken.append(box)
                 break
         else:

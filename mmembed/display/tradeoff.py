@@ -24,6 +24,7 @@ def draw_tradeoff(costs: Sequence[Cost], *, title: str = "") -> Plot:
     with plotting(7.2, 4.4) as figure:
         axes = figure.add_subplot()
         for number, kind in enumerate(dict.fromkeys(cost.kind for cost in costs)):
+            above = number % 2  # so that numbers of neighbours lie apart
             own = sorted((cost for cost in costs if cost.kind == kind), key=lambda cost: cost.size)
             way = style(number)
             axes.plot([c.size for c in own], [c.overlap for c in own], label=kind, markersize=7, linewidth=1.5, **way)
@@ -31,10 +32,10 @@ def draw_tradeoff(costs: Sequence[Cost], *, title: str = "") -> Plot:
                 axes.annotate(
                     str(cost.numbers),
                     (cost.size, cost.overlap),
-                    (0, -7),
+                    (0, 7 if above else -7),
                     textcoords="offset points",
                     ha="center",
-                    va="top",
+                    va="bottom" if above else "top",
                     fontsize=8,
                     color=way["color"],
                 )
