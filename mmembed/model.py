@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -26,7 +26,7 @@ from .nn.mixes import build_mix
 from .nn.pooling import build_pooling, pooled_width
 from .nn.positions import Groups, Positioning, build_positioning
 from .nn.projector import Projector, build_projector
-from .nn.spans import Spans
+from .nn.spans import Counted, Spans
 from .nn.sparse import BLOCK, build_sparse_head, items_of
 from .nn.tokens import build_token_head
 from .nn.transfer import to_device
@@ -46,6 +46,15 @@ from .weights import WEIGHTS_FILE, Model, fill, fill_by_name, fill_over
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+@dataclasses.dataclass
+class Kinds:
+    """What `EmbeddingModel.of_kinds` gives: (B, D), a (n, d) of each item, and (B, V); None is what was not wanted."""
+
+    vectors: Float[Tensor, "B D"] | None = None
+    tokens: tuple[Float[Tensor, "n d"], ...] | None = None
+    sparse: Float[Tensor, "B V"] | None = None
 
 
 class EmbeddingModel(Model):
@@ -246,7 +255,9 @@ class EmbeddingModel(Model):
 
     def token_vectors(self, batch: Batch) -> tuple[Float[Tensor, "n d"], ...]:
         """Vectors of the counted tokens of each item, in fp32; none where none is counted."""
-        states, counted = self.states(batch), batch.counted.read[1]
+        return self._of_tokens(self.states(batch), batch.counted.read[1])
+
+    def _of_tokens(self, states: Float[Tensor, "R D"], counted: Counted) -> tuple[Float[Tensor, "n d"], ...]:
         return self.tokens(states[counted.index]).split(counted.sizes.tolist())
 
     def sparse_weights(self, batch: Batch) -> Iterator[Float[Tensor, "b V"]]:
@@ -255,14 +266,45 @@ class EmbeddingModel(Model):
         Raises:
             SpecError: a model without a sparse head.
         """
+        tokens, counted = batch.counted.read
+        yield from self._of_terms(self.states(batch), batch.ids[tokens], counted)
+
+    def _of_terms(
+        self, states: Float[Tensor, "R D"], ids: Int[Tensor, " R"], counted: Counted
+    ) -> Iterator[Float[Tensor, "b V"]]:
         if self.sparse is None:
             raise SpecError(f"{self.spec.name!r} has no sparse head (or its folder had none beside the backbone)")
-        states, (tokens, counted) = self.states(batch), batch.counted.read
-        ids = batch.ids[tokens]
         step = max(1, BLOCK // int(self.sparse.out))  # type: ignore[arg-type]
         for first in range(0, counted.items, step):
             some = items_of(counted, first, min(first + step, counted.items))
             yield self.sparse(states, ids[some.index], some, self.language_head)
+
+    def of_kinds(self, batch: Batch, read: Mapping[str, Counted]) -> Kinds:
+        """Several kinds of output of one forward pass, each of the tokens that it reads.
+
+        Args:
+            read: what "vectors", "tokens" and "sparse" read, those that are wanted; what the batch itself counts is not.
+
+        Raises:
+            SpecError: as `forward`, `token_vectors` and `sparse_weights`; a model whose vectors are no pooling of its states.
+        """
+        if "vectors" in read and (self.pooling is None or self._mixes_vectors or self.spec.routing is not None):
+            raise SpecError(f"{self.spec.name!r} has no one vector for an item of the states that it has of tokens")
+        tokens = torch.cat([counted.index for counted in read.values()]).unique()
+        every = Counted(tokens, torch.zeros_like(tokens), 1)
+        states = self.states(dataclasses.replace(batch, counted=every))
+        found = Kinds()
+        for kind, counted in read.items():
+            own, among = counted.read
+            mine = states[torch.searchsorted(tokens, own)]
+            if kind == "vectors":
+                assert self.pooling is not None
+                found.vectors = self.through_heads(self.pooling(mine, among))
+            elif kind == "tokens":
+                found.tokens = self._of_tokens(mine, among)
+            else:
+                found.sparse = torch.cat([*self._of_terms(mine, batch.ids[own], among)])
+        return found
 
     def _token_width(self, spec: ModelSpec) -> int:
         """Numbers of a token that is pooled."""

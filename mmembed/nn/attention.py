@@ -27,8 +27,8 @@ each ends."""
 Query = Float[Tensor, "1 H Q E"]
 Key = Float[Tensor, "1 K T E"]
 Room = Callable[..., Query]
-"""room(query, key, value, spans, *, scaling, window, softcap) -> (1, H, Q, E), of the queries that `spans.asking` names, over
-keys and values of the whole row."""
+"""room(query, key, value, spans, *, scaling, window, softcap[, dropout]) -> (1, H, Q, E), of the queries that `spans.asking`
+names, over keys and values of the whole row."""
 Recall = Callable[[int, Key, Key], tuple[Key, Key]]
 """recall(layer, key, value) -> those of the whole row, where a layer was given no more than some of its tokens."""
 
@@ -61,12 +61,10 @@ def attend(
 
     Raises:
         UnknownName: no room of that name.
-        NotImplementedError: attention dropout in training, which no room has.
+        NotImplementedError: attention dropout in a room that has none, or beside an `extension`.
     """
     if attention_mask is not None:
         raise NotImplementedError("a packed row carries its mask in `spans`; an attention_mask came as well")
-    if dropout:
-        raise NotImplementedError("attention dropout is not supported over packed rows: set attention_dropout to 0")
     if not spans.windows:
         sliding_window = None
     layer = getattr(module, "layer_idx", None)
@@ -84,17 +82,20 @@ def attend(
         sliding_window += 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if extension is not None:
-        if softcap is not None or spans.asking is not None:
-            raise NotImplementedError("SelfExtend knows no soft cap, and no queries of some tokens only")
+        if softcap is not None or spans.asking is not None or dropout:
+            raise NotImplementedError("SelfExtend knows no soft cap, no dropout, and no queries of some tokens only")
         heads = _one_key_a_head(query, key, value)
         out = extended(query, *heads, spans, extension, scaling=scale, window=sliding_window)
         return out.transpose(1, 2).contiguous(), None
-    name = room or choose(query, spans, sliding_window, softcap)
+    name = room or choose(query, spans, sliding_window, softcap, dropout)
     try:
         chosen = ROOMS[name]
     except KeyError:
         raise UnknownName("attention room", name, ROOMS) from None
-    out = chosen(query, key, value, spans, scaling=scale, window=sliding_window, softcap=softcap)
+    if dropout and name not in DROPPING:
+        raise NotImplementedError(f"the attention room {name!r} has no dropout; {' and '.join(DROPPING)} have")
+    more = {"dropout": dropout} if dropout else {}
+    out = chosen(query, key, value, spans, scaling=scale, window=sliding_window, softcap=softcap, **more)
     return out.transpose(1, 2).contiguous(), None  # some models take a view of it
 
 
@@ -121,17 +122,26 @@ def within(
 _SEGMENTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def choose(query: Query, spans: Spans, window: int | None, softcap: float | None) -> str:
-    """Which room serves: variable-length kernels or FlexAttention on CUDA, grouped on the CPU and for heads of a few numbers."""
-    if query.is_cuda and serves(query, spans, window, softcap):
+def choose(query: Query, spans: Spans, window: int | None, softcap: float | None, dropout: float = 0.0) -> str:
+    """Which room serves: variable-length kernels or FlexAttention on CUDA; grouped on the CPU, for heads of a few numbers and
+    under dropout."""
+    if query.is_cuda and not dropout and serves(query, spans, window, softcap):
         return "varlen"
-    if query.is_cuda and query.shape[-1] >= NARROWEST:
+    if query.is_cuda and not dropout and query.shape[-1] >= NARROWEST:
         return "flex"
     return "grouped" if softcap is None else "reference"
 
 
 def reference(
-    query: Query, key: Key, value: Key, spans: Spans, *, scaling: float, window: int | None, softcap: float | None
+    query: Query,
+    key: Key,
+    value: Key,
+    spans: Spans,
+    *,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+    dropout: float = 0.0,
 ) -> Query:
     """Every token against every token, masked; softmax in fp32. The plain way that the other rooms are held to."""
     key, value = _one_key_a_head(query, key, value)
@@ -140,7 +150,8 @@ def reference(
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     scores = scores.masked_fill(~spans.may_look(spans.queries[:, None], row[None, :], window), float("-inf"))
-    return (scores.softmax(-1) @ value.float()).to(query.dtype)
+    weights = torch.nn.functional.dropout(scores.softmax(-1), dropout)
+    return (weights @ value.float()).to(query.dtype)
 
 
 def _one_key_a_head(query: Query, key: Key, value: Key) -> tuple[Query, Query]:
@@ -151,6 +162,8 @@ def _one_key_a_head(query: Query, key: Key, value: Key) -> tuple[Query, Query]:
 
 
 ROOMS: dict[str, Room] = {"reference": reference, "grouped": grouped, "varlen": varlen, "flex": flex}
+DROPPING = ("reference", "grouped")
+"""Those that leave out a share of what attention looks at, where a model in training asks for that."""
 
 AttentionInterface.register(NAME, attend)
 AttentionInterface.register(WITHIN, within)

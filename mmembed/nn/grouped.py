@@ -54,6 +54,7 @@ def grouped(
     scaling: float,
     window: int | None,
     softcap: float | None,
+    dropout: float = 0.0,
 ) -> Float[Tensor, "1 H Q E"]:
     """One dense `scaled_dot_product_attention` for each run of segments of equal length, no mask where none is needed; the part
     over what they come after apart, and joined by the log-sum-exp of both."""
@@ -71,10 +72,12 @@ def grouped(
             mask = None if step.seen is None else step.seen[:, None]
             causal = not step.ahead and mask is None
             gqa = q.shape[1] != k.shape[1]
-            out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scaling, enable_gqa=gqa)
-        elif step.seen is not None or learning or query.device.type != "cpu":
+            out = F.scaled_dot_product_attention(
+                q, k, v, mask, dropout, is_causal=causal, scale=scaling, enable_gqa=gqa
+            )
+        elif step.seen is not None or learning or dropout or query.device.type != "cpu":
             past = key[0, :, step.past], value[0, :, step.past]
-            out = _behind(q, k, v, *past, _seen(step, past[0].shape[1], k.shape[2], k.device), scaling)
+            out = _behind(q, k, v, *past, _seen(step, past[0].shape[1], k.shape[2], k.device), scaling, dropout)
         else:
             out = _joined(q, k, v, key[0, :, step.past], value[0, :, step.past], not step.ahead, scaling)
         parts.append(out if step.count == 1 else out.transpose(0, 1).flatten(1, 2)[None])
@@ -157,6 +160,7 @@ def _behind(
     past_v: Float[Tensor, "H P E"],
     seen: Bool[Tensor, "_ M P_plus_L"] | None,
     scaling: float,
+    dropout: float,
 ) -> Float[Tensor, "N H M E"]:
     """The same under a mask or with gradients: one softmax over both, in fp32 at least."""
     n, split, groups = q.shape[0], past_k.shape[1], q.shape[1] // k.shape[1]
@@ -169,7 +173,7 @@ def _behind(
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if seen is not None:
         scores = scores.masked_fill(~seen[:, None], float("-inf"))
-    weights = scores.softmax(-1).to(v.dtype)
+    weights = F.dropout(scores.softmax(-1).to(v.dtype), dropout)
     long_ago = rearrange(weights[..., :split], "n h m p -> h (n m) p") @ past_v
     return rearrange(long_ago, "h (n m) e -> n h m e", n=n) + weights[..., split:] @ v
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -16,13 +16,16 @@ from ..embedder import Embedder
 from ..errors import InputError
 from ..inputs import Item, modality
 from ..model import EmbeddingModel
+from ..nn.spans import Counted
 from .compared import Compared, Embedded
 from .data import Example, Examples, digest
+from .predicted import Spoken, spoken, texts_of
 from .recipe import Stage
 from .world import World
 
 Output = Literal["vectors", "layers", "tokens", "sparse"]
-"""What a model gives of an item and losses read."""
+"""What a model gives of an item and losses read; "layers" have vectors with them."""
+OUTPUTS: tuple[Output, ...] = get_args(Output)
 MODALITIES = ("text", "image", "image+text")
 
 
@@ -54,19 +57,30 @@ class Drawn:
 
 
 @dataclass(frozen=True)
+class Row:
+    """A packed row, and which of its tokens each output reads."""
+
+    batch: Batch
+    read: Mapping[Output, Counted]
+
+
+@dataclass(frozen=True)
 class Step:
     """A batch as one process embeds it.
 
     Attributes:
-        number: of the step in its stage. drawn: of each task. batches: packed rows. order: the distinct sample of each
-            vector that they give, one batch behind the other. state: of the data after this draw.
+        number: of the step in its stage. drawn: of each task that compares. rows: packed rows. order: the distinct sample of each
+            vector that they give, one row behind the other. spoken: rows of tasks whose losses read a language head.
+        examples: of every task, those of all processes. state: of the data after this draw.
         tokens, images: in the items of this process, before equal ones are put together.
     """
 
     number: int
     drawn: Sequence[Drawn]
-    batches: Sequence[Batch]
+    rows: Sequence[Row]
     order: Sequence[int]
+    spoken: Sequence[Spoken]
+    examples: Mapping[int, Sequence[Example]]
     state: Mapping[str, Any]
     tokens: int
     images: int
@@ -79,7 +93,8 @@ def prepare(
     tasks: Mapping[int, Sequence[Example]],
     world: World,
     *,
-    output: Output,
+    outputs: Sequence[Output],
+    speaking: Collection[int],
     teachers: Mapping[str, Embedder],
     number: int,
     seed: Sequence[int],
@@ -88,22 +103,34 @@ def prepare(
     """Tokenise and pack the share of this process, and ask the teachers.
 
     Args:
-        output: what the losses read.
+        outputs: what the losses read. speaking: tasks whose losses read a language head.
 
     Raises:
         InputError: an item that cannot be embedded, where its source says so.
     """
-    samples: list[Sample] = []
+    samples: dict[Output, list[Sample]] = {output: [] for output in outputs}
+    count = 0
     drawn: list[Drawn] = []
+    told: list[Spoken] = []
     for task, examples in tasks.items():
         rng = np.random.default_rng([*seed, task, number])
         chosen = [int(rng.integers(len(example.positives))) for example in examples]
         own = range(*world.share(examples))
+        if task in speaking:
+            told += spoken(
+                embedder,
+                task,
+                [texts_of(examples[k], chosen[k], data[examples[k].source].source.columns) for k in own],
+                stage.task[task].masking,
+                budget=stage.batch_tokens,
+                seeds=[[*seed, task, number, k] for k in own],
+            )
+            continue
         dropped: dict[int, str] = {}
-        made: dict[int, list[Sample]] = {}
+        made: dict[int, Mapping[Output, list[Sample]]] = {}
         for source in dict.fromkeys(examples[k].source for k in own):
             mine = [k for k in own if examples[k].source == source]
-            found = _samples(embedder, data[source], [examples[k] for k in mine], [chosen[k] for k in mine], output)
+            found = _samples(embedder, data[source], [examples[k] for k in mine], [chosen[k] for k in mine], outputs)
             for k, each in zip(mine, found, strict=True):
                 if isinstance(each, InputError):
                     reason = f"data {source!r}, row {examples[k].row}: {each.reason}"
@@ -116,9 +143,12 @@ def prepare(
         documents: list[int] = []
         for k in own:
             if k in made:
-                queries.append(len(samples))
-                documents += range(len(samples) + 1, len(samples) + len(made[k]))
-                samples += made[k]
+                more = len(made[k][outputs[0]])
+                queries.append(count)
+                documents += range(count + 1, count + more)
+                count += more
+                for output, of_row in made[k].items():
+                    samples[output] += of_row
         kept = [k for k in own if k in made]
         teacher = stage.task[task].teacher
         said = (
@@ -127,43 +157,72 @@ def prepare(
             else _said(teachers[teacher], [examples[k] for k in kept], [chosen[k] for k in kept])
         )
         drawn.append(Drawn(task, examples, chosen, own, queries, documents, dropped, said))
-    firsts, which = distinct(samples)
-    once = [samples[k] for k in firsts]
-    model = embedder.model
-    native = model.native
-    apart = [len(s.images) for s in once] if native is not None and native.apart else ()
-    budget = stage.batch_tokens
-    planned = plan(once, budget, share=model.shares, apart=apart)
-    batches = [
-        pack([once[k] for k in places], places, model.spec.mask, share=model.shares).to(model.device)
-        for places in planned
-    ]
+    assert isinstance(embedder.model, EmbeddingModel)
+    rows, order, which = _rows(embedder.model, samples, stage)
     at = [
         replace(own, queries=[which[k] for k in own.queries], documents=[which[k] for k in own.documents])
         for own in drawn
     ]
-    order = [k for places in planned for k in places]
-    tokens, images = sum(map(len, samples)), sum(len(s.images) for s in samples)
-    return Step(number, at, batches, order, state, tokens, images)
+    every = samples[outputs[0]] if outputs else []
+    tokens = sum(map(len, every)) + sum(len(own.batch.ids) for own in told)
+    return Step(number, at, rows, order, told, tasks, state, tokens, sum(len(s.images) for s in every))
+
+
+def _rows(
+    model: EmbeddingModel, samples: Mapping[Output, Sequence[Sample]], stage: Stage
+) -> tuple[list[Row], list[int], list[int]]:
+    """Packed rows of the distinct samples, which of these each row has, and of every sample the place among them.
+
+    Under dropout equal things are not the same: each is computed by itself, and shares nothing.
+    """
+    if not any(samples.values()):
+        return [], [], []
+    every = next(iter(samples.values()))
+    alike = [range(len(every))] if stage.dropout else [distinct(own)[1] for own in samples.values()]
+    firsts: dict[tuple[int, ...], int] = {}  # what is distinct in any output, and its first sample
+    for k, key in enumerate(zip(*alike, strict=True)):
+        firsts.setdefault(key, k)
+    number = {key: place for place, key in enumerate(firsts)}
+    which = [number[key] for key in zip(*alike, strict=True)]
+    once = {output: [own[k] for k in firsts.values()] for output, own in samples.items()}
+    share = model.shares and not stage.dropout
+    first = next(iter(once.values()))
+    native = model.native
+    apart = [len(s.images) for s in first] if native is not None and native.apart else ()
+    planned = plan(first, stage.batch_tokens, share=share, apart=apart)
+    rows = []
+    for places in planned:
+        packed = {
+            output: pack([own[k] for k in places], places, model.spec.mask, share=share).to(model.device)
+            for output, own in once.items()
+        }
+        batch = next(iter(packed.values()))
+        rows.append(Row(batch, {output: own.counted for output, own in packed.items()}))
+    return rows, [k for places in planned for k in places], which
 
 
 def _samples(
-    embedder: Embedder, examples: Examples, rows: Sequence[Example], chosen: Sequence[int], output: Output
-) -> list[list[Sample] | InputError]:
-    """The samples of each example, query, positive, negatives; or what is wrong with one of them."""
+    embedder: Embedder, examples: Examples, rows: Sequence[Example], chosen: Sequence[int], outputs: Sequence[Output]
+) -> list[Mapping[Output, list[Sample]] | InputError]:
+    """For each output the samples of each example, query, positive, negatives; or what is wrong with one of them."""
     asked, told = examples.source.prompts(embedder.spec)
     instruction = examples.source.instruction
-    read: Literal["vectors", "tokens", "sparse"] = "vectors" if output == "layers" else output
     items = [row.query for row in rows]
-    queries = embedder.samples(items, prompt_name=asked, instruction=instruction, output=read, side="query")
     things = [[row.positives[k], *row.negatives] for row, k in zip(rows, chosen, strict=True)]
     flat = [thing for own in things for thing in own]
-    documents = iter(embedder.samples(flat, prompt_name=told, output=read, side="document"))
-    found: list[list[Sample] | InputError] = []
-    for query, own in zip(queries, things, strict=True):
-        every = [query, *(next(documents) for _ in own)]
-        bad = next((each for each in every if isinstance(each, InputError)), None)
-        found.append(bad if bad is not None else [each for each in every if isinstance(each, Sample)])
+    found: list[Mapping[Output, list[Sample]] | InputError] = [{} for _ in rows]
+    for output in outputs:
+        read: Literal["vectors", "tokens", "sparse"] = "vectors" if output == "layers" else output
+        queries = embedder.samples(items, prompt_name=asked, instruction=instruction, output=read, side="query")
+        documents = iter(embedder.samples(flat, prompt_name=told, output=read, side="document"))
+        for k, (query, own) in enumerate(zip(queries, things, strict=True)):
+            every = [query, *(next(documents) for _ in own)]
+            bad = next((each for each in every if isinstance(each, InputError)), None)
+            before = found[k]
+            if bad is not None or isinstance(before, InputError):
+                found[k] = bad or before
+            else:
+                found[k] = {**before, output: [each for each in every if isinstance(each, Sample)]}
     return found
 
 
@@ -178,31 +237,35 @@ def _said(
     )
 
 
-def embedded(model: EmbeddingModel, batch: Batch, output: Output) -> Embedded:
+def embedded(model: EmbeddingModel, row: Row) -> Embedded:
     """What a model gives of the items of a packed row, with a gradient."""
-    if output == "tokens":
-        of_item = model.token_vectors(batch)
-        sizes = torch.tensor([len(own) for own in of_item], device=batch.ids.device)
-        whose = torch.arange(len(of_item), device=sizes.device).repeat_interleave(sizes)
-        return Embedded(tokens=torch.cat(of_item), token_of=whose, count=len(of_item))
-    if output == "sparse":
-        return Embedded(sparse=torch.cat([*model.sparse_weights(batch)]))
-    if output == "layers":
-        layers = model.layer_vectors(batch)
+    if "layers" in row.read:
+        layers = model.layer_vectors(row.batch)
         return Embedded(vectors=layers[-1], layers=layers)
-    return Embedded(vectors=model(batch))
+    if [*row.read] == ["vectors"]:
+        return Embedded(vectors=model(row.batch))
+    found = model.of_kinds(row.batch, {str(output): own for output, own in row.read.items()})
+    tokens = whose = None
+    if found.tokens is not None:
+        sizes = torch.tensor([len(own) for own in found.tokens], device=row.batch.ids.device)
+        tokens, whose = torch.cat(found.tokens), torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+    count = next(iter(row.read.values())).items
+    return Embedded(vectors=found.vectors, sparse=found.sparse, tokens=tokens, token_of=whose, count=count)
 
 
-def nothing(model: EmbeddingModel, output: Output) -> Embedded:
+def nothing(model: EmbeddingModel, outputs: Sequence[Output]) -> Embedded:
     """What a model gives of no items."""
-    if output == "tokens":
-        none = torch.zeros(0, int(model.tokens.out), device=model.device)  # type: ignore[arg-type]
-        return Embedded(tokens=none, token_of=torch.zeros(0, dtype=torch.long, device=model.device), count=0)
-    if output == "sparse":
+    vectors = sparse = tokens = whose = layers = None
+    if {"vectors", "layers"} & set(outputs):
+        vectors = torch.zeros(0, model.spec.dimension, device=model.device)
+        layers = vectors.expand(model.depth, 0, -1) if "layers" in outputs else None
+    if "sparse" in outputs:
         assert model.sparse is not None
-        return Embedded(sparse=torch.zeros(0, int(model.sparse.out), device=model.device))  # type: ignore[arg-type]
-    vectors = torch.zeros(0, model.spec.dimension, device=model.device)
-    return Embedded(vectors=vectors, layers=vectors.expand(model.depth, 0, -1) if output == "layers" else None)
+        sparse = torch.zeros(0, int(model.sparse.out), device=model.device)  # type: ignore[arg-type]
+    if "tokens" in outputs:
+        tokens = torch.zeros(0, int(model.tokens.out), device=model.device)  # type: ignore[arg-type]
+        whose = torch.zeros(0, dtype=torch.long, device=model.device)
+    return Embedded(vectors=vectors, layers=layers, sparse=sparse, tokens=tokens, token_of=whose, count=0)
 
 
 def compared(drawn: Drawn, things: Embedded, world: World, step: int) -> tuple[Compared | None, int]:

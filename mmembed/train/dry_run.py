@@ -117,15 +117,15 @@ def _stage(run: Run, learning: Learning, step: Step) -> StageLook:
     stage = learning.stage
     parts.set_modes(run.model, stage, learning.weights)
     kept: dict[int, int] = {}
-    if step.batches:
-        largest = max(step.batches, key=lambda batch: len(batch.ids))
-        with _kept_bytes(kept):
-            learning.embedded(largest)
+    with _kept_bytes(kept):
+        if step.rows:
+            learning.embedded(max(step.rows, key=lambda row: len(row.batch.ids)))
+        elif step.spoken:
+            learning.predicted(max(step.spoken, key=lambda row: len(row.batch.ids)))
     weights = {id(w): w for w in run.model.parameters()}.values()
     trained = parts.count([*learning.every.values()])
     held = sum(w.numel() * w.element_size() for w in weights if not w.requires_grad)
     inside = sum(kept.values())
-    drawn = {k: task.examples for k, task in ((d.task, d) for d in step.drawn)}
     counts: dict[str, float] = {}
     for task in stage.task:
         for name, share in zip(task.data, learning.mixtures[stage.task.index(task)].chances, strict=True):
@@ -140,11 +140,11 @@ def _stage(run: Run, learning: Learning, step: Step) -> StageLook:
         frozen=parts.count([w for w in weights if not w.requires_grad]),
         tokens=step.tokens,
         images=step.images,
-        distinct=len(step.order),
-        rows=len(step.batches),
+        distinct=len(step.order) + sum(len(row.batch.rows) for row in step.spoken),
+        rows=len(step.rows) + len(step.spoken),
         weights=held + trained * (OF_ADAM + (4 if stage.average is not None else 0)),
         activations=inside,
-        first=[_shown(example) for examples in drawn.values() for example in examples[:SHOWN]],
+        first=[_shown(example) for examples in step.examples.values() for example in examples[:SHOWN]],
     )
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,23 +17,26 @@ import torch
 from torch import Tensor, nn
 
 from .. import loading
-from ..batch import Batch
 from ..embedder import Embedder
 from ..errors import LoadError, SpecError, TrainingError
 from ..model import EmbeddingModel
+from ..towers.language_head import LanguageHead, build_language_model, load_language_model
 from . import checkpoints, parts
-from .compared import Embedded
-from .drawn import Output, Step, compared, embedded, nothing, prepare
+from .compared import Compared, Embedded
+from .drawn import OUTPUTS, Output, Row, Step, compared, embedded, nothing, prepare
 from .export import export
 from .grad_cache import accumulate
 from .held_out import measure
-from .losses import Loss, build_loss
+from .losses import Loss, build_loss, needs_of
 from .mixture import Mixture
+from .predicted import Spoken
 from .recipe import Recipe, Stage, Task
 from .schedule import factor
 from .watch import LOG, PLOT, Log, plot
 from .world import World
 
+PREDICTED = "predicted"
+"""What a loss of a language head reads."""
 RUN = "run"
 """The folder of a run inside the one that the embedder is written to."""
 
@@ -66,7 +69,7 @@ class Run:
         self.world = World.joined(self.device)
         recipe.check_digests()
         self.data = {name: source.open(name, recipe.folder) for name, source in recipe.data.items()}
-        self.embedder = build(recipe, self.device)
+        self.embedder, self.head = build(recipe, self.device)
         for examples in self.data.values():
             examples.source.prompts(self.embedder.spec)
         self.teachers: dict[str, Embedder] = {}
@@ -148,7 +151,8 @@ class Run:
         if self.world.leads:
             if self.recipe.watch.plot:
                 plot(log.records, self.folder / PLOT)
-            export(self.recipe, self.embedder, self.data, self.output, log.records, self._changed)
+            changed = {name: own for name, own in self._changed.items() if not name.startswith(parts.HEAD)}
+            export(self.recipe, self.embedder, self.data, self.output, log.records, changed)
         self.world.wait()
         return loading.load(self.output, device=self.device)
 
@@ -217,7 +221,12 @@ class Learning:
         self.losses = nn.ModuleDict(
             {f"{t}_{k}": self._loss(s, task) for t, task in enumerate(stage.task) for k, s in enumerate(task.losses)}
         ).to(run.device)
-        self.output = _output(self.losses, stage)
+        self.speaking = frozenset(k for k in range(len(stage.task)) if self._speaks(k))
+        if self.speaking:
+            assert run.head is not None, "build loads it for such losses"
+            self.weights |= parts.choose_head(run.head, model, stage)
+        comparing = [own for k, own in self._of_tasks() if k not in self.speaking]
+        self.outputs = _outputs([loss for own in comparing for loss in own], stage)
         self.learnt = {f"loss.{name}": weight for name, weight in self.losses.named_parameters()}
         self.every = {**self.weights, **self.learnt}
         self.groups = parts.groups(self.weights, stage, [*self.learnt.values()])
@@ -227,6 +236,26 @@ class Learning:
         self.buffers = parts.buffers(model, self.weights)
         run._changed |= {**self.weights, **self.buffers}
         self.average = {k: w.detach().clone() for k, w in self.weights.items()} if stage.average is not None else {}
+
+    def _of_tasks(self) -> Iterator[tuple[int, list[Loss]]]:
+        """The losses of each task, with its number."""
+        for t, task in enumerate(self.stage.task):
+            yield t, [cast(Loss, self.losses[f"{t}_{k}"]) for k in range(len(task.losses))]
+
+    def _speaks(self, number: int) -> bool:
+        """Whether a task's losses read a language head.
+
+        Raises:
+            SpecError: some do and some do not.
+        """
+        needs = [loss.needs for loss in dict(self._of_tasks())[number]]
+        speaks = [PREDICTED in each for each in needs]
+        if any(speaks) and not all(each <= {PREDICTED} for each in needs):
+            raise SpecError(
+                f"stage {self.stage.name!r}, task {number}: losses of a language head and of vectors are of two tasks, each with "
+                "its data; together = true learns from both in a step"
+            )
+        return any(speaks)
 
     def _loss(self, settings: Mapping[str, Any], task: Task) -> Loss:
         run = self.run_
@@ -284,7 +313,8 @@ class Learning:
             stage,
             tasks,
             run.world,
-            output=self.output,
+            outputs=self.outputs,
+            speaking=self.speaking,
             teachers=run.teachers,
             number=number,
             seed=[*self.seed, 1 << 22],
@@ -323,27 +353,71 @@ class Learning:
 
     def _gradient(self, step: Step, told: dict[str, Any]) -> float:
         """Loss of the batch, its gradient in the weights; rows beyond the first by GradCache."""
+        told["losses"] = {}
+        return (self._compared(step, told) if step.drawn else 0.0) + self._said(step, told)
+
+    def _compared(self, step: Step, told: dict[str, Any]) -> float:
+        """Of what is compared."""
         run = self.run_
         assert isinstance(run.model, EmbeddingModel)
-        if not step.batches:  # no example of this process: what others embedded is measured all the same
-            measured = self._measured(step, nothing(run.model, self.output), told)
+        if not step.rows:  # no example of this process: what others embedded is measured all the same
+            measured = self._measured(step, nothing(run.model, self.outputs), told)
             if measured.requires_grad:
                 measured.backward()
             return float(measured.detach())
         loss = accumulate(
             self.embedded,
-            step.batches,
+            step.rows,
             lambda every: self._measured(step, every, told),
             statistics=self.buffers.values(),
         )
         return float(loss)
 
-    def embedded(self, batch: Batch) -> Embedded:
+    def _said(self, step: Step, told: dict[str, Any]) -> float:
+        """Of what a language head predicts, a row at a time: a mean over tokens or texts is a sum over rows."""
+        run = self.run_
+        total = 0.0
+        for task in sorted(self.speaking & step.examples.keys()):
+            rows = [row for row in step.spoken if row.task == task]
+            tokens, texts = (
+                sum(told)
+                for told in zip(*run.world.told([sum(r.tokens for r in rows), sum(r.texts for r in rows)]), strict=True)
+            )
+            for k, settings in enumerate(self.stage.task[task].losses):
+                loss = self.losses[f"{task}_{k}"]
+                whole = 0.0
+                for row in rows:
+                    share = row.texts / texts if settings.get("over") == "samples" else row.tokens / max(tokens, 1)
+                    value = share * loss(self.predicted(row))
+                    (float(settings.get("weight", 1.0)) * value).backward()
+                    whole += float(value.detach())
+                whole = sum(run.world.told(whole))
+                told["losses"][_called(self.stage, task, k)] = whole
+                total += float(settings.get("weight", 1.0)) * whole
+        return total
+
+    def predicted(self, row: Spoken) -> Compared:
+        """A row as its losses read it."""
+        run = self.run_
+        assert isinstance(run.model, EmbeddingModel)
+        assert run.head is not None
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16"):
+            predicted = row.predicted(run.model, run.head)
+        none = torch.empty(0, dtype=torch.long, device=run.device)
+        return Compared(
+            queries=Embedded(count=0),
+            documents=Embedded(count=0),
+            owner=none,
+            positive=none.bool(),
+            predicted=predicted,
+        )
+
+    def embedded(self, row: Row) -> Embedded:
         """The things of a packed row, as the losses of this stage read them."""
         run = self.run_
         assert isinstance(run.model, EmbeddingModel)
         with torch.autocast(run.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16"):
-            return embedded(run.model, batch, self.output)
+            return embedded(run.model, row)
 
     def _measured(self, step: Step, rows: Embedded, told: dict[str, Any]) -> Tensor:
         """The loss of all tasks, of things in the order of the batches."""
@@ -352,7 +426,6 @@ class Learning:
         place[torch.tensor(step.order, dtype=torch.long)] = torch.arange(len(step.order))
         things = rows.take(place.to(run.device))
         total = torch.zeros((), device=run.device)
-        losses: dict[str, float] = {}
         skipped = 0
         for drawn in step.drawn:
             found, gone = compared(drawn, things, run.world, step.number)
@@ -362,14 +435,14 @@ class Learning:
             for k, settings in enumerate(self.stage.task[drawn.task].losses):
                 value = self.losses[f"{drawn.task}_{k}"](found)
                 total = total + float(settings.get("weight", 1.0)) * value
-                losses[_called(self.stage, drawn.task, k)] = float(value.detach())
-        told |= {"losses": losses, **({"skipped": skipped} if skipped else {})}
+                told["losses"][_called(self.stage, drawn.task, k)] = float(value.detach())
+        told |= {"skipped": skipped} if skipped else {}
         return total
 
     def _not_finite(self, step: Step, loss: float, norm: float, losses: Mapping[str, float]) -> str:
         """What to say of a step that gave no numbers; the whole batch is written beside the checkpoints."""
         run = self.run_
-        drawn = [(own.task, example) for own in step.drawn for example in own.examples]
+        drawn = [(task, example) for task, examples in step.examples.items() for example in examples]
         batch = [{"task": task, "data": example.source, "row": example.row} for task, example in drawn]
         path = run.folder / f"bad-batch-{self.before + step.number + 1}.json"
         if run.world.leads:
@@ -489,31 +562,34 @@ def _called(stage: Stage, task: int, loss: int) -> str:
     return f"{kind}.{task}.{loss}" if alike > 1 else str(kind)
 
 
-def _output(losses: nn.ModuleDict, stage: Stage) -> Output:
-    """What all losses of a stage read of a model.
+def _outputs(losses: Sequence[Loss], stage: Stage) -> tuple[Output, ...]:
+    """What losses read of a model.
 
     Raises:
-        SpecError: they read several kinds, or one that no recipe gives them yet.
+        SpecError: kinds that no forward pass gives together.
     """
-    needs = {need for loss in losses.values() for need in loss.needs}  # type: ignore[union-attr]
-    kinds = needs & {"layers", "tokens", "sparse"} or {"vectors"}
-    others = needs - kinds - ({"vectors"} if "layers" in kinds else set()) - {"score", "teacher", "modality", "key"}
-    if others or len(kinds) > 1:
-        raise SpecError(
-            f"stage {stage.name!r} has losses that read {', '.join(sorted(others or kinds))}"
-            f"{'' if others else ' together'}, which a recipe does not give them yet"
-        )
-    return cast(Output, kinds.pop())
+    needs = {need for loss in losses for need in loss.needs}
+    kinds: list[Output] = [kind for kind in OUTPUTS if kind in needs]
+    if "layers" in kinds:
+        kinds.remove("vectors") if "vectors" in kinds else None
+        if len(kinds) > 1:
+            raise SpecError(
+                f"stage {stage.name!r} has losses of vectors behind several layers, and of {', '.join({*kinds} - {'layers'})}: "
+                "no forward pass gives both"
+            )
+    return tuple(kinds) if kinds or not losses else ("vectors",)
 
 
-def build(recipe: Recipe, device: torch.device) -> Embedder:
-    """The embedder that training begins with, on its device.
+def build(recipe: Recipe, device: torch.device) -> tuple[Embedder, LanguageHead | None]:
+    """The embedder that training begins with, on its device, and its language head where a loss reads one.
 
     Raises:
         SpecError, LoadError, UnknownName: as `mmembed.load` and `mmembed.compose`.
     """
     said = recipe.model
     torch.manual_seed(parts.seeded(recipe.seed))
+    head: LanguageHead | None = None
+    speaking = any(PREDICTED in needs_of(loss) for stage in recipe.stage for task in stage.task for loss in task.losses)
     if said.load is not None:
         beside = recipe.folder / said.load
         embedder = loading.load(beside if beside.is_dir() else said.load, device=device, precision=said.precision)
@@ -522,11 +598,22 @@ def build(recipe: Recipe, device: torch.device) -> Embedder:
         for key in ("backbone", "tokenizer"):
             if isinstance(given.get(key), str) and (recipe.folder / given[key]).exists():
                 given[key] = recipe.folder / given[key]
+        if speaking:
+            made = build_language_model if isinstance(given["backbone"], Mapping) else load_language_model
+            given["backbone"], head = made(given["backbone"])
         embedder = loading.compose(**given, device=device, precision=said.precision)
     if not isinstance(embedder.model, EmbeddingModel):
         raise SpecError(f"{embedder.spec.name!r} is a dual encoder; a recipe trains models with a shared backbone")
+    if speaking:
+        head = head or embedder.model.language_head
+        if head is None:
+            raise SpecError(
+                f"a loss reads the language head of {said.load!r}, which has none: compose the embedder of the language model "
+                "itself, [model.compose] with backbone = its folder"
+            )
+        head.to(device)
     changed = {**said.spec, "name": recipe.name}
-    return embedder.respecified(**changed)
+    return embedder.respecified(**changed), head
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -14,6 +14,8 @@ from ..model import EmbeddingModel
 from .recipe import Lora, Stage
 
 LAYER = re.compile(r"\.(?:layers?|blocks?|h|resblocks|stages)\.(\d+)\.")
+HEAD = "spoken."
+"""Before the names of weights of a language head, which are trained and not kept at the end."""
 TOWERS = ("vision.", "backbone.visual.", "backbone.vision_tower.", "backbone.vision_model.", "backbone.embed_vision.")
 
 
@@ -88,6 +90,20 @@ def choose(model: nn.Module, stage: Stage) -> dict[str, nn.Parameter]:
     return found
 
 
+def choose_head(head: nn.Module, model: nn.Module, stage: Stage) -> dict[str, nn.Parameter]:
+    """The weights of a language head that are none of the model's, by name, in fp32: trained where its embeddings are."""
+    own = {id(weight) for weight in model.parameters()}
+    trained = bool({"embeddings", "backbone", "all"} & set(stage.train))
+    found = {}
+    for name, weight in head.named_parameters():
+        if id(weight) not in own:
+            weight.requires_grad_(trained)
+            if trained:
+                weight.data = weight.data.float()
+                found[HEAD + name] = weight
+    return found
+
+
 def groups(weights: Mapping[str, nn.Parameter], stage: Stage, losses: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
     """Weights as AdamW takes them, those of one rate and one decay together; parameters of losses at the stage's own rate.
 
@@ -143,11 +159,32 @@ def set_modes(model: nn.Module, stage: Stage, trained: Mapping[str, nn.Parameter
         backbone = model.backbone
         if stage.dropout:
             backbone.train()
+            if stage.attention_dropout is not None:
+                _drop(backbone, stage.attention_dropout)
         if stage.checkpointing:
             backbone.gradient_checkpointing_enable({"use_reentrant": False})
             for module in backbone.modules():
                 if type(module).__name__.endswith("Layer") or module is backbone:
                     module.training = True
+
+
+def _drop(backbone: nn.Module, share: float) -> None:
+    """Set what attention leaves out in training.
+
+    Raises:
+        SpecError: a backbone that does not say where that is.
+    """
+    found = False
+    for module in backbone.modules():
+        held: Any = getattr(module, "attention_dropout", None)
+        if isinstance(held, float):
+            module.attention_dropout = share  # type: ignore[assignment]
+            found = True
+        elif type(module).__name__.endswith("Attention") and isinstance(getattr(module, "dropout", None), nn.Dropout):
+            module.dropout.p = share  # type: ignore[union-attr]
+            found = True
+    if not found:
+        raise SpecError(f"{type(backbone).__name__} does not say where its attention drops anything: attention_dropout")
 
 
 def buffers(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

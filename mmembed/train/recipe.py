@@ -63,6 +63,25 @@ class Lora:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Masking:
+    """Tokens that are hidden, each to be predicted from the state before it (MNTP, LLM2Vec, arXiv 2404.05961).
+
+    Attributes:
+        token: what stands in their place, one token of the vocabulary; LLM2Vec takes "_" where a tokenizer has no mask.
+        share: of the tokens. replaced, kept: of these, that become a random token, or stay.
+    """
+
+    token: str
+    share: float = 0.2
+    replaced: float = 0.1
+    kept: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1 or min(self.replaced, self.kept) < 0 or self.replaced + self.kept > 1:
+            raise SpecError(f"share={self.share}, replaced={self.replaced}, kept={self.kept}: these are no shares")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """What is drawn each step, and the losses that measure it.
 
@@ -72,6 +91,7 @@ class Task:
         teacher: an embedder, by folder or name, whose vectors of the same things losses read; see `Columns.query_source`.
         shares, temperature, language_temperature, group: how data is mixed, see `Mixture`.
         share: how often this task is drawn beside the others, where a stage draws one a step.
+        masking: for losses of a language head: some tokens are hidden and predicted; None: the next token is.
     """
 
     data: tuple[str, ...]
@@ -83,10 +103,13 @@ class Task:
     language_temperature: float | None = None
     group: int | None = None
     share: float = 1.0
+    masking: Masking | None = None
 
     def __post_init__(self) -> None:
         if not self.data or self.batch < 1 or not self.losses:
             raise SpecError("a task needs data, a batch of at least 1 and a loss")
+        if self.masking is None and any(loss.get("kind") == "mntp" for loss in self.losses):
+            raise SpecError("the loss 'mntp' predicts tokens that are masked: masking = { token = '_', share = 0.2 }")
         for value, name in ((self.temperature, "temperature"), (self.language_temperature, "language_temperature")):
             if value is not None and value <= 0:
                 raise SpecError(f"{name}={value} must be more than 0")
@@ -107,7 +130,10 @@ class Stage:
         precision: "bf16" makes products in bf16 under autocast; weights, norms and losses stay fp32.
         batch_tokens: tokens that go through the model at once, patches counted too; a larger batch goes in chunks by GradCache.
         checkpointing: states of layers are made again in the backward pass and not kept (gradient checkpointing).
-        dropout: the backbone's own dropout is on. batch_norm: statistics of trained batch norms are "frozen" or "learnt".
+        dropout: the backbone's own dropout is on, and nothing is computed once for several items.
+        attention_dropout: the share of what attention looks at that is left out, in place of the configuration's (SimCSE; LLM2Vec
+            takes 0.3).
+        batch_norm: statistics of trained batch norms are "frozen" or "learnt".
         average: decay of a running mean of the weights, which is what is measured and kept; None: there is none.
         lora: adapters that this stage puts in, and later ones keep.
         evaluate, save: steps between looks at held-out data, and between checkpoints; None: at the end of the stage.
@@ -132,6 +158,7 @@ class Stage:
     batch_tokens: int = 8192
     checkpointing: bool = False
     dropout: bool = False
+    attention_dropout: float | None = None
     batch_norm: Literal["frozen", "learnt"] = "frozen"
     average: float | None = None
     lora: Lora | None = None
@@ -146,6 +173,8 @@ class Stage:
             raise SpecError(f"stage {self.name!r} needs at least one step, one task and one part to train")
         if len(self.betas) != 2:
             raise SpecError(f"betas={list(self.betas)}: AdamW has two")
+        if self.attention_dropout is not None and not (self.dropout and 0 <= self.attention_dropout < 1):
+            raise SpecError(f"attention_dropout={self.attention_dropout} goes with dropout = true, and lies in [0, 1)")
         if self.average is not None and not 0 < self.average < 1:
             raise SpecError(f"average={self.average} must lie between 0 and 1")
         if self.lora is not None and not {"lora", "all"} & set(self.train):
@@ -264,7 +293,9 @@ class Recipe:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        # A setting at its default is as if it were not there: one that a later version has does not part a run from its recipe.
+        said = [f.name for f in dataclasses.fields(value) if getattr(value, f.name) != f.default]
+        fields = {name: _plain(getattr(value, name)) for name in said}
         return {"is": type(value).__name__, **fields}
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}

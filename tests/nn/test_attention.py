@@ -268,7 +268,23 @@ def test_attend_refuses_what_no_room_does():
     with pytest.raises(NotImplementedError, match="attention_mask"):
         attend(Module(), q, k, v, torch.ones(1, 1, 3, 3), spans=spans)
     with pytest.raises(NotImplementedError, match="dropout"):
-        attend(Module(), q, k, v, None, spans=spans, dropout=0.1)
+        attend(Module(), q, k, v, None, spans=spans, dropout=0.1, room="flex")
+
+
+@pytest.mark.parametrize("room", ["reference", "grouped"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_dropout_leaves_out_a_share_of_what_is_looked_at_and_raises_the_rest(room, shared):
+    """Values are unit vectors, so that what comes out are the weights themselves."""
+    q, k, _ = draw((3, 3, 2), (4, 4))
+    v = torch.eye(8)[None, None].expand(1, 4, 8, 8)
+    spans = Spans.of((3, 3, 2), "causal", parents=[-1, 0, 0]) if shared else spans_of((3, 3, 2), "causal")
+    whole, _ = attend(Module(), q, k, v, None, spans=spans, room=room)
+    torch.manual_seed(0)
+    seen = torch.stack([attend(Module(), q, k, v, None, spans=spans, room=room, dropout=0.25)[0] for _ in range(200)])
+    kept = seen != 0
+    torch.testing.assert_close(seen[kept], (whole / 0.75).expand_as(seen)[kept], rtol=1e-5, atol=1e-6)
+    share = 1 - kept[:, whole > 0].float().mean()
+    assert abs(float(share) - 0.25) < 0.01
 
 
 def test_the_cpu_is_served_by_a_room_that_runs_there():

@@ -25,7 +25,7 @@ from torch import nn
 from mmembed.errors import SpecError
 from mmembed.train.compared import Compared, Embedded, Predicted
 from mmembed.train.losses import build_loss
-from mmembed.train.losses.language import before, mask_tokens
+from mmembed.train.losses.language import mask_tokens
 
 from .test_contrastive import SAME, gap, loss
 from .things import B, D, Given, K, V, columns, features, things
@@ -409,7 +409,6 @@ def test_masking_leaves_special_tokens_and_the_first_alone():
     assert abs((out[chosen] == ids[chosen]).mean() - 0.105) <= 0.03
     plain, _ = mask_tokens(ids, np.random.default_rng(0), mask=99, vocabulary=20, share=0.8, replaced=0.0, kept=0.0)
     assert abs((plain == 99).mean() - 0.8) <= 0.02
-    assert before(np.array([False, True, False, True])).tolist() == [0, 2]
 
 
 def test_things_of_nothing_but_tokens_say_how_many_they_are():

@@ -16,7 +16,8 @@ from mmembed.testing import BACKBONES, sharpen, tiny_embedder
 from mmembed.towers.language_head import LanguageHead, body_of
 from mmembed.train.compared import Compared
 from mmembed.train.losses import build_loss
-from mmembed.train.predicted import masked, masked_tokens, next_tokens
+from mmembed.train.losses.language import mask_tokens
+from mmembed.train.predicted import masked_tokens, next_tokens
 
 TEXTS = ["a cat and a dog", "ein Haus", "abc", "the longest text of them all, by far"]
 
@@ -58,7 +59,10 @@ def test_a_masked_token_is_predicted_from_the_state_before_it():
     embedder = tiny_embedder(vision=None, projector=None)
     samples = embedder.samples(TEXTS)
     batch = pack(samples, range(len(TEXTS)), "bidirectional")
-    hidden, chosen = masked(batch, np.random.default_rng(1), mask=299, vocabulary=256, share=0.4)
+    draw = np.random.default_rng(1)
+    each = [mask_tokens(sample.ids, draw, mask=299, vocabulary=256, share=0.4) for sample in samples]
+    ids, picked = (torch.from_numpy(np.concatenate(own)) for own in zip(*each, strict=True))
+    hidden, chosen = replace(batch, ids=ids), picked
     assert chosen.any()
     assert not chosen[batch.spans.start.unique()].any()
     total, first = 0.0, 0

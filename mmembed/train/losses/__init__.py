@@ -1,7 +1,7 @@
 """Training objectives by name: importing this registers them all."""
 
 from . import contrastive, distillation, graded, language, regularisers, shortened
-from .objective import Loss, build_loss, losses, objective
+from .objective import Loss, build_loss, losses, needs_of, objective
 
 __all__ = [
     "Loss",
@@ -11,6 +11,7 @@ __all__ = [
     "graded",
     "language",
     "losses",
+    "needs_of",
     "objective",
     "regularisers",
     "shortened",

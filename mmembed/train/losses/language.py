@@ -51,7 +51,7 @@ def language_modelling(compared: Compared, *, over: str = "tokens", block: int =
 @objective("mntp", "predicted")
 def mntp(compared: Compared, *, block: int = 1 << 13) -> Float[Tensor, ""]:
     """Masked next token prediction (LLM2Vec, arXiv 2404.05961): cross-entropy of the masked tokens, each predicted from the state
-    before it under bidirectional attention; `mask_tokens` masks, `before` says the states."""
+    before it under bidirectional attention; `mask_tokens` masks, by the `masking` of a recipe's task."""
     return language_modelling(compared, block=block)
 
 
@@ -77,15 +77,18 @@ def mask_tokens(
     replaced: float = 0.1,
     kept: float = 0.1,
     special: Sequence[int] = (),
+    among: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Ids (T,) with some of them masked, and which are to be predicted; never the first, which nothing comes before.
 
     Args:
         mask: the id of the mask. vocabulary: ids there are, for random ones. share: of tokens to be predicted (LLM2Vec: 0.2 for
             Llama 3; 0.8 for Mistral, with replaced=kept=0). replaced, kept: shares of these that become a random token, or stay.
-        special: ids that are never masked.
+        special: ids that are never masked. among: (T,) tokens that may be; None: all.
     """
     chosen = (generator.random(len(ids)) < share) & ~np.isin(ids, list(special))
+    if among is not None:
+        chosen &= among
     chosen[:1] = False
     kind = generator.random(len(ids))
     out = ids.copy()
@@ -93,8 +96,3 @@ def mask_tokens(
     drawn = chosen & (kind < replaced)
     out[drawn] = generator.integers(vocabulary, size=int(drawn.sum()))
     return out, chosen
-
-
-def before(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The places of the states from which these tokens are predicted: those before them."""
-    return np.flatnonzero(chosen) - 1

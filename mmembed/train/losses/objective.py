@@ -89,6 +89,11 @@ def build_loss(settings: Mapping[str, Any], *, width: int | None = None, teacher
     return built
 
 
+def needs_of(settings: Mapping[str, Any]) -> frozenset[str]:
+    """What the loss of these settings reads, of whatever model."""
+    return build_loss({key: value for key, value in settings.items() if key != "weight"}).needs
+
+
 def read_by(settings: Mapping[str, Any]) -> frozenset[str]:
     """What the settings `similarity` and `by` have a loss read.
 
