@@ -23,6 +23,7 @@ _WHERE = {
     "SentencePieceTokenizer": "tokenizer",
     "Index": "search.index",
     "Hits": "search.hits",
+    "Query": "search.query",
     "Quantizer": "search.quantizer",
 }
 __all__ = ["__version__", *_WHERE]
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from .search.hits import Hits
     from .search.index import Index
     from .search.quantizer import Quantizer
+    from .search.query import Query
     from .spec import ModelSpec
     from .tokenizer import SentencePieceTokenizer
 

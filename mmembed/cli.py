@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .inputs import Thing
     from .report import Report
     from .search.adding import AddReport
-    from .search.index import Index
+    from .search.index import Index, Mode
     from .sources import Columns, Entry
 
 SOME_FAILED = 3
@@ -369,6 +369,20 @@ def index_dups(index: str, threshold: float, modality: str | None, out: Path | N
     click.echo(f"{len(groups)} groups of {sum(len(group.hits) for group in groups)} items")
 
 
+@index.command("diagnose")
+@click.argument("index", metavar="INDEX")
+@json_option
+def index_diagnose(index: str, as_json: bool) -> None:
+    """Say how the vectors of INDEX lie, modality by modality, and what to do about it."""
+    from .search.index import Index
+
+    told = Index.open(index).diagnose()
+    if as_json:
+        _print_json(told.as_dict())
+    else:
+        click.echo(str(told))
+
+
 @index.command("rm")
 @click.argument("index", metavar="INDEX")
 @click.argument("ids", nargs=-1, required=True)
@@ -392,7 +406,12 @@ def index_rm(index: str, ids: tuple[str, ...], as_json: bool) -> int:
 @click.argument("query", required=False)
 @click.option("--image", help="Path of a picture to ask with, alone or with QUERY.")
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many hits.")
+@click.option(
+    "--and", "more", type=(float, str), multiple=True, metavar="WEIGHT TEXT", help="More to ask; -1 is away from."
+)
 @modality_option
+@click.option("--mode", default="vector", show_default=True, help='"vector", "text" (its words) or "hybrid" (both).')
+@click.option("--diversity", type=click.FloatRange(0, 1), default=0, show_default=True, help="Hits unlike each other.")
 @model_option
 @device_option
 @json_option
@@ -400,14 +419,23 @@ def search(
     index: str,
     query: str | None,
     image: str | None,
+    more: tuple[tuple[float, str], ...],
     k: int,
     modality: str | None,
+    mode: Mode,
+    diversity: float,
     model: str | None,
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Find what in INDEX is nearest to QUERY, a text in any language, to a picture, or to both."""
+    """Find what in INDEX is nearest to QUERY, a text in any language, to a picture, or to both.
+
+    \b
+    mmembed search pictures.index "a cat" --and 0.5 "at night" --and -1 "a drawing"
+    """
     from .images import Image
+    from .search.index import Index
+    from .search.query import Query
 
     if query is None and image is None:
         raise click.UsageError("give a QUERY, --image, or both")
@@ -416,9 +444,13 @@ def search(
         parts.append(query)
     if image is not None:
         parts.append(Image(image))
-    hits = _open(index, model, device).search(tuple(parts), k=k, modality=modality)
+    asked = Query([(tuple(parts), 1.0), *((text, weight) for weight, text in more)])
+    opened = Index.open(index) if mode == "text" else _open(index, model, device)
+    hits = opened.search(asked, k=5 * k if diversity else k, mode=mode, modality=modality)
+    if diversity:
+        hits = opened.diversify(hits, k=k, diversity=diversity)
     if as_json:
-        _print_json({"query": query, "image": image, "hits": hits.as_dicts()})
+        _print_json({"query": query, "image": image, "more": more, "mode": mode, "hits": hits.as_dicts()})
     else:
         click.echo(str(hits) if hits else "nothing found")
 

@@ -210,6 +210,34 @@ def test_search_finds_a_picture_by_itself(run, things, model):
     assert "image" in err
 
 
+def test_search_takes_weights_full_text_and_diversity(run, things, model):
+    alone = json.loads(run("search", things, "--image", CAT, "--model", model, "--json")[1])["hits"]
+    code, out, _ = run(
+        "search", things, "--image", CAT, "--and", "0.5", "a word", "--and", "-1", "b", "--model", model, "--json"
+    )
+    told = json.loads(out)
+    assert code == 0
+    assert told["more"] == [[0.5, "a word"], [-1.0, "b"]]
+    assert [hit["score"] for hit in told["hits"]] != [hit["score"] for hit in alone]
+    code, out, _ = run("search", things, "cat", "--mode", "text", "--json")
+    assert code == 0
+    assert [hit["path"] for hit in json.loads(out)["hits"]] == [CAT]
+    code, out, _ = run(
+        "search", things, "cat", "--mode", "hybrid", "--diversity", "1", "-k", "1", "--model", model, "--json"
+    )
+    assert len(json.loads(out)["hits"]) == 1
+    code, _, err = run("search", things, "cat", "--mode", "hibrid", "--model", model)
+    assert code == 2
+    assert "hybrid" in err
+
+
+def test_index_diagnose_needs_no_model(run, things):
+    code, out, _ = run("index", "diagnose", things)
+    assert code == 0
+    assert "hubness" in out
+    assert json.loads(run("index", "diagnose", things, "--json")[1])["advice"] == []
+
+
 def test_an_index_of_an_unknown_model_asks_for_its_folder(run, things):
     code, _, err = run("search", things, "a")
     assert code == 2

@@ -23,10 +23,12 @@ class Hit:
     """One item found.
 
     Attributes:
-        rank: 1 is the best. score: cosine to the query, -1..1. id: of the item in its index.
+        rank: 1 is the best. score: what the search ordered by; by vectors the cosine to the query, -1..1. id: of the item in
+            its index.
         modality: "text", "image" or "image+text". text, path: None where the item has none.
         thumbnail: a small WebP of its first picture. metadata: as it was given.
         log_relevance: see `Background`; None where the index holds too few things to tell.
+        duplicates: ids of hits that stand behind this one, being nearly the same; see `Index.group`.
     """
 
     rank: int
@@ -38,6 +40,7 @@ class Hit:
     thumbnail: bytes | None = field(default=None, repr=False)
     metadata: dict[str, Any] = field(default_factory=dict)
     log_relevance: float | None = None
+    duplicates: tuple[str, ...] = ()
 
     @property
     def relevance(self) -> float | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -16,19 +15,27 @@ from ..inputs import Thing
 from ..sources import Columns, Entry, Source, read
 from .adding import AddReport, OnError, add
 from .background import SAMPLE, Background
+from .diagnosis import Diagnosis, diagnosed
+from .diversity import diversified, grouped
 from .duplicates import Group, duplicates
 from .export import export
 from .hits import Hit, Hits
+from .languages import LanguageReport
 from .plane import plane
-from .rows import described, together
-from .table import Table, among, quoted, unit
+from .query import Query
+from .ranking import MODALITIES, both, by_text, by_vector, fused, of_modality
+from .rerank import reranked
+from .rows import together
+from .table import IDS, Table, among, unit
+from .words import terms
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..embedder import Embedder
 
-MODALITIES = ("text", "image", "image+text")
+Mode = Literal["vector", "text", "hybrid"]
+MODES = ("vector", "text", "hybrid")
 
 
 class Index:
@@ -109,7 +116,7 @@ class Index:
 
     def info(self) -> dict[str, Any]:
         """What it holds: items by modality, bytes on disk, and the model of its vectors."""
-        counts = {kind: self._table.count(f"modality = {quoted(kind)}") for kind in MODALITIES}
+        counts = {kind: self._table.count(of_modality(kind)) for kind in MODALITIES}
         held = {"items": len(self), "modalities": counts, "bytes": self._table.bytes()}
         return {"path": str(self.path), **held, **self._table.made}
 
@@ -193,7 +200,7 @@ class Index:
         Raises:
             UnknownName: another ending, or no such modality. StoreError: there is something already.
         """
-        return export(self._table, path, _of_modality(modality))
+        return export(self._table, path, of_modality(modality))
 
     def duplicates(self, threshold: float = 0.97, *, modality: str | None = None) -> list[Group]:
         """Groups of items that are alike, see `mmembed.search.duplicates.duplicates`; nothing is taken out.
@@ -204,34 +211,58 @@ class Index:
         Raises:
             InputError: the threshold is no such. UnknownName: no such modality.
         """
-        return duplicates(self._table, threshold, _of_modality(modality))
+        return duplicates(self._table, threshold, of_modality(modality))
 
     def remove(self, ids: Iterable[str]) -> int:
         """Take items out by id; an id that is not there is passed over. Returns how many were there."""
         return self._table.remove(list(ids))
 
-    def search(self, query: Thing, *, k: int = 10, modality: str | None = None, balanced: bool = True) -> Hits:
-        """The `k` items nearest to a query.
+    def search(
+        self,
+        query: Thing | Query,
+        *,
+        k: int = 10,
+        mode: Mode = "vector",
+        modality: str | None = None,
+        balanced: bool = True,
+    ) -> Hits:
+        """The `k` items that answer a query best.
 
         Args:
-            query: a text in any language, a picture, or a tuple of both.
+            query: a text in any language, a picture, a tuple of both, or a `Query` of several with weights.
             k: how many; fewer come back from a smaller index.
+            mode: "vector": the nearest. "text": those that hold its words, by BM25 of character n-grams, which need no spaces
+                between words; an item's words are its text, its "name" in the metadata and the name of its file.
+                "hybrid": both, by reciprocal rank fusion.
             modality: only items of "text", "image" or "image+text".
             balanced: order items of several modalities by their relevance, see `Background`: texts lie nearer to texts than
                 pictures do, and would bury them. False: by the cosine alone.
 
         Returns:
-            `Hits`, best first; equal ones in the order of ids. Their scores are cosines in float32.
+            `Hits`, best first; equal ones in the order of ids. Their scores are what the mode orders by: cosines in float32,
+            BM25, or sums of 1 / (60 + rank).
 
         Raises:
-            InputError: the query cannot be embedded.
-            UnknownName: no such modality.
-            StoreError: the index was opened without an embedder.
+            InputError: the query cannot be embedded, or holds no words for full text.
+            UnknownName: no such modality or mode.
+            StoreError: the index was opened without an embedder, which "text" alone does without.
         """
-        asked = query if isinstance(query, str) else described(query)
         _check_asked(k, modality)
-        vector = self._encoder().encode_query([query], truncate_dim=self.dimension)[0]
-        return self.nearest(vector, k=k, modality=modality, balanced=balanced, query=asked)
+        if mode not in MODES:
+            raise UnknownName("mode", mode, MODES)
+        asked = Query.of(query)
+        words = terms(asked.words)
+        if mode == "text":
+            if not words:
+                raise InputError(f"{str(asked)!r} holds no words for full-text search")
+            where = of_modality(modality)
+            return Hits(by_text(self._table, self.background, words, None, k, where), str(asked))
+        vector = asked.vector(self._encoder(), self.dimension)
+        if mode == "vector":
+            return self.nearest(vector, k=k, modality=modality, balanced=balanced, query=str(asked))
+        where = of_modality(modality)
+        found = fused(self._table, self.background, vector, words, k, where, balanced and modality is None)
+        return Hits(found, str(asked))
 
     def nearest(
         self,
@@ -251,37 +282,71 @@ class Index:
         _check_asked(k, modality)
         if vector.shape != (self.dimension,) or not np.isfinite(vector).all():
             raise InputError(f"a query of this index is {self.dimension} finite numbers, not {vector.shape}")
+        where = of_modality(modality)
         asked = unit(vector[None])[0]
-        if balanced and modality is None:
-            found = [hit for kind in MODALITIES for hit in self._hits(asked, k, kind)]
-            found.sort(key=lambda hit: hit.id)
-            if all(hit.log_relevance is not None for hit in found):
-                found.sort(key=lambda hit: (-(hit.log_relevance or 0.0), -hit.score))
-            else:  # too few things of some modality to say what stands out
-                found.sort(key=lambda hit: -hit.score)
-        else:
-            found = self._hits(asked, k, modality)
-        return Hits([dataclasses.replace(hit, rank=rank) for rank, hit in enumerate(found[:k], 1)], query=query)
+        return Hits(by_vector(self._table, self.background, asked, k, where, balanced and modality is None), query)
 
-    def _hits(self, vector: NDArray[np.float32], k: int, kind: str | None) -> list[Hit]:
-        rows = self._table.nearest(vector, k, _of_modality(kind))
-        hits = []
-        for rank, (score, row) in enumerate(rows, 1):
-            known = self.background.log_relevance(vector, row["modality"], np.array([score], dtype=np.float32))
-            hits.append(
-                Hit(
-                    rank=rank,
-                    score=score,
-                    id=row["id"],
-                    modality=row["modality"],
-                    log_relevance=None if known is None else float(known[0]),
-                    text=row["text"],
-                    path=row["path"],
-                    thumbnail=row["thumbnail"],
-                    metadata=json.loads(row["metadata"]),
-                )
+    def rerank(self, query: Thing | Query, hits: Hits, *, embedder: Embedder | None = None) -> Hits:
+        """Hits in the order of late interaction: the tokens of the query against those of each item (MaxSim).
+
+        For the best hundred or so of a search: every item is read and embedded anew, its text from the index, its picture from
+        the file at its path (from the small copy where it came without a file).
+
+        Args:
+            embedder: a model with token vectors; None is that of the index.
+
+        Raises:
+            SpecError: the model has no token vectors. InputError: a picture is not there any more.
+        """
+        return Hits(reranked(embedder or self._encoder(), Query.of(query), hits), hits.query)
+
+    def diversify(self, hits: Hits, *, k: int = 10, diversity: float = 0.3) -> Hits:
+        """`k` of the hits that differ from each other, by maximal marginal relevance, see `mmembed.search.diversity`: search
+        for more than are wanted, and then for those that are worth showing.
+
+        Args:
+            diversity: 0 keeps the order; 1 asks for nothing but difference.
+        """
+        _check_asked(k, None)
+        return Hits(diversified(hits, self._vectors_of(hits), k, diversity), hits.query)
+
+    def group(self, hits: Hits, *, threshold: float = 0.97) -> Hits:
+        """Hits without near-duplicates: those whose cosine with a better one is at least `threshold` go behind it, into its
+        `duplicates`."""
+        return Hits(grouped(hits, self._vectors_of(hits), threshold), hits.query)
+
+    def compare_languages(
+        self, queries: Mapping[str, Thing | Query], *, reference: str | None = None, **options: Any
+    ) -> LanguageReport:
+        """One question in many languages: what of the same is found, and which language drops.
+
+        Args:
+            queries: {language: the question in it}, two or more.
+            reference: the language that others are held to; None is the first.
+            options: those of `search`.
+
+        Example:
+            >>> index.compare_languages({"en": "a red apple", "de": "ein roter Apfel", "ja": "赤いりんご"}, k=10)
+        """
+        if not isinstance(queries, Mapping) or len(queries) < 2:
+            raise InputError(
+                'languages are compared with each other: {"en": "a cat", "de": "eine Katze"}, two at least'
             )
-        return hits
+        found = {language: self.search(query, **options) for language, query in queries.items()}
+        return LanguageReport(found, next(iter(queries)) if reference is None else reference)
+
+    def diagnose(self, most: int = 2000) -> Diagnosis:
+        """How the vectors lie: modality gap, anisotropy, hubs, and languages where the metadata has a "lang"; of more than `most`
+        items a fair sample. Print it.
+        """
+        rows = self._sample(["id", "modality", "metadata", "vector"], most)
+        said = [json.loads(row["metadata"]).get("lang") for row in rows]
+        return diagnosed(
+            [row["id"] for row in rows],
+            np.array([row["vector"] for row in rows], dtype=np.float32).reshape(-1, self.dimension),
+            [row["modality"] for row in rows],
+            [lang if isinstance(lang, str) else None for lang in said],
+        )
 
     @property
     def background(self) -> Background:
@@ -290,10 +355,10 @@ class Index:
         if self._background is None or self._background[0] != version:
             samples, counts = {}, {}
             for kind in MODALITIES:
-                where = f"modality = {quoted(kind)}"
+                where = of_modality(kind)
                 counts[kind] = self._table.count(where)
                 if counts[kind] > SAMPLE:  # contents are hashes: those below a bound are a fair sample
-                    where += f" AND content < '{int(SAMPLE / counts[kind] * 16**8):08x}'"
+                    where = both(where, f"content < '{int(SAMPLE / counts[kind] * 16**8):08x}'")
                 samples[kind] = self._table.vectors(where)
             self._background = version, Background(samples, counts)
         return self._background[1]
@@ -312,9 +377,7 @@ class Index:
     def layout(self, most: int = 5000) -> list[dict[str, Any]]:
         """A map of what it holds: id, modality, label, x and y (-1..1) of each item, see `plane`; of more than `most` a fair
         sample."""
-        count = len(self)
-        where = f"content < '{int(most / count * 16**8):08x}'" if count > most else None
-        rows = self._table.read(["id", "modality", "text", "path", "metadata", "vector"], where)
+        rows = self._sample(["id", "modality", "text", "path", "metadata", "vector"], most)
         vectors = np.array([row.pop("vector") for row in rows]).reshape(-1, self.dimension)
         places = plane(vectors, [row["modality"] for row in rows])
         return [
@@ -334,6 +397,27 @@ class Index:
         found = self._table.read(columns, among([name]))
         return Hit(0, 0.0, metadata=json.loads(found[0].pop("metadata")), **found[0]) if found else None
 
+    def _sample(self, columns: Sequence[str], most: int) -> list[dict[str, Any]]:
+        """Rows; of more than `most` about so many: contents are hashes, and those below a bound are a fair sample."""
+        count = len(self)
+        return self._table.read(columns, f"content < '{int(most / count * 16**8):08x}'" if count > most else None)
+
+    def _vectors_of(self, hits: Hits) -> NDArray[np.float32]:
+        """Vectors (N, D) of hits.
+
+        Raises:
+            InputError: a hit that is not of this index, or was removed since.
+        """
+        ids = [hit.id for hit in hits]
+        found = {}
+        for first in range(0, len(ids), IDS):
+            chunk = among(ids[first : first + IDS])
+            found.update({row["id"]: row["vector"] for row in self._table.read(["id", "vector"], chunk)})
+        for row, name in enumerate(ids):
+            if name not in found:
+                raise InputError(f"the index holds no item with the id {name!r}", row)
+        return np.array([found[name] for name in ids], dtype=np.float32).reshape(-1, self.dimension)
+
     def _add(
         self, entries: Iterable[Entry], total: int | None, on_error: OnError, show_progress_bar: bool
     ) -> AddReport:
@@ -346,14 +430,7 @@ class Index:
         return self.embedder
 
 
-def _of_modality(kind: str | None) -> str | None:
-    """Items of a modality, in SQL."""
-    if kind is not None and kind not in MODALITIES:
-        raise UnknownName("modality", kind, MODALITIES)
-    return None if kind is None else f"modality = {quoted(kind)}"
-
-
 def _check_asked(k: int, kind: str | None) -> None:
-    _of_modality(kind)
+    of_modality(kind)
     if k < 1:
         raise InputError(f"k is the number of hits wanted, at least 1, not {k}")

@@ -18,6 +18,7 @@ from ..errors import InputError, StoreError
 from ..images import Image, open_image
 from ..inputs import Item, Text, Thing, modality, to_item
 from ..sources import Entry, printable
+from .words import terms
 
 THUMBNAIL = 128
 """Longer side, in pixels, of the picture kept of a picture, so that hits show without their source."""
@@ -44,6 +45,9 @@ class Row:
 
     def as_stored(self, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         before = known[self.id]["metadata"] if self.id in known else "{}"
+        metadata = before if self.metadata is None else self.metadata
+        name = json.loads(metadata).get("name")
+        file = Path(self.path).stem if self.path else None
         return {
             "id": self.id,
             "content": self.content,
@@ -51,7 +55,8 @@ class Row:
             "text": self.text,
             "path": self.path,
             "thumbnail": self.thumbnail,
-            "metadata": before if self.metadata is None else self.metadata,
+            "metadata": metadata,
+            "terms": terms("\n".join(str(words) for words in (name, self.text, file) if words)),
         }
 
 

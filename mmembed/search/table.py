@@ -15,6 +15,8 @@ from ..errors import MissingExtra, StoreError
 try:
     import lancedb
     import pyarrow as pa
+    from lancedb.index import FTS
+    from lancedb.query import MatchQuery
 except ImportError as error:
     raise MissingExtra("lancedb", "search") from error
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NAME = "items"
-FORMAT = 1
+FORMAT = 2
 ROWS = 1024
 """Rows that are read at once when all are."""
 IDS = 256
@@ -130,6 +132,29 @@ class Table:
         rows = found.drop_columns(["vector", "_distance"]).take(order).to_pylist()
         return [(float(scores[at]), row) for at, row in zip(order, rows, strict=True)]
 
+    def matching(self, words: str, k: int, where: str | None) -> list[tuple[float, dict[str, Any]]]:
+        """The `k` rows whose terms match `words` (terms, see `mmembed.search.words`) best, with their BM25; equal ones in the
+        order of ids. Rows that hold none of the terms do not come.
+
+        LanceDB's full-text index knows what `compact` saw; rows of later chunks are read one by one, with the same result."""
+        limit = k + 16
+        while True:
+            query = self._table.search(MatchQuery(words, "terms"), query_type="fts")
+            if where is not None:
+                query = query.where(where, prefilter=True)
+            found = query.limit(limit).to_arrow()
+            scores, ids = found.column("_score").to_pylist(), found.column("id").to_pylist()
+            order = sorted(range(len(ids)), key=lambda row: (-scores[row], ids[row]))[:k]
+            if not order:
+                return []
+            if len(ids) < limit or min(scores) < scores[order[-1]]:
+                break
+            limit *= 4
+        rows = found.drop_columns(["vector", "_score"]).take(order).to_pylist()
+        for row, vector in zip(rows, matrix(found.column("vector").take(order), self.dimension), strict=True):
+            row["vector"] = vector
+        return [(scores[at], row) for at, row in zip(order, rows, strict=True)]
+
     def merge(self, rows: Sequence[Mapping[str, Any]], vectors: NDArray[np.float32]) -> None:
         """Rows and their vectors (N, D), in one commit; a row whose id is known takes the place of the known one."""
         schema = pa.schema([f for f in self._table.schema if f.name != "vector"])
@@ -148,7 +173,10 @@ class Table:
         return before - self.count()
 
     def compact(self) -> None:
-        """Many small fragments into few."""
+        """Many small fragments into few, and their terms into the full-text index."""
+        if not any(index.columns == ["terms"] for index in self._table.list_indices()):
+            plain = {"lower_case": False, "stem": False, "remove_stop_words": False, "ascii_folding": False}
+            self._table.create_index("terms", config=FTS(base_tokenizer="whitespace", with_position=False, **plain))
         self._table.optimize()
 
 
@@ -183,6 +211,7 @@ def _schema(dimension: int, made: Mapping[str, Any]) -> pa.Schema:
             pa.field("path", pa.string()),
             pa.field("thumbnail", pa.binary()),
             pa.field("metadata", pa.string(), nullable=False),
+            pa.field("terms", pa.string(), nullable=False),
             pa.field("vector", pa.list_(pa.float32(), dimension), nullable=False),
         ],
         metadata={"mmembed": json.dumps(made)},

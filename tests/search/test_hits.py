@@ -150,6 +150,7 @@ def test_hits_become_json_without_thumbnails():
             "text": "a",
             "path": None,
             "metadata": {"n": 1},
+            "duplicates": (),
             "relevance": None,
         }
     ]

@@ -1,0 +1,129 @@
+"""Rankings of a table's rows: by vectors, by full text, and both fused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import UnknownName
+from .background import Background
+from .fusion import fuse_ranks
+from .hits import Hit
+from .table import Table, quoted
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MODALITIES = ("text", "image", "image+text")
+DEPTH = 200
+"""So many of each ranking are fused, or as many as hits are wanted, where these are more."""
+
+
+def by_vector(
+    table: Table, background: Background, vector: NDArray[np.float32], k: int, where: str | None, balanced: bool
+) -> list[Hit]:
+    """The `k` nearest: by cosine, or, balanced, by relevance over all modalities."""
+
+    def nearest(where: str | None) -> list[Hit]:
+        found = table.nearest(vector, k, where)
+        return _hits(found, background, vector, [score for score, _ in found])
+
+    if not balanced:
+        return _ranked(nearest(where), k)
+    found = [hit for kind in MODALITIES for hit in nearest(both(where, of_modality(kind)))]
+    found.sort(key=lambda hit: hit.id)
+    if all(hit.log_relevance is not None for hit in found):
+        found.sort(key=lambda hit: (-(hit.log_relevance or 0.0), -hit.score))
+    else:  # too few things of some modality to say what stands out
+        found.sort(key=lambda hit: -hit.score)
+    return _ranked(found, k)
+
+
+def by_text(
+    table: Table, background: Background, terms: str, vector: NDArray[np.float32] | None, k: int, where: str | None
+) -> list[Hit]:
+    """The `k` rows of the greatest BM25; with a vector their relevance is told too."""
+    found = table.matching(terms, k, where)
+    cosines = [0.0 if vector is None else float((row["vector"].astype(np.float64) * vector).sum()) for _, row in found]
+    return _ranked(_hits(found, background, vector, cosines), k)
+
+
+def fused(
+    table: Table,
+    background: Background,
+    vector: NDArray[np.float32],
+    terms: str,
+    k: int,
+    where: str | None,
+    balanced: bool,
+) -> list[Hit]:
+    """The `k` best by reciprocal rank fusion of both rankings, 1 / (60 + rank) summed.
+
+    What has no text of its own, a picture, takes on the side of full text at least the rank that it has among vectors: no text
+    was there to match, and every text with a word of the query would go before it.
+    """
+    depth = max(k, DEPTH)
+    near = by_vector(table, background, vector, depth, where, balanced)
+    matching = by_text(table, background, terms, vector, depth, where)
+    hits = {hit.id: hit for hit in (*matching, *near)}
+    scores = fuse_ranks([[hit.id for hit in near], [hit.id for hit in matching]])
+    for name, score in fuse_ranks([[hit.id for hit in near]]).items():
+        if hits[name].text is None:
+            scores[name] = max(scores[name], 2 * score)
+    order = sorted(scores, key=lambda name: (-scores[name], name))
+    return _ranked([replace(hits[name], score=scores[name]) for name in order], k)
+
+
+def of_modality(kind: str | None) -> str | None:
+    """Rows of a modality, in SQL; None: of all.
+
+    Raises:
+        UnknownName: no such modality.
+    """
+    if kind is not None and kind not in MODALITIES:
+        raise UnknownName("modality", kind, MODALITIES)
+    return None if kind is None else f"modality = {quoted(kind)}"
+
+
+def both(first: str | None, second: str | None) -> str | None:
+    """Rows that two conditions hold for, in SQL."""
+    return f"({first}) AND ({second})" if first and second else first or second
+
+
+def _ranked(hits: list[Hit], k: int) -> list[Hit]:
+    return [replace(hit, rank=rank) for rank, hit in enumerate(hits[:k], 1)]
+
+
+def _hits(
+    found: Sequence[tuple[float, Mapping[str, Any]]],
+    background: Background,
+    vector: NDArray[np.float32] | None,
+    cosines: Sequence[float],
+) -> list[Hit]:
+    """Rows with their scores as hits; their relevance is told by their cosines to the vector."""
+    kinds = [row["modality"] for _, row in found]
+    told: list[float | None] = [None] * len(found)
+    if vector is not None:
+        for kind in set(kinds):
+            at = [place for place, own in enumerate(kinds) if own == kind]
+            known = background.log_relevance(vector, kind, np.array([cosines[place] for place in at], dtype=np.float32))
+            for place, value in zip(at, [None] * len(at) if known is None else known.tolist(), strict=True):
+                told[place] = value
+    return [
+        Hit(
+            rank=0,
+            score=score,
+            id=row["id"],
+            modality=row["modality"],
+            log_relevance=relevance,
+            text=row["text"],
+            path=row["path"],
+            thumbnail=row["thumbnail"],
+            metadata=json.loads(row["metadata"]),
+        )
+        for (score, row), relevance in zip(found, told, strict=True)
+    ]

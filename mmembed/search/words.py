@@ -1,0 +1,62 @@
+"""Words for full-text search: a text of any script as terms, character n-grams that need no spaces between words."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from itertools import pairwise
+
+_SPACELESS = re.compile(
+    r"[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u30ff\u3130-\u318f\u31f0-\u31ff\u3400-\u9fff"
+    r"\ua9e0-\ua9ff\uaa60-\uaa7f\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+"""Thai, Lao, Tibetan, Burmese, Khmer, kana and Han are written without spaces, Hangul with endings grown onto words: one
+character and two are terms there."""
+
+
+def terms(text: str) -> str:
+    """The terms of a text, set apart by spaces, as documents are stored and queries asked.
+
+    Compatibility forms are made one and case is folded (NFKC, Unicode). A run of a script without spaces gives its characters
+    and its pairs of them; a word of another script its runs of three, with its two ends marked (McNamee & Mayfield 2004), so
+    that other endings of a word are found too: "Cats" -> "_ca cat ats ts_". Punctuation, symbols and emoji: an emoji is a term
+    of its own, the rest sets words apart.
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(term for run in _runs(folded) for term in _grams(run))
+
+
+def _runs(text: str) -> Iterator[list[str]]:
+    """Runs of letters, digits and marks, each a list of characters with the marks on them; of one script kind each."""
+    run: list[str] = []
+    for character in text:
+        kind = unicodedata.category(character)
+        if kind == "Cf" or "\ufe00" <= character <= "\ufe0f":  # joiners and variation selectors make no other word
+            continue
+        if kind[0] == "M" and run:
+            run[-1] += character
+            continue
+        if kind[0] in "LN" or kind == "So":
+            if run and (kind == "So" or spaceless(character) != spaceless(run[-1])):
+                yield run
+                run = []
+            run.append(character)
+            if kind != "So":
+                continue
+        if run:
+            yield run
+        run = []
+    if run:
+        yield run
+
+
+def spaceless(character: str) -> bool:
+    return _SPACELESS.match(character) is not None
+
+
+def _grams(run: list[str]) -> list[str]:
+    if spaceless(run[0]):
+        return [*run, *(a + b for a, b in pairwise(run))]
+    ends = ["_", *run, "_"]
+    return ["".join(ends[at : at + 3]) for at in range(len(ends) - 2)]
