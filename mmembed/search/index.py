@@ -258,11 +258,8 @@ class Index:
             where = of_modality(modality)
             return Hits(by_text(self._table, self.background, words, None, k, where), str(asked))
         vector = asked.vector(self._encoder(), self.dimension)
-        if mode == "vector":
-            return self.nearest(vector, k=k, modality=modality, balanced=balanced, query=str(asked))
-        where = of_modality(modality)
-        found = fused(self._table, self.background, vector, words, k, where, balanced and modality is None)
-        return Hits(found, str(asked))
+        both_ways = asked.words if mode == "hybrid" else None
+        return self.nearest(vector, k=k, modality=modality, balanced=balanced, words=both_ways, query=str(asked))
 
     def nearest(
         self,
@@ -271,10 +268,11 @@ class Index:
         k: int = 10,
         modality: str | None = None,
         balanced: bool = True,
+        words: str | None = None,
         query: str = "",
     ) -> Hits:
-        """`search` by a vector (D,) that `embedder.encode_query` gave, or `vector` of an item for more that are like it;
-        `query` says in the hits what was asked.
+        """`search` by a vector (D,) that `embedder.encode_query` gave, or `vector` of an item for more that are like it; with
+        `words` the ranking is fused with that of full-text search for them (hybrid). `query` says in the hits what was asked.
 
         Raises:
             InputError: the vector has another width, or is not finite. UnknownName: no such modality.
@@ -284,7 +282,10 @@ class Index:
             raise InputError(f"a query of this index is {self.dimension} finite numbers, not {vector.shape}")
         where = of_modality(modality)
         asked = unit(vector[None])[0]
-        return Hits(by_vector(self._table, self.background, asked, k, where, balanced and modality is None), query)
+        even = balanced and modality is None
+        if words is None:
+            return Hits(by_vector(self._table, self.background, asked, k, where, even), query)
+        return Hits(fused(self._table, self.background, asked, terms(words), k, where, even), query)
 
     def rerank(self, query: Thing | Query, hits: Hits, *, embedder: Embedder | None = None) -> Hits:
         """Hits in the order of late interaction: the tokens of the query against those of each item (MaxSim).

@@ -73,11 +73,17 @@ class Query:
             InputError: a thing that cannot be embedded, by its place; or the parts cancel each other.
         """
         vectors = embedder.encode_query([thing for thing, _ in self.parts], truncate_dim=truncate_dim)
-        weights = np.array([weight for _, weight in self.parts], dtype=np.float64)
-        weights /= np.abs(weights).sum()
-        lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-        total = weights @ (vectors / np.maximum(lengths, 1e-30))
-        length = float(np.linalg.norm(total))
-        if length < 1e-4:  # what is left is rounding, and would point anywhere
+        found = weighted(vectors, [weight for _, weight in self.parts])
+        if found is None:
             raise InputError(f"the parts of {str(self)!r} cancel each other: nothing is left to ask for")
-        return (total / length).astype(np.float32)
+        return found
+
+
+def weighted(vectors: NDArray[np.float32], weights: Sequence[float]) -> NDArray[np.float32] | None:
+    """The sum of unit vectors (N, D) by their weights, brought to unit length; None: they cancel each other, and what is left is
+    rounding, which would point anywhere."""
+    wide = vectors.astype(np.float64)
+    shares = np.array(weights, dtype=np.float64) / np.abs(weights).sum()
+    total = shares @ (wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-30))
+    length = float(np.linalg.norm(total))
+    return (total / length).astype(np.float32) if length >= 1e-4 else None

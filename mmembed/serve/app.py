@@ -114,7 +114,7 @@ class _Served:
     async def search(self, request: Request) -> Response:
         form = await _form(request, search.Request)
         index = self._index
-        if form.like is not None and (form.text is not None or form.image is not None):
+        if form.like is not None and (form.text is not None or form.image is not None or form.negative is not None):
             raise Refused("give like, or a query", param="like")
         answer = None if form.like is not None else await self._answer(search.read, form, self._pictures())
         return _json(search.write(await self._desk.reading(search.find, index, form, answer)))

@@ -10,6 +10,7 @@ from ..errors import InputError
 from ..images import Image
 from ..inputs import Thing
 from ..search.background import NO_MATCH
+from ..search.query import weighted
 from ..search.why import why_picture, why_text
 from .asked import Answer, Asked, Pictures, Refused, text
 
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from ..embedder import Embedder
     from ..search.hits import Hits
     from ..search.index import Index
+
+NEGATIVE = -0.5
+"""Weight of a negative, as Qdrant's average of vectors has it: it turns hits away without becoming the whole question."""
+SPARE = 5
+"""Hits that differ are chosen among so many times as many."""
 
 
 class Query(BaseModel):
@@ -28,12 +34,16 @@ class Query(BaseModel):
 
 
 class Request(Query):
-    """A query, or `like`, the id of an item; how many hits, of what modality, and whether modalities are balanced."""
+    """A query, `negative`, a text that hits are turned away from, or `like`, the id of an item; how many hits, of what modality,
+    whether modalities are balanced, whether the words of the text are searched for too, and how unlike each other hits are."""
 
+    negative: str | None = None
     like: str | None = None
     k: int = Field(default=10, ge=1, le=200)
     modality: Literal["text", "image", "image+text"] | None = None
     balanced: bool = True
+    mode: Literal["vector", "hybrid"] = "vector"
+    diversity: float = Field(default=0, ge=0, le=1)
 
 
 class WhyRequest(Query):
@@ -55,15 +65,33 @@ def read(request: Query, pictures: Pictures) -> Asked:
         parts.append(pictures(request.image))
     if not parts:
         raise Refused("give text, image or both")
-    return Asked(things=(tuple(parts),), side="query", truncate="end")
+    things: list[Thing] = [tuple(parts)]
+    if isinstance(request, Request) and request.negative is not None:
+        things.append(text(request.negative))
+    return Asked(things=tuple(things), side="query", truncate="end")
 
 
 def find(index: Index, request: Request, answer: Answer | None) -> Hits:
-    """What is nearest to the query, or most like an item of the index."""
+    """What is nearest to the query, or most like an item of the index.
+
+    Raises:
+        InputError: no such item, or a query and a negative that say the same.
+    """
     vector = index.vector(str(request.like)) if answer is None else answer.vectors[0]
-    return index.nearest(
-        vector, k=request.k, modality=request.modality, balanced=request.balanced, query=request.text or ""
+    if answer is not None and len(answer.vectors) > 1:
+        turned = weighted(answer.vectors, (1, NEGATIVE))
+        if turned is None:
+            raise InputError("the query and what is to be left out cancel each other: nothing is left to ask for")
+        vector = turned
+    hits = index.nearest(
+        vector,
+        k=request.k * (SPARE if request.diversity else 1),
+        modality=request.modality,
+        balanced=request.balanced,
+        words=(request.text or "") if request.mode == "hybrid" else None,
+        query=request.text or "",
     )
+    return index.diversify(hits, k=request.k, diversity=request.diversity) if request.diversity else hits
 
 
 def write(hits: Hits) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import pytest
 from langchain_openai import OpenAIEmbeddings
 
 import mmembed
+from mmembed import Query
 from mmembed.search.index import Index
 from mmembed.serve.app import build_app
 from mmembed.serve.asked import Limits
@@ -135,6 +136,21 @@ def test_search_finds_what_the_index_finds(pico, index, url):
     assert seen[0]["thumbnail"]
     picture = httpx.get(url + "/thumbnail/i/7")
     assert PIL.Image.open(io.BytesIO(picture.content)).format == "WEBP"
+
+
+def test_search_takes_a_negative_full_text_and_diversity(pico, index, url):
+    def ids(**asked):
+        return [hit["id"] for hit in _ask(url, "/search", {"k": 4, **asked}).json()["hits"]]
+
+    words = "自行车"
+    turned = Query([(words, 1), ("cat", -0.5)])
+    assert ids(text=words, negative="cat") == [hit.id for hit in index.search(turned, k=4)]
+    assert ids(text=words, mode="hybrid") == [hit.id for hit in index.search(words, k=4, mode="hybrid")]
+    wide = index.search(words, k=20)
+    assert ids(text=words, diversity=0.6) == [hit.id for hit in index.diversify(wide, k=4, diversity=0.6)]
+    refused = _ask(url, "/search", {"like": "i/7", "negative": "cat"})
+    assert refused.status_code == 400
+    assert _ask(url, "/search", {"text": "cat", "mode": "hibrid"}).status_code == 400
 
 
 @pytest.mark.parametrize(
