@@ -119,5 +119,8 @@ def why(index: Index, embedder: Embedder, request: WhyRequest, answer: Answer) -
         told["picture"] = why_picture(embedder, answer.vectors[0], Image(item.thumbnail)).tolist()
     if item.text is not None:
         covered = why_text(embedder, answer.vectors[0], item.text)
-        told["text"] = [[covered.text[begin:end], change] for begin, end, change in covered.parts]
+        edges = [*(begin for begin, _, _ in covered.parts[1:]), len(covered.text)]  # with the spaces behind each part
+        told["text"] = [
+            [covered.text[begin:edge], change] for (begin, _, change), edge in zip(covered.parts, edges, strict=True)
+        ]
     return told

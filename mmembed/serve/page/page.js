@@ -188,10 +188,9 @@ async function why(hit) {
       for (const [part, change] of told.text) {
         const span = made("span", at("why-text"), { textContent: part, title: change.toFixed(3) });
         span.style.backgroundColor = tint(change / most);
-        at("why-text").append(" ");
       }
       const best = told.text.reduce((a, b) => (b[1] > a[1] ? b : a));
-      said.push(`${words.strongest}: ${best[0]}`);
+      said.push(`${words.strongest}: ${best[0].trim()}`);
     }
     at("why-said").textContent = said.join(" · ");
     say("");
@@ -229,6 +228,7 @@ async function open(opened) {
   at("show-map").setAttribute("aria-expanded", String(opened));
   if (!opened) return;
   try {
+    at("spot").textContent = words.map_about;
     points ??= (await (await call("/map")).json()).items;
     draw();
   } catch (error) {
@@ -321,7 +321,7 @@ at("key").addEventListener("submit", (event) => {
   begin();
 });
 const canvas = at("map").querySelector("canvas");
-canvas.addEventListener("mousemove", (event) => (at("spot").textContent = under(event)?.label ?? ""));
+canvas.addEventListener("mousemove", (event) => (at("spot").textContent = under(event)?.label ?? words.map_about));
 canvas.addEventListener("click", (event) => {
   const point = under(event);
   if (point) more(point);
@@ -359,13 +359,21 @@ addEventListener("keydown", (event) => {
   const forward = document.documentElement.dir === "rtl" ? "ArrowLeft" : "ArrowRight";
   const back = forward === "ArrowRight" ? "ArrowLeft" : "ArrowRight";
   const hit = hits.find((one) => one.id === here.dataset.id);
-  if (event.key === forward || event.key === "ArrowDown") here.nextElementSibling?.focus();
-  else if (event.key === back || event.key === "ArrowUp") (here.previousElementSibling ?? at("text")).focus();
+  if (event.key === forward) here.nextElementSibling?.focus();
+  else if (event.key === back) (here.previousElementSibling ?? at("text")).focus();
+  else if (event.key === "ArrowDown") beside(here, 1)?.focus();
+  else if (event.key === "ArrowUp") (beside(here, -1) ?? at("text")).focus();
   else if (event.key === "Enter") more(hit);
   else if (event.key === "w" && !asked.like) why(hit);
   else return;
   event.preventDefault();
 });
+
+function beside(card, rows) {
+  const all = [...at("results").children];
+  const across = all.filter((one) => one.offsetTop === all[0].offsetTop).length;
+  return all[all.indexOf(card) + rows * across];
+}
 
 async function begin() {
   try {
