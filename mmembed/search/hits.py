@@ -128,7 +128,7 @@ def _card(hit: Hit) -> str:
     if hit.thumbnail:
         data = base64.b64encode(hit.thumbnail).decode()
         alt = html.escape(_cut(visible(hit.label), MOST_TEXT), quote=True)
-        look = "display:block;margin:0 auto 6px;max-width:128px;max-height:128px;background:#fff;border-radius:4px"
+        look = "display:block;margin:0 auto 6px;max-width:128px;max-height:128px;color:#333;background:#fff;border-radius:4px"
         picture = f'<img alt="{alt}" style="{look}" src="data:image/webp;base64,{data}">'
     label = html.escape(_cut(visible(hit.label), MOST_TEXT))
     tip = html.escape(visible(hit.path or hit.id), quote=True)
