@@ -101,6 +101,7 @@ def test_a_method_that_is_not_known_or_not_installed_is_told(monkeypatch):
         draw_map(VECTORS, LANGUAGES, method="umap")
 
 
+@pytest.mark.slow
 def test_umap_keeps_neighbours_together():
     pytest.importorskip("umap")
     clusters = VECTORS + 20 * np.eye(8, dtype=np.float32)[np.arange(60) % 3]
