@@ -411,6 +411,7 @@ def index_rm(index: str, ids: tuple[str, ...], as_json: bool) -> int:
 )
 @modality_option
 @click.option("--mode", default="vector", show_default=True, help='"vector", "text" (its words) or "hybrid" (both).')
+@click.option("--exact", is_flag=True, help="Scan all vectors, also where a large index has codes.")
 @click.option("--diversity", type=click.FloatRange(0, 1), default=0, show_default=True, help="Hits unlike each other.")
 @model_option
 @device_option
@@ -423,6 +424,7 @@ def search(
     k: int,
     modality: str | None,
     mode: Mode,
+    exact: bool,
     diversity: float,
     model: str | None,
     device: str | None,
@@ -446,7 +448,7 @@ def search(
         parts.append(Image(image))
     asked = Query([(tuple(parts), 1.0), *((text, weight) for weight, text in more)])
     opened = Index.open(index) if mode == "text" else _open(index, model, device)
-    hits = opened.search(asked, k=5 * k if diversity else k, mode=mode, modality=modality)
+    hits = opened.search(asked, k=5 * k if diversity else k, mode=mode, modality=modality, exact=exact)
     if diversity:
         hits = opened.diversify(hits, k=k, diversity=diversity)
     if as_json:

@@ -1,4 +1,4 @@
-"""`Index`: things, their vectors and small pictures of them in one LanceDB table, searched exactly."""
+"""`Index`: things, their vectors and small pictures of them in one LanceDB table."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Index:
 
     Made by `Index.create` and `Index.open`. One LanceDB table holds everything: each row an id, the text, the path, a
     thumbnail, metadata and a unit vector in float32; what model the vectors belong to stands in the table's schema.
-    Every search scans all vectors, so it is exact.
+    A search scans all vectors, so it is exact; a large index has codes, which are searched first.
 
     Example:
         >>> index = Index.create("photos.index", mmembed.load())
@@ -115,9 +115,14 @@ class Index:
         return self._table.dimension
 
     def info(self) -> dict[str, Any]:
-        """What it holds: items by modality, bytes on disk, and the model of its vectors."""
+        """What it holds: items by modality, bytes on disk, how it is searched, and the model of its vectors."""
         counts = {kind: self._table.count(of_modality(kind)) for kind in MODALITIES}
-        held = {"items": len(self), "modalities": counts, "bytes": self._table.bytes()}
+        held = {
+            "items": len(self),
+            "modalities": counts,
+            "bytes": self._table.bytes(),
+            "search": self._table.searched(),
+        }
         return {"path": str(self.path), **held, **self._table.made}
 
     def add(
@@ -225,6 +230,7 @@ class Index:
         mode: Mode = "vector",
         modality: str | None = None,
         balanced: bool = True,
+        exact: bool = False,
     ) -> Hits:
         """The `k` items that answer a query best.
 
@@ -237,6 +243,7 @@ class Index:
             modality: only items of "text", "image" or "image+text".
             balanced: order items of several modalities by their relevance, see `Background`: texts lie nearer to texts than
                 pictures do, and would bury them. False: by the cosine alone.
+            exact: scan all vectors, also where there are codes to search through, see `info`.
 
         Returns:
             `Hits`, best first; equal ones in the order of ids. Their scores are what the mode orders by: cosines in float32,
@@ -259,7 +266,9 @@ class Index:
             return Hits(by_text(self._table, self.background, words, None, k, where), str(asked))
         vector = asked.vector(self._encoder(), self.dimension)
         both_ways = asked.words if mode == "hybrid" else None
-        return self.nearest(vector, k=k, modality=modality, balanced=balanced, words=both_ways, query=str(asked))
+        return self.nearest(
+            vector, k=k, modality=modality, balanced=balanced, exact=exact, words=both_ways, query=str(asked)
+        )
 
     def nearest(
         self,
@@ -268,6 +277,7 @@ class Index:
         k: int = 10,
         modality: str | None = None,
         balanced: bool = True,
+        exact: bool = False,
         words: str | None = None,
         query: str = "",
     ) -> Hits:
@@ -284,8 +294,8 @@ class Index:
         asked = unit(vector[None])[0]
         even = balanced and modality is None
         if words is None:
-            return Hits(by_vector(self._table, self.background, asked, k, where, even), query)
-        return Hits(fused(self._table, self.background, asked, terms(words), k, where, even), query)
+            return Hits(by_vector(self._table, self.background, asked, k, where, even, exact), query)
+        return Hits(fused(self._table, self.background, asked, terms(words), k, where, even, exact), query)
 
     def rerank(self, query: Thing | Query, hits: Hits, *, embedder: Embedder | None = None) -> Hits:
         """Hits in the order of late interaction: the tokens of the query against those of each item (MaxSim).

@@ -24,12 +24,18 @@ DEPTH = 200
 
 
 def by_vector(
-    table: Table, background: Background, vector: NDArray[np.float32], k: int, where: str | None, balanced: bool
+    table: Table,
+    background: Background,
+    vector: NDArray[np.float32],
+    k: int,
+    where: str | None,
+    balanced: bool,
+    exact: bool = False,
 ) -> list[Hit]:
     """The `k` nearest: by cosine, or, balanced, by relevance over all modalities."""
 
     def nearest(where: str | None) -> list[Hit]:
-        found = table.nearest(vector, k, where)
+        found = table.nearest(vector, k, where, exact=exact)
         return _hits(found, background, vector, [score for score, _ in found])
 
     if not balanced:
@@ -60,6 +66,7 @@ def fused(
     k: int,
     where: str | None,
     balanced: bool,
+    exact: bool = False,
 ) -> list[Hit]:
     """The `k` best by reciprocal rank fusion of both rankings, 1 / (60 + rank) summed.
 
@@ -67,7 +74,7 @@ def fused(
     was there to match, and every text with a word of the query would go before it.
     """
     depth = max(k, DEPTH)
-    near = by_vector(table, background, vector, depth, where, balanced)
+    near = by_vector(table, background, vector, depth, where, balanced, exact)
     matching = by_text(table, background, terms, vector, depth, where)
     hits = {hit.id: hit for hit in (*matching, *near)}
     scores = fuse_ranks([[hit.id for hit in near], [hit.id for hit in matching]])

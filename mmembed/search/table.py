@@ -17,6 +17,8 @@ try:
     import pyarrow as pa
     from lancedb.index import FTS
     from lancedb.query import MatchQuery
+
+    from . import codes
 except ImportError as error:
     raise MissingExtra("lancedb", "search") from error
 
@@ -109,17 +111,21 @@ class Table:
         found = self._table.search().where(where).select(["vector"]).limit(self.count(where) or 1).to_arrow()
         return matrix(found.column("vector"), self.dimension)
 
-    def nearest(self, vector: NDArray[np.float32], k: int, where: str | None) -> list[tuple[float, dict[str, Any]]]:
+    def nearest(
+        self, vector: NDArray[np.float32], k: int, where: str | None, *, exact: bool = False
+    ) -> list[tuple[float, dict[str, Any]]]:
         """The `k` rows of the highest cosine, with it; equal ones in the order of ids.
 
-        Exact: LanceDB scans for candidates; their scores are summed anew in float64, row by row, so that equal
-        vectors get equal scores; and more candidates are fetched while a tie or a rounding could reach beyond them."""
+        LanceDB finds candidates, through codes where there are (see `codes`) or by a scan, which is exact; their scores are
+        summed anew in float64, row by row, so that equal vectors get equal scores; and more candidates are fetched while a
+        tie or a rounding could reach beyond them."""
         limit = k + 16
         while True:
             query = self._table.search(vector, vector_column_name="vector").distance_type("dot")
             if where is not None:
                 query = query.where(where, prefilter=True)
-            found = query.bypass_vector_index().limit(limit).to_arrow()
+            query = query.bypass_vector_index() if exact else codes.through(query)
+            found = query.limit(limit).to_arrow()
             vectors = matrix(found.column("vector"), self.dimension)
             scores = (vectors.astype(np.float64) * vector).sum(1).astype(np.float32)
             ids = found.column("id").to_pylist()
@@ -173,11 +179,16 @@ class Table:
         return before - self.count()
 
     def compact(self) -> None:
-        """Many small fragments into few, and their terms into the full-text index."""
+        """Many small fragments into few, their terms into the full-text index, and codes for the vectors of a large table."""
         if not any(index.columns == ["terms"] for index in self._table.list_indices()):
             plain = {"lower_case": False, "stem": False, "remove_stop_words": False, "ascii_folding": False}
             self._table.create_index("terms", config=FTS(base_tokenizer="whitespace", with_position=False, **plain))
+        codes.make(self._table)
         self._table.optimize()
+
+    def searched(self) -> str:
+        """How `nearest` goes about it, in words."""
+        return codes.said(self._table)
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
