@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lancedb.query import LanceVectorQueryBuilder
     from lancedb.table import Table
 
-FROM = 10_000
+FROM = 20_000
 """Rows from which codes are made: below, a scan of all vectors takes no time that anyone sees (`benchmarks/measure_ann.py`)."""
 BITS = 2
 RESCORED = 4
