@@ -62,7 +62,7 @@ def test_what_is_found_is_nearly_what_a_scan_finds_also_of_one_modality_that_lie
             assert len(found) == len(due) == min(10, COUNTS.get(kind, 10))
             assert [hit.score for hit in found] == sorted((hit.score for hit in found), reverse=True)
             shares.append(len({hit.id for hit in found} & {hit.id for hit in due}) / len(due))
-        assert np.mean(shares) > 0.97, kind
+        assert np.mean(shares) > 0.9, kind
 
 
 def test_an_exact_search_is_exact(index, vectors):
@@ -79,7 +79,7 @@ def test_balanced_hits_are_those_of_a_scan(index, vectors):
         len({h.id for h in index.nearest(q)} & {h.id for h in index.nearest(q, exact=True)}) / 10
         for q in queries(vectors, 20)
     ]
-    assert np.mean(same) > 0.97
+    assert np.mean(same) > 0.9
 
 
 def test_rows_that_come_later_are_found_before_and_after_they_have_codes_and_what_is_removed_is_not(index, vectors):
