@@ -140,6 +140,7 @@ class Compared:
         owner: (N,), the query that a document was given for. positive: (N,), whether it answers it or is a hard negative.
         score: (N,), how well it answers it, by people or by a teacher; None: not said.
         predicted: what a language head says beside it.
+        classes: (B,), the number of each query's group among all groups of the data.
         step: the number of the step, from which a loss that draws or warms up takes its chances and its weight.
     """
 
@@ -149,6 +150,7 @@ class Compared:
     positive: Bool[Tensor, " N"]
     score: Float[Tensor, " N"] | None = None
     predicted: Predicted | None = None
+    classes: Int[Tensor, " B"] | None = None
     step: int = 0
 
     @classmethod

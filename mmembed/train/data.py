@@ -7,7 +7,7 @@ import json
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -100,7 +100,7 @@ class Example:
 
     Attributes:
         source, row: where it is from. sources: what a teacher reads in place of the query and of each positive.
-        keys: what it shares with examples that would be its positives too.
+        keys: what it shares with examples that would be its positives too. group: what it says in the column of groups.
     """
 
     source: str
@@ -112,6 +112,7 @@ class Example:
     sources: tuple[Item, tuple[Item, ...]]
     language: str | None
     keys: frozenset[bytes]
+    group: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +146,10 @@ class Source:
     def rows(self, files: Sequence[Path]) -> Rows:
         raise NotImplementedError
 
+    def _at(self, folder: Path) -> Source:
+        """With the paths of all further files from the recipe's folder on."""
+        return self
+
     def prompts(self, spec: ModelSpec) -> tuple[str | None, str | None]:
         """The prompts of the two sides; None is the default of the model.
 
@@ -173,7 +178,7 @@ class Source:
             files = files_of(folder / Path(self.path).expanduser())
             if not files[0].exists():
                 raise LoadError(f"{files[0]}: no such file or folder")
-            rows = self.rows(files)
+            rows = self._at(folder).rows(files)
         except LoadError as error:
             raise SpecError(str(error)) from None
         if not len(rows):
@@ -226,10 +231,24 @@ class Examples:
         column = self.source.columns.language
         if column is None:
             raise SpecError(f"data {self.name!r} is balanced by language and names no column for it: columns.language")
+        return self._by(column)
+
+    def groups(self) -> dict[str, NDArray[np.int64]]:
+        """Row numbers of each group.
+
+        Raises:
+            SpecError: the data has no column of groups.
+        """
+        column = self.source.columns.group
+        if column is None:
+            raise SpecError(f"data {self.name!r} is told apart by groups and names no column for them: columns.group")
+        return self._by(column)
+
+    def _by(self, column: str) -> dict[str, NDArray[np.int64]]:
         found: dict[str, list[int]] = {}
         for row in range(len(self)):
             found.setdefault(str(self._rows[row].get(column)), []).append(row)
-        return {language: np.asarray(rows) for language, rows in sorted(found.items())}
+        return {value: np.asarray(rows) for value, rows in sorted(found.items())}
 
     def __getitem__(self, row: int) -> Example:
         """Raises: InputError, with what is wrong with the row and where it is."""
@@ -253,10 +272,11 @@ class Examples:
             raise InputError(f"data {self.name!r}, row {row}: {error.reason}") from None
         language = None if columns.language is None else str(values.get(columns.language))
         keys = {digest(item) for item in (*query, *positives)}
-        if columns.group is not None:
-            keys.add(f"group {values.get(columns.group)}".encode())
+        group = None if columns.group is None else str(values.get(columns.group))
+        if group is not None:
+            keys.add(f"group {group}".encode())
         return Example(
-            self.name, row, query[0], positives, negatives, scores, (asked[0], told), language, frozenset(keys)
+            self.name, row, query[0], positives, negatives, scores, (asked[0], told), language, frozenset(keys), group
         )
 
     def _positives(self, values: Mapping[str, Any]) -> tuple[Item, ...]:
@@ -393,19 +413,70 @@ def _place(lengths: Sequence[int], row: int) -> tuple[int, int]:
     return which, row - (ends[which - 1] if which else 0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Join:
+    """Another table of Parquet, whose columns a row has too: a list of what they hold in all its rows that are equal in `on`.
+
+    Attributes:
+        path: as that of a source. on: a column of both tables. where: rows to take of it.
+    """
+
+    path: str
+    on: str
+    where: Mapping[str, Any] = field(default_factory=dict)
+
+
 @sources.register("parquet")
 @dataclass(frozen=True, kw_only=True)
 class Parquet(Source):
     """Parquet files; row groups are read as they are needed.
 
     Attributes:
-        where: `{column: value or list of values}`, rows to take.
+        where: `{column: value or list of values}`, rows to take. join: where columns come from that these files lack.
     """
 
     where: Mapping[str, Any] = field(default_factory=dict)
+    join: Join | None = None
 
     def rows(self, files: Sequence[Path]) -> Rows:
-        return _Parquet(files, self.columns.names, self.where)
+        if self.join is None:
+            return _Parquet(files, self.columns.names, self.where)
+        own = _Parquet(files, (*self.columns.names, self.join.on), self.where)
+        return _Joined(own, self.join, [name for name in self.columns.names if name not in own.names])
+
+    def _at(self, folder: Path) -> Parquet:
+        if self.join is None:
+            return self
+        return replace(self, join=replace(self.join, path=str(folder / Path(self.join.path).expanduser())))
+
+
+class _Joined:
+    """Rows of a table with columns of another, which is held in memory."""
+
+    def __init__(self, own: _Parquet, join: Join, columns: Sequence[str]):
+        files = files_of(Path(join.path))
+        if not files[0].exists():
+            raise LoadError(f"{files[0]}: no such file or folder")
+        other = _Parquet(files, (*columns, join.on), join.where)
+        for names, path in ((own.names, "the data"), (other.names, join.path)):
+            if join.on not in names:
+                raise SpecError(str(UnknownName(f"column of {path}", join.on, names)))
+        self._own, self._on, self._columns = own, join.on, [name for name in columns if name in other.names]
+        self.names, self.blocks = [*own.names, *self._columns], own.blocks
+        self._found: dict[Any, dict[str, list[Any]]] = {}
+        for row in range(len(other)):
+            values = other[row]
+            found = self._found.setdefault(values[join.on], {name: [] for name in self._columns})
+            for name in self._columns:
+                if values[name] is not None:
+                    found[name].append(values[name])
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+    def __getitem__(self, row: int) -> Mapping[str, Any]:
+        values = self._own[row]
+        return {**values, **self._found.get(values[self._on], {name: [] for name in self._columns})}
 
 
 class _Parquet:

@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..inputs import Item, modality
 from ..model import EmbeddingModel
 from ..nn.spans import Counted
+from .augment import augmented
 from .compared import Compared, Embedded
 from .data import Example, Examples, digest
 from .predicted import Spoken, spoken, texts_of
@@ -130,7 +131,13 @@ def prepare(
         made: dict[int, Mapping[Output, list[Sample]]] = {}
         for source in dict.fromkeys(examples[k].source for k in own):
             mine = [k for k in own if examples[k].source == source]
-            found = _samples(embedder, data[source], [examples[k] for k in mine], [chosen[k] for k in mine], outputs)
+            shown = [
+                _shown(
+                    examples[k], chosen[k], stage.task[task].augment, np.random.default_rng([*seed, task, number, k])
+                )
+                for k in mine
+            ]
+            found = _samples(embedder, data[source], shown, outputs)
             for k, each in zip(mine, found, strict=True):
                 if isinstance(each, InputError):
                     reason = f"data {source!r}, row {examples[k].row}: {each.reason}"
@@ -201,14 +208,26 @@ def _rows(
     return rows, [k for places in planned for k in places], which
 
 
+def _shown(
+    example: Example, chosen: int, augment: Sequence[Mapping[str, Any]], rng: np.random.Generator
+) -> tuple[Item, ...]:
+    """Query, positive and negatives as the model is shown them; what is one thing stays one thing."""
+    items = [example.query, example.positives[chosen], *example.negatives]
+    changed: dict[bytes, Item] = {}
+    for item in items if augment else ():
+        if digest(item) not in changed:
+            changed[digest(item)] = augmented(item, augment, rng)
+    return tuple(changed[digest(item)] for item in items) if augment else tuple(items)
+
+
 def _samples(
-    embedder: Embedder, examples: Examples, rows: Sequence[Example], chosen: Sequence[int], outputs: Sequence[Output]
+    embedder: Embedder, examples: Examples, rows: Sequence[Sequence[Item]], outputs: Sequence[Output]
 ) -> list[Mapping[Output, list[Sample]] | InputError]:
-    """For each output the samples of each example, query, positive, negatives; or what is wrong with one of them."""
+    """For each output the samples of each row of query, positive and negatives; or what is wrong with one of them."""
     asked, told = examples.source.prompts(embedder.spec)
     instruction = examples.source.instruction
-    items = [row.query for row in rows]
-    things = [[row.positives[k], *row.negatives] for row, k in zip(rows, chosen, strict=True)]
+    items = [query for query, *_ in rows]
+    things = [own for _, *own in rows]
     flat = [thing for own in things for thing in own]
     found: list[Mapping[Output, list[Sample]] | InputError] = [{} for _ in rows]
     for output in outputs:
@@ -268,11 +287,13 @@ def nothing(model: EmbeddingModel, outputs: Sequence[Output]) -> Embedded:
     return Embedded(vectors=vectors, layers=layers, sparse=sparse, tokens=tokens, token_of=whose, count=0)
 
 
-def compared(drawn: Drawn, things: Embedded, world: World, step: int) -> tuple[Compared | None, int]:
+def compared(
+    drawn: Drawn, things: Embedded, world: World, step: int, classes: Mapping[str, int] | None = None
+) -> tuple[Compared | None, int]:
     """What the losses of a task compare, of all processes, and how many examples were left out.
 
     Args:
-        things: the distinct samples of this process.
+        things: the distinct samples of this process. classes: the number of each group, where losses read it.
 
     Returns:
         None where every example was left out.
@@ -304,6 +325,9 @@ def compared(drawn: Drawn, things: Embedded, world: World, step: int) -> tuple[C
             owner=torch.tensor(owner, device=device),
             positive=torch.tensor(first, device=device),
             score=torch.tensor(scores, device=device) if len(scores) == len(flat) else None,
+            classes=None
+            if classes is None
+            else torch.tensor([classes[str(drawn.examples[k].group)] for k in kept], device=device),
             step=step,
         ),
         len(gone),

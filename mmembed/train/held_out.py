@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Unpack
 
 import numpy as np
@@ -56,6 +56,25 @@ def measure(embedder: Embedder, examples: Examples, held: HeldOut) -> dict[str, 
         [rank_of(scores[k], np.array([place[key] for key in keys])) for k, keys in enumerate(right)],
     )
     return {"R@1": float((ranks <= 1).mean()), "R@10": float((ranks <= 10).mean()), "MRR": float((1 / ranks).mean())}
+
+
+def mean_of_groups(embedder: Embedder, examples: Examples, classes: Mapping[str, int]) -> NDArray[np.float32]:
+    """(C, D): the mean of the unit vectors that a model gives the queries of each group.
+
+    Raises:
+        InputError: a row that gives no example, unless its source says skip. SpecError: a group without any.
+    """
+    rows = [row for row in _first(examples, len(examples)) if row.group in classes]
+    asked, _ = examples.source.prompts(embedder.spec)
+    found = np.zeros((len(classes), embedder.dimension), np.float32)
+    vectors = embedder.encode([row.query for row in rows], prompt_name=asked, instruction=examples.source.instruction)
+    np.add.at(
+        found, [classes[str(row.group)] for row in rows], vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    )
+    bare = sorted(classes.keys() - {str(row.group) for row in rows})
+    if bare:
+        raise SpecError(f"data {examples.name!r} has no row of {len(bare)} groups, as {', '.join(bare[:3])}")
+    return found
 
 
 def _encoded(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from .. import loading
 from ..embedder import Embedder
-from ..errors import LoadError, SpecError, TrainingError
+from ..errors import LoadError, SpecError, TrainingError, UnknownName
 from ..model import EmbeddingModel
 from ..towers.language_head import LanguageHead, build_language_model, load_language_model
 from . import checkpoints, parts
@@ -26,8 +27,9 @@ from .compared import Compared, Embedded
 from .drawn import OUTPUTS, Output, Row, Step, compared, embedded, nothing, prepare
 from .export import export
 from .grad_cache import accumulate
-from .held_out import measure
+from .held_out import mean_of_groups, measure
 from .losses import Loss, build_loss, needs_of
+from .losses.proxies import Proxies
 from .mixture import Mixture
 from .predicted import Spoken
 from .recipe import Recipe, Stage, Task
@@ -221,6 +223,10 @@ class Learning:
         self.losses = nn.ModuleDict(
             {f"{t}_{k}": self._loss(s, task) for t, task in enumerate(stage.task) for k, s in enumerate(task.losses)}
         ).to(run.device)
+        self.classes = {t: self._classes(task) for t, task in enumerate(stage.task) if self._proxies(t)}
+        for t in self.classes:
+            for proxies in self._proxies(t):
+                proxies.begin(self._start(proxies, self.classes[t], t))
         self.speaking = frozenset(k for k in range(len(stage.task)) if self._speaks(k))
         if self.speaking:
             assert run.head is not None, "build loads it for such losses"
@@ -235,7 +241,8 @@ class Learning:
         )
         self.buffers = parts.buffers(model, self.weights)
         run._changed |= {**self.weights, **self.buffers}
-        self.average = {k: w.detach().clone() for k, w in self.weights.items()} if stage.average is not None else {}
+        changing = {**self.weights, **{k: b for k, b in self.buffers.items() if b.is_floating_point()}}
+        self.average = {k: w.detach().clone() for k, w in changing.items()} if stage.average is not None else {}
 
     def _of_tasks(self) -> Iterator[tuple[int, list[Loss]]]:
         """The losses of each task, with its number."""
@@ -268,6 +275,25 @@ class Learning:
         if "teacher" in loss.needs and teacher is None:
             raise SpecError(f"the loss {settings['kind']!r} reads a teacher, and its task names none: teacher = '...'")
         return loss
+
+    def _proxies(self, task: int) -> list[Proxies]:
+        own = [loss for name, loss in self.losses.items() if name.startswith(f"{task}_")]
+        return [module for loss in own for module in loss.modules() if isinstance(module, Proxies)]
+
+    def _classes(self, task: Task) -> dict[str, int]:
+        """A number for each group of a task's data."""
+        values = {value for name in task.data for value in self.run_.data[name].groups()}
+        return {value: k for k, value in enumerate(sorted(values))}
+
+    def _start(self, proxies: Proxies, classes: Mapping[str, int], task: int) -> Tensor:
+        """Where proxies begin, (C, D)."""
+        run, name = self.run_, proxies.start
+        if name is None:
+            torch.manual_seed(parts.seeded(*self.seed, 3, task))
+            return torch.randn(len(classes), run.embedder.dimension)
+        if name not in run.data:
+            raise UnknownName("data of this recipe", name, run.data)
+        return torch.from_numpy(mean_of_groups(run.embedder, run.data[name], classes))
 
     # ---- steps ---------------------------------------------------------------------------------------------------------
 
@@ -341,7 +367,8 @@ class Learning:
         self.optimizer.step()
         for name, mean in self.average.items():
             assert stage.average is not None
-            mean.lerp_(self.weights[name].detach(), 1 - min(stage.average, (step.number + 1) / (step.number + 10)))
+            share = 1 - min(stage.average, (step.number + 1) / (step.number + 10))
+            mean.lerp_(run._changed[name].detach(), share)
         return {
             "loss": loss,
             **told,
@@ -428,7 +455,7 @@ class Learning:
         total = torch.zeros((), device=run.device)
         skipped = 0
         for drawn in step.drawn:
-            found, gone = compared(drawn, things, run.world, step.number)
+            found, gone = compared(drawn, things, run.world, step.number, self.classes.get(drawn.task))
             skipped += gone
             if found is None:
                 continue
@@ -476,22 +503,21 @@ class Learning:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """With the mean of the weights in their place, where there is one."""
-        kept = {name: weight.detach().clone() for name, weight in self.weights.items() if name in self.average}
-        with torch.no_grad():
-            for name, mean in self.average.items():
-                self.weights[name].copy_(mean)
+        own = {name: self.run_._changed[name] for name in self.average}
+        kept = {name: tensor.detach().clone() for name, tensor in own.items()}
+        self.settle()
         try:
             yield
         finally:
             with torch.no_grad():
-                for name, own in kept.items():
-                    self.weights[name].copy_(own)
+                for name, tensor in own.items():
+                    tensor.copy_(kept[name])
 
     def settle(self) -> None:
         """At the end of a stage its mean is what stays."""
         with torch.no_grad():
             for name, mean in self.average.items():
-                self.weights[name].copy_(mean)
+                self.run_._changed[name].copy_(mean)
 
     def save(self) -> None:
         """Write a checkpoint, by the process that leads."""
@@ -593,6 +619,8 @@ def build(recipe: Recipe, device: torch.device) -> tuple[Embedder, LanguageHead 
     if said.load is not None:
         beside = recipe.folder / said.load
         embedder = loading.load(beside if beside.is_dir() else said.load, device=device, precision=said.precision)
+        if said.vision is not None:
+            embedder = _seeing(embedder, recipe, device)
     else:
         given = dict(said.compose or {})
         for key in ("backbone", "tokenizer"):
@@ -614,6 +642,32 @@ def build(recipe: Recipe, device: torch.device) -> tuple[Embedder, LanguageHead 
         head.to(device)
     changed = {**said.spec, "name": recipe.name}
     return embedder.respecified(**changed), head
+
+
+def _seeing(embedder: Embedder, recipe: Recipe, device: torch.device) -> Embedder:
+    """The same model behind another tower and a fresh projector."""
+    said, spec, model = recipe.model, embedder.spec, embedder.model
+    vision = dict(said.vision or {})
+    if "weights" in vision and (recipe.folder / vision["weights"]).exists():
+        vision["weights"] = recipe.folder / vision["weights"]
+    if not isinstance(model, EmbeddingModel) or model.native is not None:
+        raise SpecError(f"{spec.name!r} has no tower of its own that another could stand in for")
+    made = ("backbone", "tokenizer", "vision", "projector")
+    rest = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec) if f.name not in made}
+    fresh = loading.compose(
+        backbone=model.backbone,
+        tokenizer=embedder.tokenizer,
+        vision=vision,
+        projector=said.projector,
+        device=device,
+        precision=said.precision,
+        **rest,
+    )
+    kept = {k: v for k, v in model.state_dict().items() if not k.startswith(("vision.", "projector."))}
+    missing, unknown = fresh.model.load_state_dict(kept, strict=False)
+    if unknown or any(not name.startswith(("vision.", "projector.")) for name in missing):
+        raise SpecError(f"{spec.name!r} has weights that another tower does not leave where they are: {unknown[:3]}")
+    return fresh
 
 
 def _device(device: str | torch.device | None) -> torch.device:

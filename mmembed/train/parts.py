@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import MissingExtra, SpecError
@@ -81,6 +82,10 @@ def choose(model: nn.Module, stage: Stage) -> dict[str, nn.Parameter]:
         weight.requires_grad_(trained)
         if trained:
             weight.data = weight.data.float()
+            if (
+                weight.ndim == 4
+            ):  # convolutions then run with channels last, which takes two thirds of the time on a CPU
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
             found[name] = weight
             seen |= mine
     for part in stage.train:

@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from PIL import Image as PillowImage
+
 from .. import loading
 from ..errors import SpecError, UnknownName
 from ..spec import ModelSpec
+from .augment import augmentations
 from .data import Source
 from .losses.objective import losses as known_losses
 from .signatures import Place, call, called, fitted, read_toml
@@ -30,18 +34,28 @@ class Model:
     Attributes:
         load: a folder or name, as `mmembed.load` takes it; a folder is looked for beside the recipe first.
         compose: the arguments of `mmembed.compose`, in place of `load`; fresh weights are drawn by the recipe's seed.
+        vision, projector: another tower for the model that `load` names, as `mmembed.compose` takes it, and a fresh projector;
+            all else stays as it was.
         spec: fields of its spec that are to be others.
         precision: what frozen weights are held in; trained ones are always fp32.
     """
 
     load: str | None = None
     compose: Mapping[str, Any] | None = None
+    vision: Mapping[str, Any] | None = None
+    projector: Mapping[str, Any] | None = None
     spec: Mapping[str, Any] = field(default_factory=dict)
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
         if (self.load is None) == (self.compose is None):
             raise SpecError("a model is loaded (load = 'name') or composed ([model.compose]): one of the two")
+        if self.compose is not None and self.vision is not None:
+            raise SpecError(
+                "the tower of a composed model is said in [model.compose]; model.vision is for one that is loaded"
+            )
+        if self.projector is not None and self.vision is None:
+            raise SpecError("model.projector goes with another tower: model.vision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +103,8 @@ class Task:
         data: names of data. batch: examples a step, over all processes.
         losses: `{kind = "...", weight = 1.0, ...}` each, the settings of the loss beside.
         teacher: an embedder, by folder or name, whose vectors of the same things losses read; see `Columns.query_source`.
+        augment: what pictures go through, each time drawn anew: `{kind = "...", chance = 1.0, ...}` each, the settings of the
+            augmentation beside; see `mmembed.train.augment`.
         shares, temperature, language_temperature, group: how data is mixed, see `Mixture`.
         share: how often this task is drawn beside the others, where a stage draws one a step.
         masking: for losses of a language head: some tokens are hidden and predicted; None: the next token is.
@@ -98,6 +114,7 @@ class Task:
     batch: int
     losses: tuple[Mapping[str, Any], ...] = ({"kind": "infonce"},)
     teacher: str | None = None
+    augment: tuple[Mapping[str, Any], ...] = ()
     shares: Mapping[str, float] = field(default_factory=dict)
     temperature: float = 1.0
     language_temperature: float | None = None
@@ -134,7 +151,7 @@ class Stage:
         attention_dropout: the share of what attention looks at that is left out, in place of the configuration's (SimCSE; LLM2Vec
             takes 0.3).
         batch_norm: statistics of trained batch norms are "frozen" or "learnt".
-        average: decay of a running mean of the weights, which is what is measured and kept; None: there is none.
+        average: decay of a running mean of the weights and statistics, which is what is measured and kept; None: there is none.
         lora: adapters that this stage puts in, and later ones keep.
         evaluate, save: steps between looks at held-out data, and between checkpoints; None: at the end of the stage.
     """
@@ -342,7 +359,7 @@ def _model(model: Model, place: Place) -> Model:
 
 
 def _checked(stages: tuple[Stage, ...], place: Place) -> tuple[Stage, ...]:
-    """With losses as their signatures want them."""
+    """With losses and augmentations as their signatures want them."""
     return tuple(
         dataclasses.replace(
             stage,
@@ -352,6 +369,10 @@ def _checked(stages: tuple[Stage, ...], place: Place) -> tuple[Stage, ...]:
                     losses=tuple(
                         _loss(settings, place.at("stage", s, "task", t, "losses", k))
                         for k, settings in enumerate(task.losses)
+                    ),
+                    augment=tuple(
+                        _augmentation(settings, place.at("stage", s, "task", t, "augment", k))
+                        for k, settings in enumerate(task.augment)
                     ),
                 )
                 for t, task in enumerate(stage.task)
@@ -366,6 +387,15 @@ def _loss(settings: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
     tried = dict(settings)
     fitted(tried.pop("weight", 1.0), float, place.at("weight"))
     called(known_losses, tried, place, width=None, teacher_width=None)
+    return settings
+
+
+def _augmentation(settings: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
+    """Settings of an augmentation, tried on a white picture."""
+    tried = dict(settings)
+    fitted(tried.pop("chance", 1.0), float, place.at("chance"))
+    white = PillowImage.new("RGB", (32, 32), "white")
+    called(augmentations, tried, place, picture=white, rng=np.random.default_rng(0))
     return settings
 
 

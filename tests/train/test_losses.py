@@ -10,6 +10,7 @@ import torch
 from mmembed.errors import SpecError, UnknownName
 from mmembed.train.compared import GRADED, Compared, Embedded, joined
 from mmembed.train.losses import build_loss, losses
+from mmembed.train.losses.proxies import Proxies
 
 from .things import B, D, V, W, things
 
@@ -30,7 +31,10 @@ EVERY = sorted(losses)
 
 def built(kind, **changed):
     torch.manual_seed(5)
-    return build_loss({"kind": kind, **SETTINGS.get(kind, {}), **changed}, width=D, teacher_width=W)
+    loss = build_loss({"kind": kind, **SETTINGS.get(kind, {}), **changed}, width=D, teacher_width=W)
+    if isinstance(loss, Proxies):
+        loss.begin(torch.randn(4, D))
+    return loss
 
 
 def leaves(compared):
@@ -115,6 +119,7 @@ def test_the_order_of_a_batch_changes_nothing(kind):
         owner=back[compared.owner[d]],
         positive=compared.positive[d],
         score=compared.score[d],
+        classes=compared.classes[q],
     )
     assert abs(float(loss(moved).detach() - loss(compared).detach())) <= 2e-6 * max(
         1, abs(float(loss(compared).detach()))
@@ -170,11 +175,12 @@ def test_a_loss_says_what_it_reads_and_reads_nothing_else(kind):
         positive=compared.positive,
         score=compared.score if "score" in loss.needs else None,
         predicted=compared.predicted if "predicted" in loss.needs else None,
+        classes=compared.classes if "classes" in loss.needs else None,
         step=compared.step,
     )
     assert torch.equal(loss(given), loss(compared))
     for need in loss.needs:
-        if need in ("score", "predicted"):
+        if need in ("score", "predicted", "classes"):
             lacking = replace(given, **{need: None})
         else:
             queries = replace(given.queries, **{need: None})

@@ -47,6 +47,7 @@ def things(seed=0, dtype=torch.float32, negatives=K, count=B):
             sample=torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 2, 2]),
             head=head,
         ),
+        classes=torch.arange(count) % 4,
         step=3,
     )
 

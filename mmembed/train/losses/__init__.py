@@ -1,6 +1,6 @@
 """Training objectives by name: importing this registers them all."""
 
-from . import contrastive, distillation, graded, language, regularisers, shortened
+from . import contrastive, distillation, graded, language, proxies, regularisers, shortened
 from .objective import Loss, build_loss, losses, needs_of, objective
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "losses",
     "needs_of",
     "objective",
+    "proxies",
     "regularisers",
     "shortened",
 ]

@@ -1,0 +1,168 @@
+"""Proxies: one vector a group, started where its things lie, against the formula written out; and another tower for a model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.nn.functional as F
+
+import mmembed
+from mmembed.errors import MmembedError, SpecError
+from mmembed.train.compared import Compared
+from mmembed.train.data import Column, Columns, Join, Parquet
+from mmembed.train.held_out import mean_of_groups
+from mmembed.train.loop import Run
+from mmembed.train.losses import build_loss
+from mmembed.train.recipe import Model, read_recipe
+
+from .runs import curve, lay, trained, write_lines
+
+RECIPE = """
+name = "small"
+seed = 3
+[model]
+load = "tiny"
+
+[data.colours]
+kind = "jsonl"
+path = "grouped.jsonl"
+columns = { query = { image = "file" }, group = "colour" }
+
+[data.names]
+kind = "jsonl"
+path = "names.jsonl"
+columns = { query = { text = "name" }, group = "colour" }
+
+[[stage]]
+name = "tower"
+steps = 4
+train = ["tower", "projector"]
+batch_norm = "learnt"
+average = 0.9
+lr = 1e-3
+save = 2
+  [[stage.task]]
+  data = ["colours"]
+  batch = 4
+  [[stage.task.losses]]
+  kind = "matryoshka"
+  dimensions = [32, 16]
+  loss = { kind = "proxies", start = "names", learnt = false, pull = 0.5 }
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = lay(tmp_path, RECIPE)
+    rows = [{"file": f"{k}.png", "colour": f"c{k % 6}"} for k in range(12)]
+    write_lines(tmp_path / "grouped.jsonl", rows)
+    names = [{"name": f"{word} colour {k}", "colour": f"c{k}"} for k in range(6) for word in ("the", "a")]
+    write_lines(tmp_path / "names.jsonl", names)
+    return path
+
+
+def test_a_proxy_is_picked_among_all():
+    generator = torch.Generator().manual_seed(0)
+    queries, table = (torch.randn(n, 8, generator=generator, dtype=torch.float64) for n in (5, 9))
+    classes = torch.tensor([0, 3, 3, 8, 1])
+    loss = build_loss({"kind": "proxies", "temperature": 0.1, "pull": 0.7}, width=8)
+    loss.begin(table)
+    found = loss(
+        Compared(
+            queries=Compared.of(queries, queries).queries,
+            documents=Compared.of(queries, queries).documents,
+            owner=torch.arange(5),
+            positive=torch.ones(5, dtype=torch.bool),
+            classes=classes,
+        )
+    )
+    cosines = (F.normalize(queries, dim=-1) @ F.normalize(table, dim=-1).T).float()
+    due = torch.stack(
+        [
+            cosines[k].div(0.1).logsumexp(0) - cosines[k, c] / 0.1 + 0.7 * (1 - cosines[k, c])
+            for k, c in enumerate(classes)
+        ]
+    )
+    assert float(found) == pytest.approx(float(due.mean()), rel=1e-5)
+
+
+def test_proxies_begin_at_the_mean_of_what_their_group_says_and_stay_or_learn(recipe, tmp_path):
+    run = trained(recipe, tmp_path / "out")
+    tiny = mmembed.load(tmp_path / "tiny", device="cpu")
+    due = np.stack([tiny.encode_query([f"the colour {k}", f"a colour {k}"]).mean(0) for k in range(6)])
+    classes = {f"c{k}": k for k in range(6)}
+    found = mean_of_groups(tiny, run.data["names"], classes)
+    assert np.allclose(found / 2, due, atol=1e-5)
+    assert curve(tmp_path / "out")
+    learnt = trained(recipe, tmp_path / "learnt", "stage.0.task.0.losses.0.loss.learnt=true")
+    assert curve(tmp_path / "learnt") != curve(tmp_path / "out")
+    assert learnt.embedder.dimension == tiny.dimension
+
+
+def test_a_run_with_proxies_and_averaged_statistics_goes_on_as_if_nothing_had_happened(recipe, tmp_path):
+    whole = trained(recipe, tmp_path / "whole")
+    run = Run(read_recipe(recipe), tmp_path / "cut", device="cpu")
+    run._asked_to_stop.set()
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    again = trained(recipe, tmp_path / "cut", resume=True)
+    assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
+    for name, weight in whole.embedder.model.state_dict().items():
+        assert torch.equal(weight, again.embedder.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("stage.0.task.0.losses.0.loss.start='name'", "Did you mean 'names'"),
+        ("data.colours.columns.group='file'", "no row of 12 groups"),
+        ("data.colours.columns={ query = { image = 'file' } }", "columns.group"),
+    ],
+)
+def test_what_proxies_lack_is_told(recipe, tmp_path, change, told):
+    with pytest.raises(MmembedError, match=told):
+        trained(recipe, tmp_path / "out", change)
+
+
+def test_a_loaded_model_gets_another_tower_and_keeps_all_else(recipe, tmp_path):
+    tower = 'model.vision={ library = "timm", name = "test_efficientnet", preprocess = { size = 48 } }'
+    run = trained(recipe, tmp_path / "out", tower)
+    tiny, made = mmembed.load(tmp_path / "tiny", device="cpu"), run.embedder
+    assert made.spec.vision["name"] == "test_efficientnet"
+    assert made.spec.vision["preprocess"]["size"] == 48
+    assert np.allclose(made.encode(["the colour 3"]), tiny.encode(["the colour 3"]), atol=1e-6)
+    picture = mmembed.Image(tmp_path / "3.png")
+    assert not np.allclose(made.encode([picture]), tiny.encode([picture]), atol=1e-2)
+    with pytest.raises(SpecError, match=r"model\.vision is for one that is loaded"):
+        Model(compose={"backbone": "x"}, vision={"library": "timm"})
+    with pytest.raises(SpecError, match="goes with another tower"):
+        Model(load="tiny", projector={"kind": "mlp"})
+
+
+def test_rows_have_columns_of_a_joined_table(tmp_path):
+    (tmp_path / "tables").mkdir()
+    names = [{"code": k % 3, "lang": lang, "name": f"{lang}{k}"} for k in range(6) for lang in ("en", "de")]
+    names.append({"code": 0, "lang": "en", "name": None})
+    pq.write_table(pa.Table.from_pylist(names), tmp_path / "tables/names.parquet")
+    pq.write_table(
+        pa.Table.from_pylist([{"code": k, "png": f"{k}".encode()} for k in range(4)]), tmp_path / "images.parquet"
+    )
+    columns = Columns(query=Column(image="png"), positive=Column(text="name"))
+    said = {"path": "tables/names.parquet", "on": "code", "where": {"lang": "en"}}
+    found = Parquet(path="images.parquet", columns=columns, join=Join(**said)).open("x", tmp_path)
+    assert [[item[0].text for item in found[k].positives] for k in range(3)] == [
+        ["en0", "en3"],
+        ["en1", "en4"],
+        ["en2", "en5"],
+    ]
+    with pytest.raises(mmembed.errors.InputError, match="row 3: it has no positive"):
+        found[3]
+    with pytest.raises(SpecError, match="Did you mean 'code'"):
+        Parquet(path="images.parquet", columns=columns, join=Join(**{**said, "on": "cod"})).open("x", tmp_path)
+    with pytest.raises(SpecError, match="no such file"):
+        Parquet(path="images.parquet", columns=columns, join=Join(**{**said, "path": "nmes.parquet"})).open(
+            "x", tmp_path
+        )
