@@ -143,7 +143,7 @@ def flat(
     else:
         picture = picture.filter(ImageFilter.MaxFilter(window)).filter(ImageFilter.MinFilter(window))
     left = int(rng.integers(colours[0], colours[-1] + 1))
-    return picture.quantize(left, PillowImage.Quantize.MEDIANCUT, kmeans=1, dither=PillowImage.Dither.NONE).convert(
+    return picture.quantize(left, PillowImage.Quantize.MEDIANCUT, kmeans=0, dither=PillowImage.Dither.NONE).convert(
         "RGB"
     )
 

@@ -78,7 +78,7 @@ def choose(model: nn.Module, stage: Stage) -> dict[str, nn.Parameter]:
     for name, weight in model.named_parameters():
         part = part_of(name, embeddings)
         mine = {part, "all"} | ({"backbone"} if part == "embeddings" else set())
-        trained = bool(mine & set(stage.train))
+        trained = bool(mine & set(stage.train)) and not name.startswith(stage.frozen)
         weight.requires_grad_(trained)
         if trained:
             weight.data = weight.data.float()
@@ -88,6 +88,10 @@ def choose(model: nn.Module, stage: Stage) -> dict[str, nn.Parameter]:
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
             found[name] = weight
             seen |= mine
+    known_names = [name for name, _ in model.named_parameters()]
+    for start in stage.frozen:
+        if not any(name.startswith(start) for name in known_names):
+            raise SpecError(f"stage {stage.name!r} freezes {start!r}, and no weight of the model begins so")
     for part in stage.train:
         if part not in seen and part != "all":
             known = sorted({part_of(name, embeddings) for name, _ in model.named_parameters()})

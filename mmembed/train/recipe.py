@@ -138,7 +138,8 @@ class Stage:
 
     Attributes:
         name: what it is called. steps: how many.
-        train: parts of `PARTS`, or "all". task: what is drawn and measured; together: all tasks every step, else one of them.
+        train: parts of `PARTS`, or "all". frozen: how names of weights begin that stay as they are all the same, as
+            ("vision.model.blocks.0",). task: what is drawn and measured; together: all tasks every step, else one of them.
         lr: the highest rate of learning. rates: other ones by part. layer_decay: a layer's rate is so many times that of the
             next one above it.
         weight_decay: of matrices; vectors (norms, biases) have none. betas, eps: of AdamW (arXiv 1711.05101).
@@ -160,6 +161,7 @@ class Stage:
     steps: int
     train: tuple[str, ...]
     task: tuple[Task, ...]
+    frozen: tuple[str, ...] = ()
     together: bool = True
     lr: float = 1e-4
     rates: Mapping[str, float] = field(default_factory=dict)

@@ -166,3 +166,14 @@ def test_rows_have_columns_of_a_joined_table(tmp_path):
         Parquet(path="images.parquet", columns=columns, join=Join(**{**said, "path": "nmes.parquet"})).open(
             "x", tmp_path
         )
+
+
+def test_what_is_frozen_by_name_stays_while_the_rest_of_its_part_learns(recipe, tmp_path):
+    before = mmembed.load(tmp_path / "tiny", device="cpu").model.state_dict()
+    names = [name for name in before if name.startswith("vision.") and before[name].is_floating_point()]
+    run = trained(recipe, tmp_path / "out", f"stage.0.frozen=['{names[0]}']", "stage.0.average=0.5")
+    after = run.embedder.model.state_dict()
+    assert torch.equal(after[names[0]], before[names[0]])
+    assert any(not torch.equal(after[name], before[name]) for name in names[1:])
+    with pytest.raises(SpecError, match="freezes 'vison'"):
+        trained(recipe, tmp_path / "other", "stage.0.frozen=['vison']")
