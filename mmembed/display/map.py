@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -81,7 +82,7 @@ def draw_index(index: Index, *, title: str = "") -> Plot:
         raise InputError(f"{index.path} holds nothing that could be drawn")
     places = np.array([(row["x"], row["y"]) for row in rows], dtype=np.float32)
     labels = [row["label"] for row in rows]
-    return _draw(places, [row["modality"] for row in rows], labels, title or str(index.path.name))
+    return _draw(places, [row["modality"] for row in rows], labels, title or PurePath(index.path).name)
 
 
 def _draw(places: NDArray[np.float32], groups: Sequence[str], labels: Sequence[str], title: str) -> Plot:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
+
+import numpy as np
 
 from ..errors import InputError, UnknownName
 from ..inputs import Thing
 from ..sources import Entry
+from .known import Known
+from .metadata import fit
 from .rows import Row, read_row
-from .table import Table, among
+from .table import IDS, OWN, Busy, Table, among
 
 if TYPE_CHECKING:
     from ..embedder import Embedder
@@ -54,6 +59,7 @@ def add(
     entries: Iterable[Entry],
     *,
     total: int | None,
+    reread: bool,
     on_error: OnError,
     show_progress_bar: bool,
 ) -> AddReport:
@@ -62,12 +68,17 @@ def add(
 
     if on_error not in ("raise", "skip"):
         raise UnknownName("on_error", on_error, ("raise", "skip"))
-    report = AddReport()
+    report, kinds, files = AddReport(), table.kinds, Known(table, reread=reread)
     chunk, chunks = Chunk(), 0
     with tqdm(total=total, desc="adding", unit="item", disable=not show_progress_bar) as bar:
-        for number, entry in enumerate(entries):
+        for number, entry, is_known in files.unseen(entries):
+            if is_known:
+                report.unchanged += 1
+                bar.update()
+                continue
             try:
                 row = read_row(number, entry)
+                fit(row.metadata or "{}", kinds, OWN)
             except InputError as error:
                 if on_error == "raise":
                     error.item = number
@@ -76,27 +87,32 @@ def add(
                 bar.update()
                 continue
             if not chunk.takes(row):
-                _write(table, embedder, chunk, report, on_error)
+                _write(table, embedder, chunk, files, report, on_error)
                 bar.update(chunk.size)
                 chunk, chunks = Chunk(), chunks + 1
             chunk.take(row)
-        _write(table, embedder, chunk, report, on_error)
+        _write(table, embedder, chunk, files, report, on_error)
         bar.update(chunk.size)
-    if chunks:
-        table.compact()
+    outdated = files.outdated()
+    for first in range(0, len(outdated), IDS):
+        table.remove(among(outdated[first : first + IDS]))
+    report.added, report.replaced = report.added - len(outdated), report.replaced + len(outdated)
+    if chunks or table.is_scattered:
+        with suppress(Busy):  # who comes last does it
+            table.compact()
     report.skipped.sort(key=lambda skipped: skipped.row)
     return report
 
 
-def _write(table: Table, embedder: Embedder, chunk: Chunk, report: AddReport, on_error: OnError) -> None:
+def _write(table: Table, embedder: Embedder, chunk: Chunk, files: Known, report: AddReport, on_error: OnError) -> None:
     """Embed what is new among a chunk and write it in one commit."""
     from ..embedder import Report
 
     if not chunk.rows:
         return
-    found = table.read(["id", "content", "metadata"], among(chunk.rows), len(chunk.rows))
-    known = {row["id"]: row for row in found}
-    rows = [row for row in chunk.rows.values() if not row.stands_in(known)]
+    columns = ["id", "content", "metadata", "path", "file_size", "file_time", "vector"]
+    known = {row["id"]: row for row in table.read(columns, among(chunk.rows), len(chunk.rows))}
+    rows = [row for row in chunk.rows.values() if not row.has_content_of(known.get(row.id))]
     told = Report()
     things: list[Thing] = [row.item for row in rows]
     try:
@@ -108,14 +124,22 @@ def _write(table: Table, embedder: Embedder, chunk: Chunk, report: AddReport, on
     every = [*chunk.rows.values(), *chunk.again]
     report.skipped += [Skipped(row.number, row.name, reasons[row.id]) for row in every if row.id in reasons]
     report.truncated += [rows[at].number for at in told.truncated]
-    report.unchanged += sum(row.id not in reasons for row in every) - (len(rows) - len(reasons))
-    kept = [at for at, row in enumerate(rows) if row.id not in reasons]
-    if not kept:
-        return
-    table.merge([rows[at].as_stored(known) for at in kept], vectors[kept])
-    replaced = sum(rows[at].id in known for at in kept)
-    report.replaced += replaced
-    report.added += len(kept) - replaced
+    fresh = [(row, vector) for row, vector in zip(rows, vectors, strict=True) if row.id not in reasons]
+    named = {row.id for row in rows}
+    held = [row for row in chunk.rows.values() if row.id not in named]  # the same content: its vector is there
+    more = [row for row in held if row.says_more_than(known[row.id])]
+    moved = [row for row in held if row not in more and not row.is_file_of(known[row.id])]
+    written = [*fresh, *((row, known[row.id]["vector"]) for row in (*more, *moved))]
+    if written:
+        stored = [row.as_stored(known.get(row.id)) for row, _ in written]
+        table.merge(stored, np.stack([vector for _, vector in written]))
+    added = sum(row.id not in known for row, _ in fresh)
+    report.added += added
+    report.replaced += len(fresh) - added + len(more)
+    report.unchanged += sum(row.id not in reasons for row in every) - len(fresh) - len(more)
+    for row in every:
+        if row.id not in reasons:
+            files.settle(row.path, row.id)
 
 
 class Chunk:

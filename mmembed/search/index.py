@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence, Sized
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,13 +21,15 @@ from .diversity import diversified, grouped
 from .duplicates import Group, duplicates
 from .export import export
 from .hits import Hit, Hits
+from .known import gone
 from .languages import LanguageReport
 from .plane import plane
 from .query import Query
 from .ranking import MODALITIES, both, by_text, by_vector, fused, of_modality
 from .rerank import reranked
-from .rows import together
-from .table import IDS, Table, among, unit
+from .rows import not_one_text, together
+from .table import HELD, IDS, Table, among, unit
+from .verify import Verified, verify
 from .words import terms
 
 if TYPE_CHECKING:
@@ -59,41 +62,56 @@ class Index:
         if embedder is not None and embedder.fingerprint != made["fingerprint"]:
             raise FingerprintMismatch(
                 f"{self.path} holds vectors of {made['model']!r} ({made['fingerprint'][:12]}), not of "
-                f"{embedder.spec.name!r} ({embedder.fingerprint[:12]}): open it with the model it was made with, or "
-                "make a new index"
+                f"{embedder.spec.name!r} ({embedder.fingerprint[:12]}), which has other {_other(made, embedder)}: open it "
+                "with the model it was made with, or make a new index"
             )
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], embedder: Embedder, *, truncate_dim: int | None = None) -> Index:
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        embedder: Embedder,
+        *,
+        truncate_dim: int | None = None,
+        storage_options: Mapping[str, str] | None = None,
+    ) -> Index:
         """Make an empty index in a folder that holds none.
 
         Args:
-            path: the folder; it is made if need be.
+            path: the folder; it is made if need be. Or a URI of an object store that LanceDB knows: s3://, gs://, az://.
             embedder: the model of all its vectors.
             truncate_dim: keep only the first so many numbers of a vector, one of `embedder.spec.dimensions`.
+            storage_options: of an object store, as LanceDB has them.
 
         Raises:
-            StoreError: there is an index already.
+            StoreError: there is an index already, or nothing can be written there.
             SpecError: the model was not trained for vectors of that many numbers.
         """
         width = embedder.encode([], truncate_dim=truncate_dim).shape[1]
         made = {
             "model": embedder.spec.name,
+            "spec": json.loads(embedder.spec.to_json()),
             "fingerprint": embedder.fingerprint,
             "precision": embedder.precision,
             "dimension": width,
         }
-        return cls(Table.create(path, made), embedder)
+        return cls(Table.create(path, made, storage_options), embedder)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], embedder: Embedder | None = None) -> Index:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        embedder: Embedder | None = None,
+        *,
+        storage_options: Mapping[str, str] | None = None,
+    ) -> Index:
         """Take up the index at `path`; without an embedder it can be listed, read and removed from, not searched.
 
         Raises:
             StoreError: there is none.
             FingerprintMismatch: its vectors belong to another model.
         """
-        return cls(Table.open(path), embedder)
+        return cls(Table.open(path, storage_options), embedder)
 
     def __len__(self) -> int:
         return self._table.count()
@@ -105,8 +123,8 @@ class Index:
         )
 
     @property
-    def path(self) -> Path:
-        """The folder that it is in."""
+    def path(self) -> Path | str:
+        """The folder that it is in, or its URI."""
         return self._table.path
 
     @property
@@ -115,15 +133,17 @@ class Index:
         return self._table.dimension
 
     def info(self) -> dict[str, Any]:
-        """What it holds: items by modality, bytes on disk, how it is searched, and the model of its vectors."""
+        """What it holds: items by modality, names of metadata, bytes; how it is searched, and the model of its vectors."""
         counts = {kind: self._table.count(of_modality(kind)) for kind in MODALITIES}
         held = {
             "items": len(self),
             "modalities": counts,
+            "metadata": self._table.kinds,
             "bytes": self._table.bytes(),
             "search": self._table.searched(),
         }
-        return {"path": str(self.path), **held, **self._table.made}
+        made = {key: value for key, value in self._table.made.items() if key != "spec"}
+        return {"path": str(self.path), **held, **made}
 
     def add(
         self,
@@ -157,9 +177,15 @@ class Index:
         return self._add(together(things, ids, metadata), total, on_error, show_progress_bar)
 
     def add_folder(
-        self, folder: str | os.PathLike[str], *, on_error: OnError = "skip", show_progress_bar: bool = False
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        reread: bool = False,
+        on_error: OnError = "skip",
+        show_progress_bar: bool = False,
     ) -> AddReport:
-        """Add the pictures of a folder and its .txt files, each one text, all the way down, in the order of their paths.
+        """Add the pictures of a folder and its .txt files, each one text, all the way down, in the order of their paths; or bring
+        the index up to date with it, see `add_files`, and `remove_gone` for files that are there no more.
 
         Other files are passed over. A file that cannot be read or embedded is reported by its path.
 
@@ -168,32 +194,56 @@ class Index:
         """
         if not Path(folder).is_dir():
             raise StoreError(f"{folder} is no folder")
-        return self.add_files([folder], on_error=on_error, show_progress_bar=show_progress_bar)
+        return self.add_files([folder], reread=reread, on_error=on_error, show_progress_bar=show_progress_bar)
 
     def add_files(
         self,
         sources: Iterable[Source],
         *,
         columns: Columns | None = None,
+        reread: bool = False,
         on_error: OnError = "skip",
         show_progress_bar: bool = False,
     ) -> AddReport:
         """Add what is in files: folders, patterns, .txt, .jsonl, .parquet, webdataset tars, datasets of Hugging Face; any other
         file is a picture. See `mmembed.sources.read`. Rows keep their id, and their other columns as metadata.
 
+        A picture or .txt file that has other content than when it was added is replaced. One whose content is there, under
+        whatever name, is not embedded again; one whose size and time of writing are as they were is not even read. Before the
+        last step, a kill may leave both contents of a file; the same call again puts that right.
+
         Args:
             columns: of rows, which column holds what: `Columns(text="caption")`.
+            reread: read and hash also the files whose size and time are as they were.
 
         Raises:
             LoadError: a file of many things that is not there, or a column that is in none of its rows.
         """
-        return self.add_entries(read(sources, columns=columns), on_error=on_error, show_progress_bar=show_progress_bar)
+        entries = read(sources, columns=columns)
+        return self.add_entries(entries, reread=reread, on_error=on_error, show_progress_bar=show_progress_bar)
 
     def add_entries(
-        self, entries: Iterable[Entry], *, on_error: OnError = "skip", show_progress_bar: bool = False
+        self,
+        entries: Iterable[Entry],
+        *,
+        reread: bool = False,
+        on_error: OnError = "skip",
+        show_progress_bar: bool = False,
     ) -> AddReport:
         """Add what `mmembed.sources.read` gives, or what a caller makes like it: things with their places, ids and metadata."""
-        return self._add(entries, None, on_error, show_progress_bar)
+        return self._add(entries, None, on_error, show_progress_bar, reread=reread)
+
+    def remove_gone(self, folder: str | os.PathLike[str]) -> list[str]:
+        """Take out the items of files that were below a folder and are there no more; returns their paths.
+
+        Raises:
+            StoreError: `folder` is no folder, or an empty one, as a disk that is not mounted looks.
+        """
+        if not Path(folder).is_dir() or not any(Path(folder).iterdir()):
+            raise StoreError(f"{folder} is no folder with files in it: nothing is taken out")
+        found = gone(self._table, folder)
+        self.remove(list(found))
+        return sorted(found.values())
 
     def export(self, path: str | os.PathLike[str], *, modality: str | None = None) -> int:
         """Write it out for other tools: NAME.parquet, NAME.npy (with NAME.jsonl), or a folder in the layout of clip-retrieval,
@@ -218,9 +268,55 @@ class Index:
         """
         return duplicates(self._table, threshold, of_modality(modality))
 
-    def remove(self, ids: Iterable[str]) -> int:
-        """Take items out by id; an id that is not there is passed over. Returns how many were there."""
-        return self._table.remove(list(ids))
+    def remove(self, ids: Iterable[str] | None = None, *, where: str | None = None) -> int:
+        """Take items out, by id or by a condition in SQL, see `search`. Returns how many there were; an id that is not there is
+        passed over. They are found no more from then on, and leave the disk when the index is compacted.
+
+        Raises:
+            InputError: neither ids nor where, or both; where is no condition.
+            UnknownName: where names a column that is not there.
+        """
+        if (ids is None) == (where is None):
+            raise InputError("remove takes ids, or where=, a condition in SQL")
+        if where is not None:
+            return self._table.remove(where)
+        named = list(not_one_text(ids or (), "ids"))
+        return sum(self._table.remove(among(named[first : first + IDS])) for first in range(0, len(named), IDS))
+
+    def items(self, *, where: str | None = None, limit: int = 100) -> Hits:
+        """Items in the order of their ids, as hits of no search, of which `where` is true, see `search`."""
+        columns = ["id", "modality", "text", "path", "thumbnail", "metadata"]
+        ids = sorted(row["id"] for row in self._table.read(["id"], where))[:limit]
+        rows = [
+            row
+            for first in range(0, len(ids), IDS)
+            for row in self._table.read(columns, among(ids[first : first + IDS]))
+        ]
+        return Hits([_item(row) for row in sorted(rows, key=lambda row: row["id"])], query=where or "")
+
+    def verify(self, *, sample: int = 0) -> Verified:
+        """Read all of it: vectors finite and of unit length, no id twice, every row as it was written, by its checksum, and
+        whether files are as they were. See `Verified`.
+
+        Args:
+            sample: so many items are embedded anew and compared.
+
+        Raises:
+            StoreError: `sample` of an index that was opened without an embedder.
+        """
+        return verify(self._table, self.embedder, sample=sample)
+
+    def compact(self, *, held: timedelta = HELD) -> None:
+        """Many small pieces on disk into few, and let go of what was removed or replaced. Adding does it too, when it pays.
+
+        Args:
+            held: so long what was removed or replaced stays on disk, for who is reading or writing. `timedelta(0)`: it is gone at
+                once; what another process has under way may then fail.
+
+        Raises:
+            StoreError: others write all the time, or the disk is full.
+        """
+        self._table.compact(held)
 
     def search(
         self,
@@ -229,6 +325,7 @@ class Index:
         k: int = 10,
         mode: Mode = "vector",
         modality: str | None = None,
+        where: str | None = None,
         balanced: bool = True,
         exact: bool = False,
     ) -> Hits:
@@ -241,6 +338,9 @@ class Index:
                 between words; an item's words are its text, its "name" in the metadata and the name of its file.
                 "hybrid": both, by reciprocal rank fusion.
             modality: only items of "text", "image" or "image+text".
+            where: only items for which this is true, in SQL: "year >= 2020 AND language IN ('de', 'fr')". Its names are the
+                columns id, modality, text, path and content (the hash), and those of the metadata that hold texts, numbers or
+                truth values, see `info`.
             balanced: order items of several modalities by their relevance, see `Background`: texts lie nearer to texts than
                 pictures do, and would bury them. False: by the cosine alone.
             exact: scan all vectors, also where there are codes to search through, see `info`.
@@ -250,8 +350,8 @@ class Index:
             BM25, or sums of 1 / (60 + rank).
 
         Raises:
-            InputError: the query cannot be embedded, or holds no words for full text.
-            UnknownName: no such modality or mode.
+            InputError: the query cannot be embedded, or holds no words for full text; `where` is no condition.
+            UnknownName: no such modality or mode, or column in `where`.
             StoreError: the index was opened without an embedder, which "text" alone does without.
         """
         _check_asked(k, modality)
@@ -262,13 +362,12 @@ class Index:
         if mode == "text":
             if not words:
                 raise InputError(f"{str(asked)!r} holds no words for full-text search")
-            where = of_modality(modality)
+            where = both(where, of_modality(modality))
             return Hits(by_text(self._table, self.background, words, None, k, where), str(asked))
         vector = asked.vector(self._encoder(), self.dimension)
         both_ways = asked.words if mode == "hybrid" else None
-        return self.nearest(
-            vector, k=k, modality=modality, balanced=balanced, exact=exact, words=both_ways, query=str(asked)
-        )
+        options: dict[str, Any] = {"modality": modality, "where": where, "balanced": balanced, "exact": exact}
+        return self.nearest(vector, k=k, **options, words=both_ways, query=str(asked))
 
     def nearest(
         self,
@@ -276,6 +375,7 @@ class Index:
         *,
         k: int = 10,
         modality: str | None = None,
+        where: str | None = None,
         balanced: bool = True,
         exact: bool = False,
         words: str | None = None,
@@ -290,7 +390,7 @@ class Index:
         _check_asked(k, modality)
         if vector.shape != (self.dimension,) or not np.isfinite(vector).all():
             raise InputError(f"a query of this index is {self.dimension} finite numbers, not {vector.shape}")
-        where = of_modality(modality)
+        where = both(where, of_modality(modality))
         asked = unit(vector[None])[0]
         even = balanced and modality is None
         if words is None:
@@ -406,7 +506,7 @@ class Index:
         """An item by its id, as a hit of no search: rank 0 and score 0; None: there is no such item."""
         columns = ["id", "modality", "text", "path", "thumbnail", "metadata"]
         found = self._table.read(columns, among([name]))
-        return Hit(0, 0.0, metadata=json.loads(found[0].pop("metadata")), **found[0]) if found else None
+        return _item(found[0]) if found else None
 
     def _sample(self, columns: Sequence[str], most: int) -> list[dict[str, Any]]:
         """Rows; of more than `most` about so many: contents are hashes, and those below a bound are a fair sample."""
@@ -430,10 +530,23 @@ class Index:
         return np.array([found[name] for name in ids], dtype=np.float32).reshape(-1, self.dimension)
 
     def _add(
-        self, entries: Iterable[Entry], total: int | None, on_error: OnError, show_progress_bar: bool
+        self,
+        entries: Iterable[Entry],
+        total: int | None,
+        on_error: OnError,
+        show_progress_bar: bool,
+        *,
+        reread: bool = False,
     ) -> AddReport:
-        embedder = self._encoder()
-        return add(self._table, embedder, entries, total=total, on_error=on_error, show_progress_bar=show_progress_bar)
+        return add(
+            self._table,
+            self._encoder(),
+            entries,
+            total=total,
+            reread=reread,
+            on_error=on_error,
+            show_progress_bar=show_progress_bar,
+        )
 
     def _encoder(self) -> Embedder:
         if self.embedder is None:
@@ -445,3 +558,15 @@ def _check_asked(k: int, kind: str | None) -> None:
     of_modality(kind)
     if k < 1:
         raise InputError(f"k is the number of hits wanted, at least 1, not {k}")
+
+
+def _item(row: dict[str, Any]) -> Hit:
+    return Hit(0, 0.0, metadata=json.loads(row.pop("metadata")), **row)
+
+
+def _other(made: Mapping[str, Any], embedder: Embedder) -> str:
+    """In what an embedder differs from that of an index."""
+    before, now = made["spec"], json.loads(embedder.spec.to_json())
+    told = ("name", "languages", "licence", "summary", "weights")
+    keys = [key for key in now if key not in told and before.get(key) != now[key]]
+    return ", ".join(keys) or ("precision" if made["precision"] != embedder.precision else "weights")

@@ -17,7 +17,8 @@ import numpy as np
 from ..errors import InputError, StoreError
 from ..images import Image, open_image
 from ..inputs import Item, Text, Thing, modality, to_item
-from ..sources import Entry, printable
+from ..sources import Entry
+from .known import Look, placed
 from .words import terms
 
 THUMBNAIL = 128
@@ -35,25 +36,44 @@ class Row:
     content: str
     text: str | None
     path: str | None
+    look: Look | None
     thumbnail: bytes | None
     metadata: str | None
     pixels: int
 
-    def stands_in(self, known: Mapping[str, Mapping[str, Any]]) -> bool:
-        stored = known.get(self.id)
-        return stored is not None and stored["content"] == self.content and self.metadata in (None, stored["metadata"])
+    def has_content_of(self, stored: Mapping[str, Any] | None) -> bool:
+        return stored is not None and stored["content"] == self.content
 
-    def as_stored(self, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        before = known[self.id]["metadata"] if self.id in known else "{}"
-        metadata = before if self.metadata is None else self.metadata
+    def says_more_than(self, stored: Mapping[str, Any]) -> bool:
+        return self.metadata not in (None, stored["metadata"])
+
+    def is_file_of(self, stored: Mapping[str, Any]) -> bool:
+        """Whether the stored row tells of our file as it is now, or of another that is the same to this day."""
+        before = Look.of(stored)
+        if self.look is None or (self.path == stored["path"] and self.look == before):
+            return True
+        other = None if before is None or self.path == stored["path"] else Look.at(stored["path"])
+        return (
+            other is not None and before is not None and other.size == before.size and before.time in (None, other.time)
+        )
+
+    def as_stored(self, stored: Mapping[str, Any] | None) -> dict[str, Any]:
+        """For the table, in the place of what is stored of that id."""
+        keeps_file = self.look is None and stored is not None and self.has_content_of(stored)
+        new: dict[str, Any] = {"metadata": "{}", "path": None, "file_size": None, "file_time": None}
+        before = new if stored is None else stored
+        path = before["path"] if keeps_file else self.path
+        metadata = before["metadata"] if self.metadata is None else self.metadata
         name = json.loads(metadata).get("name")
-        file = Path(self.path).stem if self.path else None
+        file = Path(path).stem if path else None
         return {
             "id": self.id,
             "content": self.content,
             "modality": modality(self.item),
             "text": self.text,
-            "path": self.path,
+            "path": path,
+            "file_size": before["file_size"] if keeps_file else self.look and self.look.size,
+            "file_time": before["file_time"] if keeps_file else self.look and self.look.time,
             "thumbnail": self.thumbnail,
             "metadata": metadata,
             "terms": terms("\n".join(str(words) for words in (name, self.text, file) if words)),
@@ -63,6 +83,9 @@ class Row:
 def read_row(number: int, entry: Entry) -> Row:
     """Raises: InputError: there is no such thing, or its id or metadata is no such."""
     item, name, path = to_item(entry.thing), entry.id, entry.path
+    if path is None:
+        path = next((Path(part.source) for part in item if isinstance(part, Image) and _is_file(part)), None)  # type: ignore[arg-type]
+    look = None if path is None else Look.at(path)  # before it is read: a change from now on is seen the next time
     digest = hashlib.sha256()
     parts: list[Text | Image] = []
     texts: list[str] = []
@@ -80,9 +103,6 @@ def read_row(number: int, entry: Entry) -> Row:
         thumbnail = thumbnail or _thumbnail(rgb)
         pixels += rgb.shape[0] * rgb.shape[1]
         parts.append(Image(rgb))
-        source = part.source
-        if path is None and not part.allow_url and _is_path(source):
-            path = Path(source)  # type: ignore[arg-type]
     content = digest.hexdigest()
     if name is not None and (not isinstance(name, str) or not name):
         raise InputError(f"an id is a text of at least one character, not {name!r}")
@@ -95,15 +115,18 @@ def read_row(number: int, entry: Entry) -> Row:
         id=content if name is None else name,
         content=content,
         text="\n".join(texts) if texts else None,
-        path=None if path is None else printable(path.absolute()),
+        path=None if path is None else placed(path),
+        look=look,
         thumbnail=thumbnail,
         metadata=None if entry.metadata is None else _json(entry.metadata),
         pixels=pixels,
     )
 
 
-def _is_path(source: object) -> bool:
-    return isinstance(source, os.PathLike) or (isinstance(source, str) and source[:5].lower() != "data:")
+def _is_file(image: Image) -> bool:
+    source = image.source
+    named = isinstance(source, os.PathLike) or (isinstance(source, str) and source[:5].lower() != "data:")
+    return named and not image.allow_url
 
 
 def _utf8(text: str) -> bytes:
@@ -149,7 +172,7 @@ def together(
 ) -> Iterator[Entry]:
     """Things with their ids and metadata, one each."""
     end: Any = object()
-    named: Iterator[Any] = repeat(None) if ids is None else chain(_not_one_text(ids, "ids"), repeat(end))
+    named: Iterator[Any] = repeat(None) if ids is None else chain(not_one_text(ids, "ids"), repeat(end))
     said: Iterator[Any] = repeat(None) if metadata is None else chain(metadata, repeat(end))
     count = 0
     for thing, name, extra in zip(things, named, said, strict=False):
@@ -162,7 +185,7 @@ def together(
             raise StoreError(f"more {what} were given than the {count} things")
 
 
-def _not_one_text(ids: Iterable[str], what: str) -> Iterable[str]:
+def not_one_text(ids: Iterable[str], what: str) -> Iterable[str]:
     if isinstance(ids, str):
         raise InputError(f"{what} are many; one goes in a list")
     return ids

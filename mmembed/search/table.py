@@ -1,16 +1,22 @@
-"""`Table`: rows and their vectors in one LanceDB table: its schema, reading, merging, removing, and the exact scan."""
+"""`Table`: rows and their vectors in one LanceDB table: its schema, reading, merging, removing, compacting, the exact scan."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import warnings
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import MissingExtra, StoreError
+from ..errors import InputError, MissingExtra, MmembedError, StoreError, UnknownName
+from .metadata import NUMBER, TEXT, TRUTH, Kind, columns_of, kind_of
 
 try:
     import lancedb
@@ -31,45 +37,74 @@ ROWS = 1024
 """Rows that are read at once when all are."""
 IDS = 256
 """A statement names at most so many ids."""
+HELD = timedelta(minutes=10)
+"""So long what was replaced or removed stays on disk, for who reads it, or writes beside it."""
+SCATTERED = 48
+"""Fragments from which it pays to compact."""
+TRIES = 8
+_PLAIN = {"lower_case": False, "stem": False, "remove_stop_words": False, "ascii_folding": False}
+TERMS = FTS(base_tokenizer="whitespace", with_position=False, **_PLAIN)
+KINDS = {TEXT: pa.string(), NUMBER: pa.float64(), TRUTH: pa.bool_()}
+"""How metadata lies in its columns."""
 
 
 class Table:
-    """The table in a folder. What its vectors are of, `made`, stands in its schema.
+    """The table at a path or the URI of an object store. What its vectors are of, `made`, stands in its schema.
 
-    Made by `Table.create` and `Table.open`.
+    Made by `Table.create` and `Table.open`. Every change is one commit, seen whole or not at all by whoever reads; a read
+    sees the last one, of any process. The id is the table's key: of two writers who merge one id at once, LanceDB lets
+    the second look again, so that it is never there twice.
     """
 
-    def __init__(self, path: Path, table: lancedb.table.Table):
+    def __init__(self, path: Path | str, table: lancedb.table.Table):
         self.path = path
         self.made = _made(table, path)
         self._table = table
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], made: Mapping[str, Any]) -> Table:
+    def create(
+        cls, path: str | os.PathLike[str], made: Mapping[str, Any], storage_options: Mapping[str, str] | None = None
+    ) -> Table:
         """An empty table for vectors of `made["dimension"]` numbers.
 
         Raises:
-            StoreError: there is one already.
+            StoreError: there is one already, or there can be none.
         """
         schema = _schema(made["dimension"], {"format": FORMAT, **made})
-        try:
-            table = lancedb.connect(Path(path)).create_table(NAME, schema=schema)
-        except ValueError as error:
-            if "already exists" not in str(error):
-                raise
-            raise StoreError(f"{path} holds an index already: Index.open takes it up") from None
-        return cls(Path(path), table)
+        with _told(path):
+            try:
+                table = _connect(path, storage_options).create_table(NAME, schema=schema)
+            except ValueError as error:
+                if "already exists" not in str(error):
+                    raise
+                raise StoreError(f"{path} holds an index already: Index.open takes it up") from None
+        return cls(place(path), table)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Table:
+    def open(cls, path: str | os.PathLike[str], storage_options: Mapping[str, str] | None = None) -> Table:
         """The table that is there.
 
         Raises:
             StoreError: there is none, or one that is no index.
         """
-        if not exists(path):
+        found = cls.find(path, storage_options)
+        if found is None:
             raise StoreError(f"{path} holds no index")
-        return cls(Path(path), lancedb.connect(Path(path)).open_table(NAME))
+        return found
+
+    @classmethod
+    def find(cls, path: str | os.PathLike[str], storage_options: Mapping[str, str] | None = None) -> Table | None:
+        """`open`; None: there is none."""
+        at = place(path)
+        if isinstance(at, Path) and not (at / f"{NAME}.lance").is_dir():
+            return None  # a look makes no folder
+        with _told(path):
+            try:
+                return cls(at, _connect(path, storage_options).open_table(NAME))
+            except ValueError as error:
+                if "was not found" in str(error):
+                    return None
+                raise
 
     @property
     def dimension(self) -> int:
@@ -81,18 +116,46 @@ class Table:
         """Grows with every change."""
         return self._table.version
 
+    @property
+    def columns(self) -> list[str]:
+        """What SQL can ask for: own columns, and those of metadata."""
+        with _told(self.path):
+            return [name for name in self._table.schema.names if name != "vector"]
+
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        """The columns of metadata."""
+        kinds = {type_: kind for kind, type_ in KINDS.items()}
+        with _told(self.path):
+            return {field.name: kinds[field.type] for field in self._table.schema if field.name not in OWN}
+
+    @property
+    def is_scattered(self) -> bool:
+        """Whether it is time to compact."""
+        with _told(self.path):
+            return self._table.stats()["fragment_stats"]["num_small_fragments"] >= SCATTERED
+
     def count(self, where: str | None = None) -> int:
-        return self._table.count_rows(where)
+        with self._asked(where) as condition:
+            return self._table.count_rows(condition)
 
     def bytes(self) -> int:
-        """Bytes on disk."""
-        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+        """Bytes of its rows."""
+        with _told(self.path):
+            return self._table.stats()["total_bytes"]
 
     def read(self, columns: Sequence[str], where: str | None = None, most: int | None = None) -> list[dict[str, Any]]:
         """Rows; a "vector" among the columns comes as (D,) in float32."""
-        found = self._table.search().where(where).select(list(columns)).limit(most or self.count(where) or 1).to_arrow()
-        rows = found.drop_columns(["vector"] if "vector" in columns else []).to_pylist()
-        if "vector" in columns:
+        with self._asked(where) as condition:
+            query = self._table.search().where(condition).select(list(columns))
+            found = query.limit(most or self._table.count_rows(condition) or 1).to_arrow()
+        return self.rows(found)
+
+    def rows(self, found: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
+        """What was found, row by row."""
+        names = [name for name in found.schema.names if name != "vector"]
+        rows = found.select(names).to_pylist()
+        if len(names) < len(found.schema.names):
             for row, vector in zip(rows, matrix(found.column("vector"), self.dimension), strict=True):
                 row["vector"] = vector
         return rows
@@ -104,11 +167,14 @@ class Table:
 
     def batches(self, columns: Sequence[str], where: str | None = None) -> Iterator[pa.RecordBatch]:
         """All rows, some at a time, as they are when the first is asked for."""
-        yield from self._table.search().where(where).select(list(columns)).to_batches(batch_size=ROWS)
+        with self._asked(where) as condition:
+            yield from self._table.search().where(condition).select(list(columns)).to_batches(batch_size=ROWS)
 
     def vectors(self, where: str | None = None) -> NDArray[np.float32]:
         """Vectors (N, D) alone."""
-        found = self._table.search().where(where).select(["vector"]).limit(self.count(where) or 1).to_arrow()
+        with self._asked(where) as condition:
+            query = self._table.search().where(condition).select(["vector"])
+            found = query.limit(self._table.count_rows(condition) or 1).to_arrow()
         return matrix(found.column("vector"), self.dimension)
 
     def nearest(
@@ -121,11 +187,12 @@ class Table:
         tie or a rounding could reach beyond them."""
         limit = k + 16
         while True:
-            query = self._table.search(vector, vector_column_name="vector").distance_type("dot")
-            if where is not None:
-                query = query.where(where, prefilter=True)
-            query = query.bypass_vector_index() if exact else codes.through(query)
-            found = query.limit(limit).to_arrow()
+            with self._asked(where) as condition:
+                query = self._table.search(vector, vector_column_name="vector").distance_type("dot")
+                if condition is not None:
+                    query = query.where(condition, prefilter=True)
+                query = query.bypass_vector_index() if exact else codes.through(query)
+                found = query.limit(limit).to_arrow()
             vectors = matrix(found.column("vector"), self.dimension)
             scores = (vectors.astype(np.float64) * vector).sum(1).astype(np.float32)
             ids = found.column("id").to_pylist()
@@ -145,10 +212,11 @@ class Table:
         LanceDB's full-text index knows what `compact` saw; rows of later chunks are read one by one, with the same result."""
         limit = k + 16
         while True:
-            query = self._table.search(MatchQuery(words, "terms"), query_type="fts")
-            if where is not None:
-                query = query.where(where, prefilter=True)
-            found = query.limit(limit).to_arrow()
+            with self._asked(where) as condition:
+                query = self._table.search(MatchQuery(words, "terms"), query_type="fts")
+                if condition is not None:
+                    query = query.where(condition, prefilter=True)
+                found = query.limit(limit).to_arrow()
             scores, ids = found.column("_score").to_pylist(), found.column("id").to_pylist()
             order = sorted(range(len(ids)), key=lambda row: (-scores[row], ids[row]))[:k]
             if not order:
@@ -163,37 +231,144 @@ class Table:
 
     def merge(self, rows: Sequence[Mapping[str, Any]], vectors: NDArray[np.float32]) -> None:
         """Rows and their vectors (N, D), in one commit; a row whose id is known takes the place of the known one."""
-        schema = pa.schema([f for f in self._table.schema if f.name != "vector"])
-        flat = pa.array(unit(vectors).reshape(-1))
-        table = pa.Table.from_pylist(list(rows), schema=schema).append_column(
-            self._table.schema.field("vector"), pa.FixedSizeListArray.from_arrays(flat, self.dimension)
-        )
-        merge = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-        merge.execute(table)
+        whole = [{**row, "vector": vector} for row, vector in zip(rows, unit(vectors), strict=True)]
+        for row in whole:
+            row["checksum"] = checksum(row)
+            row |= {name: value for name, value in columns_of(row["metadata"]).items() if name.lower() not in OWN}
+        with _told(self.path):
+            self._widen(whole)
+            schema = self._table.schema
+            columns = {name: [row.get(name) for row in whole] for name in schema.names if name != "vector"}
+            flat = pa.array(np.stack([row["vector"] for row in whole]).reshape(-1))
+            table = pa.table(
+                {**columns, "vector": pa.FixedSizeListArray.from_arrays(flat, self.dimension)}, schema=schema
+            )
+            merge = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+            merge.execute(table)
 
-    def remove(self, ids: Sequence[str]) -> int:
-        """Take rows out; returns how many were there."""
-        before = self.count()
-        for first in range(0, len(ids), IDS):
-            self._table.delete(among(ids[first : first + IDS]))
-        return before - self.count()
+    def _widen(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Columns for metadata that has none yet; another writer may have made them meanwhile."""
+        named = {
+            name: kind_of(value) for row in rows for name, value in row.items() if name not in OWN and value is not None
+        }
+        for _ in range(TRIES):
+            known = self._table.schema.names
+            fresh = [pa.field(name, KINDS[kind]) for name, kind in named.items() if name not in known]
+            if not fresh:
+                return
+            try:
+                self._table.add_columns(pa.schema(fresh))
+            except (RuntimeError, ValueError) as error:
+                if not _is_conflict(error) and "already exists" not in str(error):
+                    raise
+        raise StoreError(_BUSY.format(self.path))
 
-    def compact(self) -> None:
-        """Many small fragments into few, their terms into the full-text index, and codes for the vectors of a large table."""
-        if not any(index.columns == ["terms"] for index in self._table.list_indices()):
-            plain = {"lower_case": False, "stem": False, "remove_stop_words": False, "ascii_folding": False}
-            self._table.create_index("terms", config=FTS(base_tokenizer="whitespace", with_position=False, **plain))
-        codes.make(self._table)
-        self._table.optimize()
+    def remove(self, where: str) -> int:
+        """Take rows out; returns how many there were."""
+        with self._asked(where) as condition:
+            return self._table.delete(condition).num_deleted_rows
+
+    def compact(self, held: timedelta = HELD) -> None:
+        """Many small fragments into few, their terms into the full-text index, and codes for the vectors of a large table;
+        what was replaced or removed longer than `held` ago goes from the disk. It gives way to writers, and tries again.
+
+        Raises:
+            StoreError: others write all the time, or the disk is full.
+        """
+        for left in reversed(range(TRIES)):
+            try:
+                with _told(self.path), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of held=0, which our docstring says
+                    if not any(index.columns == ["terms"] for index in self._table.list_indices()):
+                        self._table.create_index("terms", config=TERMS)
+                    codes.make(self._table)
+                    self._table.optimize(cleanup_older_than=held)
+                return
+            except Busy:
+                if not left:
+                    raise
+
+    @contextmanager
+    def _asked(self, where: str | None) -> Iterator[str | None]:
+        """The condition, whole (LanceDB passes over what stands behind a semicolon); and what is wrong with it, in our words."""
+        try:
+            with _told(self.path):
+                yield None if where is None else f"({where}\n)"
+        except StoreError as error:
+            said = str(error.__cause__)
+            if where is None or not isinstance(error.__cause__, ValueError):
+                raise
+            if missing := re.search(r"No field named [\"`']?(.+?)[\"`']?\. ", said + " "):
+                raise UnknownName("column", missing[1], self.columns) from None
+            raise InputError(f"{where!r} is no condition in SQL on {', '.join(self.columns)}: {_short(said)}") from None
 
     def searched(self) -> str:
         """How `nearest` goes about it, in words."""
         return codes.said(self._table)
 
 
-def exists(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds an index."""
-    return (Path(path) / f"{NAME}.lance").is_dir()
+class Busy(StoreError):
+    """Another writer came first, more often than we tried again."""
+
+
+_BUSY = "{} is being changed by another writer, more often than we tried again: nothing is lost, run this again"
+_FULL = (
+    "no room is left to write {}: what was written before is whole; with more room, the same again goes on from there"
+)
+_BARRED = "{} cannot be written: {}"
+_BROKEN = "{} is damaged: {}"
+
+
+def place(path: str | os.PathLike[str]) -> Path | str:
+    """A folder, or a URI, which is LanceDB's to read."""
+    return path if isinstance(path, str) and "://" in path else Path(path)
+
+
+def exists(path: str | os.PathLike[str], storage_options: Mapping[str, str] | None = None) -> bool:
+    """Whether there is an index."""
+    return Table.find(path, storage_options) is not None
+
+
+def _connect(path: str | os.PathLike[str], storage_options: Mapping[str, str] | None) -> lancedb.db.DBConnection:
+    options = None if storage_options is None else dict(storage_options)
+    return lancedb.connect(place(path), read_consistency_interval=timedelta(0), storage_options=options)
+
+
+@contextmanager
+def _told(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Errors of LanceDB in our words."""
+    try:
+        yield
+    except MmembedError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        said = str(error)
+        if _is_conflict(error):
+            raise Busy(_BUSY.format(path)) from error
+        if any(words in said for words in ("No space left", "os error 28", "File too large", "os error 27", "quota")):
+            raise StoreError(_FULL.format(path)) from error
+        if any(words in said for words in ("Permission denied", "Read-only", "os error 13", "os error 30")):
+            raise StoreError(_BARRED.format(path, _short(said))) from error
+        if any(words in said for words in ("Not found", "Invalid range", "LanceError(IO)", "decod", "corrupt")):
+            raise StoreError(_BROKEN.format(path, _short(said))) from error
+        raise StoreError(f"{path}: {_short(said)}") from error
+
+
+def _is_conflict(error: BaseException) -> bool:
+    return any(words in str(error) for words in ("onflict", "Too many concurrent writers", "preempted"))
+
+
+def _short(said: str) -> str:
+    """Words of LanceDB without the lines of its source."""
+    said = re.sub(r",? ?/(root|rustc)/\S+?:\d+:\d+", "", said)
+    layers = r"(lance|External) error: |LanceError\(\w+\): |Invalid input, |Wrapped error: |Generic [\w/]+( error)?: "
+    return re.sub(f"^({layers})+", "", said).strip()
+
+
+def checksum(row: Mapping[str, Any]) -> int:
+    """CRC-32 of what a row holds, for `verify`: a byte that the disk changed makes another."""
+    said = json.dumps([row[name] for name in ("id", "content", "modality", "text", "path", "metadata")])
+    return zlib.crc32(b"".join((said.encode(), row["thumbnail"] or b"", row["vector"].tobytes())))
 
 
 def quoted(text: str) -> str:
@@ -212,24 +387,35 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return (wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-30)).astype(np.float32)
 
 
+_KEY = "lance-schema:unenforced-primary-key"
+"""LanceDB then sees that two writers add one id at once."""
+
+
 def _schema(dimension: int, made: Mapping[str, Any]) -> pa.Schema:
     return pa.schema(
         [
-            pa.field("id", pa.string(), nullable=False),
+            pa.field("id", pa.string(), nullable=False, metadata={_KEY: "true"}),
             pa.field("content", pa.string(), nullable=False),
             pa.field("modality", pa.string(), nullable=False),
             pa.field("text", pa.string()),
             pa.field("path", pa.string()),
+            pa.field("file_size", pa.int64()),
+            pa.field("file_time", pa.int64()),
             pa.field("thumbnail", pa.binary()),
             pa.field("metadata", pa.string(), nullable=False),
             pa.field("terms", pa.string(), nullable=False),
+            pa.field("checksum", pa.uint32(), nullable=False),
             pa.field("vector", pa.list_(pa.float32(), dimension), nullable=False),
         ],
         metadata={"mmembed": json.dumps(made)},
     )
 
 
-def _made(table: lancedb.table.Table, path: Path) -> dict[str, Any]:
+OWN = frozenset(_schema(1, {}).names)
+"""The columns that are not metadata."""
+
+
+def _made(table: lancedb.table.Table, path: Path | str) -> dict[str, Any]:
     try:
         made = json.loads((table.schema.metadata or {})[b"mmembed"])
     except (KeyError, ValueError):
@@ -241,5 +427,5 @@ def _made(table: lancedb.table.Table, path: Path) -> dict[str, Any]:
 
 def matrix(column: pa.ChunkedArray | pa.Array, dimension: int) -> np.ndarray:
     """A column of vectors as (N, D)."""
-    column = column if isinstance(column, pa.Array) else column.combine_chunks()
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimension)
+    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return whole.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimension)

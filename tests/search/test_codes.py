@@ -18,7 +18,7 @@ COUNTS = {"text": 3000, "image": 300, "image+text": 5}
 def rows_of(kind, first, count):
     """Rows of a modality, without their vectors."""
     made = (read_row(0, Entry("x", f"{kind} {k}", f"{kind} {k:05}")) for k in range(first, first + count))
-    return [{**row.as_stored({}), "modality": kind} for row in made]
+    return [{**row.as_stored(None), "modality": kind} for row in made]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,56 @@
+"""Metadata as columns: its texts, numbers and truth values stand in columns of their own, for SQL to ask for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from typing import TypeAlias
+
+from ..errors import InputError
+
+MOST = 256
+"""Columns that metadata may make."""
+
+Kind: TypeAlias = str
+TEXT, NUMBER, TRUTH = "text", "number", "truth value"
+
+
+def columns_of(metadata: str) -> dict[str, str | float | bool]:
+    """What of metadata (JSON) has a column: values that are a text, a number or a truth value, under keys that are names of
+    letters, digits and underscores, such as "year" or "语言", not begun with an underscore. All numbers are floats."""
+    plain: dict[str, str | float | bool] = {}
+    for key, value in json.loads(metadata).items():
+        if key.isidentifier() and not key.startswith("_") and isinstance(value, (str, bool, int, float)):
+            plain[key] = float(value) if kind_of(value) == NUMBER else value
+    return plain
+
+
+def kind_of(value: str | float | bool) -> Kind:
+    return TEXT if isinstance(value, str) else TRUTH if isinstance(value, bool) else NUMBER
+
+
+def fit(metadata: str, known: dict[str, Kind], taken: Collection[str]) -> None:
+    """See that metadata goes into columns of these kinds, and note the new ones in `known`; names of `taken`, which are the
+    index's own, make none. SQL does not tell upper from lower case.
+
+    Raises:
+        InputError: a value of another kind, a name that differs in its case alone, or too many names.
+    """
+    try:
+        plain = {key: kind_of(value) for key, value in columns_of(metadata).items() if key.lower() not in taken}
+    except OverflowError:
+        raise InputError("metadata holds a number beyond 1.8e308") from None
+    spelled = {name.lower(): name for name in known}
+    for key, kind in plain.items():
+        if spelled.setdefault(key.lower(), key) != key:
+            raise InputError(f"metadata: {key!r} and {spelled[key.lower()]!r} are one name to SQL: spell it one way")
+        if known.get(key, kind) != kind:
+            raise InputError(
+                f"metadata: {key!r} is a {kind} here and a {known[key]} elsewhere in the index: name it otherwise"
+            )
+    if len(known | plain) > MOST:
+        raise InputError(
+            f"metadata: {next(key for key in plain if key not in known)!r} would be one name more than {MOST}: what is not "
+            'asked for by SQL goes under one name, {"more": {...}}'
+        )
+    known |= plain

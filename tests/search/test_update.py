@@ -1,0 +1,220 @@
+"""An index and a folder that changes: what is new, other, gone, moved, copied, or as it was."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import time
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+from mmembed import Image, Index
+from mmembed.errors import StoreError
+from mmembed.search import adding, known, rows
+from tests.conftest import picture
+
+OLD = time.time_ns() - 3600 * 10**9
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    draw(folder / "a.png", 1)
+    draw(folder / "deep" / "b.png", 2)
+    write(folder / "note.txt", "a note")
+    return folder
+
+
+@pytest.fixture
+def index(tmp_path, tiny, folder) -> Index:
+    index = Index.create(tmp_path / "index", tiny)
+    assert index.add_folder(folder).added == 3
+    return index
+
+
+def draw(path: Path, seed: int, when: int = OLD) -> None:
+    data = io.BytesIO()
+    PIL.Image.fromarray(picture(seed).load()).save(data, "PNG")
+    path.write_bytes(data.getvalue())
+    os.utime(path, ns=(when, when))
+
+
+def write(path: Path, text: str, when: int = OLD) -> None:
+    path.write_text(text, encoding="utf-8")
+    os.utime(path, ns=(when, when))
+
+
+def paths(index: Index) -> list[str]:
+    return sorted(Path(hit.path).name for hit in index.items())
+
+
+def counts(report) -> tuple[int, int, int]:
+    return report.added, report.replaced, report.unchanged
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Pictures that are decoded from now on."""
+    names = []
+
+    def counted(part):
+        names.append(Path(part.source).name)
+        return open_image(part)
+
+    open_image = rows.open_image
+    monkeypatch.setattr(rows, "open_image", counted)
+    return names
+
+
+@pytest.fixture
+def embedded(monkeypatch, tiny):
+    """Things that are embedded from now on."""
+    things = []
+    encode = tiny.encode_document
+
+    def counted(inputs, **options):
+        things.extend(inputs)
+        return encode(inputs, **options)
+
+    monkeypatch.setattr(tiny, "encode_document", counted)
+    return things
+
+
+def test_what_is_as_it_was_is_neither_read_nor_embedded(index, folder, opened, embedded):
+    assert counts(index.add_folder(folder)) == (0, 0, 3)
+    assert (opened, embedded) == ([], [])
+    assert counts(index.add_folder(folder, reread=True)) == (0, 0, 3)
+    assert (opened, embedded) == (["a.png", "b.png"], [])
+
+
+def test_a_new_file_is_added_a_changed_one_replaced_and_a_gone_one_removed_when_asked(index, folder, embedded):
+    draw(folder / "c.png", 3)
+    draw(folder / "a.png", 4, OLD + 10**9)
+    write(folder / "note.txt", "another note", OLD + 10**9)
+    (folder / "deep" / "b.png").unlink()
+    assert counts(index.add_folder(folder)) == (1, 2, 0)
+    assert len(embedded) == 3
+    assert paths(index) == ["a.png", "b.png", "c.png", "note.txt"]
+    assert index.search(picture(4))[0].path == str(folder / "a.png")
+    assert index.remove_gone(folder) == [str(folder / "deep" / "b.png")]
+    assert paths(index) == ["a.png", "c.png", "note.txt"]
+    assert index.search(picture(2))[0].score < 0.9999
+    assert index.remove_gone(folder) == []
+
+
+def test_a_touched_file_is_read_once_more_and_not_embedded(index, folder, opened, embedded):
+    os.utime(folder / "a.png", ns=(OLD + 10**9, OLD + 10**9))
+    assert counts(index.add_folder(folder)) == (0, 0, 3)
+    assert counts(index.add_folder(folder)) == (0, 0, 3)
+    assert (opened, embedded) == (["a.png"], [])
+
+
+def test_a_file_of_the_same_size_and_time_is_seen_when_it_is_read_again(index, folder):
+    write(folder / "note.txt", "A NOTE")
+    assert counts(index.add_folder(folder)) == (0, 0, 3)
+    assert counts(index.add_folder(folder, reread=True)) == (0, 1, 2)
+    assert index.search("A NOTE")[0].text == "A NOTE"
+
+
+def test_a_file_that_was_just_written_is_read_again_for_it_may_be_written_again(index, folder, opened):
+    draw(folder / "c.png", 3, time.time_ns())
+    index.add_folder(folder)
+    draw(folder / "c.png", 3, OLD)
+    for _ in range(2):
+        assert counts(index.add_folder(folder)) == (0, 0, 4)
+    assert opened == ["c.png", "c.png"]
+
+
+def test_a_moved_file_is_not_embedded_again_and_bears_its_new_name(index, folder, embedded):
+    (folder / "a.png").rename(folder / "z.png")
+    assert counts(index.add_folder(folder)) == (0, 0, 3)
+    assert index.remove_gone(folder) == []
+    assert (paths(index), embedded) == (["b.png", "note.txt", "z.png"], [])
+
+
+def test_a_copy_is_no_item_of_its_own_and_stands_in_when_the_first_goes(index, folder, embedded):
+    shutil.copy2(folder / "a.png", folder / "z.png")
+    assert counts(index.add_folder(folder)) == (0, 0, 4)
+    assert paths(index) == ["a.png", "b.png", "note.txt"]
+    (folder / "a.png").unlink()
+    assert counts(index.add_folder(folder)) == (0, 0, 3)
+    assert index.remove_gone(folder) == []
+    assert (paths(index), embedded) == (["b.png", "note.txt", "z.png"], [])
+
+
+def test_files_that_change_places_keep_their_contents(index, folder, embedded):
+    a, b = folder / "a.png", folder / "deep" / "b.png"
+    a.rename(folder / "x.png")
+    b.rename(a)
+    (folder / "x.png").rename(b)
+    for file in (a, b):
+        os.utime(file, ns=(OLD + 10**9, OLD + 10**9))
+    index.add_folder(folder)
+    assert embedded == []
+    assert index.search(picture(2))[0].path == str(a)
+    assert index.search(picture(1))[0].path == str(b)
+    assert len(index) == 3
+
+
+def test_a_file_that_cannot_be_read_any_more_is_told_and_keeps_what_is_known_of_it(index, folder):
+    (folder / "a.png").write_bytes(b"<html>")
+    report = index.add_folder(folder)
+    assert [Path(skipped.name).name for skipped in report.skipped] == ["a.png"]
+    assert index.remove_gone(folder) == []
+    assert paths(index) == ["a.png", "b.png", "note.txt"]
+
+
+def test_what_a_kill_left_of_a_changed_file_is_put_right_by_the_next_run(index, folder, monkeypatch):
+    draw(folder / "a.png", 4, OLD + 10**9)
+    monkeypatch.setattr(known.Known, "outdated", lambda self: [])  # as if killed before the last step
+    index.add_folder(folder)
+    assert paths(index) == ["a.png", "a.png", "b.png", "note.txt"]
+    monkeypatch.undo()
+    index.add_folder(folder)
+    assert paths(index) == ["a.png", "b.png", "note.txt"]
+    assert index.search(picture(4))[0].score == pytest.approx(1, abs=1e-6)
+
+
+def test_an_item_with_an_id_of_its_own_is_not_taken_for_the_file(index, folder):
+    index.add([Image(folder / "a.png")], ids=["mine"], metadata=[{"who": "me"}])
+    draw(folder / "a.png", 4, OLD + 10**9)
+    assert counts(index.add_folder(folder)) == (0, 1, 2)
+    assert index.get("mine").metadata == {"who": "me"}
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(index, folder, monkeypatch, opened):
+    monkeypatch.setattr(adding, "CHUNK", 2)
+    for number in range(6):
+        draw(folder / f"n{number}.png", 10 + number)
+    write(folder / "odd.txt", "x")
+    (folder / "n5.png").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"n5\.png"):
+        index.add_folder(folder, on_error="raise")
+    draw(folder / "n5.png", 15)
+    opened.clear()
+    assert counts(index.add_folder(folder)) == (3, 0, 7)
+    assert "n0.png" not in opened
+
+
+def test_an_empty_folder_takes_nothing_out(index, folder):
+    shutil.rmtree(folder)
+    for make in (lambda: None, folder.mkdir):
+        make()
+        with pytest.raises(StoreError, match="nothing is taken out"):
+            index.remove_gone(folder)
+    assert len(index) == 3
+
+
+def test_what_lies_elsewhere_is_not_gone(index, folder, tmp_path):
+    beside = tmp_path / "photos2"
+    beside.mkdir()
+    draw(beside / "far.png", 7)
+    index.add_folder(beside)
+    index.add(["no file"])
+    (beside / "far.png").unlink()
+    assert index.remove_gone(folder) == []
+    assert len(index) == 5
