@@ -16,37 +16,37 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
-from . import __version__
+from . import __version__, cli_index
+from .cli_shared import (
+    SOME_FAILED,
+    column_option,
+    columns_said,
+    device_option,
+    json_option,
+    load_model,
+    model_option,
+    on_error_option,
+    open_index,
+    print_json,
+    print_pairs,
+    watched,
+)
 from .errors import InputError, LoadError, MmembedError, TrainingError, UnknownName
 
 if TYPE_CHECKING:
     from .demo import Answer
-    from .embedder import Embedder
-    from .inputs import Thing
     from .report import Report
-    from .search.adding import AddReport
-    from .search.index import Index, Mode
     from .sources import Columns, Entry
-
-SOME_FAILED = 3
-
-model_option = click.option("--model", help="Folder, bundled name or hub name of the model.  [default: pico]")
-device_option = click.option("--device", help="cpu, cuda, ...  [default: CUDA where there is one]")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-on_error_option = click.option(
-    "--on-error", type=click.Choice(["raise", "skip"]), help="Stop at a bad item, or skip it."
-)
-modality_option = click.option("--modality", help='Only "text", "image" or "image+text".')
-column_option = click.option(
-    "--column", "columns", multiple=True, metavar="text|image|id=NAME",
-    help="Which column of rows holds it.  [default: text, image and id, where they are there]",
-)  # fmt: skip
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="mmembed")
 def cli() -> None:
     """Texts in any language and images in one embedding space."""
+
+
+cli.add_command(cli_index.index)
+cli.add_command(cli_index.search)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -87,12 +87,12 @@ def demo(model: str | None, device: str | None, output: Path, as_json: bool) -> 
     """Embed a small bundled collection and ask it in many languages and by picture."""
     from .demo import draw_demo, run_demo
 
-    embedder = _load(model, device)
+    embedder = load_model(model, device)
     shown = None if as_json else _print_answer
     ran = run_demo(embedder, answered=shown)
     draw_demo(ran, embedder.spec.name).save(output)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "model": embedder.spec.name,
                 "items": ran.items,
@@ -182,16 +182,16 @@ def embed(
     from .embedder import EncodeOptions, Report
 
     report = Report()
-    embedder = _load(model, device)
+    embedder = load_model(model, device)
     options: EncodeOptions = {
         "prompt_name": prompt_name,
         "truncate_dim": truncate_dim,
         "batch_tokens": batch_tokens,
         "on_error": on_error or "raise",
         "report": report,
-        "show_progress_bar": _watched(),
+        "show_progress_bar": watched(),
     }
-    entries, again = tee(_entries(files, texts, images, lines, _columns(columns)))
+    entries, again = tee(_entries(files, texts, images, lines, columns_said(columns)))
     names, things = (entry.id or entry.name for entry in entries), (entry.thing for entry in again)
     if out is not None:
         embedder.encode_to(out, things, ids=names, **options)
@@ -199,7 +199,7 @@ def embed(
         items, width, failed = about["rows"], about["made"]["dimension"], about["failed"]
         done = {"out": str(out), "items": items, "dimension": width, "failed": failed, "resumed": report.resumed}
         said = f"{items - failed} of {items} items, {width} numbers each: {out}"
-        _print_json(done) if as_json else click.echo(said)
+        print_json(done) if as_json else click.echo(said)
     else:
         failed = _print_vectors(embedder.stream(things, **options), names, report)
     for skipped in report.skipped:
@@ -207,12 +207,6 @@ def embed(
     if report.truncated:
         click.echo(f"mmembed: {len(report.truncated)} texts were cut at the model's limit", err=True)
     return SOME_FAILED if failed else 0
-
-
-def _columns(said: Sequence[str]) -> Columns | None:
-    from .sources import Columns
-
-    return Columns.parse(said) if said else None
 
 
 def _entries(
@@ -240,235 +234,6 @@ def _print_vectors(stream: Iterable[Any], names: Iterator[str], report: Report) 
             click.echo(line, nl=False)
         row += len(vectors)
     return told
-
-
-# ---- index and search ------------------------------------------------------------------------------------------------
-
-
-@cli.group()
-def index() -> None:
-    """Make an index and look after it."""
-
-
-@index.command("add")
-@click.argument("index", metavar="INDEX")
-@click.argument("paths", nargs=-1, required=True)
-@column_option
-@click.option("--truncate-dim", type=click.IntRange(min=1), help="Numbers of a vector, for a new index.")
-@on_error_option
-@model_option
-@device_option
-@json_option
-def index_add(
-    index: str,
-    paths: tuple[str, ...],
-    columns: tuple[str, ...],
-    truncate_dim: int | None,
-    on_error: Literal["raise", "skip"] | None,
-    model: str | None,
-    device: str | None,
-    as_json: bool,
-) -> int:
-    """Add PATHS to INDEX, which is made if need be.
-
-    They are those of `embed`: folders, patterns, .txt, .jsonl, .parquet, folders of datasets' save_to_disk, .tar of webdataset,
-    - (stdin), pictures. Rows keep their id, and their other columns as metadata. What is in the index already stays as it is.
-    """
-    from .search.index import Index
-    from .search.table import exists
-    from .sources import read
-
-    named = _columns(columns)
-    if exists(index):
-        if truncate_dim is not None:
-            raise click.UsageError(f"{index} exists: --truncate-dim is for a new index")
-        opened = _open(index, model, device)
-    else:
-        opened = Index.create(index, _load(model, device), truncate_dim=truncate_dim)
-    report = opened.add_entries(
-        read(paths, sys.stdin.buffer, columns=named), on_error=on_error or "skip", show_progress_bar=_watched()
-    )
-    _print_added(report, len(opened), as_json)
-    return SOME_FAILED if report.skipped else 0
-
-
-def _print_added(report: AddReport, items: int, as_json: bool) -> None:
-    if as_json:
-        counts = {"added": report.added, "replaced": report.replaced, "unchanged": report.unchanged}
-        skipped = [{"name": s.name, "reason": s.reason} for s in report.skipped]
-        _print_json({**counts, "skipped": skipped, "truncated": len(report.truncated), "items": items})
-        return
-    from .search.hits import visible
-
-    for one in report.skipped:
-        name, reason = visible(one.name), visible(one.reason)
-        click.echo(f"mmembed: skipped {reason if name in reason else f'{name}: {reason}'}", err=True)
-    if report.truncated:
-        click.echo(f"mmembed: {len(report.truncated)} texts were cut at the model's limit", err=True)
-    click.echo(
-        f"{report.added} added, {report.replaced} replaced, {report.unchanged} unchanged, "
-        f"{len(report.skipped)} skipped; {items} items"
-    )
-
-
-@index.command("info")
-@click.argument("index", metavar="INDEX")
-@json_option
-def index_info(index: str, as_json: bool) -> None:
-    """Say what INDEX holds and what model it was made with."""
-    from .search.index import Index
-
-    found = Index.open(index).info()
-    if as_json:
-        _print_json(found)
-        return
-    kinds = ", ".join(f"{count} {kind}" for kind, count in found.pop("modalities").items())
-    found["items"] = f"{found['items']} ({kinds})"
-    _print_pairs(found)
-
-
-@index.command("export")
-@click.argument("index", metavar="INDEX")
-@click.argument("out", type=click.Path(path_type=Path))
-@modality_option
-@json_option
-def index_export(index: str, out: Path, modality: str | None, as_json: bool) -> None:
-    """Write INDEX to OUT for other tools.
-
-    NAME.parquet has every column; NAME.npy the vectors, with NAME.jsonl and NAME.json beside it; a name without ending is a
-    folder in the layout of clip-retrieval.
-    """
-    from .search.index import Index
-
-    items = Index.open(index).export(out, modality=modality)
-    _print_json({"out": str(out), "items": items}) if as_json else click.echo(f"{items} items: {out}")
-
-
-@index.command("dups")
-@click.argument("index", metavar="INDEX")
-@click.option("--threshold", type=float, default=0.97, show_default=True, help="The least cosine of what is alike.")
-@modality_option
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="NAME.jsonl: a group a line.")
-@json_option
-def index_dups(index: str, threshold: float, modality: str | None, out: Path | None, as_json: bool) -> None:
-    """List groups of items in INDEX that are alike, those of the same content first. Nothing is taken out."""
-    from .search.hits import isolated
-    from .search.index import Index
-
-    groups = Index.open(index).duplicates(threshold, modality=modality)
-    told = [{"same": group.same, "items": group.hits.as_dicts()} for group in groups]
-    if out is not None:
-        out.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in told), encoding="utf-8")
-    if as_json:
-        _print_json(told)
-        return
-    for group in groups if out is None else ():
-        click.echo("same content" if group.same else "alike")
-        for hit in group.hits:
-            click.echo(f"  {hit.score:6.3f}  {isolated(hit.id, 12)}  {isolated(hit.path or hit.label, 80, keep='end')}")
-    click.echo(f"{len(groups)} groups of {sum(len(group.hits) for group in groups)} items")
-
-
-@index.command("diagnose")
-@click.argument("index", metavar="INDEX")
-@json_option
-def index_diagnose(index: str, as_json: bool) -> None:
-    """Say how the vectors of INDEX lie, modality by modality, and what to do about it."""
-    from .search.index import Index
-
-    told = Index.open(index).diagnose()
-    if as_json:
-        _print_json(told.as_dict())
-    else:
-        click.echo(str(told))
-
-
-@index.command("rm")
-@click.argument("index", metavar="INDEX")
-@click.argument("ids", nargs=-1, required=True)
-@json_option
-def index_rm(index: str, ids: tuple[str, ...], as_json: bool) -> int:
-    """Take items out of INDEX by their ids, as `search --json` prints them."""
-    from .search.index import Index
-
-    opened = Index.open(index)
-    wanted = list(dict.fromkeys(ids))
-    removed = opened.remove(wanted)
-    if as_json:
-        _print_json({"removed": removed, "not_found": len(wanted) - removed, "items": len(opened)})
-    else:
-        click.echo(f"{removed} removed, {len(wanted) - removed} not found; {len(opened)} items")
-    return SOME_FAILED if removed < len(wanted) else 0
-
-
-@cli.command()
-@click.argument("index", metavar="INDEX")
-@click.argument("query", required=False)
-@click.option("--image", help="Path of a picture to ask with, alone or with QUERY.")
-@click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many hits.")
-@click.option(
-    "--and", "more", type=(float, str), multiple=True, metavar="WEIGHT TEXT", help="More to ask; -1 is away from."
-)
-@modality_option
-@click.option("--mode", default="vector", show_default=True, help='"vector", "text" (its words) or "hybrid" (both).')
-@click.option("--exact", is_flag=True, help="Scan all vectors, also where a large index has codes.")
-@click.option("--diversity", type=click.FloatRange(0, 1), default=0, show_default=True, help="Hits unlike each other.")
-@model_option
-@device_option
-@json_option
-def search(
-    index: str,
-    query: str | None,
-    image: str | None,
-    more: tuple[tuple[float, str], ...],
-    k: int,
-    modality: str | None,
-    mode: Mode,
-    exact: bool,
-    diversity: float,
-    model: str | None,
-    device: str | None,
-    as_json: bool,
-) -> None:
-    """Find what in INDEX is nearest to QUERY, a text in any language, to a picture, or to both.
-
-    \b
-    mmembed search pictures.index "a cat" --and 0.5 "at night" --and -1 "a drawing"
-    """
-    from .images import Image
-    from .search.index import Index
-    from .search.query import Query
-
-    if query is None and image is None:
-        raise click.UsageError("give a QUERY, --image, or both")
-    parts: list[Thing] = []
-    if query is not None:
-        parts.append(query)
-    if image is not None:
-        parts.append(Image(image))
-    asked = Query([(tuple(parts), 1.0), *((text, weight) for weight, text in more)])
-    opened = Index.open(index) if mode == "text" else _open(index, model, device)
-    hits = opened.search(asked, k=5 * k if diversity else k, mode=mode, modality=modality, exact=exact)
-    if diversity:
-        hits = opened.diversify(hits, k=k, diversity=diversity)
-    if as_json:
-        _print_json({"query": query, "image": image, "more": more, "mode": mode, "hits": hits.as_dicts()})
-    else:
-        click.echo(str(hits) if hits else "nothing found")
-
-
-def _open(path: str, model: str | None, device: str | None) -> Index:
-    """An index with its embedder: the one that is named, or the one it was made with."""
-    from .search.index import Index
-
-    made = Index.open(path).info()
-    try:
-        embedder = _load(model or made["model"], device, made["precision"])
-    except UnknownName:
-        if model is not None:
-            raise
-        raise click.UsageError(f"{path} was made with {made['model']!r}; --model FOLDER says where that lies") from None
-    return Index.open(path, embedder)
 
 
 # ---- serve -----------------------------------------------------------------------------------------------------------
@@ -502,8 +267,8 @@ def serve(
     key = None if key_file is None else key_file.read_text(encoding="utf-8").strip()
     if key == "":
         raise click.UsageError(f"{key_file} holds no key")
-    opened = None if index is None else _open(index, model, device)
-    embedder = _load(model, device) if opened is None else opened.embedder
+    opened = None if index is None else open_index(index, model, device)
+    embedder = load_model(model, device) if opened is None else opened.embedder
     assert embedder is not None, "an index that is opened to be searched has one"
     if key is None and host not in ("127.0.0.1", "::1", "localhost"):
         click.echo("mmembed: anyone who reaches this address may use the server: --key-file bars it", err=True)
@@ -545,19 +310,19 @@ def train(
     from .train.recipe import read_recipe
 
     run = Run(
-        read_recipe(recipe, changes), output or recipe.parent, device=device, resume=resume or dry_run, shown=_watched()
+        read_recipe(recipe, changes), output or recipe.parent, device=device, resume=resume or dry_run, shown=watched()
     )
     if dry_run:
         from .train.dry_run import look
 
         found = look(run)
-        _print_json(found.as_dict()) if as_json else click.echo(found.text())
+        print_json(found.as_dict()) if as_json else click.echo(found.text())
         return
     embedder = run.train()
     if not run.world.leads:
         return
     if as_json:
-        _print_json({"output": str(run.output), "name": embedder.spec.name, "steps": run.steps, "log": str(run.log)})
+        print_json({"output": str(run.output), "name": embedder.spec.name, "steps": run.steps, "log": str(run.log)})
     else:
         click.echo(f"{run.steps} steps: {embedder!r} in {run.output}")
 
@@ -601,19 +366,19 @@ def mine(
     if data not in read.data:
         raise UnknownName("data of this recipe", data, read.data)
     found = find(
-        _load(model, device),
+        load_model(model, device),
         read.data[data].open(data, read.folder),
         count=count,
         skip=skip,
         depth=depth,
         margin=margin,
         relative=relative,
-        show_progress_bar=_watched(),
+        show_progress_bar=watched(),
     )
     write_mined(output, found)
     mined = sum(len(each.negatives) for each in found)
     if as_json:
-        _print_json({"output": str(output), "rows": len(found), "negatives": mined})
+        print_json({"output": str(output), "rows": len(found), "negatives": mined})
     else:
         click.echo(f"{mined} negatives of {len(found)} queries: {output}")
 
@@ -629,12 +394,12 @@ def models(as_json: bool) -> None:
 
     rows = known()
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     for row in rows:
         click.echo(click.style(row["name"], bold=True) + f"  {row['summary']}")
         shorter = f" (or {', '.join(map(str, row['dimensions']))})" if row["dimensions"] else ""
-        _print_pairs(
+        print_pairs(
             {
                 "modalities": ", ".join(row["modalities"]),
                 "dimension": f"{row['dimension']}{shorter}",
@@ -657,7 +422,7 @@ def doctor(model: str | None, device: str | None, as_json: bool) -> int:
     reason = None
     code = 0
     try:
-        embedder = _load(model, device)
+        embedder = load_model(model, device)
         found["model"] = repr(embedder)
         test = embedder.self_test()
         passed = test.passed
@@ -672,17 +437,17 @@ def doctor(model: str | None, device: str | None, as_json: bool) -> int:
         reason, code = str(error), 2
         found["self_test"] = {"passed": False, "reason": reason}
     if as_json:
-        _print_json(found)
+        print_json(found)
         return code
     versions, test_found = found.pop("versions"), found.pop("self_test")
-    _print_pairs({**found, **versions})
+    print_pairs({**found, **versions})
     said = (
         f"not run: {reason}"
         if reason
         else f"{'passed' if test_found['passed'] else 'FAILED'}: {test_found['inputs']} inputs, greatest difference "
         f"{test_found['greatest_difference']:.1e} of {test_found['tolerance']:.0e}"
     )
-    _print_pairs({"self-test": said})
+    print_pairs({"self-test": said})
     return code
 
 
@@ -716,27 +481,3 @@ def _machine() -> dict[str, Any]:
         "raqm": features.check("raqm"),
         "versions": {package: version(package) for package in PACKAGES},
     }
-
-
-# ---- what the commands share -----------------------------------------------------------------------------------------
-
-
-def _load(model: str | None, device: str | None, precision: str = "fp32") -> Embedder:
-    from .loading import load
-
-    return load(model, device=device, precision=precision)
-
-
-def _watched() -> bool:
-    """Whether a person looks on, who wants to see progress."""
-    return sys.stderr.isatty()
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False, indent=1))
-
-
-def _print_pairs(pairs: dict[str, Any]) -> None:
-    width = max(map(len, pairs))
-    for key, value in pairs.items():
-        click.echo(f"  {key:<{width}}  {value}")

@@ -1,0 +1,243 @@
+"""The commands of an index: add, list, rm, info, verify, compact, export, dups, diagnose; and search."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from .cli_shared import (
+    SOME_FAILED,
+    column_option,
+    columns_said,
+    device_option,
+    json_option,
+    load_model,
+    modality_option,
+    model_option,
+    on_error_option,
+    open_index,
+    print_json,
+    print_pairs,
+    watched,
+)
+
+if TYPE_CHECKING:
+    from .inputs import Thing
+    from .search.adding import AddReport
+    from .search.index import Mode
+
+
+@click.group()
+def index() -> None:
+    """Make an index and look after it."""
+
+
+@index.command("add")
+@click.argument("index", metavar="INDEX")
+@click.argument("paths", nargs=-1, required=True)
+@column_option
+@click.option("--truncate-dim", type=click.IntRange(min=1), help="Numbers of a vector, for a new index.")
+@on_error_option
+@model_option
+@device_option
+@json_option
+def index_add(
+    index: str,
+    paths: tuple[str, ...],
+    columns: tuple[str, ...],
+    truncate_dim: int | None,
+    on_error: Literal["raise", "skip"] | None,
+    model: str | None,
+    device: str | None,
+    as_json: bool,
+) -> int:
+    """Add PATHS to INDEX, which is made if need be.
+
+    They are those of `embed`: folders, patterns, .txt, .jsonl, .parquet, folders of datasets' save_to_disk, .tar of webdataset,
+    - (stdin), pictures. Rows keep their id, and their other columns as metadata. What is in the index already stays as it is.
+    """
+    from .search.index import Index
+    from .search.table import exists
+    from .sources import read
+
+    named = columns_said(columns)
+    if exists(index):
+        if truncate_dim is not None:
+            raise click.UsageError(f"{index} exists: --truncate-dim is for a new index")
+        opened = open_index(index, model, device)
+    else:
+        opened = Index.create(index, load_model(model, device), truncate_dim=truncate_dim)
+    report = opened.add_entries(
+        read(paths, sys.stdin.buffer, columns=named), on_error=on_error or "skip", show_progress_bar=watched()
+    )
+    _print_added(report, len(opened), as_json)
+    return SOME_FAILED if report.skipped else 0
+
+
+def _print_added(report: AddReport, items: int, as_json: bool) -> None:
+    if as_json:
+        counts = {"added": report.added, "replaced": report.replaced, "unchanged": report.unchanged}
+        skipped = [{"name": s.name, "reason": s.reason} for s in report.skipped]
+        print_json({**counts, "skipped": skipped, "truncated": len(report.truncated), "items": items})
+        return
+    from .search.hits import visible
+
+    for one in report.skipped:
+        name, reason = visible(one.name), visible(one.reason)
+        click.echo(f"mmembed: skipped {reason if name in reason else f'{name}: {reason}'}", err=True)
+    if report.truncated:
+        click.echo(f"mmembed: {len(report.truncated)} texts were cut at the model's limit", err=True)
+    click.echo(
+        f"{report.added} added, {report.replaced} replaced, {report.unchanged} unchanged, "
+        f"{len(report.skipped)} skipped; {items} items"
+    )
+
+
+@index.command("info")
+@click.argument("index", metavar="INDEX")
+@json_option
+def index_info(index: str, as_json: bool) -> None:
+    """Say what INDEX holds and what model it was made with."""
+    from .search.index import Index
+
+    found = Index.open(index).info()
+    if as_json:
+        print_json(found)
+        return
+    kinds = ", ".join(f"{count} {kind}" for kind, count in found.pop("modalities").items())
+    found["items"] = f"{found['items']} ({kinds})"
+    print_pairs(found)
+
+
+@index.command("export")
+@click.argument("index", metavar="INDEX")
+@click.argument("out", type=click.Path(path_type=Path))
+@modality_option
+@json_option
+def index_export(index: str, out: Path, modality: str | None, as_json: bool) -> None:
+    """Write INDEX to OUT for other tools.
+
+    NAME.parquet has every column; NAME.npy the vectors, with NAME.jsonl and NAME.json beside it; a name without ending is a
+    folder in the layout of clip-retrieval.
+    """
+    from .search.index import Index
+
+    items = Index.open(index).export(out, modality=modality)
+    print_json({"out": str(out), "items": items}) if as_json else click.echo(f"{items} items: {out}")
+
+
+@index.command("dups")
+@click.argument("index", metavar="INDEX")
+@click.option("--threshold", type=float, default=0.97, show_default=True, help="The least cosine of what is alike.")
+@modality_option
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="NAME.jsonl: a group a line.")
+@json_option
+def index_dups(index: str, threshold: float, modality: str | None, out: Path | None, as_json: bool) -> None:
+    """List groups of items in INDEX that are alike, those of the same content first. Nothing is taken out."""
+    from .search.hits import isolated
+    from .search.index import Index
+
+    groups = Index.open(index).duplicates(threshold, modality=modality)
+    told = [{"same": group.same, "items": group.hits.as_dicts()} for group in groups]
+    if out is not None:
+        out.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in told), encoding="utf-8")
+    if as_json:
+        print_json(told)
+        return
+    for group in groups if out is None else ():
+        click.echo("same content" if group.same else "alike")
+        for hit in group.hits:
+            click.echo(f"  {hit.score:6.3f}  {isolated(hit.id, 12)}  {isolated(hit.path or hit.label, 80, keep='end')}")
+    click.echo(f"{len(groups)} groups of {sum(len(group.hits) for group in groups)} items")
+
+
+@index.command("diagnose")
+@click.argument("index", metavar="INDEX")
+@json_option
+def index_diagnose(index: str, as_json: bool) -> None:
+    """Say how the vectors of INDEX lie, modality by modality, and what to do about it."""
+    from .search.index import Index
+
+    told = Index.open(index).diagnose()
+    if as_json:
+        print_json(told.as_dict())
+    else:
+        click.echo(str(told))
+
+
+@index.command("rm")
+@click.argument("index", metavar="INDEX")
+@click.argument("ids", nargs=-1, required=True)
+@json_option
+def index_rm(index: str, ids: tuple[str, ...], as_json: bool) -> int:
+    """Take items out of INDEX by their ids, as `search --json` prints them."""
+    from .search.index import Index
+
+    opened = Index.open(index)
+    wanted = list(dict.fromkeys(ids))
+    removed = opened.remove(wanted)
+    if as_json:
+        print_json({"removed": removed, "not_found": len(wanted) - removed, "items": len(opened)})
+    else:
+        click.echo(f"{removed} removed, {len(wanted) - removed} not found; {len(opened)} items")
+    return SOME_FAILED if removed < len(wanted) else 0
+
+
+@click.command()
+@click.argument("index", metavar="INDEX")
+@click.argument("query", required=False)
+@click.option("--image", help="Path of a picture to ask with, alone or with QUERY.")
+@click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many hits.")
+@click.option(
+    "--and", "more", type=(float, str), multiple=True, metavar="WEIGHT TEXT", help="More to ask; -1 is away from."
+)
+@modality_option
+@click.option("--mode", default="vector", show_default=True, help='"vector", "text" (its words) or "hybrid" (both).')
+@click.option("--exact", is_flag=True, help="Scan all vectors, also where a large index has codes.")
+@click.option("--diversity", type=click.FloatRange(0, 1), default=0, show_default=True, help="Hits unlike each other.")
+@model_option
+@device_option
+@json_option
+def search(
+    index: str,
+    query: str | None,
+    image: str | None,
+    more: tuple[tuple[float, str], ...],
+    k: int,
+    modality: str | None,
+    mode: Mode,
+    exact: bool,
+    diversity: float,
+    model: str | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Find what in INDEX is nearest to QUERY, a text in any language, to a picture, or to both.
+
+    \b
+    mmembed search pictures.index "a cat" --and 0.5 "at night" --and -1 "a drawing"
+    """
+    from .images import Image
+    from .search.index import Index
+    from .search.query import Query
+
+    if query is None and image is None:
+        raise click.UsageError("give a QUERY, --image, or both")
+    parts: list[Thing] = []
+    if query is not None:
+        parts.append(query)
+    if image is not None:
+        parts.append(Image(image))
+    asked = Query([(tuple(parts), 1.0), *((text, weight) for weight, text in more)])
+    opened = Index.open(index) if mode == "text" else open_index(index, model, device)
+    hits = opened.search(asked, k=5 * k if diversity else k, mode=mode, modality=modality, exact=exact)
+    if diversity:
+        hits = opened.diversify(hits, k=k, diversity=diversity)
+    if as_json:
+        print_json({"query": query, "image": image, "more": more, "mode": mode, "hits": hits.as_dicts()})
+    else:
+        click.echo(str(hits) if hits else "nothing found")
