@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from .search.index import Mode
 
 
+where_option = click.option("--where", help='Only items for which this is true, in SQL: "year >= 2020".')
+
+
 @click.group()
 def index() -> None:
     """Make an index and look after it."""
@@ -41,6 +44,8 @@ def index() -> None:
 @click.argument("paths", nargs=-1, required=True)
 @column_option
 @click.option("--truncate-dim", type=click.IntRange(min=1), help="Numbers of a vector, for a new index.")
+@click.option("--reread", is_flag=True, help="Read also the files whose size and time are as they were.")
+@click.option("--remove-gone", is_flag=True, help="Take out the items of files that are in a folder of PATHS no more.")
 @on_error_option
 @model_option
 @device_option
@@ -50,6 +55,8 @@ def index_add(
     paths: tuple[str, ...],
     columns: tuple[str, ...],
     truncate_dim: int | None,
+    reread: bool,
+    remove_gone: bool,
     on_error: Literal["raise", "skip"] | None,
     model: str | None,
     device: str | None,
@@ -58,7 +65,8 @@ def index_add(
     """Add PATHS to INDEX, which is made if need be.
 
     They are those of `embed`: folders, patterns, .txt, .jsonl, .parquet, folders of datasets' save_to_disk, .tar of webdataset,
-    - (stdin), pictures. Rows keep their id, and their other columns as metadata. What is in the index already stays as it is.
+    - (stdin), pictures. Rows keep their id, and their other columns as metadata. What is in the index already stays as it is; a
+    file that has other content by now is replaced.
     """
     from .search.index import Index
     from .search.table import exists
@@ -71,16 +79,23 @@ def index_add(
         opened = open_index(index, model, device)
     else:
         opened = Index.create(index, load_model(model, device), truncate_dim=truncate_dim)
+    folders = [path for path in paths if Path(path).is_dir()]
+    if remove_gone and not folders:
+        raise click.UsageError("--remove-gone looks for files of a folder, and PATHS names none")
     report = opened.add_entries(
-        read(paths, sys.stdin.buffer, columns=named), on_error=on_error or "skip", show_progress_bar=watched()
+        read(paths, sys.stdin.buffer, columns=named),
+        reread=reread,
+        on_error=on_error or "skip",
+        show_progress_bar=watched(),
     )
-    _print_added(report, len(opened), as_json)
+    gone = [path for folder in folders for path in opened.remove_gone(folder)] if remove_gone else []
+    _print_added(report, gone, len(opened), as_json)
     return SOME_FAILED if report.skipped else 0
 
 
-def _print_added(report: AddReport, items: int, as_json: bool) -> None:
+def _print_added(report: AddReport, gone: list[str], items: int, as_json: bool) -> None:
     if as_json:
-        counts = {"added": report.added, "replaced": report.replaced, "unchanged": report.unchanged}
+        counts = {"added": report.added, "replaced": report.replaced, "unchanged": report.unchanged, "removed": gone}
         skipped = [{"name": s.name, "reason": s.reason} for s in report.skipped]
         print_json({**counts, "skipped": skipped, "truncated": len(report.truncated), "items": items})
         return
@@ -89,11 +104,13 @@ def _print_added(report: AddReport, items: int, as_json: bool) -> None:
     for one in report.skipped:
         name, reason = visible(one.name), visible(one.reason)
         click.echo(f"mmembed: skipped {reason if name in reason else f'{name}: {reason}'}", err=True)
+    for path in gone:
+        click.echo(f"mmembed: removed {visible(path)}", err=True)
     if report.truncated:
         click.echo(f"mmembed: {len(report.truncated)} texts were cut at the model's limit", err=True)
     click.echo(
         f"{report.added} added, {report.replaced} replaced, {report.unchanged} unchanged, "
-        f"{len(report.skipped)} skipped; {items} items"
+        f"{len(report.skipped)} skipped, {len(gone)} removed; {items} items"
     )
 
 
@@ -169,22 +186,104 @@ def index_diagnose(index: str, as_json: bool) -> None:
         click.echo(str(told))
 
 
-@index.command("rm")
+@index.command("list")
 @click.argument("index", metavar="INDEX")
-@click.argument("ids", nargs=-1, required=True)
+@where_option
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="So many at most.")
 @json_option
-def index_rm(index: str, ids: tuple[str, ...], as_json: bool) -> int:
-    """Take items out of INDEX by their ids, as `search --json` prints them."""
+def index_list(index: str, where: str | None, limit: int, as_json: bool) -> None:
+    """List items of INDEX in the order of their ids.
+
+    \b
+    mmembed index list pictures.index --where "language = 'de' AND year >= 2020"
+    """
+    from .search.hits import isolated
     from .search.index import Index
 
     opened = Index.open(index)
-    wanted = list(dict.fromkeys(ids))
-    removed = opened.remove(wanted)
+    hits = opened.items(where=where, limit=limit)
     if as_json:
-        print_json({"removed": removed, "not_found": len(wanted) - removed, "items": len(opened)})
+        print_json([{"id": hit.id, "modality": hit.modality, "text": hit.text, "path": hit.path, "metadata": hit.metadata}
+                    for hit in hits])  # fmt: skip
+        return
+    for hit in hits:
+        click.echo(f"{isolated(hit.id, 64)}  {hit.modality:10}  {isolated(hit.path or hit.label, 80, keep='end')}")
+    click.echo(f"{len(hits)} items{f', the first {limit}' if len(hits) == limit else ''}", err=True)
+
+
+@index.command("rm")
+@click.argument("index", metavar="INDEX")
+@click.argument("ids", nargs=-1)
+@where_option
+@json_option
+def index_rm(index: str, ids: tuple[str, ...], where: str | None, as_json: bool) -> int:
+    """Take items out of INDEX by their ids, as `list` prints them, or by a condition."""
+    from .search.index import Index
+
+    if bool(ids) == (where is not None):
+        raise click.UsageError("give ids, or --where")
+    opened = Index.open(index)
+    wanted = list(dict.fromkeys(ids))
+    removed = opened.remove(wanted) if where is None else opened.remove(where=where)
+    missing = max(0, len(wanted) - removed)
+    if as_json:
+        print_json({"removed": removed, "not_found": missing, "items": len(opened)})
     else:
-        click.echo(f"{removed} removed, {len(wanted) - removed} not found; {len(opened)} items")
-    return SOME_FAILED if removed < len(wanted) else 0
+        click.echo(f"{removed} removed, {missing} not found; {len(opened)} items")
+    return SOME_FAILED if missing else 0
+
+
+@index.command("verify")
+@click.argument("index", metavar="INDEX")
+@click.option("--sample", type=click.IntRange(min=0), default=0, help="So many items are embedded anew and compared.")
+@model_option
+@device_option
+@json_option
+def index_verify(index: str, sample: int, model: str | None, device: str | None, as_json: bool) -> int:
+    """Read all of INDEX: ids, vectors, checksums; and whether files are as they were.
+
+    Exit code 3: something is wrong with the index. Files that changed or are gone are listed, which `index add` and
+    --remove-gone put right.
+    """
+    from dataclasses import asdict
+
+    from .search.hits import visible
+    from .search.index import Index
+
+    opened = open_index(index, model, device) if sample else Index.open(index)
+    told = opened.verify(sample=sample)
+    if as_json:
+        print_json(asdict(told))
+        return 0 if told.is_whole else SOME_FAILED
+    for problem in told.problems:
+        click.echo(f"mmembed: {visible(problem.id or index)}: {visible(problem.what)}", err=True)
+    for what, paths in (("changed", told.changed), ("gone", told.missing)):
+        for path in paths:
+            click.echo(f"mmembed: {what}: {visible(path)}", err=True)
+    again = f", {told.embedded} embedded anew, {told.difference:.1g} apart at most" if sample else ""
+    click.echo(
+        f"{told.items} items read{again}; {len(told.problems)} problems, {len(told.changed)} files changed, "
+        f"{len(told.missing)} gone"
+    )
+    return 0 if told.is_whole else SOME_FAILED
+
+
+@index.command("compact")
+@click.argument("index", metavar="INDEX")
+@click.option("--now", is_flag=True, help="Let go also of what was removed in the last minutes: none but you uses it.")
+@json_option
+def index_compact(index: str, now: bool, as_json: bool) -> None:
+    """Make many small pieces of INDEX few, and let go of what was removed or replaced."""
+    from datetime import timedelta
+
+    from .search.index import Index
+    from .search.table import HELD
+
+    opened = Index.open(index)
+    opened.compact(held=timedelta(0) if now else HELD)
+    info = opened.info()
+    said = {"items": info["items"], "bytes": info["bytes"]}
+    print_json(said) if as_json else click.echo(f"{said['items']} items, {said['bytes']} bytes")
 
 
 @click.command()
@@ -196,6 +295,7 @@ def index_rm(index: str, ids: tuple[str, ...], as_json: bool) -> int:
     "--and", "more", type=(float, str), multiple=True, metavar="WEIGHT TEXT", help="More to ask; -1 is away from."
 )
 @modality_option
+@where_option
 @click.option("--mode", default="vector", show_default=True, help='"vector", "text" (its words) or "hybrid" (both).')
 @click.option("--exact", is_flag=True, help="Scan all vectors, also where a large index has codes.")
 @click.option("--diversity", type=click.FloatRange(0, 1), default=0, show_default=True, help="Hits unlike each other.")
@@ -209,6 +309,7 @@ def search(
     more: tuple[tuple[float, str], ...],
     k: int,
     modality: str | None,
+    where: str | None,
     mode: Mode,
     exact: bool,
     diversity: float,
@@ -234,7 +335,7 @@ def search(
         parts.append(Image(image))
     asked = Query([(tuple(parts), 1.0), *((text, weight) for weight, text in more)])
     opened = Index.open(index) if mode == "text" else open_index(index, model, device)
-    hits = opened.search(asked, k=5 * k if diversity else k, mode=mode, modality=modality, exact=exact)
+    hits = opened.search(asked, k=5 * k if diversity else k, mode=mode, modality=modality, where=where, exact=exact)
     if diversity:
         hits = opened.diversify(hits, k=k, diversity=diversity)
     if as_json:

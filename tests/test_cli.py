@@ -49,7 +49,22 @@ def test_help_lists_the_commands_and_a_nearby_word_is_named(run):
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "embed", "search", "train", "mine", "models", "doctor", "index add", "index info", "index rm"]
+    "command",
+    [
+        "demo",
+        "embed",
+        "search",
+        "train",
+        "mine",
+        "models",
+        "doctor",
+        "index add",
+        "index info",
+        "index rm",
+        "index list",
+        "index verify",
+        "index compact",
+    ],
 )
 def test_every_command_has_help_and_json(run, command):
     code, out, _ = run(*command.split(), "--help")
@@ -166,7 +181,7 @@ def test_index_add_makes_an_index_and_adding_again_changes_nothing(run, things, 
     code, out, _ = run("index", "add", things, CAT, DOG, "--model", model, "--json")
     assert code == 0
     assert json.loads(out) == {
-        "added": 0, "replaced": 0, "unchanged": 2, "skipped": [], "truncated": 0, "items": 2,
+        "added": 0, "replaced": 0, "unchanged": 2, "removed": [], "skipped": [], "truncated": 0, "items": 2,
     }  # fmt: skip
 
 
@@ -313,3 +328,51 @@ def test_the_demo_answers_and_writes_a_picture(run, model, tmp_path):
     found = json.loads(out)
     assert len(found["answers"]) >= 12
     assert set(found["seconds"]) == {"embed and store", "search"}
+
+
+@pytest.fixture
+def notes(run, model, tmp_path):
+    lines = [{"id": f"n{year}", "text": f"a note of {year}", "year": year, "language": "de"} for year in (1999, 2004)]
+    (tmp_path / "notes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run("index", "add", tmp_path / "notes", tmp_path / "notes.jsonl", "--model", model)[0] == 0
+    return tmp_path / "notes"
+
+
+def test_items_are_listed_searched_and_removed_by_a_condition(run, notes, model):
+    code, out, _ = run("index", "list", notes, "--where", "year > 2000 AND language = 'de'", "--json")
+    assert (code, [item["id"] for item in json.loads(out)]) == (0, ["n2004"])
+    assert "n1999" in run("index", "list", notes)[1]
+    code, out, _ = run("search", notes, "note", "--where", "year < 2000", "--model", model, "--json")
+    assert (code, [hit["id"] for hit in json.loads(out)["hits"]]) == (0, ["n1999"])
+    code, _, err = run("index", "list", notes, "--where", "yaer > 2000")
+    assert (code, "Did you mean 'year'?" in err) == (2, True)
+    assert run("index", "rm", notes)[0] == 2
+    code, out, _ = run("index", "rm", notes, "--where", "year < 2000")
+    assert (code, out.strip()) == (0, "1 removed, 0 not found; 1 items")
+
+
+def test_a_folder_is_followed_and_what_is_gone_goes_when_asked(run, model, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("cat", "dog"):
+        (folder / f"{name}.png").write_bytes((DATA / "pictographs" / f"{name}.png").read_bytes())
+    index = tmp_path / "index"
+    assert run("index", "add", index, folder, "--model", model)[0] == 0
+    (folder / "cat.png").unlink()
+    code, out, _ = run("index", "verify", index, "--json")
+    assert (code, json.loads(out)["missing"]) == (0, [str(folder / "cat.png")])
+    code, out, err = run("index", "add", index, folder, "--remove-gone", "--model", model)
+    assert (code, out.strip()) == (0, "0 added, 0 replaced, 1 unchanged, 0 skipped, 1 removed; 1 items")
+    assert f"removed {folder}/cat.png" in err
+    code, _, err = run("index", "add", index, CAT, "--remove-gone", "--model", model)
+    assert (code, "--remove-gone" in err) == (2, True)
+
+
+def test_verify_says_what_is_wrong_by_its_exit_code(run, things, model):
+    code, out, _ = run("index", "verify", things, "--sample", 2, "--model", model)
+    assert (code, out.startswith("2 items read, 2 embedded anew")) == (0, True)
+    assert run("index", "compact", things, "--now")[0] == 0
+    (file,) = (things / "items.lance" / "data").glob("*")
+    file.write_bytes(file.read_bytes()[:50])
+    code, out, err = run("index", "verify", things)
+    assert (code, "damaged" in err) == (3, True)
