@@ -222,15 +222,23 @@ print(report.resumed, report.items, flush=True)
 """
 
 
-def run_killed(path, count, after):
-    """Starts a writer and kills it so many seconds after it began; returns what it said, or None."""
+def rows_told(path):
+    """Rows that the file beside says to be written."""
+    beside = path.with_name(f"{path.name}.json")
+    return json.loads(beside.read_text())["rows"] if beside.exists() else 0
+
+
+def run_killed(path, count, rows=None, later=0.0):
+    """Starts a writer and kills it so many seconds after that many rows are told to be written; what it said otherwise."""
     with subprocess.Popen(
         [sys.executable, "-c", KILLED, str(path), str(count)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline().strip() == "ready"
-        if after is not None:
-            time.sleep(after)
+        if rows is not None:
+            while rows_told(path) < rows and process.poll() is None:
+                time.sleep(0.002)
+            time.sleep(later)
             process.send_signal(signal.SIGKILL)
         out, err = process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), err
@@ -239,13 +247,11 @@ def run_killed(path, count, after):
 
 def check_killed(path, count, kills, seed):
     draw = random.Random(seed)
-    began, span = time.monotonic(), None
-    beside = path.with_name(f"{path.name}.json")
+    began = time.monotonic()
     rows = [0]
     for _ in range(kills):
-        run_killed(path, count, draw.uniform(0, 0.5 if span is None else span))
-        if beside.exists():
-            rows.append(json.loads(beside.read_text())["rows"])
+        run_killed(path, count, rows[-1] + draw.randint(0, count // (kills + 1)), draw.uniform(0, 0.03))
+        rows.append(rows_told(path))
     said = run_killed(path, count, None)
     assert rows == sorted(rows), "what was written once stays written"
     names, vectors, errors = contents(path)
