@@ -22,6 +22,9 @@ MODALITIES = ("text", "image", "image+text")
 DEPTH = 200
 """So many of each ranking are fused, or as many as hits are wanted, where these are more."""
 
+SHARE = 0.5
+"""Matches that are fused hold so much of the terms of a query."""
+
 
 def by_vector(
     table: Table,
@@ -50,10 +53,22 @@ def by_vector(
 
 
 def by_text(
-    table: Table, background: Background, terms: str, vector: NDArray[np.float32] | None, k: int, where: str | None
+    table: Table,
+    background: Background,
+    terms: str,
+    vector: NDArray[np.float32] | None,
+    k: int,
+    where: str | None,
+    share: float = 0.0,
 ) -> list[Hit]:
-    """The `k` rows of the greatest BM25; with a vector their relevance is told too."""
-    found = table.matching(terms, k, where)
+    """The `k` rows of the greatest BM25, less those that hold less than a share of the terms; with a vector their relevance is
+    told too."""
+    asked = set(terms.split())
+    found = [
+        (score, row)
+        for score, row in table.matching(terms, k, where)
+        if len(asked.intersection(row["terms"].split())) >= share * len(asked)
+    ]
     cosines = [0.0 if vector is None else float((row["vector"].astype(np.float64) * vector).sum()) for _, row in found]
     return _ranked(_hits(found, background, vector, cosines), k)
 
@@ -71,11 +86,12 @@ def fused(
     """The `k` best by reciprocal rank fusion of both rankings, 1 / (60 + rank) summed.
 
     What has no text of its own, a picture, takes on the side of full text at least the rank that it has among vectors: no text
-    was there to match, and every text with a word of the query would go before it.
+    was there to match, and every text with a word of the query would go before it. Matches of less than half of the terms are
+    left out: a rank does not say how little was matched.
     """
     depth = max(k, DEPTH)
     near = by_vector(table, background, vector, depth, where, balanced, exact)
-    matching = by_text(table, background, terms, vector, depth, where)
+    matching = by_text(table, background, terms, vector, depth, where, SHARE)
     hits = {hit.id: hit for hit in (*matching, *near)}
     scores = fuse_ranks([[hit.id for hit in near], [hit.id for hit in matching]])
     for name, score in fuse_ranks([[hit.id for hit in near]]).items():

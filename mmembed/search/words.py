@@ -5,21 +5,26 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
-from itertools import pairwise
 
-_SPACELESS = re.compile(
-    r"[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u30ff\u3130-\u318f\u31f0-\u31ff\u3400-\u9fff"
-    r"\ua9e0-\ua9ff\uaa60-\uaa7f\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff]"
+_SPACELESS = (
+    (
+        re.compile(
+            r"[\u1100-\u11ff\u3005-\u30ff\u3130-\u318f\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7ff\uf900-\ufaff"
+            r"\U00020000-\U0003ffff]"
+        ),
+        (1, 2),
+    ),
+    (re.compile(r"[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\ua9e0-\ua9ff\uaa60-\uaa7f]"), (2, 3)),
 )
-"""Thai, Lao, Tibetan, Burmese, Khmer, kana and Han are written without spaces, Hangul with endings grown onto words: one
-character and two are terms there."""
+"""Scripts without spaces between words, and how many characters make a term: of Han, kana and Hangul (whose endings grow onto words)
+one and two, of Thai, Lao, Tibetan, Burmese and Khmer, whose characters are letters, two and three."""
 
 
 def terms(text: str) -> str:
     """The terms of a text, set apart by spaces, as documents are stored and queries asked.
 
     Compatibility forms are made one and case is folded (NFKC, Unicode). A run of a script without spaces gives its characters
-    and its pairs of them; a word of another script its runs of three, with its two ends marked (McNamee & Mayfield 2004), so
+    and pairs of them, or pairs and triples; a word of another script its runs of three, with its two ends marked (McNamee & Mayfield 2004), so
     that other endings of a word are found too: "Cats" -> "_ca cat ats ts_". Punctuation, symbols and emoji: an emoji is a term
     of its own, the rest sets words apart.
     """
@@ -38,7 +43,7 @@ def _runs(text: str) -> Iterator[list[str]]:
             run[-1] += character
             continue
         if kind[0] in "LN" or kind == "So":
-            if run and (kind == "So" or spaceless(character) != spaceless(run[-1])):
+            if run and (kind == "So" or _sizes(character) != _sizes(run[-1])):
                 yield run
                 run = []
             run.append(character)
@@ -51,12 +56,15 @@ def _runs(text: str) -> Iterator[list[str]]:
         yield run
 
 
-def spaceless(character: str) -> bool:
-    return _SPACELESS.match(character) is not None
+def _sizes(character: str) -> tuple[int, ...] | None:
+    """How many characters make a term, in a script without spaces."""
+    return next((sizes for script, sizes in _SPACELESS if script.match(character)), None)
 
 
 def _grams(run: list[str]) -> list[str]:
-    if spaceless(run[0]):
-        return [*run, *(a + b for a, b in pairwise(run))]
-    ends = ["_", *run, "_"]
-    return ["".join(ends[at : at + 3]) for at in range(len(ends) - 2)]
+    sizes = _sizes(run[0])
+    if sizes is None:
+        run, sizes = ["_", *run, "_"], (3,)
+    elif len(run) < sizes[0]:
+        sizes = (len(run),)
+    return ["".join(run[at : at + size]) for size in sizes for at in range(len(run) - size + 1)]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import norm
 
 import mmembed
 from mmembed.errors import InputError
-from mmembed.search.background import LEAST, Background
+from mmembed.search.background import LEAST, NO_MATCH, TEXTS, Background
 from mmembed.search.index import Index
 from mmembed.search.plane import plane
 from mmembed.search.why import why_picture, why_text
@@ -21,25 +20,80 @@ def _units(seed: int, count: int, width: int = 16) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_relevance_is_the_chance_that_the_best_of_unrelated_things_scores_less():
+ASKED = """cat Katze, dog perro, apple 苹果, rocket ракета, bicycle 自転車, rain pluie, pizza بيتزا, elephant हाथी, train 기차,
+banana muz, umbrella guarda-chuva, fish ปลา, house nyumba, moon 月亮, guitar гитара, bread pane, key Schlüssel, tree cây,
+crown couronne, clock 時計, spider araña, bus باص, fire огонь"""
+ANSWERS = dict(pair.split() for pair in ASKED.split(","))
+UNANSWERED = [
+    "That was not what I meant to say.", "Why did nobody tell me?", "It depends on the context.", "I would rather not.",
+    "Das habe ich nie behauptet.", "Wer hat das entschieden?", "Je n'en suis pas certain.", "C'est une question de principe.",
+    "No estoy de acuerdo con eso.", "我不知道该怎么解释。", "这不是我的意思。", "それは本当ですか。", "そんなはずはない。",
+    "Я не уверен в этом.", "Это зависит от многого.", "لا أعرف السبب.", "मुझे यकीन नहीं है।", "Bunu kim söyledi?",
+    "Sijui kwa nini.", "ฉันไม่แน่ใจ",
+]  # fmt: skip
+
+
+def test_relevance_is_a_gumbel_law_of_how_far_a_score_stands_out():
     sample, query = _units(0, 500), _units(1, 1)[0]
+    scores = np.linspace(-0.5, 1, 7, dtype=np.float32)
+    told = Background({"text": sample}, {"text": 5000}).log_relevance(query, "text", scores)
     usual = sample @ query
-    told = Background({"text": sample}, {"text": 5000}).log_relevance(
-        query, "text", np.array([usual.max() * 1.5, 0], dtype=np.float32)
-    )
-    z = (usual.max() * 1.5 - usual.mean()) / usual.std()
-    assert np.exp(told[0]) == pytest.approx(norm.cdf(z) ** 5000, abs=1e-4)
-    assert np.exp(told[1]) < 1e-100
+    z = (scores - usual.mean()) / usual.std()
+    slope = np.diff(np.log(-told)) / np.diff(z)  # ln(-ln relevance) = ln(count / n) + (m - z) / b
+    assert slope == pytest.approx(np.full(6, slope[0]), rel=1e-3)
+    width = -1 / slope[0]
+    place = width * (np.log(-told[0]) - np.log(10)) + z[0]
+    draw = np.random.default_rng(5)
+    asked = np.stack([sample[draw.choice(500, TEXTS, replace=False)].mean(0) for _ in range(4000)]) @ sample.T
+    greatest = (asked.max(1) - asked.mean(1)) / asked.std(1)
+    for share in (0.25, 0.5, 0.75):  # the quartiles of what mixtures score at best
+        assert place - width * np.log(-np.log(share)) == pytest.approx(np.quantile(greatest, share), abs=0.1)
 
 
 def test_relevance_rises_with_the_score_and_falls_with_the_number_of_things():
     sample, query = _units(0, 500), _units(1, 1)[0]
     scores = np.linspace(-1, 1, 50, dtype=np.float32)
-    few, many = (
-        Background({"image": sample}, {"image": n}).log_relevance(query, "image", scores) for n in (100, 10000)
+
+    def told(samples, counts):
+        return Background(samples, counts).log_relevance(query, "text", scores)
+
+    few, many = (told({"text": sample}, {"text": n}) for n in (1000, 10000))
+    assert (np.diff(few) > 0).all()
+    assert many == pytest.approx(10 * few)
+    assert told({"text": sample, "image": _units(2, 50)}, {"text": 1000, "image": 50}) == pytest.approx(2 * few)
+    assert few[-1] == pytest.approx(0, abs=0.01)
+
+
+def test_relevance_hangs_on_what_the_sample_holds_and_not_on_its_order():
+    sample, query = _units(0, 300), _units(1, 1)[0]
+    mixed = sample[np.random.default_rng(0).permutation(300)]
+    scores = np.linspace(0, 1, 9, dtype=np.float32)
+    one, other = (Background({"text": s}, {"text": 300}).log_relevance(query, "text", scores) for s in (sample, mixed))
+    assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_pictures_alone_have_a_relevance_too():
+    sample = _units(0, 100)
+    near, far = Background({"image": sample}, {"image": 100}).log_relevance(
+        sample[3], "image", np.array([1, 0], dtype=np.float32)
     )
-    assert (np.diff(few) >= 0).all()
-    assert (many <= few).all()
+    assert np.exp(near) > 0.9 > 0.01 > np.exp(far)
+
+
+def test_few_questions_without_an_answer_are_told_a_good_match():
+    pico = mmembed.load()
+    documents = pico.encode_document(list(ANSWERS))
+    told = Background({"text": documents}, {"text": len(documents)})
+
+    def best(questions):
+        vectors = pico.encode_query(questions)
+        scores = vectors @ documents.T
+        return np.array(
+            [told.log_relevance(v, "text", s.max(keepdims=True))[0] for v, s in zip(vectors, scores, strict=True)]
+        )
+
+    assert (best(ANSWERS.values()) >= np.log(NO_MATCH)).mean() >= 0.5
+    assert (best(UNANSWERED) >= np.log(NO_MATCH)).mean() <= 0.15
 
 
 def test_too_few_things_tell_nothing():

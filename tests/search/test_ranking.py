@@ -11,6 +11,7 @@ from mmembed import Image, Index, Query
 from mmembed.demo import DATA
 from mmembed.errors import InputError, StoreError, UnknownName
 from mmembed.search import adding
+from mmembed.search.ranking import SHARE
 from mmembed.search.words import terms
 from tests.conftest import picture
 
@@ -103,10 +104,11 @@ def test_names_in_metadata_and_of_files_are_words_of_a_picture(index, tmp_path):
 
 def test_hybrid_is_the_fusion_of_both_rankings(index):
     index.add([*SAID.values(), *(f"filler {n}" for n in range(30))])
-    asked = "猫の写真"
+    asked = "猫の照片"
     near = [hit.id for hit in index.search(asked, k=50)]
-    matching = [hit.id for hit in index.search(asked, k=50, mode="text")]
-    assert 0 < len(matching) < len(near)
+    found = index.search(asked, k=50, mode="text")
+    matching = [hit.id for hit in found if _share(asked, hit.text) >= SHARE]
+    assert 0 < len(matching) < len(found) < len(near)
     due = {}
     for ranking in (near, matching):
         for rank, name in enumerate(ranking, 1):
@@ -116,6 +118,11 @@ def test_hybrid_is_the_fusion_of_both_rankings(index):
     assert [hit.score for hit in hits] == pytest.approx(sorted(due.values(), reverse=True))
     assert [hit.id for hit in index.search(asked, k=5, mode="hybrid")] == [hit.id for hit in hits[:5]]
     assert all(0 <= hit.relevance <= 1 for hit in hits)
+
+
+def _share(asked: str, text: str) -> float:
+    wanted = set(terms(asked).split())
+    return len(wanted & set(terms(text).split())) / len(wanted)
 
 
 def test_a_picture_is_not_buried_by_texts_that_share_a_word(index):

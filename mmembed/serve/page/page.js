@@ -160,7 +160,7 @@ function card(hit) {
   made("span", told, { textContent: words[`kind_${hit.modality}`] ?? hit.modality });
   made("span", told, { textContent: hit.score.toFixed(3), title: words.cosine });
   if (hit.relevance !== null) {
-    made("meter", item, { min: 0, max: 1, low: 0.5, high: 0.95, optimum: 1, value: hit.relevance, title: `${words.relevance} ${hit.relevance.toFixed(2)}` })
+    made("meter", item, { min: 0, max: 1, low: 0.5, high: 0.9, optimum: 1, value: hit.relevance, title: `${words.relevance} ${hit.relevance.toFixed(2)}` })
       .setAttribute("aria-label", words.relevance);
   }
   const acts = made("div", item, { className: "acts" });
