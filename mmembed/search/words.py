@@ -16,17 +16,17 @@ _SPACELESS = (
     ),
     (re.compile(r"[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\ua9e0-\ua9ff\uaa60-\uaa7f]"), (2, 3)),
 )
-"""Scripts without spaces between words, and how many characters make a term: of Han, kana and Hangul (whose endings grow onto words)
-one and two, of Thai, Lao, Tibetan, Burmese and Khmer, whose characters are letters, two and three."""
+"""Scripts without spaces between words, and how many characters make a term: of Han, kana and Hangul (whose endings grow onto
+words) one and two, of Thai, Lao, Tibetan, Burmese and Khmer, whose characters are letters, two and three."""
 
 
 def terms(text: str) -> str:
     """The terms of a text, set apart by spaces, as documents are stored and queries asked.
 
     Compatibility forms are made one and case is folded (NFKC, Unicode). A run of a script without spaces gives its characters
-    and pairs of them, or pairs and triples; a word of another script its runs of three, with its two ends marked (McNamee & Mayfield 2004), so
-    that other endings of a word are found too: "Cats" -> "_ca cat ats ts_". Punctuation, symbols and emoji: an emoji is a term
-    of its own, the rest sets words apart.
+    and pairs of them, or pairs and triples; a word of another script its runs of three, with its two ends marked (McNamee &
+    Mayfield 2004), so that other endings of a word are found too: "Cats" -> "_ca cat ats ts_". An emoji is a term of its own;
+    punctuation and other signs set words apart.
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return " ".join(term for run in _runs(folded) for term in _grams(run))
