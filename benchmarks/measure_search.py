@@ -33,7 +33,7 @@ DEPTH = 10
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data")
-    parser.add_argument("--questions", type=int, default=40, help="a language")
+    parser.add_argument("--questions", type=int, default=30, help="a language")
     options = parser.parse_args()
     began = time.perf_counter()
     data = Data(options.data)
