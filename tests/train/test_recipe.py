@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from mmembed.errors import SpecError
@@ -111,3 +113,11 @@ def test_lines_are_known_of_nested_and_repeated_tables():
     assert lines["s", 0, "t", 0, "q"] == 14
     assert lines["s", 1, "n"] == 16
     assert lines["s", 1, "t", 0, "q"] == 18
+
+
+def test_the_recipe_of_picos_tower_is_one():
+    recipe = read_recipe(Path(__file__).parents[2] / "adapters/pico/tower.toml")
+    (stage,) = recipe.stage
+    assert stage.task[0].augment[0]["kind"] == "shrink"
+    assert recipe.model.vision is not None
+    assert recipe.data["watched"].columns.positive.text == "name"
