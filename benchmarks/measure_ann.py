@@ -57,7 +57,13 @@ def vectors(data: Path, cache: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def fill(folder: Path, texts: NDArray[np.float32], images: NDArray[np.float32]) -> Table:
-    made = {"model": "pico", "fingerprint": "measured", "precision": "fp32", "dimension": texts.shape[1]}
+    made = {
+        "model": "pico",
+        "fingerprint": "measured",
+        "precision": "fp32",
+        "dimension": texts.shape[1],
+        "store": "float32",
+    }
     table = Table.create(folder, made)
     for kind, found in (("text", texts), ("image", images)):
         for first in range(0, len(found), 10_000):

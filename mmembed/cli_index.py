@@ -44,6 +44,9 @@ def index() -> None:
 @click.argument("paths", nargs=-1, required=True)
 @column_option
 @click.option("--truncate-dim", type=click.IntRange(min=1), help="Numbers of a vector, for a new index.")
+@click.option(
+    "--store", type=click.Choice(["float32", "float16"]), help="How a new index keeps them.  [default: float32]"
+)
 @click.option("--reread", is_flag=True, help="Read also the files whose size and time are as they were.")
 @click.option("--remove-gone", is_flag=True, help="Take out the items of files that are in a folder of PATHS no more.")
 @on_error_option
@@ -55,6 +58,7 @@ def index_add(
     paths: tuple[str, ...],
     columns: tuple[str, ...],
     truncate_dim: int | None,
+    store: Literal["float32", "float16"] | None,
     reread: bool,
     remove_gone: bool,
     on_error: Literal["raise", "skip"] | None,
@@ -74,11 +78,11 @@ def index_add(
 
     named = columns_said(columns)
     if exists(index):
-        if truncate_dim is not None:
-            raise click.UsageError(f"{index} exists: --truncate-dim is for a new index")
+        if truncate_dim is not None or store is not None:
+            raise click.UsageError(f"{index} exists: --truncate-dim and --store are for a new index")
         opened = open_index(index, model, device)
     else:
-        opened = Index.create(index, load_model(model, device), truncate_dim=truncate_dim)
+        opened = Index.create(index, load_model(model, device), truncate_dim=truncate_dim, store=store or "float32")
     folders = [path for path in paths if Path(path).is_dir()]
     if remove_gone and not folders:
         raise click.UsageError("--remove-gone looks for files of a folder, and PATHS names none")

@@ -28,7 +28,7 @@ from .query import Query
 from .ranking import MODALITIES, both, by_text, by_vector, fused, of_modality
 from .rerank import reranked
 from .rows import not_one_text, together
-from .table import HELD, IDS, Table, among, unit
+from .table import HELD, IDS, STORES, Table, among, unit
 from .verify import Verified, verify
 from .words import terms
 
@@ -73,6 +73,7 @@ class Index:
         embedder: Embedder,
         *,
         truncate_dim: int | None = None,
+        store: Literal["float32", "float16"] = "float32",
         storage_options: Mapping[str, str] | None = None,
     ) -> Index:
         """Make an empty index in a folder that holds none.
@@ -81,12 +82,17 @@ class Index:
             path: the folder; it is made if need be. Or a URI of an object store that LanceDB knows: s3://, gs://, az://.
             embedder: the model of all its vectors.
             truncate_dim: keep only the first so many numbers of a vector, one of `embedder.spec.dimensions`.
+            store: how numbers are kept; float16 takes half the room, and a cosine is then right to 3 digits. Scores are summed
+                in float64 of what is kept.
             storage_options: of an object store, as LanceDB has them.
 
         Raises:
             StoreError: there is an index already, or nothing can be written there.
             SpecError: the model was not trained for vectors of that many numbers.
+            UnknownName: another way to keep them.
         """
+        if store not in STORES:
+            raise UnknownName("store", store, STORES)
         width = embedder.encode([], truncate_dim=truncate_dim).shape[1]
         made = {
             "model": embedder.spec.name,
@@ -94,6 +100,7 @@ class Index:
             "fingerprint": embedder.fingerprint,
             "precision": embedder.precision,
             "dimension": width,
+            "store": store,
         }
         return cls(Table.create(path, made, storage_options), embedder)
 

@@ -35,6 +35,9 @@ NAME = "items"
 FORMAT = 2
 ROWS = 1024
 """Rows that are read at once when all are."""
+STORES = {"float32": pa.float32(), "float16": pa.float16()}
+"""How numbers of a vector may be kept. LanceDB searches no column of int8 by floats, and bits by their differences alone; both
+are kinds of its codes beside the vectors, see `codes`."""
 IDS = 256
 """A statement names at most so many ids."""
 HELD = timedelta(minutes=10)
@@ -65,12 +68,12 @@ class Table:
     def create(
         cls, path: str | os.PathLike[str], made: Mapping[str, Any], storage_options: Mapping[str, str] | None = None
     ) -> Table:
-        """An empty table for vectors of `made["dimension"]` numbers.
+        """An empty table for vectors of `made["dimension"]` numbers, each kept as `made["store"]` says.
 
         Raises:
             StoreError: there is one already, or there can be none.
         """
-        schema = _schema(made["dimension"], {"format": FORMAT, **made})
+        schema = _schema(made["dimension"], {"format": FORMAT, **made}, made["store"])
         with _told(path):
             try:
                 table = _connect(path, storage_options).create_table(NAME, schema=schema)
@@ -231,7 +234,8 @@ class Table:
 
     def merge(self, rows: Sequence[Mapping[str, Any]], vectors: NDArray[np.float32]) -> None:
         """Rows and their vectors (N, D), in one commit; a row whose id is known takes the place of the known one."""
-        whole = [{**row, "vector": vector} for row, vector in zip(rows, unit(vectors), strict=True)]
+        kept = unit(vectors).astype(self.made["store"]).astype(np.float32)  # as they will be read
+        whole = [{**row, "vector": vector} for row, vector in zip(rows, kept, strict=True)]
         for row in whole:
             row["checksum"] = checksum(row)
             row |= {name: value for name, value in columns_of(row["metadata"]).items() if name.lower() not in OWN}
@@ -239,7 +243,7 @@ class Table:
             self._widen(whole)
             schema = self._table.schema
             columns = {name: [row.get(name) for row in whole] for name in schema.names if name != "vector"}
-            flat = pa.array(np.stack([row["vector"] for row in whole]).reshape(-1))
+            flat = pa.array(kept.astype(self.made["store"]).reshape(-1))
             table = pa.table(
                 {**columns, "vector": pa.FixedSizeListArray.from_arrays(flat, self.dimension)}, schema=schema
             )
@@ -391,7 +395,7 @@ _KEY = "lance-schema:unenforced-primary-key"
 """LanceDB then sees that two writers add one id at once."""
 
 
-def _schema(dimension: int, made: Mapping[str, Any]) -> pa.Schema:
+def _schema(dimension: int, made: Mapping[str, Any], store: str = "float32") -> pa.Schema:
     return pa.schema(
         [
             pa.field("id", pa.string(), nullable=False, metadata={_KEY: "true"}),
@@ -405,7 +409,7 @@ def _schema(dimension: int, made: Mapping[str, Any]) -> pa.Schema:
             pa.field("metadata", pa.string(), nullable=False),
             pa.field("terms", pa.string(), nullable=False),
             pa.field("checksum", pa.uint32(), nullable=False),
-            pa.field("vector", pa.list_(pa.float32(), dimension), nullable=False),
+            pa.field("vector", pa.list_(STORES[store], dimension), nullable=False),
         ],
         metadata={"mmembed": json.dumps(made)},
     )
@@ -426,6 +430,6 @@ def _made(table: lancedb.table.Table, path: Path | str) -> dict[str, Any]:
 
 
 def matrix(column: pa.ChunkedArray | pa.Array, dimension: int) -> np.ndarray:
-    """A column of vectors as (N, D)."""
+    """A column of vectors as float32 (N, D)."""
     whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return whole.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimension)
+    return whole.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimension).astype(np.float32, copy=False)

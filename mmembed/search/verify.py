@@ -96,7 +96,7 @@ def _wrong(row: dict[str, Any]) -> list[str]:
     length = float(np.linalg.norm(vector))
     if not np.isfinite(vector).all():
         wrong.append("its vector is not finite")
-    elif abs(length - 1) > 1e-5:
+    elif abs(length - 1) > 1e-3:
         wrong.append(f"its vector is {length:.6g} long, not 1")
     if checksum(row) != row["checksum"]:
         wrong.append("is not what was written: another checksum")

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from mmembed import Index
+from mmembed.errors import UnknownName
 from mmembed.search import codes
 from mmembed.search.index import MODALITIES
 from mmembed.search.rows import read_row
-from mmembed.search.table import Table, unit
+from mmembed.search.table import STORES, Table, unit
 from mmembed.sources import Entry
 
 COUNTS = {"text": 3000, "image": 300, "image+text": 5}
@@ -101,9 +102,38 @@ def test_rows_that_come_later_are_found_before_and_after_they_have_codes_and_wha
 @pytest.mark.parametrize(("width", "count"), [(32, 299), (20, 400)])
 def test_few_rows_and_vectors_that_fill_no_bytes_are_scanned(tmp_path, monkeypatch, width, count):
     monkeypatch.setattr(codes, "FROM", 300)
-    table = Table.create(tmp_path / "i", {"model": "m", "fingerprint": "f", "precision": "fp32", "dimension": width})
+    table = Table.create(
+        tmp_path / "i", {"model": "m", "fingerprint": "f", "precision": "fp32", "dimension": width, "store": "float32"}
+    )
     vectors = unit(np.random.default_rng(0).standard_normal((count, width)))
     table.merge(rows_of("text", 0, count), vectors)
     table.compact()
     assert table.searched() == "exact"
     assert table.nearest(vectors[7], 1, None)[0][1]["id"] == "text 00007"
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_an_index_of_half_floats_takes_half_the_room_and_finds_the_same(tmp_path, tiny, vectors, monkeypatch, large):
+    monkeypatch.setattr(codes, "FROM", 1 if large else 10**9)
+    kept = {}
+    for store in STORES:
+        index = kept[store] = Index.create(tmp_path / store, tiny, store=store)
+        for kind, found in vectors.items():
+            index._table.merge(rows_of(kind, 0, len(found)), found)
+        index._table.compact()
+        assert index.info()["store"] == store
+    for query in queries(vectors, 20):
+        whole, half = (kept[store].nearest(query, balanced=False) for store in ("float32", "float16"))
+        assert len({hit.id for hit in whole} & {hit.id for hit in half}) >= (7 if large else 9)
+        assert half[0].score == pytest.approx(whole[0].score, abs=1e-3)
+    told = kept["float16"].vector("text 00007")
+    assert told.dtype == np.float32
+    assert told == pytest.approx(vectors["text"][7], abs=1e-3)
+    size = {store: sum(f.stat().st_size for f in (tmp_path / store).rglob("*.lance")) for store in STORES}
+    assert size["float32"] - size["float16"] > 0.9 * 2 * 32 * sum(COUNTS.values())
+    kept["float16"].remove([row["id"] for row in kept["float16"]._table.read(["id"])])
+    kept["float16"].add(["one", "two"], ids=["1", "2"])
+    assert kept["float16"].verify().problems == []
+    assert kept["float16"].add(["one", "two"], ids=["1", "2"]).unchanged == 2
+    with pytest.raises(UnknownName, match="'float8'"):
+        Index.create(tmp_path / "x", tiny, store="float8")
