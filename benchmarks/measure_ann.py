@@ -141,6 +141,7 @@ def main() -> None:
             for name in options.kinds if size == max(options.sizes) else ():
                 result["kinds"][name] = measure_kind(table, folder, name, queries, scores, row_of)
                 print(name, json.dumps(result["kinds"][name]), flush=True)
+                OUT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         OUT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
