@@ -37,8 +37,10 @@ def test_no_row_is_lost_or_doubled_by_kills(tmp_path, kills):
         log = tmp_path / f"log{kill}"
         log.touch()
         process = started(churn, folder, log, kill)
-        wait_for(lambda log=log: log.stat().st_size > 0)
-        time.sleep(chance.random() * (0.02 if kill % 10 == 4 else 1.5))
+        call = b"create" if kill % 10 == 4 else (b"put", b"remove", b"compact")[kill % 3]
+        begun, times = b'"begin": "%s"' % call, 1 if call == b"create" else chance.randint(1, 6)
+        wait_for(lambda log=log, begun=begun, times=times: log.read_bytes().count(begun) >= times)
+        time.sleep(chance.random() * {b"remove": 0.008, b"compact": 0.02}.get(call, 0.04))
         assert process.pid is not None
         assert process.is_alive()
         os.kill(process.pid, signal.SIGKILL)
