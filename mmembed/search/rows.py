@@ -81,7 +81,7 @@ class Row:
 
 
 def read_row(number: int, entry: Entry) -> Row:
-    """Raises: InputError: there is no such thing, or its id or metadata is no such."""
+    """Raises: InputError: there is no such thing, or nothing in it, or its id or metadata is no such."""
     item, name, path = to_item(entry.thing), entry.id, entry.path
     if path is None:
         path = next((Path(part.source) for part in item if isinstance(part, Image) and _is_file(part)), None)  # type: ignore[arg-type]
@@ -103,6 +103,8 @@ def read_row(number: int, entry: Entry) -> Row:
         thumbnail = thumbnail or _thumbnail(rgb)
         pixels += rgb.shape[0] * rgb.shape[1]
         parts.append(Image(rgb))
+    if not pixels and not any(text.strip() for text in texts):
+        raise InputError("it is empty: there is nothing that it could be found by")
     content = digest.hexdigest()
     if name is not None and (not isinstance(name, str) or not name):
         raise InputError(f"an id is a text of at least one character, not {name!r}")

@@ -157,6 +157,13 @@ def test_a_bad_thing_is_skipped_and_reported_on_request(index):
     assert "surrogate" in report.skipped[2].reason
 
 
+@pytest.mark.parametrize("empty", ["", " \n\t", ("", " ")])
+def test_nothing_is_not_kept(index, empty):
+    with pytest.raises(InputError, match="empty") as caught:
+        index.add(["a", empty])
+    assert caught.value.item == 1
+
+
 def test_bad_metadata_and_ids_name_their_row(index):
     with pytest.raises(InputError, match="item 1: metadata"):
         index.add(["a", "b"], metadata=[{}, {"x": object()}])
