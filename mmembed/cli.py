@@ -1,4 +1,4 @@
-"""The command line: demo, embed, index, search, serve, train, mine, models, doctor.
+"""The command line: demo, embed, index, search, serve, train, mine, overlap, models, doctor.
 
 Exit codes: 0 done, 1 an item that cannot be embedded or another failure, 2 usage (arguments, names, models, indexes),
 3 done, but some items failed. Results go to stdout, progress and errors to stderr.
@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 an item that cannot be embedded or another failure, 2 usag
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -381,6 +382,49 @@ def mine(
         print_json({"output": str(output), "rows": len(found), "negatives": mined})
     else:
         click.echo(f"{mined} negatives of {len(found)} queries: {output}")
+
+
+@cli.command()
+@click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--least",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Jaccard index from which on texts are alike.",
+)
+@click.option(
+    "--width",
+    type=click.IntRange(min=1),
+    default=13,
+    show_default=True,
+    help="Characters of the runs that are compared.",
+)
+@json_option
+def overlap(recipe: Path, least: float, width: int, as_json: bool) -> int:
+    """Say which texts that RECIPE trains on are like some that it measures. Exit code 3 where there are any."""
+    from .train.overlap import overlaps
+    from .train.recipe import read_recipe
+
+    read = read_recipe(recipe)
+    held = {own.data for own in read.held_out.values()}
+    if not held:
+        raise click.UsageError(f"{recipe} measures nothing: [held_out.NAME] names data that is never trained on")
+    opened = {name: source.open(name, read.folder) for name, source in read.data.items()}
+    found = overlaps(
+        {name: own for name, own in opened.items() if name not in held},
+        {name: opened[name] for name in held},
+        least=least,
+        width=width,
+    )
+    if as_json:
+        _print_json([dataclasses.asdict(each) for each in found])
+    else:
+        for each in found:
+            (data, row), (other, its) = each.trained, each.measured
+            click.echo(f"{each.jaccard:.2f}  {data} {row}  {other} {its}  {each.text!r:.80}")
+        click.echo(f"{len(found)} pairs of texts with an index of at least {least:g}")
+    return SOME_FAILED if found else 0
 
 
 # ---- models and doctor -----------------------------------------------------------------------------------------------

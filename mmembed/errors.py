@@ -52,6 +52,10 @@ class TruncationError(InputError):
     """A text longer than the model reads, where truncation was refused."""
 
 
+MANY = 60
+"""Names that are listed at once; of more, the nearest."""
+
+
 class UnknownName(MmembedError, LookupError):
     """A name that nothing goes by. Lists what is known and names the nearest."""
 
@@ -62,7 +66,11 @@ class UnknownName(MmembedError, LookupError):
     def __str__(self) -> str:
         near = difflib.get_close_matches(self.name, self.known, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        known = ", ".join(self.known) if self.known else "none"
+        few = (
+            self.known if len(self.known) <= MANY else difflib.get_close_matches(self.name, self.known, n=5, cutoff=0.0)
+        )
+        known = ", ".join(few) if few else "none"
+        known += f" and {len(self.known) - len(few)} others" if len(few) < len(self.known) else ""
         return f"no {self.kind} is called {self.name!r}.{hint} Known: {known}."
 
 

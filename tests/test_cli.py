@@ -42,7 +42,9 @@ def things(run, model, tmp_path):
 def test_help_lists_the_commands_and_a_nearby_word_is_named(run):
     code, out, _ = run("--help")
     assert code == 0
-    assert all(name in out for name in ("demo", "embed", "index", "search", "train", "mine", "models", "doctor"))
+    assert all(
+        name in out for name in ("demo", "embed", "index", "search", "train", "mine", "overlap", "models", "doctor")
+    )
     code, _, err = run("serch")
     assert code == 2
     assert "search" in err
@@ -56,6 +58,7 @@ def test_help_lists_the_commands_and_a_nearby_word_is_named(run):
         "search",
         "train",
         "mine",
+        "overlap",
         "models",
         "doctor",
         "index add",

@@ -84,3 +84,28 @@ def test_negatives_are_mined_for_data_of_a_recipe(capfd, recipe, tmp_path):
     code, _, err = command("pears")
     assert code == 2
     assert "Did you mean 'pairs'?" in err
+
+
+def test_texts_that_are_trained_on_and_measured_are_told(capfd, tmp_path):
+    text = RECIPE + '\n[held_out.names]\ndata = "others"\nmeasure = "retrieval"\n'
+    text += '\n[data.others]\nkind = "jsonl"\npath = "others.jsonl"\n'
+    text += 'columns = { query = { text = "q" }, positive = { text = "p" } }\n'
+    recipe = lay(tmp_path, text)
+
+    def command(*more):
+        with pytest.raises(SystemExit) as ended:
+            main(["overlap", str(recipe), *more])
+        return ended.value.code or 0, *capfd.readouterr()
+
+    (tmp_path / "others.jsonl").write_text('{"q": "nothing of the kind", "p": "quite another thing"}\n')
+    assert command()[0] == 0
+    (tmp_path / "others.jsonl").write_text('{"q": "nothing of the kind", "p": "The 7th  of all things"}\n')
+    code, out, _ = command("--json", "--least", "0.9")
+    assert code == 3
+    (found,) = json.loads(out)
+    assert (found["trained"], found["measured"], found["jaccard"]) == (["pairs", 7], ["others", 0], 1.0)
+    assert "1.00  pairs 7  others 0  'the 7th of all things'" in command("--least", "0.9")[1]
+    recipe.write_text(RECIPE)
+    code, _, err = command()
+    assert code == 2
+    assert "measures nothing" in err
