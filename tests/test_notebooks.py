@@ -21,3 +21,11 @@ def test_a_notebook_runs(path, tmp_path):
     assert any(seen), "no grid of hits and no figure was shown"
     warned = "".join(output.text for output in shown if output.get("name") == "stderr")
     assert not warned or "IProgress not found" in warned, warned  # tqdm without ipywidgets
+
+
+def test_the_page_on_training_shows_the_recipe_of_its_adapter():
+    root = Path(__file__).parent.parent
+    notebook = nbformat.read(root / "notebooks" / "4_train_an_adapter.ipynb", as_version=4)
+    (cell,) = [cell.source for cell in notebook.cells if cell.source.startswith('RECIPE = """')]
+    recipe = (root / "adapters" / "minilm-sees" / "recipe.toml").read_text(encoding="utf-8")
+    assert cell.split('"""')[1] == "\n" + recipe

@@ -366,6 +366,8 @@ class Learning:
         if not (np.isfinite(loss) and bool(norm.isfinite())):
             raise TrainingError(self._not_finite(step, loss, float(norm), told["losses"]))
         self.optimizer.step()
+        # The fused step changes weights and does not say so: copies of them in another layout (`towers.lean`) would stay in use.
+        torch.autograd.graph.increment_version(self.every.values())
         for name, mean in self.average.items():
             assert stage.average is not None
             share = 1 - min(stage.average, (step.number + 1) / (step.number + 10))
@@ -627,6 +629,10 @@ def build(recipe: Recipe, device: torch.device) -> tuple[Embedder, LanguageHead 
         for key in ("backbone", "tokenizer"):
             if isinstance(given.get(key), str) and (recipe.folder / given[key]).exists():
                 given[key] = recipe.folder / given[key]
+        vision = given.get("vision") or {}
+        for key in {"weights", "path"} & vision.keys():
+            if (recipe.folder / vision[key]).exists():
+                given["vision"] = {**given["vision"], key: str(recipe.folder / vision[key])}
         if speaking:
             made = build_language_model if isinstance(given["backbone"], Mapping) else load_language_model
             given["backbone"], head = made(given["backbone"])

@@ -356,7 +356,10 @@ def _model(model: Model, place: Place) -> Model:
             if key not in hints and key not in more:
                 raise at.at(key).error(UnknownName(f"setting of {at.name}", key, {*hints, *more}))
         if table is not None:
-            made[name] = {k: v if k in more else fitted(v, hints[k], at.at(k)) for k, v in table.items()}
+            kinds = {
+                k: {"kind": v} for k, v in table.items() if k == "pooling" and isinstance(v, str)
+            }  # as `compose` has it
+            made[name] = {k: v if k in more else fitted(v, hints[k], at.at(k)) for k, v in {**table, **kinds}.items()}
     return dataclasses.replace(model, **made)
 
 

@@ -121,3 +121,8 @@ def test_the_recipe_of_picos_tower_is_one():
     assert stage.task[0].augment[0]["kind"] == "shrink"
     assert recipe.model.vision is not None
     assert recipe.data["watched"].columns.positive.text == "name"
+
+
+def test_a_pooling_may_be_said_by_its_kind_alone_as_compose_has_it(tmp_path):
+    text = RECIPE.replace('load = "tiny"', 'compose = { backbone = "tiny", tokenizer = "tiny", pooling = "mean" }')
+    assert read(tmp_path, text).model.compose["pooling"] == {"kind": "mean"}
