@@ -86,7 +86,15 @@ def folder(tmp_path_factory):
         others = [f"a {draw.choice(words)} {draw.choice(things)} {n}" for n in range(2)]
         scores = [1.0, *draw.uniform(0, 0.6, 2).round(3).tolist()]
         rows.append(
-            {"q": said, "p": f"that is a {said}", "n": others, "s": scores, "g": float(k % 4), "e": f"the {said}"}
+            {
+                "q": said,
+                "p": f"that is a {said}",
+                "n": others,
+                "s": scores,
+                "g": float(k % 4),
+                "i": said,
+                "e": f"the {said}",
+            }
         )
     write_lines(at / "rows.jsonl", rows)
     return at
@@ -99,6 +107,8 @@ def recipe_for(folder, kind, settings=""):
         columns = columns.replace("{ query", '{ negatives = [{ text = "n" }], score = "s", query')
     if kind in ("cosent", "angle"):
         columns = '{ query = { text = "q" }, positive = { text = "p" }, score = "g" }'
+    if kind == "proxies":
+        columns = '{ query = { text = "q" }, positive = { text = "p" }, group = "i" }'
     loaded = model_with(folder)
     if kind in SPARSE:
         loaded = model_with(folder, "sparse")
