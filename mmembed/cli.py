@@ -418,7 +418,7 @@ def overlap(recipe: Path, least: float, width: int, as_json: bool) -> int:
         width=width,
     )
     if as_json:
-        _print_json([dataclasses.asdict(each) for each in found])
+        print_json([dataclasses.asdict(each) for each in found])
     else:
         for each in found:
             (data, row), (other, its) = each.trained, each.measured
