@@ -126,8 +126,8 @@ def test_a_recipe_may_cut_the_model_behind_its_layers(tmp_path):
 
 
 def curve_of(world, shard, share):
-    """Losses and gradient norms of five steps, this process embedding its share, queries in a row and documents in another; the
-    weights of the backbone in parts (FSDP2), or whole."""
+    """Losses and gradient norms of five steps, this process embedding its share in one row; the weights of the backbone in parts
+    (FSDP2), or whole."""
     torch.manual_seed(0)
     embedder = tiny_embedder(vision=None, projector=None)
     model = embedder.model
@@ -142,8 +142,7 @@ def curve_of(world, shard, share):
     own = range(*world.share(QUERIES))
     documents = ["cat", "two of them", "house", "one letter", "b", "many"]
     samples = embedder.samples([QUERIES[k] for k in own] + [documents[k] for k in own])
-    halves = (range(len(own)), range(len(own), 2 * len(own)))
-    rows = [pack([samples[k] for k in places], places, model.spec.mask, share=share) for places in halves]
+    row = pack(samples, range(len(samples)), model.spec.mask, share=share)
 
     def measure(every):
         return loss(Compared.of(*(world.gathered(side) for side in every.vectors.split(len(own)))))
@@ -151,7 +150,7 @@ def curve_of(world, shard, share):
     found = []
     for _ in range(5):
         optimizer.zero_grad()
-        told = accumulate(lambda batch: Embedded(vectors=model(batch)), rows, measure)
+        told = accumulate(lambda batch: Embedded(vectors=model(batch)), [row], measure)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         found.append((float(told), float(norm.full_tensor() if shard else norm)))
         optimizer.step()
@@ -166,7 +165,7 @@ def in_parts(folder):
 
 
 def test_two_processes_that_hold_the_weights_in_parts_learn_what_one_learns(tmp_path):
-    """FSDP2 of torch over packed rows, prefix trees and GradCache. Every process must send as many rows through the model."""
+    """FSDP2 of torch over packed rows and prefix trees."""
     together(2, in_parts, tmp_path)
     both = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for share in (True, False):
