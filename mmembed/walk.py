@@ -181,6 +181,7 @@ def compute(
     model: EmbeddingModel | DualEncoder, samples: Sequence[Sample], rows: Sequence[int], output: Output[Any]
 ) -> Arrays:
     """One batch: packed, moved to the device, through the model, and on its way back to the host, which happens nowhere else."""
+    memory.trim()
     with torch.inference_mode():
         batch = pack(samples, rows, model.spec.mask, share=model.shares).to(model.device)
         return fetched(output.forward(batch, samples))
