@@ -576,7 +576,10 @@ class Learning:
                 mean.copy_(tensors[f"average.{name}"])
         for name, count in state["adam"].items():
             weight = self.every[name]
-            moments = {key: tensors[f"{key}.{name}"].to(weight.device) for key in ("exp_avg", "exp_avg_sq")}
+            # Laid out as the weight is: the fused step walks over both as they lie.
+            moments = {
+                key: torch.empty_like(weight).copy_(tensors[f"{key}.{name}"]) for key in ("exp_avg", "exp_avg_sq")
+            }
             self.optimizer.state[weight] = {"step": torch.tensor(count, device=weight.device), **moments}
         for mixture, own_state in zip(self.mixtures, state["mixtures"], strict=True):
             mixture.restore(own_state)

@@ -73,7 +73,7 @@ def test_languages_that_keep_to_themselves_are_told():
 def test_an_index_is_diagnosed_without_a_model(tiny, tmp_path):
     index = Index.create(tmp_path / "index", tiny)
     texts = [f"text {n}" for n in range(30)]
-    index.add([*texts, *(picture(n) for n in range(25))], metadata=[{"lang": "en"}] * 30 + [{"lang": 3}] * 25)
+    index.add([*texts, *(picture(n) for n in range(25))], metadata=[{"lang": "en"}] * 30 + [{}] * 25)
     told = Index.open(tmp_path / "index").diagnose()
     assert {kind: group.count for kind, group in told.modalities.items()} == {"text": 30, "image": 25}
     assert told.languages["en"].count == 30
