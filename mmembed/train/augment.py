@@ -23,25 +23,30 @@ WHITE = (255, 255, 255)
 augmentations: Registry[Change] = Registry("augmentation")
 
 
-def augmented(item: Item, settings: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> Item:
+def augmented(
+    item: Item, settings: Sequence[Mapping[str, Any]], rng: np.random.Generator, *, ease: float = 0.0
+) -> Item:
     """An item whose pictures went through the changes, one after the other, each with its `chance`; texts stay.
+
+    With an `ease` above 0 the chances of a picture are times u ** ease, u drawn for it between 0 and 1.
 
     A picture that cannot be read stays as it is, for whoever reads it next to say so.
     """
     if not settings:
         return item
-    return tuple(_changed(part, settings, rng) if isinstance(part, Image) else part for part in item)
+    return tuple(_changed(part, settings, rng, ease) if isinstance(part, Image) else part for part in item)
 
 
-def _changed(image: Image, settings: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> Image:
+def _changed(image: Image, settings: Sequence[Mapping[str, Any]], rng: np.random.Generator, ease: float) -> Image:
     try:
         picture = PillowImage.fromarray(image.load())
     except ImageError:
         return image
+    share = rng.random() ** ease if ease else 1.0
     for each in settings:
         given = dict(each)
         change, chance = augmentations[given.pop("kind")], given.pop("chance", 1.0)
-        if rng.random() < chance:
+        if rng.random() < chance * share:
             picture = change(picture, rng, **given)
     return Image(picture)
 

@@ -21,7 +21,8 @@ from .augment import augmented
 from .compared import Compared, Embedded
 from .data import Example, Examples, digest
 from .predicted import Spoken, spoken, texts_of
-from .recipe import Stage
+from .recipe import Stage, Task
+from .teacher import Teacher
 from .world import World
 
 Output = Literal["vectors", "layers", "tokens", "sparse"]
@@ -53,8 +54,7 @@ class Drawn:
 
     def items(self, number: int) -> list[Item]:
         """The documents of an example."""
-        example = self.examples[number]
-        return [example.positives[self.chosen[number]], *example.negatives]
+        return [*_documents(self.examples[number], self.chosen[number])]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def prepare(
     *,
     outputs: Sequence[Output],
     speaking: Collection[int],
-    teachers: Mapping[str, Embedder],
+    teachers: Mapping[str, Teacher],
     number: int,
     seed: Sequence[int],
     state: Mapping[str, Any],
@@ -132,9 +132,9 @@ def prepare(
         for source in dict.fromkeys(examples[k].source for k in own):
             mine = [k for k in own if examples[k].source == source]
             shown = [
-                _shown(
-                    examples[k], chosen[k], stage.task[task].augment, np.random.default_rng([*seed, task, number, k])
-                )
+                _shown(examples[k], chosen[k], stage.task[task], np.random.default_rng([*seed, task, number, k]))
+                if stage.task[task].augment
+                else (examples[k].query, *_documents(examples[k], chosen[k]))
                 for k in mine
             ]
             found = _samples(embedder, data[source], shown, outputs)
@@ -208,16 +208,18 @@ def _rows(
     return rows, [k for places in planned for k in places], which
 
 
-def _shown(
-    example: Example, chosen: int, augment: Sequence[Mapping[str, Any]], rng: np.random.Generator
-) -> tuple[Item, ...]:
-    """Query, positive and negatives as the model is shown them; what is one thing stays one thing."""
-    items = [example.query, example.positives[chosen], *example.negatives]
+def _shown(example: Example, chosen: int, task: Task, rng: np.random.Generator) -> tuple[Item, ...]:
+    """Query, positive and negatives as augmentation shows them; what is one thing stays one thing."""
+    items = [example.query, *_documents(example, chosen)]
     changed: dict[bytes, Item] = {}
-    for item in items if augment else ():
+    for item in items:
         if digest(item) not in changed:
-            changed[digest(item)] = augmented(item, augment, rng)
-    return tuple(changed[digest(item)] for item in items) if augment else tuple(items)
+            changed[digest(item)] = augmented(item, task.augment, rng, ease=task.ease)
+    return tuple(changed[digest(item)] for item in items)
+
+
+def _documents(example: Example, chosen: int) -> tuple[Item, ...]:
+    return (example.positives[chosen], *example.negatives)
 
 
 def _samples(
@@ -246,13 +248,13 @@ def _samples(
 
 
 def _said(
-    teacher: Embedder, rows: Sequence[Example], chosen: Sequence[int]
+    teacher: Teacher, rows: Sequence[Example], chosen: Sequence[int]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """What a teacher says of the queries and documents of examples, under its own prompts."""
     documents = [[row.sources[1][k], *row.negatives] for row, k in zip(rows, chosen, strict=True)]
     return (
-        teacher.encode_query([row.sources[0] for row in rows]),
-        teacher.encode_document([item for own in documents for item in own]),
+        teacher.said([row.sources[0] for row in rows], "query"),
+        teacher.said([item for own in documents for item in own], "document"),
     )
 
 

@@ -14,6 +14,7 @@ from ..inputs import Item
 from ..walk import WalkOptions
 from .data import Example, Examples, digest
 from .recipe import HeldOut
+from .teacher import Teacher
 
 
 def measure(embedder: Embedder, examples: Examples, held: HeldOut) -> dict[str, float]:
@@ -58,16 +59,20 @@ def measure(embedder: Embedder, examples: Examples, held: HeldOut) -> dict[str, 
     return {"R@1": float((ranks <= 1).mean()), "R@10": float((ranks <= 10).mean()), "MRR": float((1 / ranks).mean())}
 
 
-def mean_of_groups(embedder: Embedder, examples: Examples, classes: Mapping[str, int]) -> NDArray[np.float32]:
-    """(C, D): the mean of the unit vectors that a model gives the queries of each group.
+def mean_of_groups(embedder: Embedder | Teacher, examples: Examples, classes: Mapping[str, int]) -> NDArray[np.float32]:
+    """(C, D): the mean of the unit vectors that a model gives the queries of each group, or a teacher their sources.
 
     Raises:
         InputError: a row that gives no example, unless its source says skip. SpecError: a group without any.
     """
     rows = [row for row in _first(examples, len(examples)) if row.group in classes]
-    asked, _ = examples.source.prompts(embedder.spec)
     found = np.zeros((len(classes), embedder.dimension), np.float32)
-    vectors = embedder.encode([row.query for row in rows], prompt_name=asked, instruction=examples.source.instruction)
+    if isinstance(embedder, Teacher):
+        vectors = embedder.said([row.sources[0] for row in rows], "query")
+    else:
+        asked, _ = examples.source.prompts(embedder.spec)
+        told = examples.source.instruction
+        vectors = embedder.encode([row.query for row in rows], prompt_name=asked, instruction=told)
     np.add.at(
         found, [classes[str(row.group)] for row in rows], vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     )

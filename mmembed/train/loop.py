@@ -28,12 +28,13 @@ from .drawn import OUTPUTS, Output, Row, Step, compared, embedded, nothing, prep
 from .export import export
 from .grad_cache import accumulate
 from .held_out import mean_of_groups, measure
-from .losses import Loss, build_loss, needs_of
+from .losses import Loss, build_loss, measures_alone, needs_of
 from .losses.proxies import Proxies
 from .mixture import Mixture
 from .predicted import Spoken
 from .recipe import Recipe, Stage, Task
 from .schedule import factor
+from .teacher import Teacher
 from .watch import LOG, PLOT, Log, plot
 from .world import World
 
@@ -49,7 +50,7 @@ class Run:
     Args:
         recipe: what is done. output: the folder that the embedder is written to; its folder `run` keeps log and checkpoints.
         device: "cpu", "cuda", ...; None takes CUDA where there is one.
-        resume: go on from the last checkpoint, or begin where there is none.
+        resume: go on from the last checkpoint, or begin where there is none; stages that have not begun may be others by then.
         shown: whether there is a progress bar.
 
     Raises:
@@ -74,7 +75,7 @@ class Run:
         self.embedder, self.head = build(recipe, self.device)
         for examples in self.data.values():
             examples.source.prompts(self.embedder.spec)
-        self.teachers: dict[str, Embedder] = {}
+        self.teachers: dict[str, Teacher] = {}
         self._changed: dict[str, Tensor] = {}  # weights and buffers that are no longer those it began with
         self._lora: dict[str, Any] | None = None
         self._asked_to_stop = threading.Event()
@@ -82,21 +83,21 @@ class Run:
         if found and not resume:
             raise LoadError(f"{self.folder} holds a run: --resume goes on with it, or remove the folder to begin again")
         self._last = checkpoints.load(found[-1]) if found else None
-        if self._last is not None and self._last[1]["recipe"] != recipe.digest():
+        if self._last is not None and self._last[1]["recipe"] != recipe.digest(self._last[1]["stage"]):
             raise SpecError(
-                f"{self.folder} holds a run of another recipe (model, data, stages or seed have changed): remove it to begin "
-                "again, or put the recipe back"
+                f"{self.folder} holds a run of another recipe (model, data, seed or a stage that has begun have changed): "
+                "remove it to begin again, or put the recipe back"
             )
 
     @property
     def model(self) -> nn.Module:
         return self.embedder.model
 
-    def teacher(self, name: str) -> Embedder:
+    def teacher(self, name: str) -> Teacher:
         """The teacher of that name, loaded once."""
         if name not in self.teachers:
             beside = self.recipe.folder / name
-            self.teachers[name] = loading.load(beside if beside.is_dir() else name, device=self.device)
+            self.teachers[name] = Teacher(loading.load(beside if beside.is_dir() else name, device=self.device))
         return self.teachers[name]
 
     @property
@@ -191,6 +192,7 @@ class Learning:
     def __init__(self, run: Run, number: int, before: int):
         self.run_, self.number, self.before = run, number, before
         self.stage: Stage = run.recipe.stage[number]
+        self.embedder = run.embedder.respecified(**self.stage.spec)
         self.seed = [run.recipe.seed, number]
         self.step = self._ahead = 0  # steps that are done, and drawn
         self.state: dict[str, Any] = {}
@@ -202,10 +204,17 @@ class Learning:
                 temperature=task.temperature,
                 language_temperature=task.language_temperature,
                 group=task.group,
+                twins=all(measures_alone(loss) for loss in task.losses),
                 seed=[*self.seed, k],
             )
             for k, task in enumerate(self.stage.task)
         ]
+
+    @property
+    def model(self) -> EmbeddingModel:
+        """The parts of the run's model, under the spec of this stage."""
+        assert isinstance(self.embedder.model, EmbeddingModel)
+        return self.embedder.model
 
     def choose(self) -> None:
         """Put the model into the shape of this stage: LoRA in, what is not trained frozen; and make the optimizer."""
@@ -270,7 +279,7 @@ class Learning:
         teacher = None if task.teacher is None else run.teacher(task.teacher)
         loss = build_loss(
             {key: value for key, value in settings.items() if key != "weight"},
-            width=run.embedder.dimension,
+            width=self.embedder.dimension,
             teacher_width=None if teacher is None else teacher.dimension,
         )
         if "teacher" in loss.needs and teacher is None:
@@ -291,10 +300,15 @@ class Learning:
         run, name = self.run_, proxies.start
         if name is None:
             torch.manual_seed(parts.seeded(*self.seed, 3, task))
-            return torch.randn(len(classes), run.embedder.dimension)
+            return torch.randn(len(classes), self.embedder.dimension)
         if name not in run.data:
             raise UnknownName("data of this recipe", name, run.data)
-        return torch.from_numpy(mean_of_groups(run.embedder, run.data[name], classes))
+        said = self.stage.task[task].teacher
+        if proxies.by == "self":
+            return torch.from_numpy(mean_of_groups(self.embedder, run.data[name], classes))
+        if said is None:
+            raise SpecError("proxies begin by a teacher, and their task names none: teacher = '...'")
+        return torch.from_numpy(mean_of_groups(run.teacher(said), run.data[name], classes))
 
     # ---- steps ---------------------------------------------------------------------------------------------------------
 
@@ -335,7 +349,7 @@ class Learning:
         state = {"mixtures": [mixture.state() for mixture in self.mixtures]}
         run = self.run_
         return prepare(
-            run.embedder,
+            self.embedder,
             run.data,
             stage,
             tasks,
@@ -388,10 +402,8 @@ class Learning:
 
     def _compared(self, step: Step, told: dict[str, Any]) -> float:
         """Of what is compared."""
-        run = self.run_
-        assert isinstance(run.model, EmbeddingModel)
         if not step.rows:  # no example of this process: what others embedded is measured all the same
-            measured = self._measured(step, nothing(run.model, self.outputs), told)
+            measured = self._measured(step, nothing(self.model, self.outputs), told)
             if measured.requires_grad:
                 measured.backward()
             return float(measured.detach())
@@ -429,10 +441,9 @@ class Learning:
     def predicted(self, row: Spoken) -> Compared:
         """A row as its losses read it."""
         run = self.run_
-        assert isinstance(run.model, EmbeddingModel)
         assert run.head is not None
         with torch.autocast(run.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16"):
-            predicted = row.predicted(run.model, run.head)
+            predicted = row.predicted(self.model, run.head)
         none = torch.empty(0, dtype=torch.long, device=run.device)
         return Compared(
             queries=Embedded(count=0),
@@ -444,10 +455,8 @@ class Learning:
 
     def embedded(self, row: Row) -> Embedded:
         """The things of a packed row, as the losses of this stage read them."""
-        run = self.run_
-        assert isinstance(run.model, EmbeddingModel)
-        with torch.autocast(run.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16"):
-            return embedded(run.model, row)
+        with torch.autocast(self.run_.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16"):
+            return embedded(self.model, row)
 
     def _measured(self, step: Step, rows: Embedded, told: dict[str, Any]) -> Tensor:
         """The loss of all tasks, of things in the order of the batches."""
@@ -497,7 +506,8 @@ class Learning:
             with self.averaged():
                 run.model.eval()
                 scores = {
-                    name: measure(run.embedder, run.data[held.data], held) for name, held in run.recipe.held_out.items()
+                    name: measure(self.embedder, run.data[held.data], held)
+                    for name, held in run.recipe.held_out.items()
                 }
             parts.set_modes(run.model, self.stage, self.weights)
             log.scores(self.before + self.step, self.stage.name, scores)
@@ -540,7 +550,7 @@ class Learning:
                 "stage": self.number,
                 "step": self.before + self.step,
                 "in_stage": self.step,
-                "recipe": run.recipe.digest(),
+                "recipe": run.recipe.digest(self.number),
                 "adam": counts,
                 **self.state,
             }
@@ -640,6 +650,8 @@ def build(recipe: Recipe, device: torch.device) -> tuple[Embedder, LanguageHead 
             made = build_language_model if isinstance(given["backbone"], Mapping) else load_language_model
             given["backbone"], head = made(given["backbone"])
         embedder = loading.compose(**given, device=device, precision=said.precision)
+        if said.identity:
+            parts.silence(embedder.model)
     if not isinstance(embedder.model, EmbeddingModel):
         raise SpecError(f"{embedder.spec.name!r} is a dual encoder; a recipe trains models with a shared backbone")
     if speaking:

@@ -44,6 +44,7 @@ class _Stratum:
     def __init__(self, blocks: Sequence[NDArray[np.int64]], seed: Sequence[int]):
         self.order = Order(blocks, seed)
         self.waiting: list[int] = []  # rows that had a twin in the batch when their turn came
+        self.read: dict[int, Example] = {}  # those of them that are read already
 
 
 class Mixture:
@@ -56,6 +57,7 @@ class Mixture:
 
     Args:
         data: the sources by name. batch: examples a batch.
+        twins: nothing in the batch is another's negative, so that equal things and answers to one query may stand in it together.
         group: so many examples in a row are of one source; None: all of a batch (task-homogeneous batches), 1: each by itself,
             in between: interleaved sub-batches (VLM2Vec-V2, arXiv 2507.04590).
         seed: numbers that everything hangs on.
@@ -76,13 +78,14 @@ class Mixture:
         temperature: float = 1.0,
         language_temperature: float | None = None,
         group: int | None = None,
+        twins: bool = False,
         seed: Sequence[int] = (0,),
     ):
         for name in shares or {}:
             if name not in data:
                 raise UnknownName("data of this task", name, data)
         self.data, self.batch, self._group, self._seed = dict(data), batch, group or batch, list(seed)
-        self.step = 0
+        self.step, self._twins = 0, twins
         self._names = list(data)
         given = [(shares or {}).get(name, 1.0) for name in self._names]
         sizes = [len(examples) for examples in data.values()]
@@ -110,11 +113,11 @@ class Mixture:
         found: list[Example] = []
         keys: set[bytes] = set()
         while len(found) < self.batch:
-            name = self._names[rng.choice(len(self._names), p=self.chances)]
+            name = self._names[_one_of(self.chances, rng)]
             for _ in range(min(self._group, self.batch - len(found))):
-                stratum = self._strata[name][rng.choice(len(self._strata[name]), p=self._inside[name])]
+                stratum = self._strata[name][_one_of(self._inside[name], rng)]
                 example = self._drawn(name, stratum, keys)
-                if not self.data[name].graded:
+                if not (self._twins or self.data[name].graded):
                     keys |= example.keys
                 found.append(example)
         self.step += 1
@@ -126,10 +129,11 @@ class Mixture:
     def _drawn(self, name: str, stratum: _Stratum, keys: set[bytes]) -> Example:
         examples = self.data[name]
         for place, row in enumerate(stratum.waiting):
-            example = examples[row]
-            if not example.keys & keys:
+            if row not in stratum.read:
+                stratum.read[row] = examples[row]
+            if stratum.read[row].keys.isdisjoint(keys):
                 del stratum.waiting[place]
-                return example
+                return stratum.read.pop(row)
         bad = 0
         for _ in range(2 * len(stratum.order)):
             row = next(stratum.order)
@@ -142,9 +146,10 @@ class Mixture:
                 if examples.source.on_error == "raise" or bad >= len(stratum.order):
                     raise
                 continue
-            if examples.graded or not example.keys & keys:
+            if self._twins or examples.graded or example.keys.isdisjoint(keys):
                 return example
             stratum.waiting.append(row)
+            stratum.read[row] = example
         raise SpecError(
             f"data {name!r} has too few rows that differ in query and positive for a batch of {self.batch}: make it smaller"
         )
@@ -170,7 +175,12 @@ class Mixture:
         self.step = state["step"]
         for name, own in self._strata.items():
             for stratum, said in zip(own, state["sources"][name], strict=True):
-                stratum.order.position, stratum.waiting = said["position"], list(said["waiting"])
+                stratum.order.position, stratum.waiting, stratum.read = said["position"], list(said["waiting"]), {}
+
+
+def _one_of(chances: NDArray[np.float64], rng: np.random.Generator) -> int:
+    """A number by its chance; `rng.choice` checks the chances each time, for ten times as long."""
+    return 0 if len(chances) == 1 else min(int(chances.cumsum().searchsorted(rng.random(), "right")), len(chances) - 1)
 
 
 def _proportions(weights: Sequence[float]) -> NDArray[np.float64]:

@@ -66,6 +66,38 @@ def lora_config(lora: Lora, **more: Any) -> Any:
     )
 
 
+WRITES = (
+    "o_proj.weight",
+    "out_proj.weight",
+    "dense.weight",
+    "down_proj.weight",
+    "w2.weight",
+    "c_proj.weight",
+    "fc2.weight",
+)
+"""Ends of names of what a block adds to its input by."""
+
+
+def silence(model: nn.Module) -> None:
+    """Every block of the backbone adds nothing: the weights that it writes with become 0.
+
+    Raises:
+        SpecError: a block without such weights.
+    """
+    if not isinstance(model, EmbeddingModel):
+        raise SpecError("identity is how the blocks of a shared backbone begin, and a dual encoder has none")
+    blocks: dict[int, int] = {}
+    for name, weight in model.backbone.named_parameters():
+        layer = _layer("." + name)[1]
+        if layer >= 0:
+            blocks.setdefault(layer, 0)
+            if name.endswith(WRITES):
+                weight.data.zero_()
+                blocks[layer] += 1
+    if not blocks or any(count != 2 for count in blocks.values()):
+        raise SpecError(f"identity: the blocks of {type(model.backbone).__name__} do not say what they write with")
+
+
 def choose(model: nn.Module, stage: Stage) -> dict[str, nn.Parameter]:
     """The weights that a stage trains, by name, in fp32; all others are frozen.
 

@@ -37,6 +37,8 @@ class Model:
         vision, projector: another tower for the model that `load` names, as `mmembed.compose` takes it, and a fresh projector;
             all else stays as it was.
         spec: fields of its spec that are to be others.
+        identity: every block of a composed backbone begins by adding nothing, what it writes being 0 (arXiv 2003.04887): what
+            stands without the blocks can be trained first.
         precision: what frozen weights are held in; trained ones are always fp32.
     """
 
@@ -45,6 +47,7 @@ class Model:
     vision: Mapping[str, Any] | None = None
     projector: Mapping[str, Any] | None = None
     spec: Mapping[str, Any] = field(default_factory=dict)
+    identity: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
@@ -53,6 +56,10 @@ class Model:
         if self.compose is not None and self.vision is not None:
             raise SpecError(
                 "the tower of a composed model is said in [model.compose]; model.vision is for one that is loaded"
+            )
+        if self.identity and self.compose is None:
+            raise SpecError(
+                "identity = true is how a composed backbone begins ([model.compose]); a loaded one has learnt"
             )
         if self.projector is not None and self.vision is None:
             raise SpecError("model.projector goes with another tower: model.vision")
@@ -105,6 +112,8 @@ class Task:
         teacher: an embedder, by folder or name, whose vectors of the same things losses read; see `Columns.query_source`.
         augment: what pictures go through, each time drawn anew: `{kind = "...", chance = 1.0, ...}` each, the settings of the
             augmentation beside; see `mmembed.train.augment`.
+        ease: a picture's chances are times a random number of its own, between 0 and 1, to this power: some are let off easily,
+            by which a fresh tower begins to learn. 0: chances are what they say.
         shares, temperature, language_temperature, group: how data is mixed, see `Mixture`.
         share: how often this task is drawn beside the others, where a stage draws one a step.
         masking: for losses of a language head: some tokens are hidden and predicted; None: the next token is.
@@ -115,6 +124,7 @@ class Task:
     losses: tuple[Mapping[str, Any], ...] = ({"kind": "infonce"},)
     teacher: str | None = None
     augment: tuple[Mapping[str, Any], ...] = ()
+    ease: float = 0.0
     shares: Mapping[str, float] = field(default_factory=dict)
     temperature: float = 1.0
     language_temperature: float | None = None
@@ -125,6 +135,8 @@ class Task:
     def __post_init__(self) -> None:
         if not self.data or self.batch < 1 or not self.losses:
             raise SpecError("a task needs data, a batch of at least 1 and a loss")
+        if self.ease < 0:
+            raise SpecError(f"ease={self.ease} must not be negative")
         if self.masking is None and any(loss.get("kind") == "mntp" for loss in self.losses):
             raise SpecError("the loss 'mntp' predicts tokens that are masked: masking = { token = '_', share = 0.2 }")
         for value, name in ((self.temperature, "temperature"), (self.language_temperature, "language_temperature")):
@@ -154,6 +166,8 @@ class Stage:
         batch_norm: statistics of trained batch norms are "frozen" or "learnt".
         average: decay of a running mean of the weights and statistics, which is what is measured and kept; None: there is none.
         lora: adapters that this stage puts in, and later ones keep.
+        spec: fields of the model's spec that are other ones while this stage lasts, none of them of its weights:
+            `{ layers = [0], norm_layers = true }` trains what stands without the blocks of the backbone.
         evaluate, save: steps between looks at held-out data, and between checkpoints; None: at the end of the stage.
     """
 
@@ -181,6 +195,7 @@ class Stage:
     batch_norm: Literal["frozen", "learnt"] = "frozen"
     average: float | None = None
     lora: Lora | None = None
+    spec: Mapping[str, Any] = field(default_factory=dict)
     evaluate: int | None = None
     save: int | None = None
 
@@ -303,22 +318,36 @@ class Recipe:
             if found != digest:
                 raise SpecError(f"{self.folder / path} is not the file of the recipe: its sha256 is {found}")
 
-    def digest(self) -> str:
-        """Equal where two recipes train alike."""
-        said = {key: getattr(self, key) for key in ("model", "data", "stage", "seed")}
+    def digest(self, stage: int | None = None) -> str:
+        """Equal where two recipes train alike, up to the end of a stage: what comes later may still be thought over."""
+        stages = self.stage if stage is None else self.stage[: stage + 1]
+        used = {name for own in stages for task in own.task for name in task.data}
+        proxies = {str(start) for own in stages for task in own.task for start in _starts(task.losses)}
+        data = {name: source for name, source in self.data.items() if name in used | proxies}
+        said = {"model": self.model, "data": data, "stage": stages, "seed": self.seed}
         plain = {k: _plain(v) for k, v in said.items()}
         return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _starts(losses: typing.Sequence[Mapping[str, Any]]) -> list[Any]:
+    """What losses, and those inside them, say as `start`: data that they begin with."""
+    inside = [inner for loss in losses for inner in (loss.get("loss"), *loss.get("losses", ())) if inner]
+    return [loss["start"] for loss in losses if "start" in loss] + (_starts(inside) if inside else [])
 
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         # A setting at its default is as if it were not there: one that a later version has does not part a run from its recipe.
-        said = [f.name for f in dataclasses.fields(value) if getattr(value, f.name) != f.default]
+        said = [f.name for f in dataclasses.fields(value) if getattr(value, f.name) != _default(f)]
         fields = {name: _plain(getattr(value, name)) for name in said}
         return {"is": type(value).__name__, **fields}
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def read_recipe(path: Path, changes: typing.Sequence[str] = ()) -> Recipe:
@@ -364,10 +393,11 @@ def _model(model: Model, place: Place) -> Model:
 
 
 def _checked(stages: tuple[Stage, ...], place: Place) -> tuple[Stage, ...]:
-    """With losses and augmentations as their signatures want them."""
+    """With losses, augmentations and fields of the spec as their signatures want them."""
     return tuple(
         dataclasses.replace(
             stage,
+            spec=_spec(stage.spec, place.at("stage", s, "spec")),
             task=tuple(
                 dataclasses.replace(
                     task,
@@ -385,6 +415,15 @@ def _checked(stages: tuple[Stage, ...], place: Place) -> tuple[Stage, ...]:
         )
         for s, stage in enumerate(stages)
     )
+
+
+def _spec(table: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
+    """Fields of a spec as their annotations want them."""
+    hints = typing.get_type_hints(ModelSpec)
+    for key in table:
+        if key not in hints:
+            raise place.at(key).error(UnknownName(f"setting of {place.name}", key, hints))
+    return {key: fitted(value, hints[key], place.at(key)) for key, value in table.items()}
 
 
 def _loss(settings: Mapping[str, Any], place: Place) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from mmembed.errors import MmembedError, SpecError
 from mmembed.train.compared import Compared
 from mmembed.train.data import Column, Columns, Join, Parquet
 from mmembed.train.held_out import mean_of_groups
-from mmembed.train.loop import Run
+from mmembed.train.loop import Learning, Run
 from mmembed.train.losses import build_loss
 from mmembed.train.recipe import Model, read_recipe
 
@@ -177,3 +177,33 @@ def test_what_is_frozen_by_name_stays_while_the_rest_of_its_part_learns(recipe, 
     assert any(not torch.equal(after[name], before[name]) for name in names[1:])
     with pytest.raises(SpecError, match="freezes 'vison'"):
         trained(recipe, tmp_path / "other", "stage.0.frozen=['vison']")
+
+
+def test_proxies_begin_where_a_teacher_says(recipe, tmp_path):
+    tiny = mmembed.load(tmp_path / "tiny", device="cpu")
+    turn = torch.linalg.qr(torch.randn(tiny.dimension, tiny.dimension, generator=torch.Generator().manual_seed(1))).Q
+    other = tiny.with_head(
+        {"kind": "whiten", "out": tiny.dimension}, {"bias": torch.zeros(tiny.dimension), "kernel": turn}
+    )
+    other.save(tmp_path / "other")
+    teacher, loss = "stage.0.task.0.teacher='other'", "stage.0.task.0.losses.0.loss.by='teacher'"
+    run = Run(read_recipe(recipe, [teacher, loss]), tmp_path / "out", device="cpu")
+    learning = Learning(run, 0, 0)
+    learning.choose()
+    (proxies,) = learning._proxies(0)
+    due = np.stack([other.encode_query([f"the colour {k}", f"a colour {k}"]).sum(0) for k in range(6)])
+    found = proxies.table.detach().numpy()
+    assert np.allclose(found, due / np.linalg.norm(due, axis=1, keepdims=True), atol=1e-5)
+    with pytest.raises(SpecError, match="their task names none"):
+        trained(recipe, tmp_path / "none", loss)
+    with pytest.raises(MmembedError, match="start = "):
+        read_recipe(recipe, [teacher, "stage.0.task.0.losses.0.loss={ kind = 'proxies', by = 'teacher' }"])
+
+
+def test_classes_may_come_twice_in_a_batch_where_nothing_is_a_negative(recipe, tmp_path):
+    run = trained(recipe, tmp_path / "out", "stage.0.task.0.batch=24")  # of six groups
+    assert len(curve(tmp_path / "out")) >= 4
+    assert run.embedder is not None
+    pairs = "stage.0.task.0.losses=[{ kind = 'infonce' }]"
+    with pytest.raises(SpecError, match="too few rows that differ"):
+        trained(recipe, tmp_path / "pairs", "stage.0.task.0.batch=24", pairs)

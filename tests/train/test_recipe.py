@@ -115,12 +115,13 @@ def test_lines_are_known_of_nested_and_repeated_tables():
     assert lines["s", 1, "t", 0, "q"] == 18
 
 
-def test_the_recipe_of_picos_tower_is_one():
-    recipe = read_recipe(Path(__file__).parents[2] / "adapters/pico/tower.toml")
-    (stage,) = recipe.stage
-    assert stage.task[0].augment[0]["kind"] == "shrink"
-    assert recipe.model.vision is not None
-    assert recipe.data["watched"].columns.positive.text == "name"
+def test_the_recipe_of_pico_is_one():
+    recipe = read_recipe(Path(__file__).parents[2] / "adapters/pico/recipe.toml")
+    words, looks, *_ = recipe.stage
+    assert words.spec == {"layers": (0,), "norm_layers": True}
+    assert looks.task[0].augment[0]["kind"] == "affine"
+    assert recipe.model.identity
+    assert recipe.data["drawings"].columns.positive.text == "text"
 
 
 def test_a_pooling_may_be_said_by_its_kind_alone_as_compose_has_it(tmp_path):

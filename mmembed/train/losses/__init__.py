@@ -1,7 +1,7 @@
 """Training objectives by name: importing this registers them all."""
 
 from . import contrastive, distillation, graded, language, proxies, regularisers, shortened
-from .objective import Loss, build_loss, losses, needs_of, objective
+from .objective import Loss, build_loss, losses, measures_alone, needs_of, objective
 
 __all__ = [
     "Loss",
@@ -11,6 +11,7 @@ __all__ = [
     "graded",
     "language",
     "losses",
+    "measures_alone",
     "needs_of",
     "objective",
     "proxies",

@@ -100,6 +100,7 @@ class EmbeddingMatching(Loss):
     """
 
     needs = frozenset({"vectors", "teacher"})
+    alone = True
 
     def __init__(
         self,

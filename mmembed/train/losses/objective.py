@@ -23,9 +23,11 @@ class Loss(nn.Module):
 
     Attributes:
         needs: names of what it reads: fields of `Embedded`, "score", "predicted".
+        alone: what is in a batch is measured one by one: no thing is another's negative, and equal ones may stand in it.
     """
 
     needs: frozenset[str] = frozenset()
+    alone: bool = False
 
     def forward(self, compared: Compared) -> Float[Tensor, ""]:
         with torch.autocast(compared.owner.device.type, enabled=False):
@@ -92,6 +94,11 @@ def build_loss(settings: Mapping[str, Any], *, width: int | None = None, teacher
 def needs_of(settings: Mapping[str, Any]) -> frozenset[str]:
     """What the loss of these settings reads, of whatever model."""
     return build_loss({key: value for key, value in settings.items() if key != "weight"}).needs
+
+
+def measures_alone(settings: Mapping[str, Any]) -> bool:
+    """Whether the loss of these settings measures things one by one."""
+    return build_loss({key: value for key, value in settings.items() if key != "weight"}).alone
 
 
 def read_by(settings: Mapping[str, Any]) -> frozenset[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -23,11 +25,14 @@ class Proxies(Loss):
     Args:
         temperature: t. start: data, by its name in the recipe, whose queries tell where proxies begin: each at the mean of the
             unit vectors that the model gives those of its group as the stage begins. None: at random.
+        by: who gives these vectors: the model ("self"), or the task's "teacher", of what it reads in their place; a teacher's
+            are as many numbers as the model's.
         learnt: proxies are trained with the model; else they stay where they began. pull: weight of the distance to the own
             one, which a cross-entropy that is already right forgets.
     """
 
     needs = frozenset({"vectors", "classes"})
+    alone = True
 
     def __init__(
         self,
@@ -36,13 +41,18 @@ class Proxies(Loss):
         *,
         temperature: float = 0.05,
         start: str | None = None,
+        by: Literal["self", "teacher"] = "self",
         learnt: bool = True,
         pull: float = 0.0,
     ):
         super().__init__()
         if not temperature > 0:
             raise SpecError(f"temperature={temperature!r} is no number above 0")
-        self.temperature, self.start, self.pull = temperature, start, pull
+        if by == "teacher" and start is None:
+            raise SpecError("by = 'teacher' is about the data that proxies begin with: start = '...'")
+        if by == "teacher" and None not in (width, teacher_width) and width != teacher_width:
+            raise SpecError(f"proxies of {width} numbers cannot begin with a teacher's vectors of {teacher_width}")
+        self.temperature, self.start, self.by, self.pull = temperature, start, by, pull
         self.table = nn.Parameter(torch.empty(0, width or 0), requires_grad=learnt)
 
     def begin(self, vectors: Float[Tensor, "C D"]) -> None:

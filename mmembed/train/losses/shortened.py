@@ -41,6 +41,7 @@ class Sum(Loss):
         self.losses = nn.ModuleList(build_loss(each, width=width, teacher_width=teacher_width) for each in losses)
         self.weights = _weights(weights, len(losses), "losses")
         self.needs = frozenset().union(*(each.needs for each in self.losses))  # type: ignore[arg-type]
+        self.alone = all(bool(each.alone) for each in self.losses)
 
     def measure(self, compared: Compared) -> Float[Tensor, ""]:
         parts = [weight * loss(compared) for weight, loss in zip(self.weights, self.losses, strict=True)]
@@ -53,7 +54,7 @@ class Over(Loss):
     def __init__(self, width: int | None, teacher_width: int | None, loss: Mapping[str, Any], *needs: str):
         super().__init__()
         self.loss = build_loss(loss, width=width, teacher_width=teacher_width)
-        self.needs = self.loss.needs | set(needs)
+        self.needs, self.alone = self.loss.needs | set(needs), self.loss.alone
 
 
 @losses.register("matryoshka")
