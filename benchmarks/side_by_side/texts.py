@@ -20,7 +20,10 @@ SPECIAL = (
     *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
 )
 """Those of Qwen3 and Qwen3-VL."""
-INSTRUCTION = "Given any question in any language, retrieve the passages of a book that answer it, whatever their language, long or short"
+INSTRUCTION = (
+    "Given any question in any language, retrieve the passages of a book that answer it, whatever their language, "
+    "long or short"
+)
 """54 tokens of the tokenizer below with what Qwen3-Embedding puts around it (a test counts them)."""
 
 
