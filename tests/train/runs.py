@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image as PillowImage
 
@@ -80,6 +81,19 @@ def curve(output: Path) -> list[tuple[Any, ...]]:
         tuple(sorted((key, str(value)) for key, value in record.items() if key != "seconds"))
         for record in read_log(output / "run" / "log.jsonl")
     ]
+
+
+def assert_it_goes_on(path: Path, folder: Path) -> None:
+    """A run that is stopped after a step and resumed is the run that was not, to the bit."""
+    whole = trained(path, folder / "whole")
+    run = Run(read_recipe(path), folder / "cut", device="cpu")
+    run._asked_to_stop.set()
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    again = trained(path, folder / "cut", resume=True)
+    assert curve(folder / "whole") == curve(folder / "cut")
+    for name, weight in whole.embedder.model.state_dict().items():
+        assert torch.equal(weight, again.embedder.model.state_dict()[name]), name
 
 
 _clean = multiprocessing.get_context("forkserver")

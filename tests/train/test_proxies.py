@@ -18,7 +18,7 @@ from mmembed.train.loop import Learning, Run
 from mmembed.train.losses import build_loss
 from mmembed.train.recipe import Model, read_recipe
 
-from .runs import curve, lay, trained, write_lines
+from .runs import assert_it_goes_on, curve, lay, trained, write_lines
 
 RECIPE = """
 name = "small"
@@ -103,15 +103,7 @@ def test_proxies_begin_at_the_mean_of_what_their_group_says_and_stay_or_learn(re
 
 
 def test_a_run_with_proxies_and_averaged_statistics_goes_on_as_if_nothing_had_happened(recipe, tmp_path):
-    whole = trained(recipe, tmp_path / "whole")
-    run = Run(read_recipe(recipe), tmp_path / "cut", device="cpu")
-    run._asked_to_stop.set()
-    with pytest.raises(KeyboardInterrupt):
-        run.train()
-    again = trained(recipe, tmp_path / "cut", resume=True)
-    assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
-    for name, weight in whole.embedder.model.state_dict().items():
-        assert torch.equal(weight, again.embedder.model.state_dict()[name]), name
+    assert_it_goes_on(recipe, tmp_path)
 
 
 @pytest.mark.parametrize(

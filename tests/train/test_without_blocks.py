@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image as PillowImage
 
 import mmembed
@@ -15,7 +14,7 @@ from mmembed.train.loop import Run
 from mmembed.train.recipe import read_recipe
 from mmembed.train.teacher import Teacher
 
-from .runs import curve, lay, trained
+from .runs import assert_it_goes_on, curve, lay, trained
 
 RECIPE = """
 name = "small"
@@ -108,15 +107,7 @@ def test_a_stage_trains_under_its_own_spec_and_the_model_ends_under_its_own(reci
 
 
 def test_a_run_of_such_stages_goes_on_as_if_nothing_had_happened(recipe, tmp_path):
-    whole = trained(recipe, tmp_path / "whole")
-    run = Run(read_recipe(recipe), tmp_path / "cut", device="cpu")
-    run._asked_to_stop.set()
-    with pytest.raises(KeyboardInterrupt):
-        run.train()
-    again = trained(recipe, tmp_path / "cut", resume=True)
-    assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
-    for name, weight in whole.embedder.model.state_dict().items():
-        assert torch.equal(weight, again.embedder.model.state_dict()[name]), name
+    assert_it_goes_on(recipe, tmp_path)
 
 
 @pytest.mark.parametrize(
