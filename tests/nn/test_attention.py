@@ -165,6 +165,23 @@ def test_gradients_of_a_tree_are_those_of_the_reference():
     assert all((a - b).abs().max() <= 1e-4 for a, b in zip(*sides, strict=True))
 
 
+@pytest.mark.parametrize("name", [*LENGTHS, *TREES])
+def test_gradients_under_autocast_are_of_products_in_fp32(name):
+    """What bf16 hands to attention is measured and learnt from as if it were fp32."""
+    spans = tree_of(name, "causal") if name in TREES else spans_of(LENGTHS[name], "causal")
+    q, k, v = (x.bfloat16() for x in draw((spans.tokens,), (4, 2)))
+    sides = []
+    for autocast in (True, False):
+        leaves = [(x if autocast else x.float()).clone().requires_grad_() for x in (q, k, v)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = ROOMS["grouped"](*leaves, spans, scaling=0.4, window=None, softcap=None)
+        assert out.dtype == leaves[0].dtype
+        out.backward(torch.ones_like(out))
+        sides.append([out.detach().float(), *(x.grad.float() for x in leaves)])
+    for told, due in zip(*sides, strict=True):
+        assert torch.equal(told, due.bfloat16().float())
+
+
 ASKED = {
     "the last of each": lambda spans: spans.last,
     "some": lambda spans: torch.arange(0, spans.tokens, 3),
