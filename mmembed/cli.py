@@ -290,6 +290,10 @@ def serve(
     help="Folder of the embedder; log and checkpoints go to its folder run.  [default: the recipe's own]",
 )  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
+@click.option(
+    "--shard", is_flag=True,
+    help="Each process that torchrun started holds a part of the backbone's weights and moments (FSDP).",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what would be trained, on what, and the memory it takes.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="In place of the recipe: stage.0.steps=10.")
 @device_option
@@ -298,6 +302,7 @@ def train(
     recipe: Path,
     output: Path | None,
     resume: bool,
+    shard: bool,
     dry_run: bool,
     changes: tuple[str, ...],
     device: str | None,
@@ -311,7 +316,12 @@ def train(
     from .train.recipe import read_recipe
 
     run = Run(
-        read_recipe(recipe, changes), output or recipe.parent, device=device, resume=resume or dry_run, shown=watched()
+        read_recipe(recipe, changes),
+        output or recipe.parent,
+        device=device,
+        resume=resume or dry_run,
+        shard=shard,
+        shown=watched(),
     )
     if dry_run:
         from .train.dry_run import look

@@ -59,10 +59,11 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Row:
-    """A packed row, and which of its tokens each output reads."""
+    """A packed row, and which of its tokens each output reads; `idle`: it is run for the sake of other processes."""
 
     batch: Batch
     read: Mapping[Output, Counted]
+    idle: bool = False
 
 
 @dataclass(frozen=True)
@@ -258,8 +259,26 @@ def _said(
     )
 
 
+def idle(embedder: Embedder, outputs: Sequence[Output], stage: Stage) -> Row:
+    """A row of which nothing is read: where weights lie in parts, a process with fewer rows than another runs with it."""
+    assert isinstance(embedder.model, EmbeddingModel)
+    samples: dict[Output, list[Sample]] = {}
+    for output in outputs:
+        read: Literal["vectors", "tokens", "sparse"] = "vectors" if output == "layers" else output
+        (sample,) = embedder.samples(["a"], output=read)
+        assert isinstance(sample, Sample)
+        samples[output] = [sample]
+    rows, _, _ = _rows(embedder.model, samples, stage)
+    return replace(rows[0], idle=True)
+
+
 def embedded(model: EmbeddingModel, row: Row) -> Embedded:
-    """What a model gives of the items of a packed row, with a gradient."""
+    """What a model gives of the items of a packed row, with a gradient; of an idle one it is a gradient of nothing."""
+    found = _embedded(model, row)
+    return found.take(torch.empty(0, dtype=torch.long, device=found.device)) if row.idle else found
+
+
+def _embedded(model: EmbeddingModel, row: Row) -> Embedded:
     if "layers" in row.read:
         layers = model.layer_vectors(row.batch)
         return Embedded(vectors=layers[-1], layers=layers)

@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from ..model import EmbeddingModel
 from ..towers.language_head import LanguageHead, build_language_model, load_language_model
 from . import checkpoints, parts
 from .compared import Compared, Embedded
-from .drawn import OUTPUTS, Output, Row, Step, compared, embedded, nothing, prepare
+from .drawn import OUTPUTS, Output, Row, Step, compared, embedded, idle, nothing, prepare
 from .export import export
 from .grad_cache import accumulate
 from .held_out import mean_of_groups, measure
@@ -34,6 +34,7 @@ from .mixture import Mixture
 from .predicted import Spoken
 from .recipe import Recipe, Stage, Task
 from .schedule import factor
+from .shards import Shards, clip, joined, put
 from .teacher import Teacher
 from .watch import LOG, PLOT, Log, plot
 from .world import World
@@ -51,6 +52,7 @@ class Run:
         recipe: what is done. output: the folder that the embedder is written to; its folder `run` keeps log and checkpoints.
         device: "cpu", "cuda", ...; None takes CUDA where there is one.
         resume: go on from the last checkpoint, or begin where there is none; stages that have not begun may be others by then.
+        shard: each of several processes holds a part of the backbone's weights, gradients and moments (FSDP2, see `Shards`).
         shown: whether there is a progress bar.
 
     Raises:
@@ -64,20 +66,24 @@ class Run:
         *,
         device: str | torch.device | None = None,
         resume: bool = False,
+        shard: bool = False,
         shown: bool = False,
     ):
-        self.recipe, self.output, self.shown = recipe, output, shown
+        self.recipe, self.output, self.shard, self.shown = recipe, output, shard, shown
         self.folder = output / RUN
         self.device = _device(device)
         self.world = World.joined(self.device)
         recipe.check_digests()
         self.data = {name: source.open(name, recipe.folder) for name, source in recipe.data.items()}
         self.embedder, self.head = build(recipe, self.device)
+        if shard and self.head is not None:
+            raise SpecError("a loss of a language head reads embeddings outside of the backbone: leave shard out")
         for examples in self.data.values():
             examples.source.prompts(self.embedder.spec)
         self.teachers: dict[str, Teacher] = {}
         self._changed: dict[str, Tensor] = {}  # weights and buffers that are no longer those it began with
         self._lora: dict[str, Any] | None = None
+        self.shards: Shards | None = None
         self._asked_to_stop = threading.Event()
         found = checkpoints.found(self.folder)
         if found and not resume:
@@ -92,6 +98,10 @@ class Run:
     @property
     def model(self) -> nn.Module:
         return self.embedder.model
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Inside, this process may run the model by itself."""
+        return nullcontext() if self.shards is None else self.shards.whole()
 
     def teacher(self, name: str) -> Teacher:
         """The teacher of that name, loaded once."""
@@ -151,10 +161,12 @@ class Run:
                     before += stage.steps
         finally:
             log.close()
+        changed = {name: joined(own) for name, own in self._changed.items() if not name.startswith(parts.HEAD)}
+        if self.shards is not None:
+            self.shards.join()
         if self.world.leads:
             if self.recipe.watch.plot:
                 plot(log.records, self.folder / PLOT)
-            changed = {name: own for name, own in self._changed.items() if not name.startswith(parts.HEAD)}
             export(self.recipe, self.embedder, self.data, self.output, log.records, changed)
         self.world.wait()
         return loading.load(self.output, device=self.device)
@@ -192,7 +204,7 @@ class Learning:
     def __init__(self, run: Run, number: int, before: int):
         self.run_, self.number, self.before = run, number, before
         self.stage: Stage = run.recipe.stage[number]
-        self.embedder = run.embedder.respecified(**self.stage.spec)
+        self.embedder = run.embedder.respecified(**self.stage.spec, **_resized(run.embedder, self.stage))
         self.seed = [run.recipe.seed, number]
         self.step = self._ahead = 0  # steps that are done, and drawn
         self.state: dict[str, Any] = {}
@@ -222,6 +234,10 @@ class Learning:
         model = run.model
         if stage.lora is not None:
             if run._lora is None:
+                if run.shards is not None:
+                    raise SpecError(
+                        f"stage {stage.name!r} puts LoRA into weights that lie in parts: in the first stage, or leave shard out"
+                    )
                 torch.manual_seed(parts.seeded(*self.seed, 1))
                 parts.put_lora(model, stage.lora)
                 model.to(run.device)
@@ -235,13 +251,22 @@ class Learning:
         self.classes = {t: self._classes(task) for t, task in enumerate(stage.task) if self._proxies(t)}
         for t in self.classes:
             for proxies in self._proxies(t):
-                proxies.begin(self._start(proxies, self.classes[t], t))
+                with run.whole():
+                    proxies.begin(self._start(proxies, self.classes[t], t))
         self.speaking = frozenset(k for k in range(len(stage.task)) if self._speaks(k))
         if self.speaking:
             assert run.head is not None, "build loads it for such losses"
             self.weights |= parts.choose_head(run.head, model, stage)
         comparing = [own for k, own in self._of_tasks() if k not in self.speaking]
         self.outputs = _outputs([loss for own in comparing for loss in own], stage)
+        self.idle = idle(self.embedder, self.outputs, stage) if run.shard else None
+        if run.shard and run.shards is None:
+            run.shards = Shards(self.model, run.world)
+            with (
+                torch.no_grad()
+            ):  # a text goes through the backbone as a whole first: FSDP2 sees then what is inside of what
+                self.embedded(self.idle)
+            self.weights = parts.choose(model, stage)
         self.learnt = {f"loss.{name}": weight for name, weight in self.losses.named_parameters()}
         self.every = {**self.weights, **self.learnt}
         self.groups = parts.groups(self.weights, stage, [*self.learnt.values()])
@@ -376,7 +401,7 @@ class Learning:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
         run.world.add_gradients(self.weights.values(), self.learnt.values())
-        norm = torch.nn.utils.clip_grad_norm_(self.every.values(), stage.clip or float("inf"))
+        norm = clip(self.every.values(), stage.clip or float("inf"))
         if not (np.isfinite(loss) and bool(norm.isfinite())):
             raise TrainingError(self._not_finite(step, loss, float(norm), told["losses"]))
         self.optimizer.step()
@@ -402,14 +427,17 @@ class Learning:
 
     def _compared(self, step: Step, told: dict[str, Any]) -> float:
         """Of what is compared."""
-        if not step.rows:  # no example of this process: what others embedded is measured all the same
+        rows = step.rows
+        if self.idle is not None:
+            rows = [*[self.idle] * (max(self.run_.world.told(len(rows))) - len(rows)), *rows]
+        if not rows:  # no example of this process: what others embedded is measured all the same
             measured = self._measured(step, nothing(self.model, self.outputs), told)
             if measured.requires_grad:
                 measured.backward()
             return float(measured.detach())
         loss = accumulate(
             self.embedded,
-            step.rows,
+            rows,
             lambda every: self._measured(step, every, told),
             statistics=self.buffers.values(),
         )
@@ -502,16 +530,16 @@ class Learning:
         run = self.run_
         if not run.recipe.held_out:
             return
-        if run.world.leads:
-            with self.averaged():
+        with self.averaged(), run.whole():
+            if run.world.leads:
                 run.model.eval()
                 scores = {
                     name: measure(self.embedder, run.data[held.data], held)
                     for name, held in run.recipe.held_out.items()
                 }
-            parts.set_modes(run.model, self.stage, self.weights)
-            log.scores(self.before + self.step, self.stage.name, scores)
-        run.world.wait()
+                log.scores(self.before + self.step, self.stage.name, scores)
+            run.world.wait()
+        parts.set_modes(run.model, self.stage, self.weights)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -535,7 +563,7 @@ class Learning:
     def save(self) -> None:
         """Write a checkpoint, by the process that leads."""
         run = self.run_
-        if run.world.leads:
+        if run.world.leads or run.shards is not None:
             tensors = {f"weight.{name}": tensor for name, tensor in run._changed.items()}
             tensors |= {f"loss.{name}": weight for name, weight in self.losses.named_parameters()}
             tensors |= {f"average.{name}": mean for name, mean in self.average.items()}
@@ -546,6 +574,8 @@ class Learning:
                     if key in own:
                         tensors[f"{key}.{name}"] = own[key]
                         counts[name] = float(own["step"])
+            tensors = {name: joined(tensor) for name, tensor in tensors.items()}
+        if run.world.leads:
             state = {
                 "stage": self.number,
                 "step": self.before + self.step,
@@ -577,24 +607,40 @@ class Learning:
         lacking = due - tensors.keys()
         if lacking:
             raise LoadError(f"{run.folder}: the checkpoint lacks {', '.join(sorted(lacking)[:3])}")
-        with torch.no_grad():
-            for name, own in run._changed.items():
-                own.copy_(tensors[f"weight.{name}"])
-            for name, weight in self.learnt.items():
-                weight.copy_(tensors[name])
-            for name, mean in self.average.items():
-                mean.copy_(tensors[f"average.{name}"])
+        for name, own in run._changed.items():
+            put(own, tensors[f"weight.{name}"])
+        for name, weight in self.learnt.items():
+            put(weight, tensors[name])
+        for name, mean in self.average.items():
+            put(mean, tensors[f"average.{name}"])
         for name, count in state["adam"].items():
             weight = self.every[name]
             # Laid out as the weight is: the fused step walks over both as they lie.
             moments = {
-                key: torch.empty_like(weight).copy_(tensors[f"{key}.{name}"]) for key in ("exp_avg", "exp_avg_sq")
+                key: put(torch.empty_like(weight.detach()), tensors[f"{key}.{name}"])
+                for key in ("exp_avg", "exp_avg_sq")
             }
             self.optimizer.state[weight] = {"step": torch.tensor(count, device=weight.device), **moments}
         for mixture, own_state in zip(self.mixtures, state["mixtures"], strict=True):
             mixture.restore(own_state)
         self.step = self._ahead = state["in_stage"]
         self.state = {"mixtures": state["mixtures"]}
+
+
+def _resized(embedder: Embedder, stage: Stage) -> dict[str, Any]:
+    """The entry of the spec that a stage's `image_size` asks for.
+
+    Raises:
+        SpecError: a model without a tower.
+    """
+    if stage.image_size is None:
+        return {}
+    vision = embedder.spec.vision
+    if vision is None:
+        raise SpecError(
+            f"stage {stage.name!r} asks for image_size={stage.image_size}, and the model has no vision tower"
+        )
+    return {"vision": {**vision, "preprocess": {**vision["preprocess"], "size": stage.image_size}}}
 
 
 def _called(stage: Stage, task: int, loss: int) -> str:
@@ -704,6 +750,7 @@ def train(
     *,
     device: str | torch.device | None = None,
     resume: bool = False,
+    shard: bool = False,
     show_progress_bar: bool = False,
 ) -> Embedder:
     """Train by a recipe, and write a folder that `mmembed.load` opens.
@@ -712,8 +759,9 @@ def train(
         recipe: `read_recipe(path)`, or one made in Python. output: the folder.
         device: "cpu", "cuda", ...; None takes CUDA where there is one. Started by torchrun, all processes train together.
         resume: go on from the last checkpoint in the folder, exactly as if nothing had happened.
+        shard: each of several processes holds a part of the backbone's weights, gradients and moments (FSDP2).
 
     Raises:
         As `Run` and `Run.train`.
     """
-    return Run(recipe, Path(output), device=device, resume=resume, shown=show_progress_bar).train()
+    return Run(recipe, Path(output), device=device, resume=resume, shard=shard, shown=show_progress_bar).train()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ..errors import MissingExtra, SpecError
 from ..model import EmbeddingModel
@@ -148,13 +149,14 @@ def choose_head(head: nn.Module, model: nn.Module, stage: Stage) -> dict[str, nn
 def groups(weights: Mapping[str, nn.Parameter], stage: Stage, losses: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
     """Weights as AdamW takes them, those of one rate and one decay together; parameters of losses at the stage's own rate.
 
-    A layer's rate is `layer_decay` times that of the one above it; embeddings are below the first.
+    A layer's rate is `layer_decay` times that of the one above it; embeddings are below the first. Weights that lie in parts
+    are in groups of their own: a fused step takes no mixture.
     """
     depth: dict[str, int] = {}
     for name in weights:
         tower, layer = _layer(name)
         depth[tower] = max(depth.get(tower, 0), layer)
-    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    found: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     embeddings = frozenset(name for name in weights if name.endswith(EMBEDDED))
     for name, weight in weights.items():
         part = part_of(name, embeddings)
@@ -163,10 +165,10 @@ def groups(weights: Mapping[str, nn.Parameter], stage: Stage, losses: Sequence[n
         if layer >= 0 or part == "embeddings":
             rate *= stage.layer_decay ** (depth[tower] - layer)
         decay = stage.weight_decay if weight.ndim > 1 else 0.0
-        found.setdefault((rate, decay), []).append(weight)
+        found.setdefault((rate, decay, isinstance(weight, DTensor)), []).append(weight)
     if losses:
-        found.setdefault((stage.lr, 0.0), []).extend(losses)
-    return [{"params": own, "lr": rate, "peak": rate, "weight_decay": decay} for (rate, decay), own in found.items()]
+        found.setdefault((stage.lr, 0.0, False), []).extend(losses)
+    return [{"params": own, "lr": rate, "peak": rate, "weight_decay": decay} for (rate, decay, _), own in found.items()]
 
 
 EMBEDDED = ("embed_tokens.weight", "word_embeddings.weight", "tok_embeddings.weight", "wte.weight")

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -67,9 +68,13 @@ class World:
         return found
 
     def add_gradients(self, weights: Iterable[Tensor], shared: Iterable[Tensor] = ()) -> None:
-        """Every weight's gradient becomes the sum over the processes; the mean for `shared`, whose gradient each has whole."""
+        """Every weight's gradient becomes the sum over the processes; the mean for `shared`, whose gradient each has whole.
+
+        Those of weights that lie in parts are sums already.
+        """
         if self.size == 1:
             return
+        weights = [weight for weight in weights if not isinstance(weight, DTensor)]
         for some, factor in ((weights, 1.0), (shared, 1.0 / self.size)):
             of_kind: dict[torch.dtype, list[Tensor]] = {}
             for weight in some:

@@ -68,9 +68,9 @@ def lay(folder: Path, recipe: str = RECIPE) -> Path:
     return path
 
 
-def trained(path: Path, output: Path, *changes: str, resume: bool = False) -> Run:
+def trained(path: Path, output: Path, *changes: str, resume: bool = False, shard: bool = False) -> Run:
     """A run of a recipe, done."""
-    run = Run(read_recipe(path, changes), output, device="cpu", resume=resume)
+    run = Run(read_recipe(path, changes), output, device="cpu", resume=resume, shard=shard)
     run.embedder = run.train()
     return run
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from mmembed.batch import pack, plan
 from mmembed.errors import SpecError
@@ -123,52 +121,3 @@ def test_a_recipe_may_cut_the_model_behind_its_layers(tmp_path):
     path = lay(tmp_path, RECIPE.replace('{ kind = "infonce", temperature = 0.05 }', kind))
     run = trained(path, tmp_path / "out", "stage.0.steps=2", "stage.0.batch_tokens=64")
     assert run.embedder.encode(["a"]).shape == (1, 32)
-
-
-def curve_of(world, shard, share):
-    """Losses and gradient norms of five steps, this process embedding its share in one row; the weights of the backbone in parts
-    (FSDP2), or whole."""
-    torch.manual_seed(0)
-    embedder = tiny_embedder(vision=None, projector=None)
-    model = embedder.model
-    if shard:
-        mesh = init_device_mesh("cpu", (world.size,))
-        for part in (*model.backbone.layers, model.backbone):
-            fully_shard(part, mesh=mesh)
-            part.set_gradient_divide_factor(1.0)  # gradients of processes are summed here, as everywhere
-            part.set_force_sum_reduction_for_comms(True)  # gloo knows no sum with a factor
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-3)  # rounding is no step of the full rate
-    loss = build_loss({"kind": "infonce", "temperature": 0.1})
-    own = range(*world.share(QUERIES))
-    documents = ["cat", "two of them", "house", "one letter", "b", "many"]
-    samples = embedder.samples([QUERIES[k] for k in own] + [documents[k] for k in own])
-    row = pack(samples, range(len(samples)), model.spec.mask, share=share)
-
-    def measure(every):
-        return loss(Compared.of(*(world.gathered(side) for side in every.vectors.split(len(own)))))
-
-    found = []
-    for _ in range(5):
-        optimizer.zero_grad()
-        told = accumulate(lambda batch: Embedded(vectors=model(batch)), [row], measure)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        found.append((float(told), float(norm.full_tensor() if shard else norm)))
-        optimizer.step()
-    return found
-
-
-def in_parts(folder):
-    world = World.joined(torch.device("cpu"))
-    ways = {share: curve_of(world, True, share) for share in (True, False)}
-    torch.save(ways, folder / f"{world.rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_two_processes_that_hold_the_weights_in_parts_learn_what_one_learns(tmp_path):
-    """FSDP2 of torch over packed rows and prefix trees."""
-    together(2, in_parts, tmp_path)
-    both = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    for share in (True, False):
-        due = torch.tensor(curve_of(World(), False, share))
-        for told in both:
-            torch.testing.assert_close(torch.tensor(told[share]), due, rtol=1e-4, atol=1e-5)
