@@ -41,7 +41,7 @@ from .towers.reading import Change
 from .towers.retriever import is_retriever, load_retriever
 from .towers.sight import Sight, SightKey, sights
 from .towers.starts import Starts, Taking
-from .towers.vision import VisionTower, build_vision
+from .towers.vision import Preprocess, VisionTower, build_vision
 from .weights import WEIGHTS_FILE, Model, fill, fill_by_name, fill_over
 
 if TYPE_CHECKING:
@@ -140,12 +140,14 @@ class EmbeddingModel(Model):
         Raises:
             SpecError: the change is one of weights, or of the mask of a padded backbone, which is set inside it.
         """
-        fixed = ["backbone", "tokenizer", "vision", "projector", "heads", "layout"]
+        fixed = ["backbone", "tokenizer", "projector", "heads", "layout"]
         fixed += ["positions"] if self.native is not None else []
         fixed += ["dimension"] if spec.routing == self.spec.routing else []
         for name in fixed:
             if getattr(spec, name) != getattr(self.spec, name):
                 raise SpecError(f"{name} is part of the weights: compose another embedder")
+        if _without_preprocess(spec.vision) != _without_preprocess(self.spec.vision):
+            raise SpecError("vision is part of the weights, all but its preprocess: compose another embedder")
         if self.layout == "padded" and spec.mask != self.spec.mask:
             raise SpecError(f"a padded backbone holds its mask, a packed one does not: compose with mask={spec.mask!r}")
         self._check_layers(spec)
@@ -157,6 +159,9 @@ class EmbeddingModel(Model):
         model = copy.copy(self)
         model._modules = dict(self._modules)
         model.spec = spec
+        if model.vision is not None and spec.vision != self.spec.vision:
+            assert spec.vision is not None
+            model.vision = model.vision.preprocessing(Preprocess.of(spec.vision["preprocess"]))
         model._number(spec)
         width = hidden = folders.width(self.backbone.config)
         tokens, sparse = self._other_heads(spec, width)
@@ -588,6 +593,10 @@ def reads_logits(sparse: SparseOutput) -> bool:
 def _head_of(spec: ModelSpec, name: str) -> object:
     output = getattr(spec, name)
     return None if output is None else output.head
+
+
+def _without_preprocess(vision: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if vision is None else {key: value for key, value in vision.items() if key != "preprocess"}
 
 
 def _without_weights(part: nn.Module, kind: str, settings: Mapping[str, Any]) -> None:

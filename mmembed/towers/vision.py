@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -131,6 +132,18 @@ class Seeing(nn.Module):
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(preprocess.std).view(1, 3, 1, 1) * 255, persistent=False)
 
+    def preprocessing(self, preprocess: Preprocess) -> Self:
+        """The same weights behind other pixels, of another size above all; normalised as before.
+
+        Raises:
+            SpecError: another mean or standard deviation.
+        """
+        if (preprocess.mean, preprocess.std) != (self.preprocess.mean, self.preprocess.std):
+            raise SpecError("mean and std are what the tower was trained with: they stay as they are")
+        other = copy.copy(self)
+        other.preprocess = preprocess
+        return other
+
     def prepare(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 -> pixels (3, H', W') uint8."""
         return self.preprocess(rgb)
@@ -162,7 +175,11 @@ class VisionTower(Seeing):
         raise NotImplementedError
 
     def forward(self, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N P C"]:
-        out = self.features(self.normalised(pixels))
+        try:
+            out = self.features(self.normalised(pixels))
+        except AssertionError as error:  # timm's word for pictures of a size that its positions are not for
+            height, width = pixels.shape[-2:]
+            raise SpecError(f"the tower does not take pictures of {height} x {width} pixels: {error}") from None
         rows, columns = self.grid(*pixels.shape[-2:])
         if out.shape[1] != rows * columns:
             raise SpecError(f"the tower gave {out.shape[1]} features where {rows} x {columns} were due")

@@ -168,6 +168,8 @@ class Stage:
         lora: adapters that this stage puts in, and later ones keep.
         spec: fields of the model's spec that are other ones while this stage lasts, none of them of its weights:
             `{ layers = [0], norm_layers = true }` trains what stands without the blocks of the backbone.
+        image_size: the side that pictures are resized to while this stage lasts, where the tower takes any (EfficientNetV2's
+            progressive learning, arXiv 2104.00298); None: that of the model.
         evaluate, save: steps between looks at held-out data, and between checkpoints; None: at the end of the stage.
     """
 
@@ -196,6 +198,7 @@ class Stage:
     average: float | None = None
     lora: Lora | None = None
     spec: Mapping[str, Any] = field(default_factory=dict)
+    image_size: int | None = None
     evaluate: int | None = None
     save: int | None = None
 

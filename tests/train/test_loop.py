@@ -330,3 +330,31 @@ def test_token_vectors_and_sparse_weights_are_trained_too(tmp_path, spec, losses
     found = [[r["loss"] for r in read_log(tmp_path / name / "run" / "log.jsonl")] for name in ("once", "two")]
     assert np.mean(found[0][-3:]) < 0.9 * np.mean(found[0][:3])
     np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
+
+
+def test_a_stage_may_look_at_smaller_pictures(tmp_path):
+    """What is kept looks at pictures as the model does."""
+    path = lay(tmp_path)
+    tower = {"library": "timm", "name": "resnet10t", "options": {"channels": [8, 8, 8, 16]}}
+    due = tiny_embedder(vision={**tower, "preprocess": {"resize": "square", "size": 32}})
+    due.save(tmp_path / "sees")
+    tiny_embedder(vision=None, projector=None).save(tmp_path / "words")
+    told = {}
+    for size in (None, 32, 16):
+        changes = () if size is None else (f"stage.0.image_size={size}",)
+        run = trained(path, tmp_path / str(size), "model.load='sees'", "stage.0.steps=2", *changes)
+        told[size] = curve(tmp_path / str(size))
+        assert run.embedder.spec.vision == due.spec.vision
+    assert told[None] == told[32]
+    assert told[None] != told[16]
+    small = Run(read_recipe(path, ["stage.0.image_size=16"]), tmp_path / "vit", device="cpu")
+    with pytest.raises(SpecError, match="does not take pictures of 16 x 16 pixels"):
+        small.train()
+    blind = Run(read_recipe(path, ["model.load='words'", "stage.0.image_size=16"]), tmp_path / "none", device="cpu")
+    with pytest.raises(SpecError, match="image_size=16, and the model has no vision tower"):
+        blind.train()
+    mean = {**due.spec.vision, "preprocess": {**due.spec.vision["preprocess"], "mean": [0.0, 0.0, 0.0]}}
+    with pytest.raises(SpecError, match="mean and std"):
+        due.respecified(vision=mean)
+    with pytest.raises(SpecError, match="all but its preprocess"):
+        due.respecified(vision={**due.spec.vision, "name": "resnet18"})
