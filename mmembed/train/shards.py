@@ -59,7 +59,7 @@ class Shards:
             unit.set_modules_to_backward_prefetch([next_one])
         for part in backbone.modules():
             if isinstance(part, LeanLinear):
-                part.packed = None  # a weight that comes and goes says nothing of its changes
+                part.packed = part.beside = None  # a weight that comes and goes says nothing of its changes
 
     @contextmanager
     def whole(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mmembed.testing import BACKBONES, VLMS, tiny_backbone, tiny_embedder, tiny_vlm
+from mmembed.towers import lean as lean_module
 from mmembed.towers.lean import ROWS, LeanLinear, LeanNorm, LeanNormAroundOne, RowsAtATime, lean
 
 IDS = torch.randint(0, 256, (3, 300), generator=torch.Generator().manual_seed(0))
@@ -187,3 +189,103 @@ def test_a_large_model_keeps_one_copy_of_its_weights(monkeypatch: pytest.MonkeyP
     with torch.no_grad():
         rows = torch.randn(10, 48)
         assert torch.allclose(layer(rows), nn.functional.linear(rows, layer.weight, layer.bias), atol=1e-6)
+
+
+class Attention(nn.Module):
+    """Three layers that read one input, asked in an order."""
+
+    def __init__(self, bias: bool = True, order: str = "qkv"):
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(24, out, bias=bias) for out in (16, 8, 8))
+        self.order = order
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = {name: getattr(self, f"{name}_proj")(x) for name in self.order}
+        return torch.cat([made[name] for name in "qkv"], dim=-1)
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many numbers each product that was made gave a row."""
+    found: list[int] = []
+    made = lean_module._product
+
+    def counted(*args):
+        out = made(*args)
+        found.append(out.shape[-1])
+        return out
+
+    monkeypatch.setattr(lean_module, "_product", counted)
+    return found
+
+
+@pytest.mark.parametrize("rows", [1, 10, 200])
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_beside_each_other_are_one_product(rows: int, bias: bool, products: list[int]):
+    own = Attention(bias)
+    leaner = lean(copy.deepcopy(own))
+    with torch.no_grad():
+        for _ in range(2):
+            x = torch.randn(1, rows, 24)
+            assert torch.allclose(leaner(x), own(x), atol=1e-6)
+        assert products == [32, 32]
+        leaner.k_proj.weight.mul_(3)
+        own.k_proj.weight.mul_(3)
+        assert torch.allclose(leaner(x), own(x), atol=1e-6)
+    assert torch.equal(leaner(x), lean(copy.deepcopy(own))(x)), "with gradients each is asked by itself"
+    assert products == [32, 32, 32]
+
+
+@pytest.mark.parametrize("order", ["kqv", "vkq", "qqkv", "qvk"])
+def test_layers_asked_in_another_way_give_the_same(order: str, products: list[int]):
+    own = Attention(order=order)
+    leaner = lean(copy.deepcopy(own))
+    with torch.no_grad():
+        for _ in range(3):
+            x = torch.randn(5, 24)
+            assert torch.allclose(leaner(x), own(x), atol=1e-6)
+    assert max(products[-3:]) == (16 if order in ("kqv", "vkq") else 32)
+
+
+def test_a_layer_asked_with_another_input_computes_by_itself(products: list[int]):
+    own = Attention()
+    leaner = lean(copy.deepcopy(own))
+    leaner.q_proj.register_forward_pre_hook(lambda _, args: (args[0][-1:],))  # as where one query of a row is asked
+    x = torch.randn(5, 24)
+    with torch.no_grad():
+        for _ in range(2):
+            q, k = leaner.q_proj(x), leaner.k_proj(x)
+            assert torch.allclose(q, own.q_proj(x[-1:]), atol=1e-6)
+            assert torch.allclose(k, own.k_proj(x), atol=1e-6)
+    assert products == [32, 8, 16, 8]
+
+
+def test_layers_beside_each_other_serve_many_threads():
+    own = Attention()
+    leaner = lean(copy.deepcopy(own))
+    inputs = [torch.randn(1 + k, 24) for k in range(40)]
+    with torch.no_grad():
+        due = [own(x) for x in inputs]
+
+    def ask(x):
+        with torch.no_grad():
+            return [leaner(x) for _ in range(20)]
+
+    with ThreadPoolExecutor(4) as crew:
+        for told, expected in zip(crew.map(ask, inputs), due, strict=True):
+            assert all(torch.allclose(each, expected, atol=1e-6) for each in told)
+    assert leaner.q_proj.beside is not None
+
+
+def test_copies_of_layers_beside_each_other_read_their_own_weights():
+    own = Attention()
+    leaner = lean(copy.deepcopy(own))
+    x = torch.randn(5, 24)
+    with torch.no_grad():
+        leaner(x)
+        for twin in (copy.deepcopy(leaner), pickle.loads(pickle.dumps(leaner))):
+            twin.v_proj.weight.zero_()
+            twin.v_proj.bias.zero_()
+            assert twin(x)[:, 24:].abs().max() == 0
+            assert torch.allclose(twin(x)[:, :24], own(x)[:, :24], atol=1e-6)
+        assert torch.allclose(leaner(x), own(x), atol=1e-6)
