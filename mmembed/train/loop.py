@@ -149,7 +149,7 @@ class Run:
                 for number, stage in enumerate(self.recipe.stage):
                     learning = Learning(self, number, before)
                     if state is not None and number <= state["stage"]:
-                        learning.choose()
+                        learning.choose(begun=True)
                         if number == state["stage"]:
                             assert self._last is not None
                             learning.restore(*self._last)
@@ -228,8 +228,12 @@ class Learning:
         assert isinstance(self.embedder.model, EmbeddingModel)
         return self.embedder.model
 
-    def choose(self) -> None:
-        """Put the model into the shape of this stage: LoRA in, what is not trained frozen; and make the optimizer."""
+    def choose(self, begun: bool = False) -> None:
+        """Put the model into the shape of this stage: LoRA in, what is not trained frozen; and make the optimizer.
+
+        Args:
+            begun: proxies are not asked for; a checkpoint has them, or the stage is over.
+        """
         run, stage = self.run_, self.stage
         model = run.model
         if stage.lora is not None:
@@ -251,6 +255,9 @@ class Learning:
         self.classes = {t: self._classes(task) for t, task in enumerate(stage.task) if self._proxies(t)}
         for t in self.classes:
             for proxies in self._proxies(t):
+                if begun:
+                    proxies.begin(torch.zeros(len(self.classes[t]), self.embedder.dimension))
+                    continue
                 with run.whole():
                     proxies.begin(self._start(proxies, self.classes[t], t))
         self.speaking = frozenset(k for k in range(len(stage.task)) if self._speaks(k))
