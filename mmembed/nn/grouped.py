@@ -68,9 +68,9 @@ def grouped(
         and (torch.finfo(query.dtype).bits < 32 or torch.is_autocast_enabled("cpu"))
     ):
         # Backward of short items, the flash kernel takes 2 to 9 times as long in bf16 as in fp32.
-        wide = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (query, key, value))
+        q, k, v = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (query, key, value))
         with torch.autocast("cpu", enabled=False):
-            out = grouped(*wide, spans, scaling=scaling, window=window, softcap=softcap, dropout=dropout)
+            out = grouped(q, k, v, spans, scaling=scaling, window=window, softcap=softcap, dropout=dropout)
         return out.to(query.dtype)
     groups = query.shape[1] // key.shape[1]
     if groups > 1 and (learning or query.device.type != "cpu"):

@@ -136,19 +136,17 @@ class Beside:
     def product(self, layer: LeanLinear, states: Float[Tensor, "*R D"]) -> Float[Tensor, "*R E"]:
         """What one of the layers gives."""
         if self.layers and layer is self.layers[0]:
-            bias = [each.bias for each in self.layers]
-            whole = _product(
-                states,
-                self.packed.of(*(each.weight for each in self.layers)),
-                None if bias[0] is None else torch.cat(bias),
-            )
-            parts = whole.split([each.out_features for each in self.layers], dim=-1)
-            self._now.held = states, dict(zip(map(id, self.layers), parts, strict=True))
-            return parts[0]
-        given, parts = getattr(self._now, "held", (None, {}))
-        if given is states and id(layer) in parts:
-            own: Tensor = parts.pop(id(layer))
-            if len(parts) == 1:  # the first one's, which has been given
+            biases: list[Tensor] = [each.bias for each in self.layers if each.bias is not None]
+            weight = self.packed.of(*(each.weight for each in self.layers))
+            whole = _product(states, weight, torch.cat(biases) if biases else None)
+            first, *others = whole.split([each.out_features for each in self.layers], dim=-1)
+            self._now.held = states, dict(zip(map(id, self.layers[1:]), others, strict=True))
+            return first
+        held: tuple[Tensor | None, dict[int, Tensor]] = getattr(self._now, "held", (None, {}))
+        given, waiting = held
+        if given is states and id(layer) in waiting:
+            own: Tensor = waiting.pop(id(layer))
+            if not waiting:
                 del self._now.held
             return own
         self.packed = Packed()
@@ -180,7 +178,7 @@ def product(
 
 def _quick(states: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN is to multiply these."""
-    return ONEDNN and weight.dtype == torch.float32 and serves(states) and torch.backends.mkldnn.enabled
+    return bool(ONEDNN and weight.dtype == torch.float32 and serves(states) and torch.backends.mkldnn.enabled)
 
 
 def _product(states: Float[Tensor, "*R D"], weight: Tensor, bias: Float[Tensor, " E"] | None) -> Float[Tensor, "*R E"]:

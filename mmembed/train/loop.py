@@ -267,11 +267,9 @@ class Learning:
         comparing = [own for k, own in self._of_tasks() if k not in self.speaking]
         self.outputs = _outputs([loss for own in comparing for loss in own], stage)
         self.idle = idle(self.embedder, self.outputs, stage) if run.shard else None
-        if run.shard and run.shards is None:
+        if self.idle is not None and run.shards is None:
             run.shards = Shards(self.model, run.world)
-            with (
-                torch.no_grad()
-            ):  # a text goes through the backbone as a whole first: FSDP2 sees then what is inside of what
+            with torch.no_grad():  # a text goes through the backbone as a whole: FSDP2 sees what is inside of what
                 self.embedded(self.idle)
             self.weights = parts.choose(model, stage)
         self.learnt = {f"loss.{name}": weight for name, weight in self.losses.named_parameters()}

@@ -84,7 +84,7 @@ class Shards:
 
 def joined(tensor: Tensor) -> Tensor:
     """A tensor whole, if it lies in parts; all processes must ask for it."""
-    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
 
 
 def put(own: Tensor, whole: Tensor) -> Tensor:

@@ -56,8 +56,7 @@ def test_pico_finds_the_same_in_many_languages(tmp_path):
     asked = {"en": "cat", "de": "Katze", "zh": "猫", "ar": "قطة", "sw": "paka", "no words": "qqqq zzzz"}
     told = index.compare_languages(asked, k=5, reference="zh")
     assert told.weak == ["no words"]
-    cats = {"cat.png", "black-cat.png"}
-    assert all({h.label for h in hits[:2]} == cats for language, hits in told.hits.items() if language != "no words")
+    assert all(hits[0].label == "cat.png" for language, hits in told.hits.items() if language != "no words")
     assert told.reference == "zh"
 
 

@@ -121,7 +121,7 @@ def test_the_recipe_of_pico_is_one():
     assert words.spec == {"layers": (0,), "norm_layers": True}
     assert looks.task[0].augment[0]["kind"] == "affine"
     assert recipe.model.identity
-    assert recipe.data["drawings"].columns.positive.text == "text"
+    assert recipe.data["drawings"].columns.positive.image == "image"
 
 
 def test_a_pooling_may_be_said_by_its_kind_alone_as_compose_has_it(tmp_path):
