@@ -34,7 +34,7 @@ from .mixture import Mixture
 from .predicted import Spoken
 from .recipe import Recipe, Stage, Task
 from .schedule import factor
-from .shards import Shards, clip, joined, put
+from .shards import Shards, clip, put, unsharded
 from .teacher import Teacher
 from .watch import LOG, PLOT, Log, plot
 from .world import World
@@ -161,7 +161,7 @@ class Run:
                     before += stage.steps
         finally:
             log.close()
-        changed = {name: joined(own) for name, own in self._changed.items() if not name.startswith(parts.HEAD)}
+        changed = {name: unsharded(own) for name, own in self._changed.items() if not name.startswith(parts.HEAD)}
         if self.shards is not None:
             self.shards.join()
         if self.world.leads:
@@ -579,7 +579,7 @@ class Learning:
                     if key in own:
                         tensors[f"{key}.{name}"] = own[key]
                         counts[name] = float(own["step"])
-            tensors = {name: joined(tensor) for name, tensor in tensors.items()}
+            tensors = {name: unsharded(tensor) for name, tensor in tensors.items()}
         if run.world.leads:
             state = {
                 "stage": self.number,

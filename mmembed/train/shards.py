@@ -79,10 +79,10 @@ class Shards:
         for module in self.model.modules():
             for name, weight in list(module.named_parameters(recurse=False)):
                 if isinstance(weight, DTensor):
-                    setattr(module, name, nn.Parameter(joined(weight), requires_grad=weight.requires_grad))
+                    setattr(module, name, nn.Parameter(unsharded(weight), requires_grad=weight.requires_grad))
 
 
-def joined(tensor: Tensor) -> Tensor:
+def unsharded(tensor: Tensor) -> Tensor:
     """A tensor whole, if it lies in parts; all processes must ask for it."""
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
 
@@ -100,7 +100,7 @@ def clip(weights: Iterable[nn.Parameter], most: float) -> Tensor:
     kinds: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
     for weight in weights:
         kinds[isinstance(weight, DTensor)].append(weight)
-    norms = [joined(torch.nn.utils.get_total_norm(_gradients(some))) for some in kinds if some]
+    norms = [unsharded(torch.nn.utils.get_total_norm(_gradients(some))) for some in kinds if some]
     total = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
     for some in kinds:
         torch.nn.utils.clip_grads_with_norm_(some, most, total)
