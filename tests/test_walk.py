@@ -311,10 +311,7 @@ for count in [4000, *map(int, sys.argv[1:])]:
 @pytest.mark.slow
 def test_time_of_an_item_and_memory_do_not_grow_with_the_number_of_items():
     pytest.importorskip("resource")
-    few = [
-        *["1000"] * 10,
-        *["10000"] * 2,
-    ]  # before and after, so that a machine that grows slower by itself does so for all
+    few = ["1000"] * 10 + ["10000"] * 2  # before and after: a machine that grows slower by itself does so for all
     done = subprocess.run(
         [sys.executable, "-c", GROWTH, *few, "100000", *few], capture_output=True, text=True, check=True
     )

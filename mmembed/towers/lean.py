@@ -115,7 +115,7 @@ class LeanLinear(nn.Linear):
             return super().forward(input)
         if not _quick(input, self.weight):
             return nn.functional.linear(input, self.weight, self.bias)
-        if self.beside is not None:
+        if self.beside is not None and not self.weight.is_inference():  # such weights are not packed
             return self.beside.product(self, input)
         weight = self.weight if self.packed is None else self.packed.of(self.weight)
         return _product(input, weight, self.bias)

@@ -57,6 +57,8 @@ def test_pico_finds_the_same_in_many_languages(tmp_path):
     told = index.compare_languages(asked, k=5, reference="zh")
     assert told.weak == ["no words"]
     assert all(hits[0].label == "cat.png" for language, hits in told.hits.items() if language != "no words")
+    cats = {"cat.png", "black-cat.png"}
+    assert all({hit.label for hit in told.hits[language][:2]} == cats for language in ("en", "de", "zh", "ar"))
     assert told.reference == "zh"
 
 

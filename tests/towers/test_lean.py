@@ -289,3 +289,12 @@ def test_copies_of_layers_beside_each_other_read_their_own_weights():
             assert twin(x)[:, 24:].abs().max() == 0
             assert torch.allclose(twin(x)[:, :24], own(x)[:, :24], atol=1e-6)
         assert torch.allclose(leaner(x), own(x), atol=1e-6)
+
+
+def test_weights_made_in_inference_mode_are_not_put_together_at_every_call(products: list[int]):
+    with torch.inference_mode():
+        leaner = lean(Attention())
+        x = torch.randn(5, 24)
+        due = torch.cat([nn.functional.linear(x, each.weight, each.bias) for each in leaner.children()], dim=-1)
+        assert torch.allclose(leaner(x), due, atol=1e-6)
+    assert products == [16, 8, 8]
