@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import pytest
@@ -189,6 +189,7 @@ def moved(module: nn.Module) -> nn.Module:
 def kernel(plain: Any) -> Any:
     """A kernel for tensors on the device, written for tensors on the host."""
 
+    @wraps(plain)
     def on_device(*args: Any, **options: Any) -> Any:
         tensors = [x for x in tree_leaves((args, options)) if isinstance(x, Tensor)]
         assert all(isinstance(x, OnPaper) for x in tensors), "a kernel was given a tensor of the host"

@@ -3,6 +3,8 @@ vectors are those of the CPU."""
 
 from __future__ import annotations
 
+from functools import wraps
+
 import numpy as np
 import pytest
 import torch
@@ -48,7 +50,7 @@ def kernels(monkeypatch, device):
     ran = []
 
     def told(name, runs):
-        return lambda *args, **options: (ran.append(name), runs(*args, **options))[1]
+        return wraps(runs)(lambda *args, **options: (ran.append(name), runs(*args, **options))[1])
 
     monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # its views of weights are none that torch lets us wrap
     monkeypatch.setattr(varlen, "_has_kernels", lambda device: True)

@@ -4,7 +4,7 @@ log-sum-exp."""
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from inspect import signature
@@ -193,8 +193,7 @@ def _by_token(lse: Tensor, out: Float[Tensor, "n H E"]) -> Float[Tensor, "n H"]:
 
 
 def _kernel(q: Tensor, k: Tensor, v: Tensor, call: Call, scaling: float, reach: int, told: bool = False) -> Any:
-    """One call. `num_splits=1` makes a row's sums hang on nothing but its own keys (an item has one vector, to the bit), and
-    keeps to the flash kernels: cuDNN would plan every new shape of a batch again."""
+    """One call."""
     from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
     return varlen_attn(
@@ -208,9 +207,19 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, call: Call, scaling: float, reach: 
         return_aux=AuxRequest(lse=True) if told else None,
         scale=scaling,
         window_size=(reach, 0 if call.causal else reach),
-        enable_gqa=q.shape[1] != k.shape[1],
-        num_splits=1,
+        **_said(varlen_attn, q.shape[1] != k.shape[1]),
     )
+
+
+@cache
+def _said(kernel: Callable[..., Any], grouped: bool) -> dict[str, Any]:
+    """What newer versions of torch want to be told; those before them (2.11) do so untold.
+
+    `num_splits=1` makes a row's sums hang on nothing but its own keys (an item has one vector, to the bit), and keeps to the flash
+    kernels: cuDNN would plan every new shape of a batch again.
+    """
+    known = signature(kernel).parameters
+    return {name: value for name, value in (("enable_gqa", grouped), ("num_splits", 1)) if name in known}
 
 
 def _narrow(spans: Spans, window: int | None) -> bool:
@@ -225,5 +234,5 @@ def _has_kernels(device: torch.device) -> bool:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return False
-    known = {"num_splits", "return_aux", "enable_gqa"} <= set(signature(varlen_attn).parameters)
+    known = {"return_aux", "window_size"} <= set(signature(varlen_attn).parameters)
     return known and torch.cuda.get_device_capability(device) >= (8, 0)

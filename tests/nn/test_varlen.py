@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import wraps
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 from mmembed.nn.attention import reference
 from mmembed.nn.spans import Spans
-from mmembed.nn.varlen import Part, calls, merged, varlen
+from mmembed.nn.varlen import Part, _said, calls, merged, varlen
 
 from .test_attention import ASKED, HEADS, LENGTHS, TREES, WINDOWS, draw, spans_of, tree_of
 
@@ -156,6 +157,21 @@ def test_merged_parts_are_one_softmax():
             assert (told[row] - due).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("mask", ["causal", "bidirectional"])
+def test_a_kernel_that_need_not_be_told_of_heads_and_splits(monkeypatch, mask):
+    """As torch 2.11 has it."""
+
+    def older(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)):
+        how = {"return_aux": return_aux, "scale": scale, "window_size": window_size}
+        return plain(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, **how, enable_gqa=True, num_splits=1)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", older)
+    spans = tree("levels") if mask == "causal" else spans_of((3, 7), mask)
+    q, k, v = draw((spans.tokens,), (4, 2))
+    how = {"scaling": 0.4, "window": None, "softcap": None}
+    assert (varlen(q, k, v, spans, **how) - reference(q, k, v, spans, **how)).abs().max() <= 1e-5
+
+
 def test_what_is_asked_of_the_kernel_is_told_once_a_batch():
     spans = tree("levels")
     assert calls(spans) is calls(spans)
@@ -195,6 +211,7 @@ def test_the_room_refuses_what_its_kernels_do_not_know():
 
 @pytest.mark.parametrize("by_token", [False, True])
 def test_a_log_sum_exp_is_read_by_head_or_by_token(monkeypatch, by_token):
+    @wraps(plain)
     def other(*args, **options):
         told = plain(*args, **options)
         return (told[0], told[1].T[..., None]) if isinstance(told, tuple) and by_token else told
@@ -208,7 +225,8 @@ def test_a_log_sum_exp_is_read_by_head_or_by_token(monkeypatch, by_token):
 
 def test_a_log_sum_exp_of_another_shape_is_an_error(monkeypatch):
     monkeypatch.setattr(
-        "torch.nn.attention.varlen.varlen_attn", lambda *args, **options: (plain(*args, **options)[0], torch.zeros(3))
+        "torch.nn.attention.varlen.varlen_attn",
+        wraps(plain)(lambda *args, **options: (plain(*args, **options)[0], torch.zeros(3))),
     )
     spans = tree("levels")
     with pytest.raises(RuntimeError, match="log-sum-exp"):
@@ -229,12 +247,10 @@ def test_the_kernel_means_what_the_plain_one_does(dtype):
         how = {
             "scale": 0.05,
             "window_size": window,
-            "enable_gqa": True,
-            "num_splits": 1,
             "return_aux": AuxRequest(True),
         }
-        due, due_sum = plain(*flat, *firsts, 140, 200, **how)
-        told, told_sum = varlen_attn(*(x.cuda() for x in (*flat, *firsts)), 140, 200, **how)
+        due, due_sum = plain(*flat, *firsts, 140, 200, **how, enable_gqa=True, num_splits=1)
+        told, told_sum = varlen_attn(*(x.cuda() for x in (*flat, *firsts)), 140, 200, **how, **_said(varlen_attn, True))
         assert (told.cpu().float() - due.float()).abs().max() <= (0.06 if dtype is torch.bfloat16 else 0.01)
         assert (told_sum.cpu() - due_sum).abs().max() <= 1e-3
 
