@@ -215,8 +215,8 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, call: Call, scaling: float, reach: 
 def _said(kernel: Callable[..., Any], grouped: bool) -> dict[str, Any]:
     """What newer versions of torch want to be told; those before them (2.11) do so untold.
 
-    `num_splits=1` makes a row's sums hang on nothing but its own keys (an item has one vector, to the bit), and keeps to the flash
-    kernels: cuDNN would plan every new shape of a batch again.
+    `num_splits=1` makes a row's sums hang on nothing but its own keys (an item has one vector, to the bit), and keeps to
+    the flash kernels: cuDNN would plan every new shape of a batch again.
     """
     known = signature(kernel).parameters
     return {name: value for name, value in (("enable_gqa", grouped), ("num_splits", 1)) if name in known}

@@ -264,7 +264,7 @@ class Examples:
             query = self._many(values, columns.query)
             if len(query) != 1:
                 raise InputError(f"the query holds {len(query)} items, and one is wanted")
-            positives = self._positives(values)
+            positives = query if columns.positive is None else self._positives(values)
             negatives = tuple(item for column in columns.negatives for item in self._many(values, column))
             negatives += tuple(self._positives(self._rows[other])[0] for other in self.mined.get(row, ()))
             scores = () if columns.score is None else _numbers(values, columns.score)
@@ -277,7 +277,7 @@ class Examples:
         except InputError as error:
             raise InputError(f"data {self.name!r}, row {row}: {error.reason}") from None
         language = None if columns.language is None else str(values.get(columns.language))
-        keys = {digest(item) for item in (*query, *positives)}
+        keys = {digest(item) for item in (query if positives is query else (*query, *positives))}
         group = None if columns.group is None else str(values.get(columns.group))
         if group is not None:
             keys.add(f"group {group}".encode())
@@ -294,6 +294,8 @@ class Examples:
 
     def _many(self, values: Mapping[str, Any], column: Column) -> tuple[Item, ...]:
         """The items of a column: one, or as many as the list there holds."""
+        if column.image is None and isinstance(text := values.get(str(column.text)), str):
+            return ((Text(text),),)
         texts = None if column.text is None else _listed(values, column.text, str, "a text")
         images = None if column.image is None else _listed(values, column.image, (str, bytes, os.PathLike), "a picture")
         pictured = None if images is None else [self._image(value) for value in images]
@@ -518,16 +520,16 @@ class _Parquet:
         self._groups = [group for group, count in zip(groups, counts, strict=True) if count]
         self.blocks = [count for count in counts if count]
         most = max((self._files[f].metadata.row_group(g).total_byte_size for f, g in self._groups), default=1)
-        self._ends = np.cumsum(self.blocks)
+        self._ends = [*accumulate(self.blocks)]
         self._group = lru_cache(maxsize=max(2, HELD // max(most, 1)))(self._read)
 
     def __len__(self) -> int:
         return sum(self.blocks)
 
     def __getitem__(self, row: int) -> Mapping[str, Any]:
-        which = int(np.searchsorted(self._ends, row, side="right"))
+        which = bisect_right(self._ends, row)
         table = self._group(which)
-        place = row - (int(self._ends[which - 1]) if which else 0)
+        place = row - (self._ends[which - 1] if which else 0)
         return {name: column[place] for name, column in table.items()}
 
     def column(self, name: str) -> list[Any]:

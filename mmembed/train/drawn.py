@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -14,7 +14,8 @@ from torch import Tensor
 from ..batch import Batch, Sample, distinct, pack, plan
 from ..embedder import Embedder
 from ..errors import InputError
-from ..inputs import Item, modality
+from ..inputs import Item, Text, modality
+from ..kept import Kept
 from ..model import EmbeddingModel
 from ..nn.spans import Counted
 from .augment import augmented
@@ -29,6 +30,10 @@ Output = Literal["vectors", "layers", "tokens", "sparse"]
 """What a model gives of an item and losses read; "layers" have vectors with them."""
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 MODALITIES = ("text", "image", "image+text")
+ROOM = 2**28
+"""Bytes of samples of texts that are kept: a quarter of a million names."""
+ROOM_OF_ONE = 1000
+"""Bytes of such a sample besides its ids, and of the text it is found by."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,7 @@ def prepare(
     outputs: Sequence[Output],
     speaking: Collection[int],
     teachers: Mapping[str, Teacher],
+    kept: Kept[Hashable, Sample],
     number: int,
     seed: Sequence[int],
     state: Mapping[str, Any],
@@ -105,7 +111,8 @@ def prepare(
     """Tokenise and pack the share of this process, and ask the teachers.
 
     Args:
-        outputs: what the losses read. speaking: tasks whose losses read a language head.
+        outputs: what the losses read. speaking: tasks whose losses read a language head. kept: samples of texts that were read
+            before, by the same embedder.
 
     Raises:
         InputError: an item that cannot be embedded, where its source says so.
@@ -138,7 +145,7 @@ def prepare(
                 else (examples[k].query, *_documents(examples[k], chosen[k]))
                 for k in mine
             ]
-            found = _samples(embedder, data[source], shown, outputs)
+            found = _samples(embedder, data[source], shown, outputs, kept)
             for k, each in zip(mine, found, strict=True):
                 if isinstance(each, InputError):
                     reason = f"data {source!r}, row {examples[k].row}: {each.reason}"
@@ -157,12 +164,12 @@ def prepare(
                 count += more
                 for output, of_row in made[k].items():
                     samples[output] += of_row
-        kept = [k for k in own if k in made]
+        left = [k for k in own if k in made]
         teacher = stage.task[task].teacher
         said = (
             None
             if teacher is None
-            else _said(teachers[teacher], [examples[k] for k in kept], [chosen[k] for k in kept])
+            else _said(teachers[teacher], [examples[k] for k in left], [chosen[k] for k in left])
         )
         drawn.append(Drawn(task, examples, chosen, own, queries, documents, dropped, said))
     assert isinstance(embedder.model, EmbeddingModel)
@@ -224,7 +231,11 @@ def _documents(example: Example, chosen: int) -> tuple[Item, ...]:
 
 
 def _samples(
-    embedder: Embedder, examples: Examples, rows: Sequence[Sequence[Item]], outputs: Sequence[Output]
+    embedder: Embedder,
+    examples: Examples,
+    rows: Sequence[Sequence[Item]],
+    outputs: Sequence[Output],
+    kept: Kept[Hashable, Sample],
 ) -> list[Mapping[Output, list[Sample]] | InputError]:
     """For each output the samples of each row of query, positive and negatives; or what is wrong with one of them."""
     asked, told = examples.source.prompts(embedder.spec)
@@ -234,9 +245,8 @@ def _samples(
     flat = [thing for own in things for thing in own]
     found: list[Mapping[Output, list[Sample]] | InputError] = [{} for _ in rows]
     for output in outputs:
-        read: Literal["vectors", "tokens", "sparse"] = "vectors" if output == "layers" else output
-        queries = embedder.samples(items, prompt_name=asked, instruction=instruction, output=read, side="query")
-        documents = iter(embedder.samples(flat, prompt_name=told, output=read, side="document"))
+        queries = _read(embedder, items, kept, asked, instruction, output, "query")
+        documents = iter(_read(embedder, flat, kept, told, None, output, "document"))
         for k, (query, own) in enumerate(zip(queries, things, strict=True)):
             every = [query, *(next(documents) for _ in own)]
             bad = next((each for each in every if isinstance(each, InputError)), None)
@@ -246,6 +256,39 @@ def _samples(
             else:
                 found[k] = {**before, output: [each for each in every if isinstance(each, Sample)]}
     return found
+
+
+def _read(
+    embedder: Embedder,
+    items: Sequence[Item],
+    kept: Kept[Hashable, Sample],
+    prompt_name: str | None,
+    instruction: str | None,
+    output: Output,
+    side: Literal["query", "document"],
+) -> list[Sample | InputError]:
+    """The samples of one side. Texts come again and again, and are tokenised once as long as there is room for them."""
+    name = embedder.spec.default_prompt_name if prompt_name is None else prompt_name
+    read: Literal["vectors", "tokens", "sparse"] = "vectors" if output == "layers" else output
+    # Vectors hang on what a prompt says, not on what it is called or whose it is.
+    way = (repr(embedder.spec.prompts.get(str(name))), instruction, read, None if read == "vectors" else side)
+    keys: list[Hashable] = [
+        (way, item) if all(isinstance(part, Text) for part in item) else place for place, item in enumerate(items)
+    ]
+    found: dict[Hashable, Sample | InputError] = {}
+    fresh: dict[Hashable, Item] = {}
+    for place, (key, item) in enumerate(zip(keys, items, strict=True)):
+        sample = None if key == place else kept.get(key)
+        if sample is None:
+            fresh[key] = item
+        else:
+            found[key] = sample
+    made = embedder.samples([*fresh.values()], prompt_name=prompt_name, instruction=instruction, output=read, side=side)
+    for key, one in zip(fresh, made, strict=True):
+        found[key] = one
+        if isinstance(one, Sample) and not isinstance(key, int):
+            kept.put(key, one, ROOM_OF_ONE + one.ids.nbytes + one.counted.nbytes)
+    return [found[key] for key in keys]
 
 
 def _said(

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -18,13 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from .. import loading
+from ..batch import Sample
 from ..embedder import Embedder
 from ..errors import LoadError, SpecError, TrainingError, UnknownName
+from ..kept import Kept
 from ..model import EmbeddingModel
 from ..towers.language_head import LanguageHead, build_language_model, load_language_model
 from . import checkpoints, parts
 from .compared import Compared, Embedded
-from .drawn import OUTPUTS, Output, Row, Step, compared, embedded, idle, nothing, prepare
+from .drawn import OUTPUTS, ROOM, Output, Row, Step, compared, embedded, idle, nothing, prepare
 from .export import export
 from .grad_cache import accumulate
 from .held_out import mean_of_groups, measure
@@ -208,6 +210,7 @@ class Learning:
         self.seed = [run.recipe.seed, number]
         self.step = self._ahead = 0  # steps that are done, and drawn
         self.state: dict[str, Any] = {}
+        self.kept: Kept[Hashable, Sample] = Kept(ROOM)
         self.mixtures = [
             Mixture(
                 {name: run.data[name] for name in task.data},
@@ -387,6 +390,7 @@ class Learning:
             outputs=self.outputs,
             speaking=self.speaking,
             teachers=run.teachers,
+            kept=self.kept,
             number=number,
             seed=[*self.seed, 1 << 22],
             state=state,

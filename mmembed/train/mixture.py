@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,21 +22,22 @@ class Order:
 
     def __init__(self, blocks: Sequence[NDArray[np.int64]], seed: Sequence[int]):
         self._blocks, self._seed = blocks, list(seed)
-        self._epoch, self._rows = -1, np.empty(0, dtype=np.int64)
+        self._count = sum(map(len, blocks))
+        self._epoch, self._rows = -1, list[int]()
         self.position = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._blocks))
+        return self._count
 
     def __next__(self) -> int:
-        epoch, place = divmod(self.position, len(self))
+        epoch, place = divmod(self.position, self._count)
         if epoch != self._epoch:
             rng = np.random.default_rng([*self._seed, epoch])
             chosen = rng.permutation(len(self._blocks))
-            self._rows = np.concatenate([rng.permutation(self._blocks[k]) for k in chosen])
+            self._rows = np.concatenate([rng.permutation(self._blocks[k]) for k in chosen]).tolist()
             self._epoch = epoch
         self.position += 1
-        return int(self._rows[place])
+        return self._rows[place]
 
 
 class _Stratum:
@@ -91,7 +93,8 @@ class Mixture:
         sizes = [len(examples) for examples in data.values()]
         self.chances = _proportions([s * n ** (1 / temperature) for s, n in zip(given, sizes, strict=True)])
         self._strata: dict[str, list[_Stratum]] = {}
-        self._inside: dict[str, NDArray[np.float64]] = {}
+        self._outside = _ends(self.chances)
+        self._inside: dict[str, list[float]] = {}
         for number, (name, examples) in enumerate(data.items()):
             if language_temperature is None:
                 strata = [_Stratum(examples.blocks(), [*seed, number])]
@@ -100,7 +103,7 @@ class Mixture:
                 strata = [_Stratum([own], [*seed, number, k]) for k, own in enumerate(rows)]
             self._strata[name] = strata
             power = 1 / (language_temperature or 1.0)
-            self._inside[name] = _proportions([len(stratum.order) ** power for stratum in strata])
+            self._inside[name] = _ends(_proportions([len(stratum.order) ** power for stratum in strata]))
 
     def __next__(self) -> list[Example]:
         """The next batch.
@@ -113,7 +116,7 @@ class Mixture:
         found: list[Example] = []
         keys: set[bytes] = set()
         while len(found) < self.batch:
-            name = self._names[_one_of(self.chances, rng)]
+            name = self._names[_one_of(self._outside, rng)]
             for _ in range(min(self._group, self.batch - len(found))):
                 stratum = self._strata[name][_one_of(self._inside[name], rng)]
                 example = self._drawn(name, stratum, keys)
@@ -178,9 +181,15 @@ class Mixture:
                 stratum.order.position, stratum.waiting, stratum.read = said["position"], list(said["waiting"]), {}
 
 
-def _one_of(chances: NDArray[np.float64], rng: np.random.Generator) -> int:
-    """A number by its chance; `rng.choice` checks the chances each time, for ten times as long."""
-    return 0 if len(chances) == 1 else min(int(chances.cumsum().searchsorted(rng.random(), "right")), len(chances) - 1)
+def _ends(chances: NDArray[np.float64]) -> list[float]:
+    """Where the stretch of each number ends between 0 and 1."""
+    ends: list[float] = chances.cumsum().tolist()
+    return ends
+
+
+def _one_of(ends: Sequence[float], rng: np.random.Generator) -> int:
+    """A number by its chance; `rng.choice` checks the chances each time, for a hundred times as long."""
+    return 0 if len(ends) == 1 else min(bisect_right(ends, rng.random()), len(ends) - 1)
 
 
 def _proportions(weights: Sequence[float]) -> NDArray[np.float64]:

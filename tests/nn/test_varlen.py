@@ -161,7 +161,9 @@ def test_merged_parts_are_one_softmax():
 def test_a_kernel_that_need_not_be_told_of_heads_and_splits(monkeypatch, mask):
     """As torch 2.11 has it."""
 
-    def older(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)):
+    def older(
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)
+    ):
         how = {"return_aux": return_aux, "scale": scale, "window_size": window_size}
         return plain(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, **how, enable_gqa=True, num_splits=1)
 

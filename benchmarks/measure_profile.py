@@ -1,0 +1,105 @@
+"""Where the time of a workload goes on a GPU: seconds of kernels by kind beside the seconds of the clock.
+
+    python -m benchmarks.measure_profile --model 0.6b --workload documents
+
+What no kernel filled is time in which the GPU waited for the host.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import tempfile
+import time
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .side_by_side.models import SHAPES, folder_of
+from .side_by_side.systems import Ours, Peak
+from .side_by_side.workloads import COUNTS, PICTURES, TEXTS, Workload, make
+
+OUT = Path(__file__).parent / "results/profile.json"
+KINDS = {
+    "attention": r"flash|fmha|flex|attention",
+    "matrix products": r"gemm|nvjet|cutlass|matmul|cublas|_mm_|conv",
+    "copies": r"memcpy|memset|copy|cat",
+    "gathers": r"index|gather|scatter|embedding",
+}
+"""Kinds of kernels by their names; the first that fits."""
+
+
+def kind_of(kernel: str) -> str:
+    return next((kind for kind, told in KINDS.items() if re.search(told, kernel.lower())), "norms, RoPE, SwiGLU, sums")
+
+
+def profiled(system: Ours, work: Workload) -> dict[str, Any]:
+    """Seconds of the clock without the profiler, and of kernels by kind and by name under it."""
+    system.encode(work.head(8), {})
+    system.encode(work, {})
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    system.encode(work, {})
+    torch.cuda.synchronize()
+    took = time.perf_counter() - began
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        system.encode(work, {})
+        torch.cuda.synchronize()
+    kinds: Counter[str] = Counter()
+    kernels: Counter[str] = Counter()
+    calls = 0
+    for event in seen.events():
+        if event.device_type != torch.autograd.DeviceType.CUDA:
+            continue
+        seconds = event.time_range.elapsed_us() / 1e6
+        kinds[kind_of(event.name)] += seconds
+        kernels[event.name[:100]] += seconds
+        calls += 1
+    return {
+        "workload": work.said,
+        "items": len(work.things),
+        "seconds": round(took, 4),
+        "seconds of kernels": round(sum(kinds.values()), 4),
+        "kernels": calls,
+        "kinds": {kind: round(seconds, 4) for kind, seconds in kinds.most_common()},
+        "longest": {kernel: round(seconds, 4) for kernel, seconds in kernels.most_common(12)},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=SHAPES, default="0.6b")
+    parser.add_argument("--workload", nargs="*", choices=(*TEXTS, *PICTURES), default=["queries", "documents"])
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--size", choices=COUNTS, default="cuda")
+    parser.add_argument("--shelf", type=Path, default=Path(tempfile.gettempdir()) / "mmembed-side-by-side")
+    parser.add_argument("--output", type=Path, default=OUT)
+    options = parser.parse_args()
+    folder = folder_of(options.model, options.shelf)
+    system = Ours(folder, "cuda", options.precision, torch.get_num_threads())
+    peak = Peak(folder, "cuda", options.precision, 1).encode(Workload("", "", ()), {})
+    found = {
+        "machine": f"{torch.cuda.get_device_name()}, {platform.machine()}",
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "model": SHAPES[options.model].said,
+        "precision": options.precision,
+        "peak, operations a second": float(peak[0, 0]),
+        "workloads": [
+            profiled(system, make(name, COUNTS[options.size][name], options.shelf / "photographs"))
+            for name in options.workload
+        ],
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    for each in found["workloads"]:
+        print(f"{each['workload']}: {each['seconds']} s, kernels {each['seconds of kernels']} s in {each['kernels']}")
+        print("  " + ", ".join(f"{kind} {seconds}" for kind, seconds in each["kinds"].items()))
+
+
+if __name__ == "__main__":
+    main()
