@@ -1,10 +1,15 @@
-"""Memory that runs out: what that looks like, how many tokens of a batch there is room for, and what is given back."""
+"""Memory that runs out: what that looks like, how many tokens of a batch there is room for, what is given back; and when Python
+does not search it."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -62,5 +67,26 @@ def trim() -> None:
         _malloc_trim(0)
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Inside, Python does not search its memory for cycles, in any thread: thousands of small objects that are made at once, and
+    have none, would have it search everything that torch and transformers hold, for a fifth of a second."""
+    global _without
+    with _counting:
+        _without += gc.isenabled() or _without > 0  # whoever turned it off for good finds it so
+        if _without:
+            gc.disable()
+    try:
+        yield
+    finally:
+        with _counting:
+            if _without:
+                _without -= 1
+                if not _without:
+                    gc.enable()
+
+
+_without = 0
+_counting = threading.Lock()
 _trimmed = time.monotonic()
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None

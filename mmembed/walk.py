@@ -183,7 +183,9 @@ def compute(
     """One batch: packed, moved to the device, through the model, and on its way back to the host, which happens nowhere else."""
     memory.trim()
     with torch.inference_mode():
-        batch = pack(samples, rows, model.spec.mask, share=model.shares).to(model.device)
+        with memory.uncollected():
+            batch = pack(samples, rows, model.spec.mask, share=model.shares)
+        batch = batch.to(model.device)
         return fetched(output.forward(batch, samples))
 
 
@@ -247,6 +249,7 @@ def _windows(things: Iterable[Thing], first: int, later: int) -> Iterator[tuple[
         yield first, window
 
 
+@memory.uncollected()
 def _prepared(
     model: EmbeddingModel | DualEncoder,
     window: Sequence[Thing],
@@ -372,6 +375,7 @@ def _computed(
     return Window(ready.first, ready.count, [found[which[k]] for k in kept], rows_kept, skipped)
 
 
+@memory.uncollected()
 def _planned(
     model: EmbeddingModel | DualEncoder, samples: Sequence[Sample], places: Sequence[int], most: int
 ) -> list[list[int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,28 @@ def test_what_lies_freed_between_blocks_that_stay_is_given_back_now_and_then(mon
     memory.trim()
     assert resident() < full - 200
     assert len(stay) == 500
+
+
+def test_python_does_not_search_for_cycles_inside():
+    with memory.uncollected():
+        assert not gc.isenabled()
+        with memory.uncollected():
+            pass
+        assert not gc.isenabled()
+        with ThreadPoolExecutor(1) as others:
+            others.submit(memory.uncollected()(lambda: None)).result()
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ZeroDivisionError), memory.uncollected():
+        _ = 1 // 0
+    assert gc.isenabled()
+
+
+def test_who_turned_the_search_off_finds_it_off():
+    gc.disable()
+    try:
+        with memory.uncollected():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

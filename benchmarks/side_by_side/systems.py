@@ -62,7 +62,7 @@ class Ours(System):
     def load(self) -> None:
         import mmembed
 
-        self.embedder = mmembed.load(self.folder, device=self.device, precision=self.precision).keep(starts=2**28)
+        self.embedder = mmembed.load(self.folder, device=self.device, precision=self.precision)
 
     def settings(self, work: Workload) -> list[Setting]:
         return [{}]
@@ -71,9 +71,7 @@ class Ours(System):
         from mmembed import Image
         from mmembed.methods import apply
 
-        embedder = self.embedder
-        if not work.alone:
-            self.forget()
+        embedder = self.embedder.keep(starts=2**28 if work.alone else 0)
         if work.templates:
             embedder = apply(embedder, "metaeol", cleaning=None, close=True)
         call: Callable[..., np.ndarray] = embedder.encode
@@ -88,16 +86,6 @@ class Ours(System):
 
         items = [item(thing) for thing in work.things]
         return call(items, **options)
-
-    def forget(self) -> None:
-        """Empty what the model keeps between calls, starts of items and pictures: every round is a first call. One query a call
-        comes after others, and finds its instruction kept, as `keep` has it."""
-        from mmembed.kept import Kept
-
-        for part in vars(self.embedder.model).values():
-            for store in (part, getattr(part, "kept", None)):
-                if isinstance(store, Kept):
-                    store.clear()
 
 
 class SentenceTransformers(System):

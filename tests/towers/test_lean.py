@@ -298,3 +298,22 @@ def test_weights_made_in_inference_mode_are_not_put_together_at_every_call(produ
         due = torch.cat([nn.functional.linear(x, each.weight, each.bias) for each in leaner.children()], dim=-1)
         assert torch.allclose(leaner(x), due, atol=1e-6)
     assert products == [16, 8, 8]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", BACKBONES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_norms_on_cuda_are_as_exact_as_their_own(dtype: torch.dtype, kind: str):
+    """Held to fp64: one kernel rounds once, where transformers' rounds before the weight as well."""
+    norms = [part for part in lean(tiny_backbone(kind)).modules() if isinstance(part, LeanNorm)]
+    drawn = torch.Generator().manual_seed(0)
+    for norm in norms:
+        norm.weight.data = torch.rand(norm.weight.shape, generator=drawn) + 0.5
+        own = type(norm).__bases__[1]
+        rows = (torch.randn(2, 70, len(norm.weight), generator=drawn) * 3).to("cuda", dtype)
+        exact = copy.deepcopy(norm).double().cuda()
+        with torch.no_grad():
+            due = own.forward(exact, rows.double())
+            there = norm.to("cuda", dtype)
+            far = (own.forward(there, rows).double() - due).abs().max()
+            assert (there(rows).double() - due).abs().max() <= 1.1 * far + 1e-6

@@ -57,7 +57,7 @@ class Proxies(Loss):
 
     def begin(self, vectors: Float[Tensor, "C D"]) -> None:
         """Where the proxies are at first."""
-        self.table.data = F.normalize(vectors.detach().float(), dim=-1)
+        self.table.data = F.normalize(vectors.detach().float(), dim=-1).to(self.table.device)
 
     def measure(self, compared: Compared) -> Float[Tensor, ""]:
         if compared.classes is None or not len(self.table):
