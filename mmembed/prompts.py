@@ -197,6 +197,27 @@ def pieces(template: str) -> tuple[tuple[str, str | None], ...]:
     return tuple((before, slot) for before, slot, _, _ in string.Formatter().parse(template))
 
 
+@lru_cache(maxsize=1024)
+def _around(template: str, instruction: str | None) -> tuple[str, str] | None:
+    """What stands before and behind the one text of an item, where a template is no more than that: most items of most calls,
+    which `wrap` then puts together in one step."""
+    words = [""]
+    for before, slot in pieces(template):
+        words[-1] += before
+        if slot in ("content", "text"):
+            words.append("")
+        elif slot == "instruction" and instruction is not None:
+            words[-1] += instruction
+        elif slot is not None:
+            return None
+    return (words[0], words[1]) if len(words) == 2 else None
+
+
+def _own(part: Text, cleaning: str | None) -> str:
+    own = unicodedata.normalize("NFC", part.text)
+    return CLEANINGS[cleaning](own) if cleaning else own
+
+
 def wrap(
     item: Item,
     template: str,
@@ -213,6 +234,15 @@ def wrap(
     Raises:
         InputError: the template has {instruction} and none was given, or it leaves out a part of the item.
     """
+    if (
+        not apart
+        and len(item) == 1
+        and isinstance(part := item[0], Text)
+        and (around := _around(template, instruction)) is not None
+    ):
+        own = _own(part, cleaning)
+        begin = len(around[0])
+        return [TextRun(around[0] + own + around[1], [(begin, begin + len(own), 1)], [(begin, 0)])]
     runs: list[Run] = []
     placed: set[int] = set()
     copies = {"content": 0, "text": 0, "image": 0}
@@ -251,8 +281,7 @@ def wrap(
                     runs.append(ImageRun(part, copies[slot], number))
                     previous_was_text = False
                 else:
-                    own = unicodedata.normalize("NFC", part.text)
-                    own = CLEANINGS[cleaning](own) if cleaning else own
+                    own = _own(part, cleaning)
                     words(joint + own if previous_was_text else own, copies[slot], number)
                     previous_was_text = True
     if len(placed) != len(item):
