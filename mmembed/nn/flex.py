@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 NARROWEST = 16
 """Numbers of a head at least: Triton multiplies no smaller blocks."""
+KERNELS = 64
+"""Kinds of rules, precisions and shapes of heads for which kernels are made; torch's own limit is 8."""
 BLOCK = 128
 """Tokens of a block, as the kernels take them unless told otherwise."""
 
@@ -159,10 +161,13 @@ def _cap(spans: Spans, softcap: float) -> Callable[..., Tensor]:
 @cache
 def _compiled() -> Callable[..., Any]:
     """One kernel for each kind of rule: torch makes one for the first lengths, and at the second one for any. Were all sizes to
-    vary from the start (dynamic=True), heads would too, and Triton must know how many share a key. Behind the eighth kernel
+    vary from the start (dynamic=True), heads would too, and Triton must know how many share a key. Behind the last of `KERNELS`
     torch would fall back to scores of T x T, without a word; here that is an error."""
+    from torch._dynamo import config
     from torch.nn.attention.flex_attention import flex_attention
 
-    known = signature(torch.compile).parameters
-    kinds: dict[str, Any] = {"recompile_limit": 64} if "recompile_limit" in known else {}
-    return torch.compile(flex_attention, fullgraph=True, **kinds)
+    limit: dict[str, Any] = {"recompile_limit": KERNELS}
+    if "recompile_limit" in signature(torch.compile).parameters:
+        return torch.compile(flex_attention, fullgraph=True, **limit)
+    older: Callable[..., Any] = config.patch(**limit)(torch.compile(flex_attention, fullgraph=True))
+    return older  # torch 2.11 and before are told by their settings, for as long as a call takes
