@@ -7,6 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention.flex_attention import create_block_mask
 
+from mmembed.nn import flex as flex_module
 from mmembed.nn.attention import reference
 from mmembed.nn.flex import BLOCK, blocks, flex, seen
 from mmembed.nn.spans import Spans
@@ -178,3 +179,14 @@ def test_a_row_without_pictures_goes_through_the_kernel_of_one_with_them():
     q, k, v = draw((2,), (4, 2), width=64, device="cuda")
     how = {"scaling": 0.05, "window": None, "softcap": None}
     assert (flex(q, k, v, spans, **how) - reference(q, k, v, spans, **how)).abs().max() <= 2e-5
+
+
+def test_older_torch_is_told_how_many_kernels_there_may_be_for_as_long_as_a_call_takes(monkeypatch):
+    def compiled(model, *, fullgraph):
+        assert fullgraph
+        return lambda: torch._dynamo.config.recompile_limit
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    before = torch._dynamo.config.recompile_limit
+    assert flex_module._compiled.__wrapped__()() == flex_module.KERNELS
+    assert torch._dynamo.config.recompile_limit == before
