@@ -25,7 +25,8 @@ from benchmarks.side_by_side.texts import of_lengths, tokenizer
 from benchmarks.side_by_side.work import config_of, of_texts
 from benchmarks.side_by_side.workloads import Workload
 from mmembed.train.data import Column, Columns, InMemory
-from mmembed.train.loop import Learning, Run
+from mmembed.train.learning import Learning
+from mmembed.train.loop import Run
 from mmembed.train.recipe import Model, Recipe, Stage, Task, Watch
 from mmembed.train.watch import LOG, read_log
 

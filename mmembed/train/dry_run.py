@@ -15,7 +15,8 @@ from ..inputs import Item, Text
 from . import parts
 from .data import Example
 from .drawn import Step
-from .loop import Learning, Run
+from .learning import Learning
+from .loop import Run
 
 SHOWN = 6
 """Examples of the first batch that are shown of each task."""

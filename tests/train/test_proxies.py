@@ -14,7 +14,8 @@ from mmembed.errors import MmembedError, SpecError
 from mmembed.train.compared import Compared
 from mmembed.train.data import Column, Columns, Join, Parquet
 from mmembed.train.held_out import mean_of_groups
-from mmembed.train.loop import Learning, Run
+from mmembed.train.learning import Learning
+from mmembed.train.loop import Run
 from mmembed.train.losses import build_loss
 from mmembed.train.recipe import Model, read_recipe
 

@@ -11,7 +11,8 @@ from mmembed.errors import InputError, SpecError
 from mmembed.testing import BACKBONES, tiny_embedder
 from mmembed.train.compared import Compared, Embedded
 from mmembed.train.drawn import Row, embedded
-from mmembed.train.loop import Learning, Run
+from mmembed.train.learning import Learning
+from mmembed.train.loop import Run
 from mmembed.train.losses import build_loss, losses
 from mmembed.train.recipe import read_recipe
 from mmembed.train.watch import read_log

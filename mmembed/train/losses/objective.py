@@ -16,6 +16,8 @@ from ..compared import SIMILARITIES, Compared
 
 Formula = Callable[..., Float[Tensor, ""]]
 """formula(compared, *, settings) -> a number in fp32."""
+PREDICTED = "predicted"
+"""What a loss of a language head reads."""
 
 
 class Loss(nn.Module):

@@ -1,0 +1,529 @@
+"""One stage of a run: its batches are drawn, embedded, measured and learnt from, looked at, kept and taken up again."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..batch import Sample
+from ..embedder import Embedder
+from ..errors import LoadError, SpecError, TrainingError, UnknownName
+from ..kept import Kept
+from ..model import EmbeddingModel
+from . import checkpoints, parts
+from .compared import Compared, Embedded
+from .drawn import OUTPUTS, ROOM, Output, Row, Step, compared, embedded, idle, nothing, prepare
+from .grad_cache import accumulate
+from .held_out import mean_of_groups, measure
+from .losses import PREDICTED, Loss, build_loss, measures_alone
+from .losses.proxies import Proxies
+from .mixture import Mixture
+from .predicted import Spoken
+from .recipe import Stage, Task
+from .schedule import factor
+from .shards import Shards, clip, put, unsharded
+from .watch import Log
+
+if TYPE_CHECKING:
+    from .loop import Run
+
+
+class Learning:
+    """One stage of a run.
+
+    Args:
+        run: the run. number: which of its stages. before: steps of the stages before it.
+    """
+
+    def __init__(self, run: Run, number: int, before: int):
+        self.run_, self.number, self.before = run, number, before
+        self.stage: Stage = run.recipe.stage[number]
+        self.embedder = run.embedder.respecified(**self.stage.spec, **_resized(run.embedder, self.stage))
+        self.seed = [run.recipe.seed, number]
+        self.step = self._ahead = 0  # steps that are done, and drawn
+        self.state: dict[str, Any] = {}
+        self.kept: Kept[Hashable, Sample] = Kept(ROOM)
+        self.mixtures = [
+            Mixture(
+                {name: run.data[name] for name in task.data},
+                batch=task.batch,
+                shares=task.shares,
+                temperature=task.temperature,
+                language_temperature=task.language_temperature,
+                group=task.group,
+                twins=all(measures_alone(loss) for loss in task.losses),
+                seed=[*self.seed, k],
+            )
+            for k, task in enumerate(self.stage.task)
+        ]
+
+    @property
+    def model(self) -> EmbeddingModel:
+        """The parts of the run's model, under the spec of this stage."""
+        assert isinstance(self.embedder.model, EmbeddingModel)
+        return self.embedder.model
+
+    def choose(self, begun: bool = False) -> None:
+        """Put the model into the shape of this stage: LoRA in, what is not trained frozen; and make the optimizer.
+
+        Args:
+            begun: proxies are not asked for; a checkpoint has them, or the stage is over.
+        """
+        run, stage = self.run_, self.stage
+        model = run.model
+        if stage.lora is not None:
+            if run._lora is None:
+                if run.shards is not None:
+                    raise SpecError(
+                        f"stage {stage.name!r} puts LoRA into weights that lie in parts: in the first stage, or leave shard out"
+                    )
+                torch.manual_seed(parts.seeded(*self.seed, 1))
+                parts.put_lora(model, stage.lora)
+                model.to(run.device)
+                run._lora = {"stage": stage.name}
+            elif stage.lora != next(s.lora for s in run.recipe.stage if s.lora is not None):
+                raise SpecError(f"stage {stage.name!r} asks for another LoRA than the one that is in already")
+        self.weights = parts.choose(model, stage)
+        self.losses = nn.ModuleDict(
+            {f"{t}_{k}": self._loss(s, task) for t, task in enumerate(stage.task) for k, s in enumerate(task.losses)}
+        ).to(run.device)
+        self.classes = {t: self._classes(task) for t, task in enumerate(stage.task) if self._proxies(t)}
+        for t in self.classes:
+            for proxies in self._proxies(t):
+                if begun:
+                    proxies.begin(torch.zeros(len(self.classes[t]), self.embedder.dimension))
+                    continue
+                with run.whole():
+                    proxies.begin(self._start(proxies, self.classes[t], t))
+        self.speaking = frozenset(k for k in range(len(stage.task)) if self._speaks(k))
+        if self.speaking:
+            assert run.head is not None, "build loads it for such losses"
+            self.weights |= parts.choose_head(run.head, model, stage)
+        comparing = [own for k, own in self._of_tasks() if k not in self.speaking]
+        self.outputs = _outputs([loss for own in comparing for loss in own], stage)
+        self.idle = idle(self.embedder, self.outputs, stage) if run.shard else None
+        if self.idle is not None and run.shards is None:
+            run.shards = Shards(self.model, run.world)
+            with torch.no_grad():  # a text goes through the backbone as a whole: FSDP2 sees what is inside of what
+                self.embedded(self.idle)
+            self.weights = parts.choose(model, stage)
+        self.learnt = {f"loss.{name}": weight for name, weight in self.losses.named_parameters()}
+        self.every = {**self.weights, **self.learnt}
+        self.groups = parts.groups(self.weights, stage, [*self.learnt.values()])
+        # Fused: one pass over a weight, its gradient and moments, a fifth of the time of torch's default on a CPU.
+        self.optimizer = torch.optim.AdamW(
+            self.groups, lr=stage.lr, betas=(stage.betas[0], stage.betas[1]), eps=stage.eps, fused=True
+        )
+        self.buffers = parts.buffers(model, self.weights)
+        run._changed |= {**self.weights, **self.buffers}
+        changing = {**self.weights, **{k: b for k, b in self.buffers.items() if b.is_floating_point()}}
+        self.average = {k: w.detach().clone() for k, w in changing.items()} if stage.average is not None else {}
+
+    def _of_tasks(self) -> Iterator[tuple[int, list[Loss]]]:
+        """The losses of each task, with its number."""
+        for t, task in enumerate(self.stage.task):
+            yield t, [cast(Loss, self.losses[f"{t}_{k}"]) for k in range(len(task.losses))]
+
+    def _speaks(self, number: int) -> bool:
+        """Whether a task's losses read a language head.
+
+        Raises:
+            SpecError: some do and some do not.
+        """
+        needs = [loss.needs for loss in dict(self._of_tasks())[number]]
+        speaks = [PREDICTED in each for each in needs]
+        if any(speaks) and not all(each <= {PREDICTED} for each in needs):
+            raise SpecError(
+                f"stage {self.stage.name!r}, task {number}: losses of a language head and of vectors are of two tasks, each with "
+                "its data; together = true learns from both in a step"
+            )
+        return any(speaks)
+
+    def _loss(self, settings: Mapping[str, Any], task: Task) -> Loss:
+        run = self.run_
+        teacher = None if task.teacher is None else run.teacher(task.teacher)
+        loss = build_loss(
+            {key: value for key, value in settings.items() if key != "weight"},
+            width=self.embedder.dimension,
+            teacher_width=None if teacher is None else teacher.dimension,
+        )
+        if "teacher" in loss.needs and teacher is None:
+            raise SpecError(f"the loss {settings['kind']!r} reads a teacher, and its task names none: teacher = '...'")
+        return loss
+
+    def _proxies(self, task: int) -> list[Proxies]:
+        own = [loss for name, loss in self.losses.items() if name.startswith(f"{task}_")]
+        return [module for loss in own for module in loss.modules() if isinstance(module, Proxies)]
+
+    def _classes(self, task: Task) -> dict[str, int]:
+        """A number for each group of a task's data."""
+        values = {value for name in task.data for value in self.run_.data[name].groups()}
+        return {value: k for k, value in enumerate(sorted(values))}
+
+    def _start(self, proxies: Proxies, classes: Mapping[str, int], task: int) -> Tensor:
+        """Where proxies begin, (C, D)."""
+        run, name = self.run_, proxies.start
+        if name is None:
+            torch.manual_seed(parts.seeded(*self.seed, 3, task))
+            return torch.randn(len(classes), self.embedder.dimension)
+        if name not in run.data:
+            raise UnknownName("data of this recipe", name, run.data)
+        said = self.stage.task[task].teacher
+        if proxies.by == "self":
+            return torch.from_numpy(mean_of_groups(self.embedder, run.data[name], classes))
+        if said is None:
+            raise SpecError("proxies begin by a teacher, and their task names none: teacher = '...'")
+        return torch.from_numpy(mean_of_groups(run.teacher(said), run.data[name], classes))
+
+    # ---- steps ---------------------------------------------------------------------------------------------------------
+
+    def run(self, log: Log) -> None:
+        """All steps that are left."""
+        run, stage = self.run_, self.stage
+        parts.set_modes(run.model, stage, self.weights)
+        with ThreadPoolExecutor(1, "batches") as ahead, _settled():
+            waiting = ahead.submit(self.prepared) if self.step < stage.steps else None
+            while waiting is not None:
+                step = waiting.result()
+                waiting = ahead.submit(self.prepared) if step.number + 1 < stage.steps else None
+                record = self._learn(step)
+                self.step, self.state = step.number + 1, dict(step.state)
+                done = self.step == stage.steps
+                log.step({"step": self.before + self.step, "stage": stage.name, **record})
+                stop = any(run.world.told(run._asked_to_stop.is_set()))
+                if done or (stage.evaluate and self.step % stage.evaluate == 0):
+                    self._look(log)
+                if done or stop or (stage.save and self.step % stage.save == 0):
+                    self.save()
+                if stop:
+                    raise KeyboardInterrupt
+        self.settle()
+
+    def prepared(self) -> Step:
+        """The next batch; called in a thread of its own, always by itself."""
+        number = self._ahead
+        self._ahead += 1
+        stage = self.stage
+        if stage.together:
+            chosen = range(len(stage.task))
+        else:
+            chances = np.array([task.share for task in stage.task])
+            one = np.random.default_rng([*self.seed, 1 << 21, number]).choice(len(chances), p=chances / chances.sum())
+            chosen = range(int(one), int(one) + 1)
+        tasks = {k: next(self.mixtures[k]) for k in chosen}
+        state = {"mixtures": [mixture.state() for mixture in self.mixtures]}
+        run = self.run_
+        return prepare(
+            self.embedder,
+            run.data,
+            stage,
+            tasks,
+            run.world,
+            outputs=self.outputs,
+            speaking=self.speaking,
+            teachers=run.teachers,
+            kept=self.kept,
+            number=number,
+            seed=[*self.seed, 1 << 22],
+            state=state,
+        )
+
+    def _learn(self, step: Step) -> dict[str, Any]:
+        """One step of learning; what the log says of it."""
+        run, stage = self.run_, self.stage
+        torch.manual_seed(parts.seeded(*self.seed, 2, step.number, run.world.rank))
+        rate = factor(step.number, stage)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * rate
+        self.optimizer.zero_grad(set_to_none=True)
+        told: dict[str, Any] = {}
+        loss = self._gradient(step, told)
+        for weight in self.every.values():
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        run.world.add_gradients(self.weights.values(), self.learnt.values())
+        norm = clip(self.every.values(), stage.clip or float("inf"))
+        if not (np.isfinite(loss) and bool(norm.isfinite())):
+            raise TrainingError(self._not_finite(step, loss, float(norm), told["losses"]))
+        self.optimizer.step()
+        # The fused step changes weights and does not say so: copies of them in another layout (`towers.lean`) would stay in use.
+        torch.autograd.graph.increment_version(self.every.values())
+        for name, mean in self.average.items():
+            assert stage.average is not None
+            share = 1 - min(stage.average, (step.number + 1) / (step.number + 10))
+            mean.lerp_(run._changed[name].detach(), share)
+        return {
+            "loss": loss,
+            **told,
+            "lr": stage.lr * rate,
+            "grad_norm": float(norm),
+            "tokens": sum(run.world.told(step.tokens)),
+            "images": sum(run.world.told(step.images)),
+        }
+
+    def _gradient(self, step: Step, told: dict[str, Any]) -> float:
+        """Loss of the batch, its gradient in the weights; rows beyond the first by GradCache."""
+        told["losses"] = {}
+        return (self._compared(step, told) if step.drawn else 0.0) + self._said(step, told)
+
+    def _compared(self, step: Step, told: dict[str, Any]) -> float:
+        """Of what is compared."""
+        rows = step.rows
+        if self.idle is not None:
+            rows = [*[self.idle] * (max(self.run_.world.told(len(rows))) - len(rows)), *rows]
+        if not rows:  # no example of this process: what others embedded is measured all the same
+            measured = self._measured(step, nothing(self.model, self.outputs), told)
+            if measured.requires_grad:
+                measured.backward()
+            return float(measured.detach())
+        loss = accumulate(
+            self.embedded,
+            rows,
+            lambda every: self._measured(step, every, told),
+            statistics=self.buffers.values(),
+        )
+        return float(loss)
+
+    def _said(self, step: Step, told: dict[str, Any]) -> float:
+        """Of what a language head predicts, a row at a time: a mean over tokens or texts is a sum over rows."""
+        run = self.run_
+        total = 0.0
+        for task in sorted(self.speaking & step.examples.keys()):
+            rows = [row for row in step.spoken if row.task == task]
+            tokens, texts = (
+                sum(told)
+                for told in zip(*run.world.told([sum(r.tokens for r in rows), sum(r.texts for r in rows)]), strict=True)
+            )
+            for k, settings in enumerate(self.stage.task[task].losses):
+                loss = self.losses[f"{task}_{k}"]
+                whole = 0.0
+                for row in rows:
+                    share = row.texts / texts if settings.get("over") == "samples" else row.tokens / max(tokens, 1)
+                    value = share * loss(self.predicted(row))
+                    (float(settings.get("weight", 1.0)) * value).backward()
+                    whole += float(value.detach())
+                whole = sum(run.world.told(whole))
+                told["losses"][_called(self.stage, task, k)] = whole
+                total += float(settings.get("weight", 1.0)) * whole
+        return total
+
+    def predicted(self, row: Spoken) -> Compared:
+        """A row as its losses read it."""
+        run = self.run_
+        assert run.head is not None
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16"):
+            predicted = row.predicted(self.model, run.head)
+        none = torch.empty(0, dtype=torch.long, device=run.device)
+        return Compared(
+            queries=Embedded(count=0),
+            documents=Embedded(count=0),
+            owner=none,
+            positive=none.bool(),
+            predicted=predicted,
+        )
+
+    def embedded(self, row: Row) -> Embedded:
+        """The things of a packed row, as the losses of this stage read them."""
+        with torch.autocast(self.run_.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16"):
+            return embedded(self.model, row)
+
+    def _measured(self, step: Step, rows: Embedded, told: dict[str, Any]) -> Tensor:
+        """The loss of all tasks, of things in the order of the batches."""
+        run = self.run_
+        place = torch.empty(len(step.order), dtype=torch.long)
+        place[torch.tensor(step.order, dtype=torch.long)] = torch.arange(len(step.order))
+        things = rows.take(place.to(run.device))
+        total = torch.zeros((), device=run.device)
+        skipped = 0
+        for drawn in step.drawn:
+            found, gone = compared(drawn, things, run.world, step.number, self.classes.get(drawn.task))
+            skipped += gone
+            if found is None:
+                continue
+            for k, settings in enumerate(self.stage.task[drawn.task].losses):
+                value = self.losses[f"{drawn.task}_{k}"](found)
+                total = total + float(settings.get("weight", 1.0)) * value
+                told["losses"][_called(self.stage, drawn.task, k)] = float(value.detach())
+        told |= {"skipped": skipped} if skipped else {}
+        return total
+
+    def _not_finite(self, step: Step, loss: float, norm: float, losses: Mapping[str, float]) -> str:
+        """What to say of a step that gave no numbers; the whole batch is written beside the checkpoints."""
+        run = self.run_
+        drawn = [(task, example) for task, examples in step.examples.items() for example in examples]
+        batch = [{"task": task, "data": example.source, "row": example.row} for task, example in drawn]
+        path = run.folder / f"bad-batch-{self.before + step.number + 1}.json"
+        if run.world.leads:
+            path.write_text(json.dumps(batch, indent=1), encoding="utf-8")
+        rows = [f"{example.source} {example.row}" for _, example in drawn]
+        some = ", ".join(rows[:8]) + (", ..." if len(rows) > 8 else "")
+        said = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        last = checkpoints.found(run.folder)
+        kept = f"; {last[-1].name} is the last good checkpoint" if last else "; no checkpoint was due before it"
+        return (
+            f"stage {self.stage.name!r}, step {step.number + 1}: loss {loss:.4g} ({said}), gradient of norm {norm:.4g}: no "
+            f"numbers to learn from. Rows: {some} (all in {path}){kept}. A lower rate, clip, or precision = 'fp32' may help"
+        )
+
+    # ---- looks, checkpoints --------------------------------------------------------------------------------------------
+
+    def _look(self, log: Log) -> None:
+        run = self.run_
+        if not run.recipe.held_out:
+            return
+        with self.averaged(), run.whole():
+            if run.world.leads:
+                run.model.eval()
+                scores = {
+                    name: measure(self.embedder, run.data[held.data], held)
+                    for name, held in run.recipe.held_out.items()
+                }
+                log.scores(self.before + self.step, self.stage.name, scores)
+            run.world.wait()
+        parts.set_modes(run.model, self.stage, self.weights)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """With the mean of the weights in their place, where there is one."""
+        own = {name: self.run_._changed[name] for name in self.average}
+        kept = {name: tensor.detach().clone() for name, tensor in own.items()}
+        self.settle()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, tensor in own.items():
+                    tensor.copy_(kept[name])
+
+    def settle(self) -> None:
+        """At the end of a stage its mean is what stays."""
+        with torch.no_grad():
+            for name, mean in self.average.items():
+                self.run_._changed[name].copy_(mean)
+
+    def save(self) -> None:
+        """Write a checkpoint, by the process that leads."""
+        run = self.run_
+        if run.world.leads or run.shards is not None:
+            tensors = {f"weight.{name}": tensor for name, tensor in run._changed.items()}
+            tensors |= {f"loss.{name}": weight for name, weight in self.losses.named_parameters()}
+            tensors |= {f"average.{name}": mean for name, mean in self.average.items()}
+            counts = {}
+            for name, weight in self.every.items():
+                own = self.optimizer.state.get(weight, {})
+                for key in ("exp_avg", "exp_avg_sq"):
+                    if key in own:
+                        tensors[f"{key}.{name}"] = own[key]
+                        counts[name] = float(own["step"])
+            tensors = {name: unsharded(tensor) for name, tensor in tensors.items()}
+        if run.world.leads:
+            state = {
+                "stage": self.number,
+                "step": self.before + self.step,
+                "in_stage": self.step,
+                "recipe": run.recipe.digest(self.number),
+                "adam": counts,
+                **self.state,
+            }
+            try:
+                checkpoints.save(run.folder, self.before + self.step, tensors, state)
+            except OSError as error:
+                last = checkpoints.found(run.folder)
+                kept = f"{last[-1].name} is there and whole" if last else "there is none before it"
+                raise TrainingError(
+                    f"the checkpoint of step {self.before + self.step} cannot be written to {run.folder}: "
+                    f"{error.strerror or error}; {kept}. Make room and go on with --resume"
+                ) from None
+        run.world.wait()
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Take up a checkpoint of this stage.
+
+        Raises:
+            LoadError: it is of another model.
+        """
+        run = self.run_
+        due = {f"weight.{name}" for name in run._changed} | set(self.learnt)
+        due |= {f"average.{name}" for name in self.average}
+        lacking = due - tensors.keys()
+        if lacking:
+            raise LoadError(f"{run.folder}: the checkpoint lacks {', '.join(sorted(lacking)[:3])}")
+        for name, own in run._changed.items():
+            put(own, tensors[f"weight.{name}"])
+        for name, weight in self.learnt.items():
+            put(weight, tensors[name])
+        for name, mean in self.average.items():
+            put(mean, tensors[f"average.{name}"])
+        for name, count in state["adam"].items():
+            weight = self.every[name]
+            # Laid out as the weight is: the fused step walks over both as they lie.
+            moments = {
+                key: put(torch.empty_like(weight.detach()), tensors[f"{key}.{name}"])
+                for key in ("exp_avg", "exp_avg_sq")
+            }
+            self.optimizer.state[weight] = {"step": torch.tensor(count, device=weight.device), **moments}
+        for mixture, own_state in zip(self.mixtures, state["mixtures"], strict=True):
+            mixture.restore(own_state)
+        self.step = self._ahead = state["in_stage"]
+        self.state = {"mixtures": state["mixtures"]}
+
+
+@contextmanager
+def _settled() -> Iterator[None]:
+    """Inside, what is in memory now is not searched for cycles again and again: a million rows are, at every batch of objects,
+    which took a quarter of the time that a batch takes to make."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _resized(embedder: Embedder, stage: Stage) -> dict[str, Any]:
+    """The entry of the spec that a stage's `image_size` asks for.
+
+    Raises:
+        SpecError: a model without a tower.
+    """
+    if stage.image_size is None:
+        return {}
+    vision = embedder.spec.vision
+    if vision is None:
+        raise SpecError(
+            f"stage {stage.name!r} asks for image_size={stage.image_size}, and the model has no vision tower"
+        )
+    return {"vision": {**vision, "preprocess": {**vision["preprocess"], "size": stage.image_size}}}
+
+
+def _called(stage: Stage, task: int, loss: int) -> str:
+    """What a loss goes by in the log: its kind, with the number of its task where there are several."""
+    kind = stage.task[task].losses[loss]["kind"]
+    alike = sum(each["kind"] == kind for own in stage.task for each in own.losses)
+    return f"{kind}.{task}.{loss}" if alike > 1 else str(kind)
+
+
+def _outputs(losses: Sequence[Loss], stage: Stage) -> tuple[Output, ...]:
+    """What losses read of a model.
+
+    Raises:
+        SpecError: kinds that no forward pass gives together.
+    """
+    needs = {need for loss in losses for need in loss.needs}
+    kinds: list[Output] = [kind for kind in OUTPUTS if kind in needs]
+    if "layers" in kinds:
+        kinds.remove("vectors") if "vectors" in kinds else None
+        if len(kinds) > 1:
+            raise SpecError(
+                f"stage {stage.name!r} has losses of vectors behind several layers, and of {', '.join({*kinds} - {'layers'})}: "
+                "no forward pass gives both"
+            )
+    return tuple(kinds) if kinds or not losses else ("vectors",)
