@@ -103,7 +103,7 @@ def look(run: Run) -> Look:
     stages = []
     for number in range(len(run.recipe.stage)):
         learning = Learning(run, number, 0)
-        learning.choose()
+        learning.choose(begun=True)
         step = learning.prepared()
         stages.append(_stage(run, learning, step))
     held = {

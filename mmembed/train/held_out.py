@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, Unpack
 
 import numpy as np
@@ -76,10 +76,15 @@ def mean_of_groups(embedder: Embedder | Teacher, examples: Examples, classes: Ma
     np.add.at(
         found, [classes[str(row.group)] for row in rows], vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     )
-    bare = sorted(classes.keys() - {str(row.group) for row in rows})
+    check_groups(examples, {str(row.group) for row in rows}, classes)
+    return found
+
+
+def check_groups(examples: Examples, known: Collection[str], classes: Mapping[str, int]) -> None:
+    """Raise `SpecError` where examples know no row of a group."""
+    bare = sorted(classes.keys() - set(known))
     if bare:
         raise SpecError(f"data {examples.name!r} has no row of {len(bare)} groups, as {', '.join(bare[:3])}")
-    return found
 
 
 def _encoded(

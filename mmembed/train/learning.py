@@ -22,7 +22,7 @@ from . import checkpoints, parts
 from .compared import Compared, Embedded
 from .drawn import OUTPUTS, ROOM, Output, Row, Step, compared, embedded, idle, nothing, prepare
 from .grad_cache import accumulate
-from .held_out import mean_of_groups, measure
+from .held_out import check_groups, mean_of_groups, measure
 from .losses import PREDICTED, Loss, build_loss, measures_alone
 from .losses.proxies import Proxies
 from .mixture import Mixture
@@ -75,7 +75,7 @@ class Learning:
         """Put the model into the shape of this stage: LoRA in, what is not trained frozen; and make the optimizer.
 
         Args:
-            begun: proxies are not asked for; a checkpoint has them, or the stage is over.
+            begun: proxies are not asked for, which may take minutes: a checkpoint has them, the stage is over, or nobody learns.
         """
         run, stage = self.run_, self.stage
         model = run.model
@@ -98,6 +98,7 @@ class Learning:
         self.classes = {t: self._classes(task) for t, task in enumerate(stage.task) if self._proxies(t)}
         for t in self.classes:
             for proxies in self._proxies(t):
+                self._check_start(proxies, self.classes[t], t)
                 if begun:
                     proxies.begin(torch.zeros(len(self.classes[t]), self.embedder.dimension))
                     continue
@@ -174,14 +175,24 @@ class Learning:
         if name is None:
             torch.manual_seed(parts.seeded(*self.seed, 3, task))
             return torch.randn(len(classes), self.embedder.dimension)
+        said = self.stage.task[task].teacher
+        asked = self.embedder if proxies.by == "self" or said is None else run.teacher(said)
+        return torch.from_numpy(mean_of_groups(asked, run.data[name], classes))
+
+    def _check_start(self, proxies: Proxies, classes: Mapping[str, int], task: int) -> None:
+        """What can be said before anything is embedded.
+
+        Raises:
+            UnknownName, SpecError: there is nothing that proxies could begin by.
+        """
+        run, name = self.run_, proxies.start
+        if name is None:
+            return
         if name not in run.data:
             raise UnknownName("data of this recipe", name, run.data)
-        said = self.stage.task[task].teacher
-        if proxies.by == "self":
-            return torch.from_numpy(mean_of_groups(self.embedder, run.data[name], classes))
-        if said is None:
+        if proxies.by == "teacher" and self.stage.task[task].teacher is None:
             raise SpecError("proxies begin by a teacher, and their task names none: teacher = '...'")
-        return torch.from_numpy(mean_of_groups(run.teacher(said), run.data[name], classes))
+        check_groups(run.data[name], run.data[name].groups(), classes)
 
     # ---- steps ---------------------------------------------------------------------------------------------------------
 
