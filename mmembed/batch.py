@@ -582,7 +582,7 @@ _EVERY.flags.writeable = _LAST.flags.writeable = False
 
 def _edge(counted: NDArray[np.bool_], edge: str) -> NDArray[np.bool_]:
     """The first or the last of what is counted, and no other; it is not to be written to."""
-    if edge == "last" and counted[-1] and len(counted) <= len(_LAST):  # most are, and one array serves them all
+    if edge == "last" and 0 < len(counted) <= len(_LAST) and counted[-1]:  # most are, and one array serves them all
         return _LAST[-len(counted) :]
     read = np.flatnonzero(counted)[:1] if edge == "first" else np.flatnonzero(counted)[-1:]
     counted = np.zeros_like(counted)

@@ -270,8 +270,9 @@ def _read(
     """The samples of one side. Texts come again and again, and are tokenised once as long as there is room for them."""
     name = embedder.spec.default_prompt_name if prompt_name is None else prompt_name
     read: Literal["vectors", "tokens", "sparse"] = "vectors" if output == "layers" else output
+    asked = embedder.spec.instructions.get(str(name)) if instruction is None else instruction
     # Vectors hang on what a prompt says, not on what it is called or whose it is.
-    way = (repr(embedder.spec.prompts.get(str(name))), instruction, read, None if read == "vectors" else side)
+    way = (repr(embedder.spec.prompts.get(str(name))), asked, read, None if read == "vectors" else side)
     keys: list[Hashable] = [
         (way, item) if all(isinstance(part, Text) for part in item) else place for place, item in enumerate(items)
     ]

@@ -1,0 +1,76 @@
+"""Texts that come again are not tokenised again, and are what they were."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mmembed import Text
+from mmembed.batch import Sample
+from mmembed.errors import InputError
+from mmembed.kept import Kept
+from mmembed.testing import tiny_embedder
+from mmembed.train.drawn import ROOM, _read
+
+from ..conftest import picture
+
+ASK = "{instruction}: {text}"
+ITEMS = [(Text("a cat"),), (Text("a dog"),), (Text("a cat"),)]
+
+
+def alike(one: Sample | InputError, other: Sample | InputError) -> bool:
+    assert isinstance(one, Sample)
+    assert isinstance(other, Sample)
+    return np.array_equal(one.ids, other.ids) and np.array_equal(one.counted, other.counted)
+
+
+@pytest.fixture
+def embedder():
+    return tiny_embedder(
+        prompts={"query": {"text": ASK}, "document": {"text": ASK}, "plain": {"text": "{text}", "image": "{image}"}},
+        instructions={"query": "find", "document": "hold"},
+    )
+
+
+def test_a_text_is_read_once(embedder):
+    kept: Kept = Kept(ROOM)
+    first = _read(embedder, ITEMS, kept, "plain", None, "vectors", "query")
+    assert first[0] is first[2]
+    assert len(kept) == 2
+    again = _read(embedder, ITEMS[::-1], kept, "plain", None, "vectors", "document")
+    assert [id(sample) for sample in again] == [id(sample) for sample in first[::-1]]
+    due = embedder.samples(ITEMS, prompt_name="plain")
+    assert all(alike(one, other) for one, other in zip(first, due, strict=True))
+
+
+def test_prompts_that_look_alike_and_say_something_else_are_told_apart(embedder):
+    kept: Kept = Kept(ROOM)
+    for name, instruction in [("query", None), ("document", None), ("query", "hold"), ("query", "sort")]:
+        told = _read(embedder, ITEMS, kept, name, instruction, "vectors", "query")
+        due = embedder.samples(ITEMS, prompt_name=name, instruction=instruction)
+        assert all(alike(one, other) for one, other in zip(told, due, strict=True))
+    assert len(kept) == 6  # the document's own words are the query's third ones
+
+
+def test_pictures_are_read_every_time_and_a_bad_item_is_told(embedder):
+    kept: Kept = Kept(ROOM)
+    items = [(picture(1),), (Text("a cat"), picture(1)), (Text("a cat"),)]
+    told = _read(embedder, items, kept, "plain", None, "vectors", "query")
+    assert isinstance(told[0], Sample)
+    assert isinstance(told[1], InputError)
+    assert isinstance(told[2], Sample)
+    assert len(kept) == 1
+    assert all(
+        isinstance(one, Sample)
+        for one in _read(embedder, [items[0], items[2]], kept, "plain", None, "vectors", "query")
+    )
+
+
+def test_room_that_is_full_is_no_harm(embedder):
+    kept: Kept = Kept(1500)
+    for _ in range(2):
+        told = _read(embedder, ITEMS, kept, "plain", None, "vectors", "query")
+        assert all(
+            alike(one, other) for one, other in zip(told, embedder.samples(ITEMS, prompt_name="plain"), strict=True)
+        )
+    assert len(kept) == 1
