@@ -70,7 +70,7 @@ def trim() -> None:
 @contextmanager
 def uncollected() -> Iterator[None]:
     """Inside, Python does not search its memory for cycles, in any thread: thousands of small objects that are made at once, and
-    have none, would have it search everything that torch and transformers hold, for a fifth of a second."""
+    have none, would have it search everything that torch and transformers hold, for a quarter of a second."""
     global _without
     with _counting:
         _without += gc.isenabled() or _without > 0  # whoever turned it off for good finds it so

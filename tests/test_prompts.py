@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mmembed import prompts
 from mmembed.errors import InputError
 from mmembed.inputs import to_item
 from mmembed.prompts import TextRun, literal, one_sentence, wrap
@@ -58,3 +59,12 @@ def test_a_template_may_put_the_item_twice():
 )
 def test_one_sentence_is_written_as_the_authors_write_it(given, clean):
     assert one_sentence(given) == clean
+
+
+@pytest.mark.parametrize("cleaning", [None, "strip_end"])
+@pytest.mark.parametrize("text", ["red", "", "e\u0301 {x} "])
+@pytest.mark.parametrize("template", ["{content}", "{text}!", "a {{b}} {instruction}: {text} end{instruction}"])
+def test_a_text_put_in_in_one_step_is_what_it_is_piece_by_piece(template, text, cleaning, monkeypatch):
+    at_once = wrap(to_item(text), template, "find", cleaning)
+    monkeypatch.setattr(prompts, "_around", lambda *_: None)
+    assert wrap(to_item(text), template, "find", cleaning) == at_once

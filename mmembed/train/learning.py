@@ -490,7 +490,7 @@ class Learning:
 @contextmanager
 def _settled() -> Iterator[None]:
     """Inside, what is in memory now is not searched for cycles again and again: a million rows are, at every batch of objects,
-    which took a quarter of the time that a batch takes to make."""
+    which took a fifth of the time that a batch takes to make."""
     gc.collect()
     gc.freeze()
     try:

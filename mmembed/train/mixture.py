@@ -188,7 +188,7 @@ def _ends(chances: NDArray[np.float64]) -> list[float]:
 
 
 def _one_of(ends: Sequence[float], rng: np.random.Generator) -> int:
-    """A number by its chance; `rng.choice` checks the chances each time, for a hundred times as long."""
+    """A number by its chance; `rng.choice` checks the chances each time, for ten times as long."""
     return 0 if len(ends) == 1 else min(bisect_right(ends, rng.random()), len(ends) - 1)
 
 
