@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from .side_by_side.models import SHAPES, folder_of
-from .side_by_side.systems import Ours, Peak
+from .side_by_side.systems import Ours, Peak, Setting
 from .side_by_side.workloads import COUNTS, PICTURES, TEXTS, Workload, make
 
 OUT = Path(__file__).parent / "results/profile.json"
@@ -38,17 +38,17 @@ def kind_of(kernel: str) -> str:
     return next((kind for kind, told in KINDS.items() if re.search(told, kernel.lower())), "norms, RoPE, SwiGLU, sums")
 
 
-def profiled(system: Ours, work: Workload) -> dict[str, Any]:
+def profiled(system: Ours, work: Workload, setting: Setting) -> dict[str, Any]:
     """Seconds of the clock without the profiler, and of kernels by kind and by name under it."""
-    system.encode(work.head(8), {})
-    system.encode(work, {})
+    system.encode(work.head(8), setting)
+    system.encode(work, setting)
     began = time.perf_counter()
-    system.encode(work, {})  # what it gives lies on the host: no device is left behind
+    system.encode(work, setting)  # what it gives lies on the host: no device is left behind
     took = time.perf_counter() - began
     on_gpu = system.device.startswith("cuda")
     activities = [torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities) as seen:
-        system.encode(work, {})
+        system.encode(work, setting)
     kinds: Counter[str] = Counter()
     kernels: Counter[str] = Counter()
     calls = 0
@@ -59,6 +59,7 @@ def profiled(system: Ours, work: Workload) -> dict[str, Any]:
         calls += kernel.count
     return {
         "workload": work.said,
+        **setting,
         "items": len(work.things),
         "seconds": round(took, 4),
         "seconds of kernels": round(sum(kinds.values()), 4),
@@ -88,14 +89,17 @@ def main() -> None:
         "precision": options.precision,
         "peak, operations a second": float(peak[0, 0]),
         "workloads": [
-            profiled(system, make(name, COUNTS[options.size][name], options.shelf / "photographs"))
+            profiled(system, work, setting)
             for name in options.workload
+            for work in [make(name, COUNTS[options.size][name], options.shelf / "photographs")]
+            for setting in system.settings(work)
         ],
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     for each in found["workloads"]:
-        print(f"{each['workload']}: {each['seconds']} s, kernels {each['seconds of kernels']} s in {each['kernels']}")
+        said = each["workload"] + ", compiled" * each.get("compiled", False)
+        print(f"{said}: {each['seconds']} s, kernels {each['seconds of kernels']} s in {each['kernels']}")
         print("  " + ", ".join(f"{kind} {seconds}" for kind, seconds in each["kinds"].items()))
 
 

@@ -632,13 +632,15 @@ def distinct(samples: Sequence[Sample]) -> tuple[list[int], list[int]]:
     return firsts, which
 
 
-def plan(samples: Sequence[Sample], budget: int, *, share: bool = False, apart: Sequence[int] = ()) -> list[list[int]]:
+def plan(
+    samples: Sequence[Sample], budget: int, *, share: bool = False, price: float = 0.0, apart: Sequence[int] = ()
+) -> list[list[int]]:
     """Samples grouped into batches that cost at most `budget` (or one sample): by length, so that equals stand side by
     side; with `share` those that begin alike together, what they share paid once a batch; samples whose numbers in `apart`
-    differ share no batch."""
+    differ share no batch. `share`, `price`: as `pack`."""
     if share:
         known: dict[bytes, int] = {}
-        segments = tree([key_of(sample, known) for sample in samples])
+        segments = tree([key_of(sample, known) for sample in samples], price)
     else:
         order = sorted(range(len(samples)), key=lambda item: (apart[item] if apart else 0, -samples[item].cost))
         segments = [Segment(-1, 0, len(samples[item]), (item,)) for item in order]
@@ -701,18 +703,21 @@ def _numbers(
     return torch.from_numpy(numbers)
 
 
-def pack(samples: Sequence[Sample], rows: Sequence[int], mask: str | None, *, share: bool = False) -> Batch:
+def pack(
+    samples: Sequence[Sample], rows: Sequence[int], mask: str | None, *, share: bool = False, price: float = 0.0
+) -> Batch:
     """Samples as one row, under the mask of a model's own spec.
 
     Parts of which nothing is left are passed over.
 
     Args:
         share: lay the tokens with which several samples begin once, for a causal mask; else samples lie one after another.
+        price: see `mmembed.prefix_tree.tree`.
     """
     assert mask is not None, "a model resolves its mask when it is built"
     if share and mask != "bidirectional" and not any(sample.windows for sample in samples):
         known: dict[bytes, int] = {}
-        segments = tree([key_of(sample, known) for sample in samples])
+        segments = tree([key_of(sample, known) for sample in samples], price)
     else:
         segments = [
             Segment(-1, last - length, length, (item,))

@@ -30,6 +30,7 @@ from .nn.spans import Counted, Spans
 from .nn.sparse import BLOCK, build_sparse_head, items_of
 from .nn.tokens import build_token_head
 from .nn.transfer import to_device
+from .nn.varlen import HALF, MERGED
 from .outputs import STATES, SparseOutput
 from .spec import FILE as SPEC_FILE
 from .spec import NATIVE, ModelSpec, described
@@ -195,6 +196,10 @@ class EmbeddingModel(Model):
         later = self.spec.mask == "bidirectional" or self.spec.bidirectional_from is not None
         plain = self.spec.intervention is None and isinstance(self.spec.positions, str)
         return self.layout == "packed" and plain and not later
+
+    @property
+    def price(self) -> float:
+        return MERGED if self.device.type == "cuda" and self.dtype in HALF else 0.0
 
     def train(self, mode: bool = True) -> EmbeddingModel:
         if mode:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,9 +26,14 @@ class Segment:
     items: tuple[int, ...]
 
 
-def tree(keys: Sequence[NDArray[np.int64]]) -> list[Segment]:
+def tree(keys: Sequence[NDArray[np.int64]], price: float = 0.0) -> list[Segment]:
     """Items that begin alike as a tree in depth-first order, the longest common starts once; segments of one item stand
-    together by length. An item is told by numbers, equal where its tokens are; it may end where a shared segment does."""
+    together by length. An item is told by numbers, equal where its tokens are; it may end where a shared segment does.
+
+    Args:
+        price: what it costs a token to look up one segment more, in tokens. A start is laid once only where that saves more
+            than those behind it pay.
+    """
     lengths = np.array([len(key) for key in keys], dtype=np.int64)
     ends = lengths.cumsum()
     flat = np.concatenate(keys) if len(keys) else np.empty(0, dtype=np.int64)
@@ -36,6 +42,7 @@ def tree(keys: Sequence[NDArray[np.int64]]) -> list[Segment]:
     order = sorted(range(len(keys)), key=written.__getitem__)
     # How many tokens each shares with the one before.
     alike = [0, *_common(flat, (ends - lengths)[order], lengths[order]).tolist()]
+    after = np.concatenate([[0], lengths[order].cumsum()])
     segments: list[Segment] = []
     # Items order[first:stop], which share what lies before `common`, of which `depth` tokens are laid behind `parent`. A list,
     # not a recursion: texts that each go on from the one before are a tree as deep as they are many.
@@ -45,20 +52,30 @@ def tree(keys: Sequence[NDArray[np.int64]]) -> list[Segment]:
         if common > depth:
             segments.append(Segment(parent, depth, common - depth, tuple(order[first:stop])))
             parent = len(segments) - 1
-        groups = []
-        k = first
-        while k < stop:
-            end = k + 1
-            while end < stop and alike[end] >= common + SHARED:
-                end += 1
-            groups.append((k, end))
-            k = end
-        alone = [order[k] for k, end in groups if end == k + 1]
+        alone: list[int] = []
+        shared = []
+        groups = _groups(alike, first, stop, common + SHARED)
+        while groups:
+            k, end = groups.pop()
+            if end == k + 1:
+                alone.append(order[k])
+                continue
+            start = min(alike[k + 1 : end])
+            behind = int(after[end] - after[k]) - (end - k) * start
+            if (end - k - 1) * (start - common) >= price * behind:
+                shared.append((k, end, common, start, parent))
+            else:  # some of them may have more in common
+                groups += _groups(alike, k, end, start + 1)
         alone.sort(key=lambda item: -len(keys[item]))
         segments.extend(Segment(parent, common, len(keys[item]) - common, (item,)) for item in alone)
-        shared = [(k, end, common, min(alike[k + 1 : end]), parent) for k, end in groups if end > k + 1]
-        waiting.extend(reversed(shared))
+        waiting.extend(sorted(shared, reverse=True))
     return segments
+
+
+def _groups(alike: Sequence[int], first: int, stop: int, least: int) -> list[tuple[int, int]]:
+    """Neighbours of which each shares at least so many tokens with the one before."""
+    edges = [first, *(k for k in range(first + 1, stop) if alike[k] < least), stop]
+    return list(pairwise(edges))
 
 
 def _common(flat: NDArray[np.int64], firsts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:

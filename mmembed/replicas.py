@@ -28,6 +28,7 @@ from .embedder import Embedder
 from .errors import ReplicaLost, SpecError
 from .inputs import Thing
 from .memory import budget, is_out_of_memory, let_go
+from .towers.compiled import is_compiled
 from .walk import Arrays, Options, Output, Result, Window, compute, walk
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class _Crew:
             _write(embedder, Path(folder))
             threads = max(1, (os.cpu_count() or 1) // len(devices))
             try:
-                self._living = [_started(folder, device, embedder.precision, threads) for device in devices]
+                self._living = [_started(folder, device, embedder, threads) for device in devices]
                 for replica in self._living:
                     if not _greeted(replica):
                         raise ReplicaLost(f"the replica on {replica.device} did not start: {_end_of(replica.process)}")
@@ -223,12 +224,13 @@ def _write(embedder: Embedder, folder: Path) -> None:
     Embedder(exact, embedder.tokenizer).save(folder)
 
 
-def _started(folder: str, device: torch.device, precision: str, threads: int) -> _Replica:
+def _started(folder: str, device: torch.device, embedder: Embedder, threads: int) -> _Replica:
     """A process of its own, no fork: CUDA does not live through one, nor does it ask scripts for `if __name__ == ...`."""
     ours, theirs = Pipe()
+    compiled = ["compiled"] if is_compiled(embedder.model) else []
     run = f"import sys; sys.path[:] = {sys.path!r}; from mmembed.replicas import work; work({theirs.fileno()}, *sys.argv[1:])"
     process = subprocess.Popen(
-        [sys.executable, "-c", run, folder, str(device), precision, str(threads)],
+        [sys.executable, "-c", run, folder, str(device), embedder.precision, str(threads), *compiled],
         pass_fds=[theirs.fileno()],
         start_new_session=True,  # Ctrl-C is for the caller: it ends them, or not
         stdin=subprocess.DEVNULL,
@@ -254,13 +256,15 @@ def _end_of(process: subprocess.Popen[bytes]) -> str:
     return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
 
 
-def work(descriptor: int, folder: str, device: str, precision: str, threads: str) -> None:
+def work(descriptor: int, folder: str, device: str, precision: str, threads: str, *compiled: str) -> None:
     """What a process does: read the embedder, then batch after batch; it ends when nobody is at the other end."""
     from .loading import load
 
     torch.set_num_threads(int(threads))
     connection = Connection(descriptor)
     embedder = load(folder, device=device, precision=precision)
+    if compiled:
+        embedder.compile()
     connection.send("ready")
     tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
 

@@ -184,7 +184,7 @@ def compute(
     memory.trim()
     with torch.inference_mode():
         with memory.uncollected():
-            batch = pack(samples, rows, model.spec.mask, share=model.shares)
+            batch = pack(samples, rows, model.spec.mask, share=model.shares, price=model.price)
         batch = batch.to(model.device)
         return fetched(output.forward(batch, samples))
 
@@ -382,7 +382,7 @@ def _planned(
     """Batches of some of the samples, by their places."""
     own = [samples[k] for k in places]
     apart = [len(s.images) for s in own] if model.native is not None and model.native.apart else ()
-    return [[places[k] for k in batch] for batch in plan(own, most, share=model.shares, apart=apart)]
+    return [[places[k] for k in batch] for batch in plan(own, most, share=model.shares, price=model.price, apart=apart)]
 
 
 def _from(rows: Sequence[int], first: int) -> NDArray[np.int64]:

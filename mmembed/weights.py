@@ -55,6 +55,11 @@ class Model(nn.Module):
         return False
 
     @property
+    def price(self) -> float:
+        """What it costs a token to look up shared ones, in tokens, see `mmembed.prefix_tree.tree`."""
+        return 0.0
+
+    @property
     def token_sizes(self) -> tuple[int, int, int]:
         """Numbers of a token between layers and inside an MLP, and bytes of one: what a token takes."""
         return self.spec.dimension, 4 * self.spec.dimension, self.dtype.itemsize

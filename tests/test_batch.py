@@ -131,3 +131,35 @@ def test_a_packed_row_holds_every_token_and_knows_whose_it_is():
     assert batch.pictures == (picture,)
     assert batch.rows == (4, 2)
     assert pack([second], [0], "causal+image").spans.block is None
+
+
+def test_a_start_is_laid_once_only_where_that_saves_more_than_it_costs():
+    stem, turn = list(range(100, 110)), list(range(200, 230))
+    longer = [
+        [*stem, *turn, *range(k, k + 20)] for k in (1000, 2000)
+    ]  # these two have 40 tokens in common, all three 10
+    items = [*longer, [*stem, *range(3000, 3200)]]
+    samples = [plain(item) for item in items]
+
+    def laid(price: float) -> int:
+        batch = pack(samples, range(3), "causal", share=True, price=price)
+        found = {tuple(batch.ids[own].tolist()) for own in _paths(batch)}
+        assert found == set(map(tuple, items))
+        assert plan(samples, len(batch.ids), share=True, price=price) == [list(plan(samples, 10**6, share=True)[0])]
+        return len(batch.ids)
+
+    assert laid(0.0) == 10 + 30 + 2 * 20 + 200
+    assert laid(0.25) == 40 + 2 * 20 + 210, "20 tokens saved, of which 250 behind them would pay 62"
+    assert laid(1.5) == sum(map(len, items))
+
+
+def _paths(batch):
+    """Where the tokens of each item lie in the row, from its root to its end."""
+    firsts = [0, *np.cumsum(batch.spans.lengths).tolist()]
+    ends = sorted(set(range(len(batch.spans.lengths))) - set(batch.spans.parents))
+    for end in ends:
+        own = []
+        while end >= 0:
+            own = [*range(firsts[end], firsts[end + 1]), *own]
+            end = batch.spans.parents[end]
+        yield own

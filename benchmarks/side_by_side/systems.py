@@ -62,16 +62,18 @@ class Ours(System):
     def load(self) -> None:
         import mmembed
 
-        self.embedder = mmembed.load(self.folder, device=self.device, precision=self.precision)
+        self.embedders = {False: mmembed.load(self.folder, device=self.device, precision=self.precision)}
+        if self.device.startswith("cuda"):
+            self.embedders[True] = mmembed.load(self.folder, device=self.device, precision=self.precision).compile()
 
     def settings(self, work: Workload) -> list[Setting]:
-        return [{}]
+        return [{"compiled": True} if compiled else {} for compiled in self.embedders]
 
     def encode(self, work: Workload, setting: Setting) -> np.ndarray:
         from mmembed import Image
         from mmembed.methods import apply
 
-        embedder = self.embedder.keep(starts=2**28 if work.alone else 0)
+        embedder = self.embedders[setting.get("compiled", False)].keep(starts=2**28 if work.alone else 0)
         if work.templates:
             embedder = apply(embedder, "metaeol", cleaning=None, close=True)
         call: Callable[..., np.ndarray] = embedder.encode

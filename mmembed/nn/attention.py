@@ -12,6 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface
 
 from ..errors import UnknownName
+from . import row
 from .extension import Extension, extended
 from .flex import NARROWEST, flex
 from .grouped import grouped
@@ -40,7 +41,7 @@ def attend(
     value: Key,
     attention_mask: Tensor | None,
     *,
-    spans: Spans,
+    spans: Spans | None = None,
     extension: Extension | None = None,
     recall: Recall | None = None,
     room: str | None = None,
@@ -53,6 +54,8 @@ def attend(
     """Attention of one packed row under the rule of `spans`, in the named room or the best one for the device, or by groups
     where an `extension` says so.
 
+    Without spans, in a graph that torch compiles: those of `mmembed.nn.row`.
+
     Where `spans.asking` names tokens, queries are of these. Keys and values are of the whole row: as they are given, or as
     `recall` makes them of those given, which are of the tokens that went through the layer.
 
@@ -62,11 +65,16 @@ def attend(
     Raises:
         UnknownName: no room of that name.
         NotImplementedError: attention dropout in a room that has none, or beside an `extension`.
+        TypeError: no spans, and no graph.
     """
     if attention_mask is not None:
         raise NotImplementedError("a packed row carries its mask in `spans`; an attention_mask came as well")
-    if not spans.windows:
-        sliding_window = None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    causal = bool(getattr(module, "is_causal", False))
+    if spans is None:
+        if not torch.compiler.is_compiling():
+            raise TypeError(f"{type(module).__name__} was handed no spans of its row")
+        return row.attend(query, key, value, scale, sliding_window, softcap, causal), None
     layer = getattr(module, "layer_idx", None)
     if layer is None and (spans.open_from is not None or recall is not None):
         raise NotImplementedError(f"{type(module).__name__} does not say which layer it is of: no layer can be opened")
@@ -77,17 +85,39 @@ def attend(
         query, key, value = (x.to(torch.get_autocast_dtype(x.device.type)) for x in (query, key, value))
     if spans.open_from is not None and int(layer) >= spans.open_from:  # type: ignore[arg-type]
         spans, sliding_window = spans.opened, None
-    if sliding_window is not None and not spans.causal and getattr(module, "is_causal", False):
-        # transformers' masks of a decoder set to read both ways include the token `sliding_window` away.
-        sliding_window += 1
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if extension is not None:
         if softcap is not None or spans.asking is not None or dropout:
             raise NotImplementedError("SelfExtend knows no soft cap, no dropout, and no queries of some tokens only")
-        heads = _one_key_a_head(query, key, value)
-        out = extended(query, *heads, spans, extension, scaling=scale, window=sliding_window)
+        heads, window = _one_key_a_head(query, key, value), _window(sliding_window, spans, causal)
+        out = extended(query, *heads, spans, extension, scaling=scale, window=window)
         return out.transpose(1, 2).contiguous(), None
-    name = room or choose(query, spans, sliding_window, softcap, dropout)
+    told: dict[str, Any] = {"softcap": softcap, "causal": causal, "room": room, "dropout": dropout}
+    return in_row(query, key, value, spans, scaling=scale, window=sliding_window, **told), None
+
+
+def in_row(
+    query: Query,
+    key: Key,
+    value: Key,
+    spans: Spans,
+    *,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+    causal: bool,
+    room: str | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "1 Q H E"]:
+    """What a layer's attention gives, in the named room or the best one.
+
+    Args:
+        window: the layer's own. causal: whether the layer is by make.
+
+    Raises:
+        UnknownName, NotImplementedError: as `attend`.
+    """
+    window = _window(window, spans, causal)
+    name = room or choose(query, spans, window, softcap, dropout)
     try:
         chosen = ROOMS[name]
     except KeyError:
@@ -95,8 +125,16 @@ def attend(
     if dropout and name not in DROPPING:
         raise NotImplementedError(f"the attention room {name!r} has no dropout; {' and '.join(DROPPING)} have")
     more = {"dropout": dropout} if dropout else {}
-    out = chosen(query, key, value, spans, scaling=scale, window=sliding_window, softcap=softcap, **more)
-    return out.transpose(1, 2).contiguous(), None  # some models take a view of it
+    out = chosen(query, key, value, spans, scaling=scaling, window=window, softcap=softcap, **more)
+    return out.transpose(1, 2).contiguous()  # some models take a view of it
+
+
+def _window(window: int | None, spans: Spans, causal: bool) -> int | None:
+    """How far the tokens of a layer see: transformers' masks of a decoder set to read both ways include the token
+    `window` away."""
+    if window is None or not spans.windows:
+        return None
+    return window + (causal and not spans.causal)
 
 
 def within(

@@ -22,6 +22,10 @@ Stretch = tuple[int, int]
 """Neighbours: the first, and what stands behind the last."""
 Rows = slice | Int[Tensor, " n"]
 """Tokens of the row, or places among queries: one stretch, or by number."""
+HALF = (torch.float16, torch.bfloat16)
+MERGED = 0.25
+"""What merging one more level costs a token, as a share of what it costs altogether: that much of the time of 1,024 documents of
+20 to 500 tokens went there (Qwen3-0.6B, bf16, H100), a few of which began alike."""
 LEVELS = 4
 """A tree of more levels is left to 'flex': every one is a kernel of its own, that reads and writes its rows again."""
 
@@ -56,7 +60,7 @@ class Part:
 
 def serves(query: Tensor, spans: Spans, window: int | None, softcap: float | None) -> bool:
     """Whether the kernels compute this exactly, and are likely the fastest to do so."""
-    plain = spans.block is None and softcap is None and query.dtype in (torch.float16, torch.bfloat16)
+    plain = spans.block is None and softcap is None and query.dtype in HALF
     fits = query.shape[-1] <= 256 and query.shape[-1] % 8 == 0
     learning = torch.is_grad_enabled() and query.requires_grad
     known = _unknown(spans, window, learning) is None and len(spans.levels) <= LEVELS

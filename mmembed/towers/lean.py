@@ -62,7 +62,7 @@ def lean(model: M) -> M:
         if role and (own, role) not in forms:
             forms[own, role] = _form_of(part, role)
         if role and (form := forms[own, role]) is not None:
-            part.__class__ = _over(form, own)
+            part.__class__ = over(form, own)
     if small:
         for part in model.modules():
             for names in SIBLINGS:
@@ -205,7 +205,7 @@ def _product(states: Float[Tensor, "*R D"], weight: Tensor, bias: Float[Tensor, 
     return (out[:count] if more else out).view(*states.shape[:-1], out.shape[-1])
 
 
-class _Over:
+class Over:
     """Put over a part's own class; copies and pickles are made of that class again."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -213,7 +213,7 @@ class _Over:
         return _made, (form, own), self.__dict__
 
 
-class RowsAtATime(_Over):
+class RowsAtATime(Over):
     """A module that treats each row by itself, on `ROWS` of them at a time."""
 
     def forward(self, states: Float[Tensor, "*R D"]) -> Float[Tensor, "*R E"]:
@@ -225,7 +225,7 @@ class RowsAtATime(_Over):
         return out.view(*states.shape[:-1], -1)
 
 
-class LeanNorm(_Over):
+class LeanNorm(Over):
     """x / rms(x) * weight, over the last axis."""
 
     weight: Tensor
@@ -255,12 +255,13 @@ class LeanNormAroundOne(LeanNorm):
 
 
 @cache
-def _over(form: Any, own: Any) -> type:
+def over(form: Any, own: Any) -> type:
+    """A part's own class with `form`, an `Over`, put over it."""
     return type(own.__name__, (form, own), {"__module__": own.__module__, "__doc__": form.__doc__})
 
 
 def _made(form: type, own: type) -> Any:
-    kind: Any = _over(form, own)
+    kind: Any = over(form, own)
     return kind.__new__(kind)
 
 
@@ -283,7 +284,7 @@ def _is_norm(part: nn.Module) -> bool:
 
 def _form_of(part: nn.Module, role: str) -> type | None:
     """The form that gives what the part's own class gives, tried on random numbers; None: no form does."""
-    if isinstance(part, _Over) or any(weight.is_meta for weight in part.parameters()):
+    if isinstance(part, Over) or any(weight.is_meta for weight in part.parameters()):
         return None
     if role == "norm":
         return _norm_form(part)
@@ -301,7 +302,7 @@ def _norm_form(part: nn.Module) -> type | None:
         due = tried(rows)
         for form in (LeanNorm, LeanNormAroundOne):
             twin = copy.copy(tried)
-            twin.__class__ = _over(form, own)
+            twin.__class__ = over(form, own)
             if torch.allclose(twin(rows), due, rtol=1e-5, atol=1e-6):
                 return form
     return None

@@ -1,0 +1,82 @@
+"""Blocks of a backbone compiled by torch: what lies between their products in as few kernels as the compiler makes of it.
+
+Of a forward pass of a small model on a GPU two thirds are norms, rotary positions, activations and sums, each a walk over
+memory of its own (LOG.md). `torch.compile` joins them. A block is compiled as one graph, once for all blocks of a kind and for
+rows of any length; the door of attention is one operator in it, which no compiler looks into, and which is told of the
+row's spans past the graph.
+
+Where gradients are recorded, under autocast, for a block whose inside is watched (what `mmembed.towers.reading` hooks: the
+deepest one, mostly), for rows with more to say than spans, and padded, a block's own forward runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..nn import row
+from .lean import Over, over
+from .reading import layers_of
+
+M = TypeVar("M", bound=PreTrainedModel)
+KINDS = 32
+"""Forms that blocks of one kind may take (precisions, devices, layers with a window and without): torch's own limit is 8."""
+
+
+def compile_blocks(model: M) -> M:
+    """The model itself, whose blocks compile themselves when they first run."""
+    for block in layers_of(model):
+        if not isinstance(block, CompiledBlock):
+            block.__class__ = over(CompiledBlock, type(block))
+    return model
+
+
+def is_compiled(model: nn.Module) -> bool:
+    return any(isinstance(part, CompiledBlock) for part in model.modules())
+
+
+class CompiledBlock(Over):
+    """A block of a backbone whose forward is compiled, wherever that may stand in for its own."""
+
+    training: bool
+    read_by_mmembed: bool = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        own: Any = super()
+        spans = kwargs.get("spans")
+        told = {name: value for name, value in kwargs.items() if name not in ROW}
+        if spans is None or self.read_by_mmembed or self.training or not _plain(args, kwargs):
+            return own.forward(*args, **kwargs)
+        with row.of(spans):
+            return _compiled(type(self).__bases__[1])(self, *args, **told)
+
+
+ROW = ("spans", "recall", "extension")
+"""What the door of attention is told of a row, past the graph."""
+
+
+def _plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a block is given a row and no more, of two tokens at least, and nothing watches what it computes."""
+    states = args[0] if args else kwargs["hidden_states"]
+    return (
+        all(kwargs.get(name) is None for name in ROW[1:])
+        and kwargs["spans"].open_from is None
+        and states.shape[1] > 1
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled(states.device.type)
+    )
+
+
+@cache
+def _compiled(own: type) -> Callable[..., Tensor]:
+    """The forward of a class of blocks, for rows of any length; what torch cannot compile whole is an error."""
+    from torch._dynamo import config
+
+    run: Any = torch.compile(own.forward, dynamic=True, fullgraph=True)  # type: ignore[attr-defined]
+    return config.patch(recompile_limit=KINDS)(run)

@@ -1,0 +1,154 @@
+"""Compiled blocks give what a backbone's own give: one graph a kind of block, for rows of any length."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from mmembed import testing
+from mmembed.errors import SpecError
+from mmembed.nn.precision import cast
+from mmembed.nn.spans import Spans
+from mmembed.testing import tiny_embedder
+from mmembed.towers import compiled
+from mmembed.towers.backbone import layer_states, prepare_backbone
+from mmembed.towers.compiled import CompiledBlock, compile_blocks, is_compiled
+from mmembed.towers.reading import layers_of
+
+from .test_backbone import made
+
+KINDS = [
+    ("qwen3", "causal"),
+    ("mistral", "bidirectional"),
+    ("gemma2", "causal"),
+    ("gemma3_text", "bidirectional"),
+    ("granite", "causal"),
+    ("modernbert", "bidirectional"),
+]
+"""Plain; windows, and those of a decoder that is read both ways; soft caps; norms around one; scales; an encoder."""
+ROWS = ((5, 9, 3), (2,), (7, 7, 1, 12), (1,))
+"""Lengths of the items of rows; a row of one token is left to the block's own forward."""
+
+
+@pytest.fixture(autouse=True)
+def _apart():
+    """Graphs of one test are not met by another."""
+    yield
+    compiled._compiled.cache_clear()
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def _traced(monkeypatch):
+    """Traced as for any backend, and run without making kernels, which takes ten seconds a kind of block."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+
+
+def prepared(kind, mask, **changed):
+    return prepare_backbone(made(kind, **changed), mask, None).eval()
+
+
+def row_of(lengths, mask):
+    ids = torch.randint(5, 250, (sum(lengths),), generator=torch.Generator().manual_seed(len(lengths)))
+    return ids, Spans.of(lengths, mask)
+
+
+def counted(monkeypatch):
+    """How often a graph is traced and run in place of a block's own forward."""
+    seen = {"calls": 0}
+    before = compiled._compiled
+
+    def run(own):
+        seen["calls"] += 1
+        return before(own)
+
+    run.cache_clear = before.cache_clear
+    monkeypatch.setattr(compiled, "_compiled", run)
+    return seen
+
+
+@pytest.mark.usefixtures("_traced")
+@pytest.mark.parametrize(("kind", "mask"), KINDS)
+def test_a_row_has_the_same_states_compiled(kind, mask, monkeypatch):
+    own = prepared(kind, mask)
+    ours = compile_blocks(copy.deepcopy(own))
+    calls = counted(monkeypatch)
+    with torch.inference_mode():
+        for lengths in ROWS:
+            ids, spans = row_of(lengths, mask)
+            off = (layer_states(ours, ids, None, spans) - layer_states(own, ids, None, spans)).abs().max()
+            assert off < 1e-5, (lengths, off)
+    assert calls["calls"] == 3 * len(layers_of(ours))
+    assert [type(block).__name__ for block in layers_of(ours)] == [type(block).__name__ for block in layers_of(own)]
+
+
+@pytest.mark.usefixtures("_traced")
+def test_one_graph_serves_all_blocks_and_all_lengths():
+    ours = compile_blocks(prepared("qwen3", "causal", num_hidden_layers=5))
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    with torch.inference_mode():
+        for lengths in ((5, 9, 3), (4, 2), (7, 7, 1, 12), (40,)):
+            ids, spans = row_of(lengths, "causal")
+            layer_states(ours, ids, None, spans)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+def test_kernels_give_the_same_and_an_embedder_says_so():
+    embedder = tiny_embedder()
+    texts = ["one", "two words here", "and a text of some more words than those", "x"]
+    due = embedder.encode(texts)
+    assert embedder.compile() is embedder
+    assert is_compiled(embedder.model)
+    assert np.abs(embedder.encode(texts) - due).max() < 1e-5
+    assert np.abs(embedder.encode(texts[:2]) - due[:2]).max() < 1e-5
+    again = pickle.loads(pickle.dumps(embedder.model.backbone))
+    assert is_compiled(again)
+    embedder.compile()
+    assert sum(kind is CompiledBlock for kind in type(layers_of(embedder.model.backbone)[0]).__mro__) == 1
+
+
+@pytest.mark.usefixtures("_traced")
+def test_what_a_graph_may_not_hold_runs_as_it_is(monkeypatch):
+    ours = compile_blocks(prepared("qwen3", "causal"))
+    calls = counted(monkeypatch)
+    ids, spans = row_of((5, 9), "causal")
+    states = layer_states(ours, ids, None, spans)
+    states.sum().backward()
+    assert ours.get_input_embeddings().weight.grad is not None
+    with torch.no_grad():
+        layer_states(ours.train(), ids, None, spans)
+        with torch.autocast("cpu", torch.bfloat16):
+            layer_states(ours.eval(), ids, None, spans)
+    assert calls["calls"] == 0
+
+
+def test_a_padded_backbone_is_not_compiled():
+    with pytest.raises(SpecError, match="packed"):
+        tiny_embedder(backbone=made("qwen3"), layout="padded").compile()
+    assert "lfm2" in testing.PADDED
+    with pytest.raises(SpecError, match="packed"):
+        tiny_embedder(backbone=made("lfm2")).compile()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["qwen3", "mistral", "gemma3_text"])
+def test_kernels_of_half_precision_are_as_near_to_fp32_as_the_block_s_own(kind):
+    exact = prepared(kind, "causal", hidden_size=128, head_dim=64).cuda()
+    half = cast(prepared(kind, "causal", hidden_size=128, head_dim=64).cuda(), torch.bfloat16)
+    ours = compile_blocks(copy.deepcopy(half))
+    with torch.inference_mode():
+        for lengths in ((5, 9, 3), (70, 300, 12, 12), (2,)):
+            ids, spans = row_of(lengths, "causal")
+            ids, spans = ids.cuda(), spans.to("cuda")
+            due = layer_states(exact, ids, None, spans)
+            own, off = ((layer_states(m, ids, None, spans) - due).abs().max() for m in (half, ours))
+            assert off <= 2 * own + 1e-3, (lengths, own, off)
+    assert is_compiled(ours)
