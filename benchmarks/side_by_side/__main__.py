@@ -25,7 +25,11 @@ def plan(device: str, quick: bool) -> list[tuple[str, str, str, int]]:
     if quick:
         return [*(("tiny", name, "tiny", 1) for name in TEXTS), *(("tiny-vl", name, "tiny", 1) for name in PICTURES)]
     if device.startswith("cuda"):
-        return [*(("0.6b", name, "cuda", 5) for name in TEXTS), *(("2b-vl", name, "cuda", 3) for name in PICTURES)]
+        return [
+            *(("0.6b", name, "cuda", 5) for name in TEXTS),
+            *(("1.7b", name, "cuda", 3) for name in LARGE[:2]),
+            *(("2b-vl", name, "cuda", 3) for name in PICTURES),
+        ]
     return [
         *(("small", name, "cpu", 2 if name == "few-shot" else 3) for name in TEXTS),
         *(("small-vl", name, "cpu", 3) for name in PICTURES),

@@ -69,6 +69,7 @@ SHAPES = {
         Shape("small", "Qwen3 of 8 layers, 41 M", _sizes(512, 1536, 8, 8, 4, 64)),
         Shape("small-vl", "Qwen3-VL of 4+4 layers, 39 M", _sizes(512, 1536, 4, 8, 4, 64), _sight(4, 384, 1536, 6, 512)),
         Shape("0.6b", "Qwen3-0.6B", _sizes(1024, 3072, 28, 16, 8, 128)),
+        Shape("1.7b", "Qwen3-1.7B", _sizes(2048, 6144, 28, 16, 8, 128)),
         Shape("2b-vl", "Qwen3-VL-2B", _sizes(2048, 6144, 28, 16, 8, 128), _sight(24, 1024, 4096, 16, 2048)),
     )
 }

@@ -150,6 +150,9 @@ def within(
     **_: Any,
 ) -> tuple[Float[Tensor, "1 T H E"], None]:
     """Attention within the segments of one row, each read both ways, as the towers of vision-language models ask for it."""
+    if torch.compiler.is_compiling():
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return row.within(query, key, value, cu_seq_lens_q, scale), None
     spans = _SEGMENTS.get(cu_seq_lens_q)
     if spans is None:  # once a forward: all layers are handed the same tensor
         spans = Spans.of(cu_seq_lens_q.diff().tolist(), "bidirectional").to(query.device)

@@ -1,4 +1,4 @@
-"""The door of attention as one operator of torch: a compiled graph holds it whole, and the row's spans come past the graph."""
+"""The doors of attention as operators of torch: a compiled graph holds it whole, and the row's spans come past the graph."""
 
 from __future__ import annotations
 
@@ -36,5 +36,19 @@ def attend(
 
 
 @attend.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
+def _like(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
     return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
+
+
+@torch.library.custom_op("mmembed::within", mutates_args=())
+def within(query: Tensor, key: Tensor, value: Tensor, cuts: Tensor, scaling: float) -> Tensor:
+    """The same within the segments between `cuts` (S + 1,), as `mmembed.nn.attention.within` gives them."""
+    from . import attention
+
+    return attention.within(nowhere, query, key, value, None, cu_seq_lens_q=cuts, scaling=scaling)[0]
+
+
+within.register_fake(_like)
+
+nowhere = torch.nn.Module()
+"""Stands for the layer, of which the door is told all it asks for."""

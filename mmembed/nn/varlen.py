@@ -11,6 +11,7 @@ from inspect import signature
 from itertools import accumulate, pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -179,7 +180,10 @@ def _call(stretches: Sequence[tuple[Stretch, Stretch]], spans: Spans, causal: bo
 def _rows(stretches: Sequence[Stretch], device: torch.device) -> Rows:
     if all(before[1] == after[0] for before, after in pairwise(stretches)):
         return slice(stretches[0][0], stretches[-1][1])
-    return to_device(torch.cat([torch.arange(first, last) for first, last in stretches]), device)
+    firsts, lasts = np.array(stretches, dtype=np.int64).T
+    counts = lasts - firsts
+    ends = counts.cumsum()
+    return to_device(torch.from_numpy(np.arange(ends[-1]) + (firsts - ends + counts).repeat(counts)), device)
 
 
 def _part(q: Tensor, k: Tensor, v: Tensor, call: Call, scaling: float, reach: int) -> Part:

@@ -12,14 +12,18 @@ deepest one, mostly), for rows with more to say than spans, and padded, a block'
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
+from inspect import signature
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..nn import row
+from ..nn.attention import WITHIN
 from .lean import Over, over
 from .reading import layers_of
 
@@ -29,10 +33,13 @@ KINDS = 32
 
 
 def compile_blocks(model: M) -> M:
-    """The model itself, whose blocks compile themselves when they first run."""
-    for block in layers_of(model):
-        if not isinstance(block, CompiledBlock):
-            block.__class__ = over(CompiledBlock, type(block))
+    """The model itself, whose blocks compile themselves when they first run: those that read tokens, and those of a tower whose
+    pictures go through the door in one row."""
+    seeing = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer) and _sees(part)]
+    for block in (*layers_of(model), *seeing):
+        own: Any = type(block)
+        if not issubclass(own, CompiledBlock):
+            block.__class__ = over(CompiledBlock, own)
     return model
 
 
@@ -40,8 +47,15 @@ def is_compiled(model: nn.Module) -> bool:
     return any(isinstance(part, CompiledBlock) for part in model.modules())
 
 
+def _sees(block: nn.Module) -> bool:
+    """Whether a block is told where each picture ends in its row, and hands it to the door."""
+    told = CUTS in signature(type(block).forward).parameters
+    configs = (getattr(part, "config", None) for part in block.modules())
+    return told and any(getattr(config, "_attn_implementation", None) == WITHIN for config in configs)
+
+
 class CompiledBlock(Over):
-    """A block of a backbone whose forward is compiled, wherever that may stand in for its own."""
+    """A block of a backbone or a tower whose forward is compiled, wherever that may stand in for its own."""
 
     training: bool
     read_by_mmembed: bool = False
@@ -50,23 +64,26 @@ class CompiledBlock(Over):
         own: Any = super()
         spans = kwargs.get("spans")
         told = {name: value for name, value in kwargs.items() if name not in ROW}
-        if spans is None or self.read_by_mmembed or self.training or not _plain(args, kwargs):
+        rows = nullcontext() if CUTS in kwargs else None if spans is None else row.of(spans)
+        if rows is None or self.read_by_mmembed or self.training or not _plain(args, kwargs):
             return own.forward(*args, **kwargs)
-        with row.of(spans):
+        with rows:
             return _compiled(type(self).__bases__[1])(self, *args, **told)
 
 
+CUTS = "cu_seqlens"
+"""What transformers calls the places in a row where pictures begin and the last one ends."""
 ROW = ("spans", "recall", "extension")
 """What the door of attention is told of a row, past the graph."""
 
 
 def _plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a block is given a row and no more, of two tokens at least, and nothing watches what it computes."""
-    states = args[0] if args else kwargs["hidden_states"]
+    states, spans = args[0] if args else kwargs["hidden_states"], kwargs.get("spans")
     return (
         all(kwargs.get(name) is None for name in ROW[1:])
-        and kwargs["spans"].open_from is None
-        and states.shape[1] > 1
+        and (spans is None or spans.open_from is None)
+        and states.shape[-2] > 1
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled(states.device.type)

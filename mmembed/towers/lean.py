@@ -217,9 +217,9 @@ class RowsAtATime(Over):
     """A module that treats each row by itself, on `ROWS` of them at a time."""
 
     def forward(self, states: Float[Tensor, "*R D"]) -> Float[Tensor, "*R E"]:
-        own: Any = super()
         if not serves(states) or states.numel() <= ROWS * states.shape[-1]:
-            return own.forward(states)
+            return super().forward(states)  # type: ignore[misc]
+        own: Any = super()
         rows = states.reshape(1, -1, states.shape[-1])
         out = torch.cat([own.forward(some) for some in rows.split(ROWS, dim=1)], dim=1)
         return out.view(*states.shape[:-1], -1)
@@ -238,8 +238,7 @@ class LeanNorm(Over):
         if self._fuses and _fused(states, self.weight):
             return nn.functional.rms_norm(states, self.weight.shape, self.weight, _eps(self))
         if not serves(states) or self.weight.dtype != torch.float32:
-            own: Any = super()
-            return own.forward(states)
+            return super().forward(states)  # type: ignore[misc]
         length = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
         eps = _constant(_eps(self))
         return (states * torch.addcmul(eps, length, length, value=1 / states.shape[-1]).rsqrt_()).mul_(self.scale())

@@ -9,17 +9,19 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
-from mmembed import testing
+from mmembed import compose, testing
 from mmembed.errors import SpecError
 from mmembed.nn.precision import cast
 from mmembed.nn.spans import Spans
-from mmembed.testing import tiny_embedder
+from mmembed.testing import tiny_embedder, tiny_vlm
 from mmembed.towers import compiled
 from mmembed.towers.backbone import layer_states, prepare_backbone
 from mmembed.towers.compiled import CompiledBlock, compile_blocks, is_compiled
 from mmembed.towers.reading import layers_of
 
+from ..conftest import picture
 from .test_backbone import made
 
 KINDS = [
@@ -37,7 +39,8 @@ ROWS = ((5, 9, 3), (2,), (7, 7, 1, 12), (1,))
 
 @pytest.fixture(autouse=True)
 def _apart():
-    """Graphs of one test are not met by another."""
+    """Graphs of one test are neither met nor counted by another."""
+    counters.clear()
     yield
     compiled._compiled.cache_clear()
     torch.compiler.reset()
@@ -90,15 +93,25 @@ def test_a_row_has_the_same_states_compiled(kind, mask, monkeypatch):
 @pytest.mark.usefixtures("_traced")
 def test_one_graph_serves_all_blocks_and_all_lengths():
     ours = compile_blocks(prepared("qwen3", "causal", num_hidden_layers=5))
-    from torch._dynamo.utils import counters
-
-    counters.clear()
     with torch.inference_mode():
         for lengths in ((5, 9, 3), (4, 2), (7, 7, 1, 12), (40,)):
             ids, spans = row_of(lengths, "causal")
             layer_states(ours, ids, None, spans)
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
+
+
+@pytest.mark.usefixtures("_traced")
+@pytest.mark.parametrize("kind", ["qwen3_vl", "qwen2_5_vl"])
+def test_a_tower_inside_a_vision_language_model_has_a_graph_of_its_own(kind, tmp_path):
+    tiny_vlm(tmp_path, kind)
+    embedder = compose(backbone=tmp_path, tokenizer=tmp_path, vision={"library": "native"}, device="cpu")
+    items = [picture(0), picture(1, height=70), "words", (picture(2, width=90), "and words")]
+    due = embedder.encode(items)
+    embedder.compile()
+    for count in (4, 2, 3):
+        assert np.abs(embedder.encode(items[:count]) - due[:count]).max() < 1e-5
+    assert counters["stats"]["unique_graphs"] == 2
 
 
 def test_kernels_give_the_same_and_an_embedder_says_so():
