@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from inspect import signature
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from torch import Tensor
 
 from .spans import Spans
 from .transfer import numbers, to_device
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Stretch = tuple[int, int]
 """Neighbours: the first, and what stands behind the last."""
@@ -36,12 +39,15 @@ class Call:
     """One call of the kernel: stretches of queries, each against one stretch of keys.
 
     Attributes:
-        queries: of those that were asked for. keys: tokens of the row. firsts_q, firsts_k: where stretches begin and the last
+        queries: of those that were asked for. among: where these lie among the queries of the first level of a tree, which those
+            of all levels below are of; for the call of all segments against themselves, that level's queries.
+        keys: tokens of the row. firsts_q, firsts_k: where stretches begin and the last
             one ends, int32. most_q, most_k: tokens of the longest.
         causal: whether a query sees only what stands up to its own place; both stretches end at the same token then.
     """
 
     queries: Rows
+    among: Rows
     keys: Rows
     firsts_q: Int[Tensor, " n_plus_1"]
     firsts_k: Int[Tensor, " n_plus_1"]
@@ -52,7 +58,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Part:
-    """Attention of some rows over some of their keys, and the log-sum-exp of their scores."""
+    """Attention of some rows over some of their keys, and the log-sum-exp of their scores.
+
+    Attributes:
+        rows: which they are among those that have several parts; of the first part, which are those.
+    """
 
     rows: Rows
     out: Float[Tensor, "n H E"]
@@ -108,7 +118,7 @@ def varlen(
         out = _kernel(q, k[own.keys], v[own.keys], own, scaling, reach)
         return out.transpose(0, 1)[None]
     parts = [_part(q, k, v, call, scaling, reach) for call in (own, *levels)]
-    return merged(parts).to(query.dtype).transpose(0, 1)[None]
+    return merged(*parts).transpose(0, 1)[None]
 
 
 def calls(spans: Spans) -> Sequence[Call]:
@@ -120,13 +130,18 @@ def calls(spans: Spans) -> Sequence[Call]:
         asking = None if spans.asking is None else numbers(spans.asking)
         firsts = [0, *accumulate(spans.lengths)]
         segments = list(pairwise(firsts))
-        made = [_call(list(_own(segments, spans.causal, asking)), spans, spans.causal)]
+        found = []
         for level in spans.levels:
             after = [(_place(firsts[k + 1], asking), _place(last, asking), segments[k]) for k, last in level]
             asked = [((first, last), keys) for first, last, keys in after if first < last]
             if asked:
-                made.append(_call(asked, spans, causal=False))
-        spans.memo["varlen"] = tuple(made)
+                found.append(asked)
+        shared = _numbered([queries for queries, _ in found[0]]) if found else np.empty(0, dtype=np.int64)
+        own = list(_own(segments, spans.causal, asking))
+        spans.memo["varlen"] = (
+            _call(own, spans, spans.causal, shared),
+            *(_call(asked, spans, False, np.searchsorted(shared, _numbered([q for q, _ in asked]))) for asked in found),
+        )
     told: Sequence[Call] = spans.memo["varlen"]
     return told
 
@@ -152,21 +167,22 @@ def _place(token: int, asking: list[int] | None) -> int:
     return token if asking is None else bisect_left(asking, token)
 
 
-def merged(parts: Sequence[Part]) -> Float[Tensor, "Q H E"]:
-    """Attention over all keys of parts that have seen some of them each, in fp32; the first part has all rows.
+def merged(whole: Part, *parts: Part) -> Float[Tensor, "Q H E"]:
+    """Attention over all keys of parts that have seen some of them each; rows that the first alone has seen stay as they are,
+    the others are put together in fp32, part by part.
 
-    The softmax of a row is shared out by what each part summed: exp(its log-sum-exp - that of all).
+    Of two parts the softmax gives each its share by what it summed: the sigmoid of how far their log-sum-exps lie apart.
     """
-    whole = parts[0].lse.clone()
-    for part in parts[1:]:
-        whole[part.rows] = torch.logaddexp(whole[part.rows], part.lse)
-    out = parts[0].out.float() * (parts[0].lse - whole).exp()[..., None]
-    for part in parts[1:]:
-        out[part.rows] += part.out.float() * (part.lse - whole[part.rows]).exp()[..., None]
-    return out
+    out, lse = whole.out[whole.rows].float(), whole.lse[whole.rows].clone()
+    for part in parts:
+        share = torch.sigmoid(part.lse - lse[part.rows])[..., None]
+        out[part.rows] = torch.lerp(out[part.rows], part.out.float(), share)
+        lse[part.rows] = torch.logaddexp(lse[part.rows], part.lse)
+    whole.out[whole.rows] = out.to(whole.out.dtype)
+    return whole.out
 
 
-def _call(stretches: Sequence[tuple[Stretch, Stretch]], spans: Spans, causal: bool) -> Call:
+def _call(stretches: Sequence[tuple[Stretch, Stretch]], spans: Spans, causal: bool, among: NDArray[np.int64]) -> Call:
     device = spans.start.device
     queries, keys = ([pair[side] for pair in stretches] for side in (0, 1))
     alike = queries == keys
@@ -174,21 +190,29 @@ def _call(stretches: Sequence[tuple[Stretch, Stretch]], spans: Spans, causal: bo
     firsts = [torch.tensor([0, *accumulate(each)], dtype=torch.int32) for each in lengths[: 1 if alike else 2]]
     moved = [to_device(each, device) for each in firsts]  # one tensor where both are the same: kernels look
     most_q, most_k = map(max, lengths)
-    return Call(_rows(queries, device), _rows(keys, device), moved[0], moved[-1], most_q, most_k, causal)
+    q, at, k = (_rows(each, device) for each in (_numbered(queries), among, _numbered(keys)))
+    return Call(q, at, k, moved[0], moved[-1], most_q, most_k, causal)
 
 
-def _rows(stretches: Sequence[Stretch], device: torch.device) -> Rows:
-    if all(before[1] == after[0] for before, after in pairwise(stretches)):
-        return slice(stretches[0][0], stretches[-1][1])
+def _numbered(stretches: Sequence[Stretch]) -> NDArray[np.int64]:
+    """All that lies in stretches, one after the other."""
     firsts, lasts = np.array(stretches, dtype=np.int64).T
     counts = lasts - firsts
     ends = counts.cumsum()
-    return to_device(torch.from_numpy(np.arange(ends[-1]) + (firsts - ends + counts).repeat(counts)), device)
+    return np.arange(ends[-1]) + (firsts - ends + counts).repeat(counts)
+
+
+def _rows(places: NDArray[np.int64], device: torch.device) -> Rows:
+    """The same, as a slice where they are neighbours."""
+    if bool((np.diff(places) == 1).all()):
+        first = int(places[0]) if len(places) else 0
+        return slice(first, first + len(places))
+    return to_device(torch.from_numpy(places), device)
 
 
 def _part(q: Tensor, k: Tensor, v: Tensor, call: Call, scaling: float, reach: int) -> Part:
     out, lse = _kernel(q[call.queries], k[call.keys], v[call.keys], call, scaling, reach, told=True)
-    return Part(call.queries, out, _by_token(lse, out))
+    return Part(call.among, out, _by_token(lse, out))
 
 
 def _by_token(lse: Tensor, out: Float[Tensor, "n H E"]) -> Float[Tensor, "n H"]:

@@ -143,15 +143,15 @@ def test_merged_parts_are_one_softmax():
     scores = (torch.randn(6, 2, 9, generator=generator) * 5).double()
     value = torch.randn(9, 4, generator=generator).double()
 
-    def part(rows, keys):
-        own = scores[rows][..., keys]
+    def part(rows, keys, at):
+        own = scores[at][..., keys]
         return Part(rows, (own.softmax(-1) @ value[keys]).float(), own.logsumexp(-1).float())
 
-    first = part(slice(0, 6), slice(0, 4))
-    later = [part(slice(2, 6), slice(4, 7)), part(torch.tensor([3, 5]), slice(7, 9))]
-    counts = torch.tensor([4, 4, 7, 9, 7, 9])
+    # Rows 1 to 5 have parts of others; among these the third and the fifth have two.
+    later = [part(slice(0, 5), slice(4, 7), slice(1, 6)), part(torch.tensor([2, 4]), slice(7, 9), torch.tensor([3, 5]))]
+    counts = torch.tensor([4, 7, 7, 9, 7, 9])
     for order in itertools.permutations(later):
-        told = merged([first, *order])
+        told = merged(part(slice(1, 6), slice(0, 4), slice(0, 6)), *order)
         for row, count in enumerate(counts.tolist()):
             due = scores[row, :, :count].softmax(-1) @ value[:count]
             assert (told[row] - due).abs().max() <= 1e-5
