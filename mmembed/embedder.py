@@ -36,7 +36,6 @@ from .outputs import SIDES, STATES, Read, SparseOutput
 from .report import Report, Skipped
 from .spec import ModelSpec
 from .tokenizer import Tokenizer
-from .towers.compiled import compile_blocks
 from .towers.native import NativeTower
 from .walk import Arrays, Options, Output, Prepared, Result, WalkOptions, Window, compute, count_tokens, prepare, walk
 
@@ -596,19 +595,18 @@ class Embedder:
         return self
 
     def compile(self) -> Embedder:
-        """Have torch compile the blocks of the backbone, once for rows of any length, when they next run: seconds to a minute,
-        and faster from then on, above all on a GPU (README). What shares these weights is compiled too. A vector changes by
-        rounding.
+        """Have torch compile the blocks of the backbone, and those of a tower inside it, once for rows of any length: seconds to
+        a minute, and faster from then on (README). What shares these weights is compiled too. A vector changes by rounding.
 
         Returns:
             this embedder.
 
         Raises:
-            SpecError: a dual encoder, or a backbone that runs padded: neither is compiled.
+            SpecError: a dual encoder, a backbone that runs padded, or one that torch does not compile; all runs as before then.
         """
-        if not isinstance(self.model, EmbeddingModel) or self.model.layout == "padded":
-            raise SpecError("compile() is for a packed backbone; a dual encoder and a padded one run as they are")
-        compile_blocks(self.model.backbone)
+        if not isinstance(self.model, EmbeddingModel):
+            raise SpecError("compile() is for backbones; a dual encoder runs as it is")
+        self.model.compile_blocks()
         return self
 
     def respecified(self, **changed: Any) -> Embedder:

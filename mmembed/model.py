@@ -36,6 +36,7 @@ from .spec import FILE as SPEC_FILE
 from .spec import NATIVE, ModelSpec, described
 from .towers import adapters, routers
 from .towers import backbone as backbones
+from .towers.compiled import compile_blocks, plain_blocks
 from .towers.language_head import LanguageHead, build_language_model, load_language_model, vocabulary_of
 from .towers.native import NativeTower
 from .towers.reading import Change
@@ -200,6 +201,33 @@ class EmbeddingModel(Model):
     @property
     def price(self) -> float:
         return MERGED if self.device.type == "cuda" and self.dtype in HALF else 0.0
+
+    def compile_blocks(self) -> None:
+        """Compile the blocks, see `mmembed.towers.compiled`, and try on a few tokens and a picture that they give what they gave.
+
+        Raises:
+            SpecError: a padded backbone, or one that torch does not compile to the same; the blocks are as before then.
+        """
+        kind = self.backbone.config.model_type
+        if self.layout == "padded":
+            raise SpecError(f"only a packed backbone is compiled, and this {kind} runs padded")
+        texts = backbones.probe(self.backbone)
+        spans = Spans.of([len(ids) for ids in texts], self.spec.mask).to(self.device)  # type: ignore[arg-type]
+        with torch.inference_mode():
+            due = backbones.states(self.backbone, torch.cat(texts), None, spans).float()
+            compile_blocks(self.backbone)
+            try:
+                off = (backbones.states(self.backbone, torch.cat(texts), None, spans).float() - due).norm() / due.norm()
+                if not off <= (1e-4 if self.dtype == torch.float32 else 0.2):
+                    raise SpecError(f"compiled, a {kind} backbone computes something else: {off:.0e} away")
+                if self.native is not None:
+                    self._check_sight(self.native)
+            except Exception as error:
+                plain_blocks(self.backbone)
+                if isinstance(error, SpecError):
+                    raise
+                reason = str(error).strip().partition("\n")[0]
+                raise SpecError(f"torch does not compile a {kind} backbone: {reason}") from error
 
     def train(self, mode: bool = True) -> EmbeddingModel:
         if mode:

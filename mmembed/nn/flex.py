@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .compiling import compiled
 from .spans import Spans
 from .transfer import to_device
 
@@ -163,11 +163,6 @@ def _compiled() -> Callable[..., Any]:
     """One kernel for each kind of rule: torch makes one for the first lengths, and at the second one for any. Were all sizes to
     vary from the start (dynamic=True), heads would too, and Triton must know how many share a key. Behind the last of `KERNELS`
     torch would fall back to scores of T x T, without a word; here that is an error."""
-    from torch._dynamo import config
     from torch.nn.attention.flex_attention import flex_attention
 
-    limit: dict[str, Any] = {"recompile_limit": KERNELS}
-    if "recompile_limit" in signature(torch.compile).parameters:
-        return torch.compile(flex_attention, fullgraph=True, **limit)
-    older: Callable[..., Any] = config.patch(**limit)(torch.compile(flex_attention, fullgraph=True))
-    return older  # torch 2.11 and before are told by their settings, for as long as a call takes
+    return compiled(flex_attention, KERNELS)

@@ -30,9 +30,11 @@ def attend(
 ) -> Tensor:
     """Queries (1, H, Q, E) over keys and values (1, K, T, E) -> (1, Q, H, E), as `mmembed.nn.attention.attend` gives them to
     a layer that is `causal` by make."""
-    from .attention import in_row
+    from . import attention
 
-    return in_row(query, key, value, _now.get(), scaling=scaling, window=window, softcap=softcap, causal=causal)
+    return attention.in_row(
+        query, key, value, _now.get(), scaling=scaling, window=window, softcap=softcap, causal=causal
+    )
 
 
 @attend.register_fake

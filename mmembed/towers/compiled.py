@@ -5,13 +5,13 @@ memory of its own (LOG.md). `torch.compile` joins them. A block is compiled as o
 rows of any length; the door of attention is one operator in it, which no compiler looks into, and which is told of the
 row's spans past the graph.
 
-Where gradients are recorded, under autocast, for a block whose inside is watched (what `mmembed.towers.reading` hooks: the
-deepest one, mostly), for rows with more to say than spans, and padded, a block's own forward runs.
+Where gradients are recorded, under autocast, for a block with hooks on it (those of `mmembed.towers.reading`: the deepest one,
+mostly), for rows with more to say than spans, and padded, a block's own forward runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import cache
 from inspect import signature
@@ -24,6 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..nn import row
 from ..nn.attention import WITHIN
+from ..nn.compiling import compiled
 from .lean import Over, over
 from .reading import layers_of
 
@@ -43,6 +44,14 @@ def compile_blocks(model: M) -> M:
     return model
 
 
+def plain_blocks(model: M) -> M:
+    """The model itself, whose blocks run as they are."""
+    for block in model.modules():
+        if isinstance(block, CompiledBlock):
+            block.__class__ = type(block).__bases__[1]
+    return model
+
+
 def is_compiled(model: nn.Module) -> bool:
     return any(isinstance(part, CompiledBlock) for part in model.modules())
 
@@ -58,14 +67,14 @@ class CompiledBlock(Over):
     """A block of a backbone or a tower whose forward is compiled, wherever that may stand in for its own."""
 
     training: bool
-    read_by_mmembed: bool = False
+    modules: Callable[[], Iterable[nn.Module]]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         own: Any = super()
         spans = kwargs.get("spans")
         told = {name: value for name, value in kwargs.items() if name not in ROW}
         rows = nullcontext() if CUTS in kwargs else None if spans is None else row.of(spans)
-        if rows is None or self.read_by_mmembed or self.training or not _plain(args, kwargs):
+        if rows is None or self.training or _watched(self.modules()) or not _plain(args, kwargs):
             return own.forward(*args, **kwargs)
         with rows:
             return _compiled(type(self).__bases__[1])(self, *args, **told)
@@ -75,6 +84,11 @@ CUTS = "cu_seqlens"
 """What transformers calls the places in a row where pictures begin and the last one ends."""
 ROW = ("spans", "recall", "extension")
 """What the door of attention is told of a row, past the graph."""
+
+
+def _watched(parts: Iterable[nn.Module]) -> bool:
+    """Whether someone has put hooks on parts of a block: its graph would leave out those that came after it, without a word."""
+    return any(part._forward_hooks or part._forward_pre_hooks for part in parts)
 
 
 def _plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -92,8 +106,5 @@ def _plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 @cache
 def _compiled(own: type) -> Callable[..., Tensor]:
-    """The forward of a class of blocks, for rows of any length; what torch cannot compile whole is an error."""
-    from torch._dynamo import config
-
-    run: Any = torch.compile(own.forward, dynamic=True, fullgraph=True)  # type: ignore[attr-defined]
-    return config.patch(recompile_limit=KINDS)(run)
+    """The forward of a class of blocks, for rows of any length."""
+    return compiled(own.forward, KINDS, dynamic=True)  # type: ignore[attr-defined]

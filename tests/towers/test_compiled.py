@@ -13,10 +13,11 @@ from torch._dynamo.utils import counters
 
 from mmembed import compose, testing
 from mmembed.errors import SpecError
+from mmembed.nn import attention, row
 from mmembed.nn.precision import cast
 from mmembed.nn.spans import Spans
 from mmembed.testing import tiny_embedder, tiny_vlm
-from mmembed.towers import compiled
+from mmembed.towers import compiled, routers
 from mmembed.towers.backbone import layer_states, prepare_backbone
 from mmembed.towers.compiled import CompiledBlock, compile_blocks, is_compiled
 from mmembed.towers.reading import layers_of
@@ -141,6 +142,55 @@ def test_what_a_graph_may_not_hold_runs_as_it_is(monkeypatch):
         with torch.autocast("cpu", torch.bfloat16):
             layer_states(ours.eval(), ids, None, spans)
     assert calls["calls"] == 0
+
+
+@pytest.mark.usefixtures("_traced")
+def test_what_torch_does_not_compile_to_the_same_stays_as_it_was(monkeypatch):
+    embedder = tiny_embedder()
+    due = embedder.encode(["a text"])
+    right = attention.in_row
+
+    def off_op(*args, **options):  # within the graph alone
+        return right(*args, **options) * (1.01 if row._now.get(None) is not None else 1)
+
+    monkeypatch.setattr(attention, "in_row", off_op)
+    with pytest.raises(SpecError, match="computes something else"):
+        embedder.compile()
+    assert not is_compiled(embedder.model)
+    monkeypatch.setattr(attention, "in_row", right)
+    kind = type(layers_of(embedder.model.backbone)[0])
+    forward = kind.forward
+
+    def broken(*args, **options):
+        torch._dynamo.graph_break()
+        return forward(*args, **options)
+
+    monkeypatch.setattr(kind, "forward", broken)
+    compiled._compiled.cache_clear()
+    with pytest.raises(SpecError, match="torch does not compile a qwen3"):
+        embedder.compile()
+    assert not is_compiled(embedder.model)
+    assert np.array_equal(embedder.encode(["a text"]), due)
+
+
+@pytest.mark.usefixtures("_traced")
+def test_hooks_that_come_after_a_graph_are_called(monkeypatch):
+    ours = compile_blocks(prepared("qwen3", "causal", num_hidden_layers=4))
+    calls = counted(monkeypatch)
+    ids, spans = row_of((5, 9), "causal")
+    seen = []
+    routed = compile_blocks(prepared("qwen3_moe", "causal"))
+    with torch.inference_mode():
+        due = layer_states(ours, ids, None, spans)
+        handle = layers_of(ours)[1].mlp.register_forward_hook(lambda _, __, out: seen.append(out))
+        assert (layer_states(ours, ids, None, spans) - due).abs().max() < 1e-5
+        handle.remove()
+        layer_states(ours, ids, None, spans)
+        with routers.recorded(routed) as said:
+            layer_states(routed, ids, None, spans)
+    assert len(seen) == 1
+    assert calls["calls"] == 4 + 3 + 4
+    assert len(said) == len(layers_of(routed))
 
 
 def test_a_padded_backbone_is_not_compiled():
