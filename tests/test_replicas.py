@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import mmembed
+import mmembed.testing
 from mmembed import Replicas
 from mmembed.errors import InputError, ReplicaLost, SpecError
 
@@ -49,6 +50,14 @@ def test_two_processes_give_what_one_gives(tiny, two):
     assert all(np.abs(a - b).max() <= 1e-5 for a, b in zip(some, due, strict=True))
     assert two.fingerprint == tiny.fingerprint
     assert two.encode([]).shape == (0, 32)
+
+
+def test_replicas_of_a_compiled_embedder_are_compiled():
+    embedder = mmembed.testing.tiny_embedder().compile()
+    with Replicas(embedder, devices=["cpu"]) as replicas:
+        (process,) = processes(replicas)
+        assert process.args[-1] == "compiled"
+        assert np.abs(replicas.encode(TEXTS[:9]) - embedder.encode(TEXTS[:9])).max() <= 1e-5
 
 
 def test_both_have_work_to_do(two):
