@@ -30,8 +30,6 @@ Key = Float[Tensor, "1 K T E"]
 Room = Callable[..., Query]
 """room(query, key, value, spans, *, scaling, window, softcap[, dropout]) -> (1, H, Q, E), of the queries that `spans.asking`
 names, over keys and values of the whole row."""
-Recall = Callable[[int, Key, Key], tuple[Key, Key]]
-"""recall(layer, key, value) -> those of the whole row, where a layer was given no more than some of its tokens."""
 
 
 def attend(
@@ -43,7 +41,7 @@ def attend(
     *,
     spans: Spans | None = None,
     extension: Extension | None = None,
-    recall: Recall | None = None,
+    recall: row.Recall | None = None,
     room: str | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -78,28 +76,16 @@ def attend(
     layer = getattr(module, "layer_idx", None)
     if layer is None and (spans.open_from is not None or recall is not None):
         raise NotImplementedError(f"{type(module).__name__} does not say which layer it is of: no layer can be opened")
-    if recall is not None:
-        key, value = recall(int(layer), key, value)  # type: ignore[arg-type]
-    if torch.is_autocast_enabled(query.device.type):
-        # As autocast does it for torch's own attention, below which some rooms reach: norms give fp32 beside bf16.
-        query, key, value = (x.to(torch.get_autocast_dtype(x.device.type)) for x in (query, key, value))
-    if spans.open_from is not None and int(layer) >= spans.open_from:  # type: ignore[arg-type]
-        spans, sliding_window = spans.opened, None
-    if extension is not None:
-        if softcap is not None or spans.asking is not None or dropout:
-            raise NotImplementedError("SelfExtend knows no soft cap, no dropout, and no queries of some tokens only")
-        heads, window = _one_key_a_head(query, key, value), _window(sliding_window, spans, causal)
-        out = extended(query, *heads, spans, extension, scaling=scale, window=window)
-        return out.transpose(1, 2).contiguous(), None
-    told: dict[str, Any] = {"softcap": softcap, "causal": causal, "room": room, "dropout": dropout}
-    return in_row(query, key, value, spans, scaling=scale, window=sliding_window, **told), None
+    told = row.Row(spans, -1 if layer is None else int(layer), recall, extension)
+    how: dict[str, Any] = {"scaling": scale, "window": sliding_window, "softcap": softcap, "causal": causal}
+    return in_row(query, key, value, told, **how, room=room, dropout=dropout), None
 
 
 def in_row(
     query: Query,
     key: Key,
     value: Key,
-    spans: Spans,
+    told: row.Row,
     *,
     scaling: float,
     window: int | None,
@@ -108,7 +94,7 @@ def in_row(
     room: str | None = None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "1 Q H E"]:
-    """What a layer's attention gives, in the named room or the best one.
+    """What `attend` gives, of a row as one of its layers is told of it.
 
     Args:
         window: the layer's own. causal: whether the layer is by make.
@@ -116,7 +102,23 @@ def in_row(
     Raises:
         UnknownName, NotImplementedError: as `attend`.
     """
-    window = _window(window, spans, causal)
+    spans = told.spans
+    if told.recall is not None:
+        key, value = told.recall(told.layer, key, value)
+    if torch.is_autocast_enabled(query.device.type):
+        # As autocast does it for torch's own attention, below which some rooms reach: norms give fp32 beside bf16.
+        query, key, value = (x.to(torch.get_autocast_dtype(x.device.type)) for x in (query, key, value))
+    if spans.open_from is not None and told.layer >= spans.open_from:
+        spans, window = spans.opened, None
+    if window is not None:
+        # transformers' masks of a decoder set to read both ways include the token `window` away.
+        window = window + (causal and not spans.causal) if spans.windows else None
+    if told.extension is not None:
+        if softcap is not None or spans.asking is not None or dropout:
+            raise NotImplementedError("SelfExtend knows no soft cap, no dropout, and no queries of some tokens only")
+        heads = _one_key_a_head(query, key, value)
+        out = extended(query, *heads, spans, told.extension, scaling=scaling, window=window)
+        return out.transpose(1, 2).contiguous()
     name = room or choose(query, spans, window, softcap, dropout)
     try:
         chosen = ROOMS[name]
@@ -127,14 +129,6 @@ def in_row(
     more = {"dropout": dropout} if dropout else {}
     out = chosen(query, key, value, spans, scaling=scaling, window=window, softcap=softcap, **more)
     return out.transpose(1, 2).contiguous()  # some models take a view of it
-
-
-def _window(window: int | None, spans: Spans, causal: bool) -> int | None:
-    """How far the tokens of a layer see: transformers' masks of a decoder set to read both ways include the token
-    `window` away."""
-    if window is None or not spans.windows:
-        return None
-    return window + (causal and not spans.causal)
 
 
 def within(
@@ -150,7 +144,7 @@ def within(
     **_: Any,
 ) -> tuple[Float[Tensor, "1 T H E"], None]:
     """Attention within the segments of one row, each read both ways, as the towers of vision-language models ask for it."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and not torch.is_grad_enabled():  # the operator has no gradient
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return row.within(query, key, value, cu_seq_lens_q, scale), None
     spans = _SEGMENTS.get(cu_seq_lens_q)

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .extension import Extension
 from .spans import Spans
 
-_now: ContextVar[Spans] = ContextVar("mmembed_row")
+Recall = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""recall(layer, key, value) -> those of the whole row, (1, K, T, E), where a layer was given no more than some of its tokens."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What attention in one layer is told of a row, beside queries, keys and values, see `mmembed.nn.attention.attend`.
+
+    Attributes:
+        layer: its number, -1 where it is not known.
+    """
+
+    spans: Spans
+    layer: int
+    recall: Recall | None = None
+    extension: Extension | None = None
+
+
+_now: ContextVar[Row] = ContextVar("mmembed_row")
 
 
 @contextmanager
-def of(spans: Spans) -> Iterator[None]:
-    """While this context lasts, and in its thread, the operator attends in a row of these spans."""
-    before = _now.set(spans)
+def of(row: Row) -> Iterator[None]:
+    """While this context lasts, and in its thread, the operator attends in this row."""
+    before = _now.set(row)
     try:
         yield
     finally:

@@ -29,6 +29,7 @@ from ..hub import ADAPTER
 from ..nn import attention
 from ..nn.extension import Extension, Turn
 from ..nn.positions import Groups, Positioning
+from ..nn.row import Recall
 from ..nn.spans import Mask, Spans
 from . import reading
 from .reading import Change
@@ -303,7 +304,7 @@ def layer_states(
     change: Change | None = None,
     groups: Groups | None = None,
     only: Int[Tensor, " C"] | None = None,
-    recall: attention.Recall | None = None,
+    recall: Recall | None = None,
 ) -> Float[Tensor, "L C D"]:
     """States of a packed row at each of `layers`; `embeds`, where given, stand in for `ids`.
 

@@ -6,7 +6,7 @@ rows of any length; the door of attention is one operator in it, which no compil
 row's spans past the graph.
 
 Where gradients are recorded, under autocast, for a block with hooks on it (those of `mmembed.towers.reading`: the deepest one,
-mostly), for rows with more to say than spans, and padded, a block's own forward runs.
+mostly), and padded, a block's own forward runs.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ def compile_blocks(model: M) -> M:
     """The model itself, whose blocks compile themselves when they first run: those that read tokens, and those of a tower whose
     pictures go through the door in one row."""
     seeing = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer) and _sees(part)]
-    for block in (*layers_of(model), *seeing):
+    for number, block in (*enumerate(layers_of(model)), *((-1, each) for each in seeing)):
         own: Any = type(block)
         if not issubclass(own, CompiledBlock):
             block.__class__ = over(CompiledBlock, own)
+            block.layer_number = number
     return model
 
 
@@ -49,6 +50,7 @@ def plain_blocks(model: M) -> M:
     for block in model.modules():
         if isinstance(block, CompiledBlock):
             block.__class__ = type(block).__bases__[1]
+            del block.layer_number
     return model
 
 
@@ -67,17 +69,23 @@ class CompiledBlock(Over):
     """A block of a backbone or a tower whose forward is compiled, wherever that may stand in for its own."""
 
     training: bool
+    layer_number: int
     modules: Callable[[], Iterable[nn.Module]]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         own: Any = super()
-        spans = kwargs.get("spans")
         told = {name: value for name, value in kwargs.items() if name not in ROW}
-        rows = nullcontext() if CUTS in kwargs else None if spans is None else row.of(spans)
-        if rows is None or self.training or _watched(self.modules()) or not _plain(args, kwargs):
+        of_row = {name: kwargs[name] for name in ROW if name in kwargs}
+        if (
+            not ("spans" in of_row or CUTS in told)
+            or self.training
+            or _watched(self.modules())
+            or not _plain(args, told)
+        ):
             return own.forward(*args, **kwargs)
-        with rows:
-            return _compiled(type(self).__bases__[1])(self, *args, **told)
+        graph = _compiled(type(self).__bases__[1])
+        with row.of(row.Row(layer=self.layer_number, **of_row)) if of_row else nullcontext():
+            return graph(self, *args, **told)
 
 
 CUTS = "cu_seqlens"
@@ -91,13 +99,11 @@ def _watched(parts: Iterable[nn.Module]) -> bool:
     return any(part._forward_hooks or part._forward_pre_hooks for part in parts)
 
 
-def _plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a block is given a row and no more, of two tokens at least, and nothing watches what it computes."""
-    states, spans = args[0] if args else kwargs["hidden_states"], kwargs.get("spans")
+def _plain(args: tuple[Any, ...], told: dict[str, Any]) -> bool:
+    """Whether a block is given two tokens at least, and nothing watches what it computes."""
+    states = args[0] if args else told["hidden_states"]
     return (
-        all(kwargs.get(name) is None for name in ROW[1:])
-        and (spans is None or spans.open_from is None)
-        and states.shape[-2] > 1
+        states.shape[-2] > 1
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled(states.device.type)

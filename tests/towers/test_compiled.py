@@ -16,7 +16,7 @@ from mmembed.errors import SpecError
 from mmembed.nn import attention, row
 from mmembed.nn.precision import cast
 from mmembed.nn.spans import Spans
-from mmembed.testing import tiny_embedder, tiny_vlm
+from mmembed.testing import tiny_backbone, tiny_embedder, tiny_vlm
 from mmembed.towers import compiled, routers
 from mmembed.towers.backbone import layer_states, prepare_backbone
 from mmembed.towers.compiled import CompiledBlock, compile_blocks, is_compiled
@@ -171,6 +171,25 @@ def test_what_torch_does_not_compile_to_the_same_stays_as_it_was(monkeypatch):
         embedder.compile()
     assert not is_compiled(embedder.model)
     assert np.array_equal(embedder.encode(["a text"]), due)
+
+
+@pytest.mark.usefixtures("_traced")
+@pytest.mark.parametrize(
+    "told",
+    [{}, {"bidirectional_from": 1}, {"positions": {"kind": "self_extend", "group": 3, "near": 8}}],
+    ids=["starts that are kept", "layers that are open", "groups"],
+)
+def test_what_a_row_has_to_say_goes_past_the_graph(told, monkeypatch):
+    texts = ["an instruction of some length: one", "an instruction of some length: another", "a text " * 9]
+    embedder = tiny_embedder(backbone=tiny_backbone(num_hidden_layers=3), **told)
+    due = [embedder.encode([text]) for text in texts]
+    embedder.keep(starts=0 if told else 2**20).compile()
+    calls = counted(monkeypatch)
+    for turn in range(2):
+        for text, vector in zip(texts, due, strict=True):
+            assert np.abs(embedder.encode([text]) - vector).max() < 1e-5, (turn, text)
+    assert calls["calls"] >= 2 * len(texts), "two of three blocks at least: of the third one token may be read"
+    assert bool(embedder.model.starts.kept.hits) == (not told)
 
 
 @pytest.mark.usefixtures("_traced")
