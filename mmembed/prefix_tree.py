@@ -54,7 +54,7 @@ def tree(keys: Sequence[NDArray[np.int64]], price: float = 0.0) -> list[Segment]
             parent = len(segments) - 1
         alone: list[int] = []
         shared = []
-        groups = _groups(alike, first, stop, common + SHARED)
+        groups = _groups(alike, first, stop, common + SHARED)  # the first one last
         while groups:
             k, end = groups.pop()
             if end == k + 1:
@@ -68,14 +68,14 @@ def tree(keys: Sequence[NDArray[np.int64]], price: float = 0.0) -> list[Segment]
                 groups += _groups(alike, k, end, start + 1)
         alone.sort(key=lambda item: -len(keys[item]))
         segments.extend(Segment(parent, common, len(keys[item]) - common, (item,)) for item in alone)
-        waiting.extend(sorted(shared, reverse=True))
+        waiting.extend(reversed(shared))
     return segments
 
 
 def _groups(alike: Sequence[int], first: int, stop: int, least: int) -> list[tuple[int, int]]:
-    """Neighbours of which each shares at least so many tokens with the one before."""
+    """Neighbours of which each shares at least so many tokens with the one before, the last ones first."""
     edges = [first, *(k for k in range(first + 1, stop) if alike[k] < least), stop]
-    return list(pairwise(edges))
+    return list(pairwise(edges))[::-1]
 
 
 def _common(flat: NDArray[np.int64], firsts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
