@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from mmembed.testing import tiny_embedder
 from .parity import Held, holder
 
 torch.set_num_threads(1)  # two workers share two cores
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="torch compiles for a CPU by a C++ compiler"
+)
 
 _connect = socket.socket.connect
 

@@ -21,7 +21,7 @@ import mmembed.testing
 from mmembed import Replicas
 from mmembed.errors import InputError, ReplicaLost, SpecError
 
-from .conftest import picture
+from .conftest import needs_compiler, picture
 
 TEXTS = [f"text {k} " + "so it goes " * (k % 13) for k in range(120)]
 THINGS = [*TEXTS, picture(1), ("what is this", picture(2)), TEXTS[3]]
@@ -52,6 +52,7 @@ def test_two_processes_give_what_one_gives(tiny, two):
     assert two.encode([]).shape == (0, 32)
 
 
+@needs_compiler
 def test_replicas_of_a_compiled_embedder_are_compiled():
     embedder = mmembed.testing.tiny_embedder().compile()
     with Replicas(embedder, devices=["cpu"]) as replicas:

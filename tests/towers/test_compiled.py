@@ -22,7 +22,7 @@ from mmembed.towers.backbone import layer_states, prepare_backbone
 from mmembed.towers.compiled import CompiledBlock, compile_blocks, is_compiled
 from mmembed.towers.reading import layers_of
 
-from ..conftest import picture
+from ..conftest import needs_compiler, picture
 from .test_backbone import made
 
 KINDS = [
@@ -115,6 +115,7 @@ def test_a_tower_inside_a_vision_language_model_has_a_graph_of_its_own(kind, tmp
     assert counters["stats"]["unique_graphs"] == 2
 
 
+@needs_compiler
 def test_kernels_give_the_same_and_an_embedder_says_so():
     embedder = tiny_embedder()
     texts = ["one", "two words here", "and a text of some more words than those", "x"]
