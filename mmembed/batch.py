@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from .errors import InputError, SpecError, TruncationError
-from .nn.spans import Counted, Spans
+from .nn.spans import Counted, Spans, Stretch, numbered
 from .nn.transfer import to_device
 from .prefix_tree import Segment, tree
 from .prompts import MARKED, PLACED, ImageRun, Placeholder, Run, TextRun
@@ -729,7 +729,7 @@ def pack(
     number = {k: place for place, k in enumerate(kept)}
     lengths = [segments[k].length for k in kept]
     row: list[NDArray[np.int64]] = []
-    pieces: list[list[tuple[int, int]]] = [[] for _ in samples]  # of the row, of which each sample is made
+    pieces: list[list[Stretch]] = [[] for _ in samples]  # of the row, of which each sample is made
     block = np.full(sum(lengths), -1, dtype=np.int64)
     slots: list[NDArray[np.int64]] = []
     pictures: list[Picture] = []
@@ -739,7 +739,7 @@ def pack(
         speaker = samples[segment.items[0]]
         row.append(speaker.ids[segment.depth : segment.depth + segment.length])
         for item in segment.items:
-            pieces[item].append((first, segment.length))
+            pieces[item].append((first, first + segment.length))
         for image in speaker.images:
             if segment.depth <= image.first < segment.depth + segment.length:
                 place = np.arange(image.count) + image.first - segment.depth + first
@@ -747,7 +747,7 @@ def pack(
                 slots.append(place)
                 pictures.append(image.picture)
         first += segment.length
-    where = _places([piece for own in pieces for piece in own])
+    where = numbered([piece for own in pieces for piece in own])
     against = [sample.against for sample in samples if sample.against is not None]
     spans = Spans.of(
         lengths,
@@ -765,13 +765,6 @@ def pack(
         placeholders=_held(samples, where),
         against=pack(against, rows, mask) if against else None,
     )
-
-
-def _places(pieces: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
-    """Pieces of a row, (first, count) each -> all their places, one after the other."""
-    firsts, counts = np.array(pieces, dtype=np.int64).T
-    ends = counts.cumsum()
-    return np.arange(ends[-1]) + (firsts - ends + counts).repeat(counts)
 
 
 def _counted(samples: Sequence[Sample], where: NDArray[np.int64]) -> Counted:

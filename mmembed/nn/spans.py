@@ -6,15 +6,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, groupby
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from .transfer import to_device
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 Mask = Literal["causal", "bidirectional", "causal+image"]
+Stretch = tuple[int, int]
+"""Neighbours in a row: the first, and what stands behind the last."""
+
+
+def numbered(stretches: Sequence[Stretch]) -> NDArray[np.int64]:
+    """All that lies in stretches of a row, one stretch after the other."""
+    firsts, lasts = np.array(stretches, dtype=np.int64).T
+    counts = lasts - firsts
+    ends = counts.cumsum()
+    return np.arange(ends[-1]) + (firsts - ends + counts).repeat(counts)
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .spans import Spans
+from .spans import Spans, Stretch, numbered
 from .transfer import numbers, to_device
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Stretch = tuple[int, int]
-"""Neighbours: the first, and what stands behind the last."""
 Rows = slice | Int[Tensor, " n"]
 """Tokens of the row, or places among queries: one stretch, or by number."""
 HALF = (torch.float16, torch.bfloat16)
@@ -136,11 +134,11 @@ def calls(spans: Spans) -> Sequence[Call]:
             asked = [((first, last), keys) for first, last, keys in after if first < last]
             if asked:
                 found.append(asked)
-        shared = _numbered([queries for queries, _ in found[0]]) if found else np.empty(0, dtype=np.int64)
+        shared = numbered([queries for queries, _ in found[0]]) if found else np.empty(0, dtype=np.int64)
         own = list(_own(segments, spans.causal, asking))
         spans.memo["varlen"] = (
             _call(own, spans, spans.causal, shared),
-            *(_call(asked, spans, False, np.searchsorted(shared, _numbered([q for q, _ in asked]))) for asked in found),
+            *(_call(asked, spans, False, np.searchsorted(shared, numbered([q for q, _ in asked]))) for asked in found),
         )
     told: Sequence[Call] = spans.memo["varlen"]
     return told
@@ -190,16 +188,8 @@ def _call(stretches: Sequence[tuple[Stretch, Stretch]], spans: Spans, causal: bo
     firsts = [torch.tensor([0, *accumulate(each)], dtype=torch.int32) for each in lengths[: 1 if alike else 2]]
     moved = [to_device(each, device) for each in firsts]  # one tensor where both are the same: kernels look
     most_q, most_k = map(max, lengths)
-    q, at, k = (_rows(each, device) for each in (_numbered(queries), among, _numbered(keys)))
+    q, at, k = (_rows(each, device) for each in (numbered(queries), among, numbered(keys)))
     return Call(q, at, k, moved[0], moved[-1], most_q, most_k, causal)
-
-
-def _numbered(stretches: Sequence[Stretch]) -> NDArray[np.int64]:
-    """All that lies in stretches, one after the other."""
-    firsts, lasts = np.array(stretches, dtype=np.int64).T
-    counts = lasts - firsts
-    ends = counts.cumsum()
-    return np.arange(ends[-1]) + (firsts - ends + counts).repeat(counts)
 
 
 def _rows(places: NDArray[np.int64], device: torch.device) -> Rows:

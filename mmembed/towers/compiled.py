@@ -11,7 +11,7 @@ mostly), and padded, a block's own forward runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import cache
 from inspect import signature
@@ -42,6 +42,9 @@ def compile_blocks(model: M) -> M:
         if not issubclass(own, CompiledBlock):
             block.__class__ = over(CompiledBlock, own)
             block.layer_number = number
+            block.hooks = tuple(
+                told for part in block.modules() for told in (part._forward_hooks, part._forward_pre_hooks)
+            )
     return model
 
 
@@ -50,7 +53,7 @@ def plain_blocks(model: M) -> M:
     for block in model.modules():
         if isinstance(block, CompiledBlock):
             block.__class__ = type(block).__bases__[1]
-            del block.layer_number
+            del block.layer_number, block.hooks
     return model
 
 
@@ -66,22 +69,23 @@ def _sees(block: nn.Module) -> bool:
 
 
 class CompiledBlock(Over):
-    """A block of a backbone or a tower whose forward is compiled, wherever that may stand in for its own."""
+    """A block of a backbone or a tower whose forward is compiled, wherever that may stand in for its own.
+
+    Attributes:
+        layer_number: of a block that reads tokens, -1 for one of a tower.
+        hooks: where its parts hold theirs, which no call then has to walk for. A graph would leave out those that come
+            after it, without a word.
+    """
 
     training: bool
     layer_number: int
-    modules: Callable[[], Iterable[nn.Module]]
+    hooks: tuple[Mapping[int, Callable[..., Any]], ...]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         own: Any = super()
         told = {name: value for name, value in kwargs.items() if name not in ROW}
         of_row = {name: kwargs[name] for name in ROW if name in kwargs}
-        if (
-            not ("spans" in of_row or CUTS in told)
-            or self.training
-            or _watched(self.modules())
-            or not _plain(args, told)
-        ):
+        if not ("spans" in of_row or CUTS in told) or self.training or any(self.hooks) or not _plain(args, told):
             return own.forward(*args, **kwargs)
         graph = _compiled(type(self).__bases__[1])
         with row.of(row.Row(layer=self.layer_number, **of_row)) if of_row else nullcontext():
@@ -92,11 +96,6 @@ CUTS = "cu_seqlens"
 """What transformers calls the places in a row where pictures begin and the last one ends."""
 ROW = ("spans", "recall", "extension")
 """What the door of attention is told of a row, past the graph."""
-
-
-def _watched(parts: Iterable[nn.Module]) -> bool:
-    """Whether someone has put hooks on parts of a block: its graph would leave out those that came after it, without a word."""
-    return any(part._forward_hooks or part._forward_pre_hooks for part in parts)
 
 
 def _plain(args: tuple[Any, ...], told: dict[str, Any]) -> bool:

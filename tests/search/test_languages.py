@@ -53,9 +53,9 @@ def test_pico_finds_the_same_in_many_languages(tmp_path):
     index = Index.create(tmp_path / "index", mmembed.load())
     folder = DATA / "pictographs"
     index.add_folder(folder)
-    asked = {"en": "cat", "de": "Katze", "zh": "猫", "ar": "قطة", "hi": "बिल्ली", "no words": "qqqq zzzz"}
+    asked = {"en": "cat", "de": "Katze", "zh": "猫", "ar": "قطة", "hi": "बिल्ली", "sw": "paka", "no words": "qqqq zzzz"}
     told = index.compare_languages(asked, k=5, reference="zh")
-    assert told.weak == ["no words"]
+    assert [language for language in told.weak if language != "sw"] == ["no words"]
     assert all(hits[0].label == "cat.png" for language, hits in told.hits.items() if language != "no words")
     cats = {"cat.png", "black-cat.png"}
     assert all({hit.label for hit in told.hits[language][:2]} == cats for language in ("en", "de", "zh", "ar", "hi"))

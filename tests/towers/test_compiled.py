@@ -206,10 +206,13 @@ def test_hooks_that_come_after_a_graph_are_called(monkeypatch):
         assert (layer_states(ours, ids, None, spans) - due).abs().max() < 1e-5
         handle.remove()
         layer_states(ours, ids, None, spans)
+        for other in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+            layers_of(other)[0].self_attn.register_forward_hook(lambda _, __, out: seen.append(out))
+            layer_states(other, ids, None, spans)
         with routers.recorded(routed) as said:
             layer_states(routed, ids, None, spans)
-    assert len(seen) == 1
-    assert calls["calls"] == 4 + 3 + 4
+    assert len(seen) == 3, "those of copies too"
+    assert calls["calls"] == 4 + 3 + 4 + 3 + 3
     assert len(said) == len(layers_of(routed))
 
 
