@@ -280,7 +280,7 @@ def work(descriptor: int, folder: str, device: str, precision: str, threads: str
         number, forward, samples, rows = tasks.get()
         result: object
         try:
-            output: Output[Any] = Output(embedder._sampler, getattr(embedder, forward), lambda *_: ())
+            output: Output[Any] = Output(embedder.reader.sampler, getattr(embedder.reader, forward), lambda *_: ())
             result = compute(embedder.model, samples, rows, output)()
         except Exception as error:
             result = error.with_traceback(None)  # which would keep the tensors of the batch
