@@ -378,7 +378,9 @@ def mine(
         raise UnknownName("data of this recipe", data, read.data)
     found = find(
         load_model(model, device),
-        read.data[data].open(data, read.folder),
+        dataclasses.replace(read.data[data], mined=None).open(
+            data, read.folder
+        ),  # the file that is about to be written, maybe
         count=count,
         skip=skip,
         depth=depth,
