@@ -32,7 +32,20 @@ from .reader import Reader, Sparse
 from .report import Report, Skipped
 from .spec import ModelSpec
 from .tokenizer import Tokenizer
-from .walk import Arrays, Options, Output, Prepared, Result, WalkOptions, Window, compute, count_tokens, prepare, walk
+from .walk import (
+    Arrays,
+    Options,
+    Output,
+    Prepared,
+    Result,
+    WalkOptions,
+    Window,
+    compute,
+    count_tokens,
+    many,
+    prepare,
+    walk,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -206,7 +219,8 @@ class Embedder:
             options: those of `encode`.
 
         Returns:
-            what was done, which is the report among the options if there is one; `resumed` rows were done before.
+            what was done, which is the report among the options if there is one; `resumed` rows were done before, and what was
+            skipped among them stands in the file alone.
 
         Raises:
             As `encode`; FingerprintMismatch: the file is of another model or of other options. StoreError: it is of other
@@ -267,7 +281,7 @@ class Embedder:
 
     def prepare(
         self,
-        things: Sequence[Thing],
+        things: Thing | Iterable[Thing],
         *,
         side: Literal["query", "document"] | None = None,
         **options: Unpack[WalkOptions],
@@ -280,7 +294,7 @@ class Embedder:
         Raises:
             As `encode`.
         """
-        return prepare(self.model, things, self.reader.sampler, self._of(side, options))
+        return prepare(self.model, list(many(things)), self.reader.sampler, self._of(side, options))
 
     def compute(self, samples: Sequence[Sample]) -> NDArray[np.float32]:
         """The second half: vectors (B, dimension) of samples, whosever they are, as one batch, before `finish`.
@@ -288,6 +302,8 @@ class Embedder:
         Raises:
             InputError: no finite vector, by its place.
         """
+        if not samples:
+            return np.empty((0, self.dimension), dtype=np.float32)
         output = self.reader.vectors
         arrays = self._begin(samples, range(len(samples)), output)()
         return np.asarray(output.read(arrays, samples, range(len(samples))))
@@ -370,7 +386,7 @@ class Embedder:
         for each in self._walk(inputs, self.reader.chunks(width, window, overlap), options):
             if len(set(each.places)) < len(each.places):
                 raise SpecError("a prompt of several templates has no one vector for a part; name another prompt")
-            found += each.results
+            found += _apart(each.results)
         return found
 
     def count_tokens(
@@ -393,7 +409,7 @@ class Embedder:
 
     def samples(
         self,
-        inputs: Iterable[Thing],
+        inputs: Thing | Iterable[Thing],
         *,
         prompt_name: str | None = None,
         instruction: str | None = None,
@@ -429,7 +445,7 @@ class Embedder:
             on_error="skip",
             report=told,
         )
-        prepared = prepare(self.model, list(inputs), read.sampler, options)
+        prepared = prepare(self.model, list(many(inputs)), read.sampler, options)
         if len(set(prepared.rows)) < len(prepared.rows):
             raise SpecError(f"the prompt {prompt_name!r} puts an item in several ways; name another prompt")
         made: list[Sample | InputError] = [*prepared.samples]
@@ -465,7 +481,7 @@ class Embedder:
             if len(set(window.places)) < len(window.places):
                 raise SpecError("a prompt of several templates has no one list of token vectors; name another prompt")
             rows = [np.full((1, width), np.nan, dtype=np.float32) for _ in range(window.count)]
-            for place, own in zip(window.places, window.results, strict=True):
+            for place, own in zip(window.places, _apart(window.results), strict=True):
                 rows[place] = own
             found += rows
         return found
@@ -670,18 +686,20 @@ class Embedder:
 
     def _width(self, truncate_dim: int | None) -> int:
         spec = self.spec
-        if truncate_dim is None or truncate_dim == spec.dimension:
+        if truncate_dim is None:
             return spec.dimension
-        if truncate_dim not in spec.dimensions:
+        if not isinstance(truncate_dim, (int, np.integer)):
+            raise SpecError(f"truncate_dim={truncate_dim!r}: an int is wanted")
+        if truncate_dim not in (spec.dimension, *spec.dimensions):
             known = ", ".join(map(str, sorted({spec.dimension, *spec.dimensions})))
             raise SpecError(f"{spec.name!r} was not trained for vectors of {truncate_dim} numbers; known: {known}")
-        return truncate_dim
+        return int(truncate_dim)
 
     def _sided(self, names: Sequence[str], options: Given) -> Given:
-        if {"prompt", "prompt_name"} & options.keys():
+        if options.get("prompt") is not None or options.get("prompt_name") is not None:
             return options
         known = next((name for name in names if name in self.spec.prompts), None)
-        return options if known is None else cast("Given", {"prompt_name": known, **options})
+        return options if known is None else cast("Given", {**options, "prompt_name": known})
 
 
 def _named(things: Iterable[Thing], ids: Iterable[str] | None) -> Iterator[tuple[str, Thing]]:
@@ -689,14 +707,26 @@ def _named(things: Iterable[Thing], ids: Iterable[str] | None) -> Iterator[tuple
     if ids is None:
         yield from ((str(row), thing) for row, thing in enumerate(things))
         return
-    names = iter(ids)
+    names, end = iter(ids), object()
     for row, thing in enumerate(things):
-        name = next(names, None)
-        if name is None:
+        name = next(names, end)
+        if name is end:
             raise StoreError(f"{row} ids were given, and there are more things")
+        if name is None:
+            raise StoreError(f"the id of row {row} is None")
         yield str(name), thing
-    if next(names, None) is not None:
+    if next(names, end) is not end:
         raise StoreError("more ids were given than things")
+
+
+def _apart(results: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    """Each with an array of its own: equal things were computed once, and a caller may write into what he is given."""
+    given: set[int] = set()
+    found = []
+    for own in results:
+        found.append(own.copy() if id(own) in given else own)
+        given.add(id(own))
+    return found
 
 
 def _mean_rows(window: Window[Sparse], terms: int) -> csr_array:

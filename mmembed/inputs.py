@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .errors import InputError
-from .images import Image
+from .images import Image, is_pil
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -51,8 +51,8 @@ def to_item(thing: Thing) -> Item:
         return tuple(part for element in thing for part in to_item(element))
     if isinstance(thing, Mapping):
         return _from_mapping(thing)
-    if type(thing).__module__.partition(".")[0] == "PIL":
-        return (Image(thing),)
+    if is_pil(thing):
+        return (Image(thing),)  # type: ignore[arg-type]
     if isinstance(thing, list):
         raise InputError("a list is always many items; one item of several parts is a tuple or a dict")
     raise InputError(

@@ -98,6 +98,7 @@ class EmbeddingModel(Model):
         width = folders.width(body.config)
         super().__init__(dataclasses.replace(spec, mask=mask))
         self.backbone = backbones.prepare_backbone(body, mask, spec.layout)
+        self.made_for = mask  # what the backbone's own configuration says, whatever spec its parts are under later
         self._check_layers(spec)
         self._number(self.spec)
         self.sights_kept: Kept[SightKey, Sight] = Kept()

@@ -83,6 +83,14 @@ class Replicas(Embedder):
         """End the processes. The embedder that was copied is as it was."""
         self._ended()
 
+    def keep(self, *, starts: int = 0, pictures: int = 0) -> NoReturn:
+        """Raises: SpecError, always: what its processes saw before they do not keep."""
+        raise SpecError("replicas keep nothing between calls: an embedder of one process does")
+
+    def compile(self) -> NoReturn:
+        """Raises: SpecError, always: its processes run already."""
+        raise SpecError("replicas of a compiled embedder are compiled: call compile() before they are made")
+
     def _walk(
         self,
         inputs: Thing | Iterable[Thing],

@@ -66,7 +66,7 @@ def test_a_bidirectional_decoder_is_read_as_one(tmp_path):
 def test_the_prompt_is_left_out_of_pooling_where_the_folder_says_so(tmp_path):
     theirs = st_folder(tmp_path, "qwen3", "mean", include_prompt=False)
     ours = mmembed.load(tmp_path / "st", device="cpu")
-    assert ours.spec.counted == "content"
+    assert ours.spec.counted == "unprompted"
     texts = [text for text in TEXTS if text]
     assert np.abs(ours.encode_query(texts) - theirs.encode_query(texts)).max() <= 1e-5
 
