@@ -52,7 +52,7 @@ def to_item(thing: Thing) -> Item:
     if isinstance(thing, Mapping):
         return _from_mapping(thing)
     if is_pil(thing):
-        return (Image(thing),)  # type: ignore[arg-type]
+        return (Image(thing),)
     if isinstance(thing, list):
         raise InputError("a list is always many items; one item of several parts is a tuple or a dict")
     raise InputError(

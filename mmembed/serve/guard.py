@@ -79,7 +79,8 @@ class Guard:
             seen += len(message.get("body", b""))
             whole = message["type"] == "http.request" and not message.get("more_body", False)
             if seen > self.most:
-                await self._drain(receive)
+                if not whole:
+                    await self._drain(receive)
                 raise _Refused(413, f"the body is over {self.most} bytes", "request_too_large")
             return message
 

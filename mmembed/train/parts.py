@@ -235,7 +235,7 @@ def _drop(backbone: nn.Module, share: float | None) -> None:
         inner: Any = getattr(module, "dropout", None)
         if isinstance(held, float):
             own = module.__dict__.setdefault(CONFIGURED, held)
-            module.attention_dropout = own if share is None else share
+            module.attention_dropout = own if share is None else share  # type: ignore[assignment]
             found = True
         elif type(module).__name__.endswith("Attention") and isinstance(inner, nn.Dropout):
             own = module.__dict__.setdefault(CONFIGURED, inner.p)
