@@ -384,8 +384,10 @@ class Sampler:
         if self.counted == "all":
             return _every(len(ids))
         every = np.ones(len(ids), dtype=bool)
-        if self.counted == "content" and _present(copies):
-            every[: next(k for k, copy in enumerate(copies) if copy > 0)] = False
+        if self.counted in ("content", "unprompted") and _present(copies):
+            first = next(k for k, copy in enumerate(copies) if copy > 0)
+            if self.counted == "content" or first > len(self._prefix):
+                every[:first] = False
         elif self.counted == "repeat" and _present(copies):
             every[: copies.index(max(copies))] = False
         elif self.counted == "marked":
@@ -534,7 +536,7 @@ def _split(whole: Sequence[Laid], runs: Sequence[Run], mark: Mark) -> list[Laid]
     return [*parts, (text, tokens[last:])]
 
 
-BY_COPY = ("content", "repeat", "marked")
+BY_COPY = ("content", "unprompted", "repeat", "marked")
 """Ways of counting that ask whose words a token holds."""
 BY_PART = ("tail", "rest")
 """Ways of counting by how many tokens a part of the text makes by itself."""

@@ -59,13 +59,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(error.exit_code)
     except (InputError, TrainingError) as error:
         _fail(str(error), 1)
-    except MmembedError as error:
+    except (MmembedError, OverflowError) as error:
         _fail(str(error), 2)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
     except BrokenPipeError:  # the reader has seen enough, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:  # a file that cannot be written
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}", 2)
 
 
 def _fail(reason: str, code: int) -> NoReturn:
@@ -88,6 +92,7 @@ def demo(model: str | None, device: str | None, output: Path, as_json: bool) -> 
     """Embed a small bundled collection and ask it in many languages and by picture."""
     from .demo import draw_demo, run_demo
 
+    _check_picture(output)
     embedder = load_model(model, device)
     shown = None if as_json else _print_answer
     ran = run_demo(embedder, answered=shown)
@@ -115,6 +120,16 @@ def demo(model: str | None, device: str | None, output: Path, as_json: bool) -> 
     spent = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in ran.seconds.items())
     click.echo(f"{ran.items} items, {len(ran.answers)} questions: {spent}")
     click.echo(f"picture: {output}")
+
+
+def _check_picture(path: Path) -> None:
+    """Before any work: Pillow goes by the ending."""
+    from PIL import Image
+
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise click.UsageError(f"{path}: a picture is written as .png, .jpg, .webp, ...")
+    if not path.absolute().parent.is_dir():
+        raise click.UsageError(f"{path.absolute().parent} is no folder")
 
 
 def _print_answer(answer: Answer) -> None:
@@ -263,21 +278,30 @@ def serve(
     """Serve vectors over HTTP: OpenAI's and vLLM's /v1/embeddings, Cohere's /v2/embed, TEI's /embed, and /search."""
     from .serve.app import build_app
     from .serve.asked import Limits
-    from .serve.run import server
+    from .serve.run import bound, server
 
-    key = None if key_file is None else key_file.read_text(encoding="utf-8").strip()
+    try:
+        key = None if key_file is None else key_file.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        raise click.UsageError(f"{key_file} is no text in UTF-8") from None
     if key == "":
         raise click.UsageError(f"{key_file} holds no key")
     opened = None if index is None else open_index(index, model, device)
     embedder = load_model(model, device) if opened is None else opened.embedder
     assert embedder is not None, "an index that is opened to be searched has one"
-    if key is None and host not in ("127.0.0.1", "::1", "localhost"):
+    local = ("127.0.0.1", "::1", "localhost")
+    if key is None and host not in local:
         click.echo("mmembed: anyone who reaches this address may use the server: --key-file bars it", err=True)
     if embedder.spec.dual is None:
         embedder.keep(starts=2**28)  # queries come one by one, under the same instruction
-    app = build_app(embedder, index=opened, key=key, limits=Limits(allow_url=allow_url))
-    click.echo(f"{embedder!r}\nhttp://{host}:{port}", err=True)
-    server(app, host=host, port=port, log_level="warning").run()
+    hosts = (
+        (*local, host) if key is None and host in local else None
+    )  # with a key, or for others, names are theirs to choose
+    app = build_app(embedder, index=opened, key=key, limits=Limits(allow_url=allow_url), hosts=hosts)
+    listening = bound(host, port)
+    host = f"[{host}]" if ":" in host else host
+    click.echo(f"{embedder!r}\nhttp://{host}:{listening.getsockname()[1]}", err=True)
+    server(app, log_level="warning").run(sockets=[listening])
 
 
 # ---- train -----------------------------------------------------------------------------------------------------------
@@ -378,7 +402,9 @@ def mine(
         raise UnknownName("data of this recipe", data, read.data)
     found = find(
         load_model(model, device),
-        read.data[data].open(data, read.folder),
+        dataclasses.replace(read.data[data], mined=None).open(
+            data, read.folder
+        ),  # the file that is about to be written, maybe
         count=count,
         skip=skip,
         depth=depth,

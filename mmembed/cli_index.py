@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +25,7 @@ from .cli_shared import (
     print_pairs,
     watched,
 )
+from .errors import StoreError
 
 if TYPE_CHECKING:
     from .inputs import Thing
@@ -77,17 +79,25 @@ def index_add(
     from .sources import read
 
     named = columns_said(columns)
+    folders = [path for path in paths if Path(path).is_dir()]
+    if remove_gone and not folders:
+        raise click.UsageError("--remove-gone looks for files of a folder, and PATHS names none")
+    entries = iter(read(paths, sys.stdin.buffer, columns=named))
     if exists(index):
         if truncate_dim is not None or store is not None:
             raise click.UsageError(f"{index} exists: --truncate-dim and --store are for a new index")
         opened = open_index(index, model, device)
     else:
-        opened = Index.create(index, load_model(model, device), truncate_dim=truncate_dim, store=store or "float32")
-    folders = [path for path in paths if Path(path).is_dir()]
-    if remove_gone and not folders:
-        raise click.UsageError("--remove-gone looks for files of a folder, and PATHS names none")
+        found = list(islice(entries, 1))  # what cannot be read at all leaves no empty index behind
+        entries = chain(found, entries)
+        try:
+            opened = Index.create(index, load_model(model, device), truncate_dim=truncate_dim, store=store or "float32")
+        except StoreError:
+            if not exists(index):
+                raise
+            opened = open_index(index, model, device)  # another began it meanwhile
     report = opened.add_entries(
-        read(paths, sys.stdin.buffer, columns=named),
+        entries,
         reread=reread,
         on_error=on_error or "skip",
         show_progress_bar=watched(),

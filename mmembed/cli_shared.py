@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 SOME_FAILED = 3
 
-model_option = click.option("--model", help="Folder, bundled name or hub name of the model.  [default: pico]")
+model_option = click.option(
+    "--model", help="Folder, bundled name or hub name of the model.  [default: that of the index, else pico]"
+)
 device_option = click.option("--device", help="cpu, cuda, ...  [default: CUDA where there is one]")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 on_error_option = click.option(

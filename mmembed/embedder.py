@@ -6,38 +6,46 @@ import dataclasses
 import hashlib
 import json
 import os
-import sys
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast
 
 import numpy as np
 import torch
 from scipy.sparse import coo_array, csr_array, vstack
-from torch import Tensor
 
-from . import prompts
-from .batch import Batch, ChunkSampler, Mark, Narrowing, Sample, Sampler
+from .batch import Sample
 from .dual import DualEncoder
-from .errors import InputError, LoadError, SpecError, StoreError, UnknownName
+from .errors import InputError, LoadError, SpecError, StoreError
 from .inputs import Image, Thing
 from .kept import Kept
 from .model import EmbeddingModel
-from .nn.pooling import edge_of
 from .nn.precision import unit
 from .nn.similarity import similarity
-from .nn.sparse import strongest
-from .outputs import SIDES, STATES, Read, SparseOutput
+from .outputs import STATES
+from .reader import Reader, Sparse
 from .report import Report, Skipped
 from .spec import ModelSpec
 from .tokenizer import Tokenizer
-from .towers.native import NativeTower
-from .walk import Arrays, Options, Output, Prepared, Result, WalkOptions, Window, compute, count_tokens, prepare, walk
+from .walk import (
+    Arrays,
+    Options,
+    Output,
+    Prepared,
+    Result,
+    WalkOptions,
+    Window,
+    compute,
+    count_tokens,
+    many,
+    prepare,
+    walk,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,7 +54,6 @@ __all__ = ["Embedder", "EncodeOptions", "Report", "SelfTest", "Skipped"]
 
 PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 """The names that the prompt of a side goes by, the first that a spec has."""
-Sparse: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.float32]]"
 Given = TypeVar("Given", bound=WalkOptions)
 GOLDEN_FILE = "golden.json"
 NO_PARTS = ("eos", "span", "marked", "tail", "rest")
@@ -90,24 +97,7 @@ class Embedder:
         self.model = model
         self.tokenizer = tokenizer
         self.golden = tuple(golden)
-        spec = model.spec
-        self._sampler = Sampler(
-            tokenizer=tokenizer,
-            max_length=spec.max_length,
-            open=spec.open,
-            close=spec.close,
-            counted=spec.counted,
-            span=None if spec.span is None else (tokenizer.id_of(spec.span[0]), tokenizer.id_of(spec.span[1])),
-            narrow=None if edge_of(spec.pooling) is None else Narrowing(edge=edge_of(spec.pooling)),
-            placed=model.intervention is not None and model.intervention.placed,
-            prepare=model.prepare if model.sees else None,
-            image_ids=model.image_ids if model.sees else None,
-            mark=None if model.native is None else _mark(model.native, tokenizer),
-            apart=spec.dual is not None,
-            fused=spec.dual is None or spec.fuse is not None,
-            most=None if model.native is None else model.native.most,
-            fill=tokenizer.pad if spec.fill else None,
-        )
+        self.reader = Reader(model, tokenizer)
 
     @property
     def spec(self) -> ModelSpec:
@@ -185,7 +175,7 @@ class Embedder:
             report=report,
             show_progress_bar=show_progress_bar,
         )
-        blocks = [self._finish(window, width) for window in self._walk(inputs, self._vectors, options)]
+        blocks = [self._finish(window, width) for window in self._walk(inputs, self.reader.vectors, options)]
         return np.concatenate(blocks) if blocks else np.empty((0, width), dtype=np.float32)
 
     def stream(
@@ -206,7 +196,7 @@ class Embedder:
             As `encode`: a wrong option at once, the rest after what came before it.
         """
         width, said = self._split(options)
-        return (self._finish(window, width) for window in self._walk(inputs, self._vectors, said))
+        return (self._finish(window, width) for window in self._walk(inputs, self.reader.vectors, said))
 
     def encode_to(
         self,
@@ -229,7 +219,8 @@ class Embedder:
             options: those of `encode`.
 
         Returns:
-            what was done, which is the report among the options if there is one; `resumed` rows were done before.
+            what was done, which is the report among the options if there is one; `resumed` rows were done before, and what was
+            skipped among them stands in the file alone.
 
         Raises:
             As `encode`; FingerprintMismatch: the file is of another model or of other options. StoreError: it is of other
@@ -270,7 +261,7 @@ class Embedder:
                     yield thing
 
             first, left = file.rows, None if total is None else total - file.rows
-            with closing(self._walk(rest(), self._vectors, said, first=first, total=left)) as windows:
+            with closing(self._walk(rest(), self.reader.vectors, said, first=first, total=left)) as windows:
                 for window in windows:
                     own = [pulled.popleft() for _ in range(window.count)]
                     reasons = {each.row: each.reason for each in window.skipped}
@@ -290,7 +281,7 @@ class Embedder:
 
     def prepare(
         self,
-        things: Sequence[Thing],
+        things: Thing | Iterable[Thing],
         *,
         side: Literal["query", "document"] | None = None,
         **options: Unpack[WalkOptions],
@@ -303,7 +294,7 @@ class Embedder:
         Raises:
             As `encode`.
         """
-        return prepare(self.model, things, self._sampler, self._of(side, options))
+        return prepare(self.model, list(many(things)), self.reader.sampler, self._of(side, options))
 
     def compute(self, samples: Sequence[Sample]) -> NDArray[np.float32]:
         """The second half: vectors (B, dimension) of samples, whosever they are, as one batch, before `finish`.
@@ -311,8 +302,11 @@ class Embedder:
         Raises:
             InputError: no finite vector, by its place.
         """
-        arrays = self._begin(samples, range(len(samples)), self._vectors)()
-        return np.asarray(self._vectors.read(arrays, samples, range(len(samples))))
+        if not samples:
+            return np.empty((0, self.dimension), dtype=np.float32)
+        output = self.reader.vectors
+        arrays = self._begin(samples, range(len(samples)), output)()
+        return np.asarray(output.read(arrays, samples, range(len(samples))))
 
     def finish(
         self, prepared: Prepared, vectors: NDArray[np.float32], *, truncate_dim: int | None = None
@@ -378,8 +372,6 @@ class Embedder:
         if window is None and overlap:
             raise SpecError(f"overlap={overlap} is of windows: pass window=... too")
         width = self._width(truncate_dim)
-        settings = {f.name: getattr(self._sampler, f.name) for f in dataclasses.fields(Sampler)}
-        sampler = ChunkSampler(**settings, window=window, overlap=overlap)
         options = Options(
             prompt_name=prompt_name,
             prompt=prompt,
@@ -391,11 +383,10 @@ class Embedder:
             joint=joint,
         )
         found: list[NDArray[np.float32]] = []
-        output = Output(sampler, self._forward, partial(self._read_chunks, width=width))
-        for each in self._walk(inputs, output, options):
+        for each in self._walk(inputs, self.reader.chunks(width, window, overlap), options):
             if len(set(each.places)) < len(each.places):
                 raise SpecError("a prompt of several templates has no one vector for a part; name another prompt")
-            found += each.results
+            found += _apart(each.results)
         return found
 
     def count_tokens(
@@ -413,13 +404,12 @@ class Embedder:
         Raises:
             As `encode`.
         """
-        uncut = dataclasses.replace(self._sampler, max_length=sys.maxsize, fill=None)
         options = Options(prompt_name=prompt_name, prompt=prompt, instruction=instruction, language=language)
-        return count_tokens(self.model, inputs, uncut, options)
+        return count_tokens(self.model, inputs, self.reader.uncut, options)
 
     def samples(
         self,
-        inputs: Iterable[Thing],
+        inputs: Thing | Iterable[Thing],
         *,
         prompt_name: str | None = None,
         instruction: str | None = None,
@@ -439,10 +429,13 @@ class Embedder:
         """
         if self.model.intervention is not None and self.model.intervention.against is not None:
             raise SpecError(f"{self.spec.name!r} runs an item against another prompt: it has no one sample")
-        said = {"vectors": None, "tokens": self.spec.tokens or STATES, "sparse": self.spec.sparse}[output]
-        if output == "sparse" and said is None:
-            raise SpecError(f"{self.spec.name!r} has no sparse head")
-        sampler = self._sampler if said is None else self._reading(said, side)
+        read: Output[Any] = (
+            self.reader.vectors
+            if output == "vectors"
+            else self.reader.tokens(side)
+            if output == "tokens"
+            else self.reader.sparse(side)
+        )
         told = Report()
         options = Options(
             prompt_name=prompt_name,
@@ -452,7 +445,7 @@ class Embedder:
             on_error="skip",
             report=told,
         )
-        prepared = prepare(self.model, list(inputs), sampler, options)
+        prepared = prepare(self.model, list(many(inputs)), read.sampler, options)
         if len(set(prepared.rows)) < len(prepared.rows):
             raise SpecError(f"the prompt {prompt_name!r} puts an item in several ways; name another prompt")
         made: list[Sample | InputError] = [*prepared.samples]
@@ -482,15 +475,13 @@ class Embedder:
         Raises:
             As `encode`; SpecError also for a prompt that puts a thing in several ways.
         """
-        said = self.spec.tokens or STATES
         width = int(self.model.tokens.out)  # type: ignore[arg-type]
         found: list[NDArray[np.float32]] = []
-        output = Output(self._reading(said, side), self._forward_tokens, self._read_tokens)
-        for window in self._walk(inputs, output, self._of(side, options)):
+        for window in self._walk(inputs, self.reader.tokens(side), self._of(side, options)):
             if len(set(window.places)) < len(window.places):
                 raise SpecError("a prompt of several templates has no one list of token vectors; name another prompt")
             rows = [np.full((1, width), np.nan, dtype=np.float32) for _ in range(window.count)]
-            for place, own in zip(window.places, window.results, strict=True):
+            for place, own in zip(window.places, _apart(window.results), strict=True):
                 rows[place] = own
             found += rows
         return found
@@ -514,11 +505,8 @@ class Embedder:
         Raises:
             As `encode`; SpecError also for a model without a sparse head.
         """
-        said = self.spec.sparse
-        if said is None or self.model.sparse is None:
-            raise SpecError(f"{self.spec.name!r} has no sparse head (or its folder had none beside the backbone)")
-        terms = int(self.model.sparse.out)  # type: ignore[arg-type]
-        output = Output(self._reading(said, side), self._forward_sparse, self._read_sparse)
+        output = self.reader.sparse(side)
+        terms = int(self.model.sparse.out)  # type: ignore[arg-type, union-attr]
         rows = (_mean_rows(window, terms) for window in self._walk(inputs, output, self._of(side, options)))
         return vstack([csr_array((0, terms), dtype=np.float32), *rows], format="csr", dtype=np.float32)
 
@@ -660,107 +648,9 @@ class Embedder:
     def _begin(self, samples: Sequence[Sample], rows: Sequence[int], output: Output[Any]) -> Arrays:
         return compute(self.model, samples, rows, output)
 
-    @property
-    def _vectors(self) -> Output[NDArray[np.float32]]:
-        """(dimension,) of each sample, before shortening and unit length."""
-        return Output(self._sampler, self._forward, self._read_vectors)
-
-    def _forward(self, batch: Batch, samples: Sequence[Sample]) -> list[Tensor]:
-        return [self.model(batch).float()]
-
-    def _read_vectors(
-        self, tensors: Sequence[NDArray[np.float32]], samples: Sequence[Sample], rows: Sequence[int]
-    ) -> NDArray[np.float32]:
-        """(B, dimension)."""
-        (out,) = tensors
-        bad = np.flatnonzero(~np.isfinite(out).all(1))
-        if len(bad):
-            raise InputError(f"the model gave no finite vector in {self.precision}; try precision='fp32'", rows[bad[0]])
-        return out
-
-    def _read_chunks(
-        self, tensors: Sequence[NDArray[np.float32]], samples: Sequence[Sample], rows: Sequence[int], width: int
-    ) -> list[NDArray[np.float32]]:
-        """(number of parts, width) for each sample, shortened and of unit length as `encode` has them."""
-        left = [np.array([len(part) > 0 for part in sample.chunks or ()]) for sample in samples]
-        whose = [row for row, of_sample in zip(rows, left, strict=True) for _ in range(of_sample.sum())]
-        raw = torch.from_numpy(self._read_vectors(tensors, samples, whose))[:, :width]
-        own = iter((unit(raw) if self.spec.normalize else raw).split([int(of_sample.sum()) for of_sample in left]))
-        found = []
-        for of_sample in left:
-            vectors = np.full((len(of_sample), width), np.nan, dtype=np.float32)
-            vectors[of_sample] = next(own).numpy()
-            found.append(vectors)
-        return found
-
-    def _forward_tokens(self, batch: Batch, samples: Sequence[Sample]) -> Sequence[Tensor]:
-        """(n, d) of each sample."""
-        return self.model.token_vectors(batch)
-
-    def _read_tokens(
-        self, tensors: Sequence[NDArray[np.float32]], samples: Sequence[Sample], rows: Sequence[int]
-    ) -> list[NDArray[np.float32]]:
-        return [self._finite(vectors, row) for vectors, row in zip(tensors, rows, strict=True)]
-
-    def _forward_sparse(self, batch: Batch, samples: Sequence[Sample]) -> list[Tensor]:
-        """(n,) terms and (n,) weights of each sample, none of them 0."""
-        said = self.spec.sparse
-        assert said is not None
-        found: list[Tensor] = []
-        for weights in self.model.sparse_weights(batch):
-            for row in weights:
-                kept = _kept(row, samples[len(found) // 2].terms, said)
-                terms = kept.nonzero().squeeze(1)
-                found += [terms, kept[terms]]
-        return found
-
-    def _read_sparse(
-        self, tensors: Sequence[NDArray[Any]], samples: Sequence[Sample], rows: Sequence[int]
-    ) -> list[Sparse]:
-        pairs = zip(tensors[::2], tensors[1::2], rows, strict=True)
-        return [(terms, self._finite(weights, row)) for terms, weights, row in pairs]
-
-    def _finite(self, numbers: NDArray[np.float32], row: int) -> NDArray[np.float32]:
-        if not np.isfinite(numbers).all():
-            raise InputError(f"the model gave no finite numbers in {self.precision}; try precision='fp32'", row)
-        return numbers
-
-    def _reading(self, said: Read, side: str | None) -> Sampler:
-        """The sampler for an output that reads other tokens than the pooling."""
-        if side is not None and side not in SIDES:
-            raise UnknownName("side", side, SIDES)
-        document = side != "query"
-        skip = said.skip + (said.skip_document if document else ())
-        only = said.only_document if document else ()
-        rule = said.within if isinstance(said, SparseOutput) else None
-        return dataclasses.replace(
-            self._sampler,
-            counted=said.counted,
-            span=None
-            if said.span is None
-            else (self.tokenizer.id_of(said.span[0]), self.tokenizer.id_of(said.span[1])),
-            narrow=Narrowing(
-                self._ids_of(skip),
-                frozenset(map(self.tokenizer.id_of, only)) or None,
-                said.ends,
-                not (isinstance(said, SparseOutput) and getattr(self.model.sparse, "of_ids", False)),
-            ),
-            words=None if rule is None else prompts.WORDS[rule],
-        )
-
     def _term(self, term: int) -> str:
         """A term as the tokenizer writes it; a model's table may be longer than its tokenizer's."""
         return self.tokenizer.token_of(term) if term < len(self.tokenizer) else f"<{term}>"
-
-    def _ids_of(self, tokens: Sequence[str]) -> frozenset[int]:
-        """Their ids; a token that the tokenizer does not have never stands in a row."""
-        known = []
-        for token in tokens:
-            try:
-                known.append(self.tokenizer.id_of(token))
-            except UnknownName:
-                continue
-        return frozenset(known)
 
     def _of(self, side: Literal["query", "document"] | None, options: WalkOptions) -> Options:
         return Options(**(options if side is None else self._sided(PROMPTS[side], options)))
@@ -796,18 +686,20 @@ class Embedder:
 
     def _width(self, truncate_dim: int | None) -> int:
         spec = self.spec
-        if truncate_dim is None or truncate_dim == spec.dimension:
+        if truncate_dim is None:
             return spec.dimension
-        if truncate_dim not in spec.dimensions:
+        if not isinstance(truncate_dim, (int, np.integer)):
+            raise SpecError(f"truncate_dim={truncate_dim!r}: an int is wanted")
+        if truncate_dim not in (spec.dimension, *spec.dimensions):
             known = ", ".join(map(str, sorted({spec.dimension, *spec.dimensions})))
             raise SpecError(f"{spec.name!r} was not trained for vectors of {truncate_dim} numbers; known: {known}")
-        return truncate_dim
+        return int(truncate_dim)
 
     def _sided(self, names: Sequence[str], options: Given) -> Given:
-        if {"prompt", "prompt_name"} & options.keys():
+        if options.get("prompt") is not None or options.get("prompt_name") is not None:
             return options
         known = next((name for name in names if name in self.spec.prompts), None)
-        return options if known is None else cast("Given", {"prompt_name": known, **options})
+        return options if known is None else cast("Given", {**options, "prompt_name": known})
 
 
 def _named(things: Iterable[Thing], ids: Iterable[str] | None) -> Iterator[tuple[str, Thing]]:
@@ -815,33 +707,26 @@ def _named(things: Iterable[Thing], ids: Iterable[str] | None) -> Iterator[tuple
     if ids is None:
         yield from ((str(row), thing) for row, thing in enumerate(things))
         return
-    names = iter(ids)
+    names, end = iter(ids), object()
     for row, thing in enumerate(things):
-        name = next(names, None)
-        if name is None:
+        name = next(names, end)
+        if name is end:
             raise StoreError(f"{row} ids were given, and there are more things")
+        if name is None:
+            raise StoreError(f"the id of row {row} is None")
         yield str(name), thing
-    if next(names, None) is not None:
+    if next(names, end) is not end:
         raise StoreError("more ids were given than things")
 
 
-def _mark(tower: NativeTower, tokenizer: Tokenizer) -> Mark:
-    """How images stand in a text, by the model's own token."""
-    token = tokenizer.token_of(tower.token)
-    text = tower.text or token
-    if text.count(token) != 1:
-        raise SpecError(f"vision: text={text!r} must hold the token {token!r} once")
-    return Mark(text, token, tower.token)
-
-
-def _kept(weights: torch.Tensor, terms: NDArray[np.int64] | None, said: SparseOutput) -> torch.Tensor:
-    """Weights (V,) of one item, less what `top` and `within` leave out."""
-    if terms is None:
-        return strongest(weights[None], said.top)[0]
-    if not len(terms):
-        return strongest(weights[None], said.otherwise)[0]
-    own = torch.from_numpy(terms).to(weights.device)
-    return strongest(torch.zeros_like(weights).index_copy(0, own, weights[own])[None], said.top)[0]
+def _apart(results: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    """Each with an array of its own: equal things were computed once, and a caller may write into what he is given."""
+    given: set[int] = set()
+    found = []
+    for own in results:
+        found.append(own.copy() if id(own) in given else own)
+        given.add(id(own))
+    return found
 
 
 def _mean_rows(window: Window[Sparse], terms: int) -> csr_array:

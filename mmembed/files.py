@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -155,21 +155,27 @@ def _told(thing: Any) -> bytes:
         text = thing if isinstance(thing, str) else thing.text
         return b"text " + text.encode("utf-8", "surrogatepass")
     if isinstance(thing, Image):
-        return _told_source(thing.source)
+        return _told_source(thing.source) + (b"" if thing.draft is None else f" draft {thing.draft}".encode())
     if isinstance(thing, (tuple, list)):
-        return b"(" + b"\0".join(map(_told, thing)) + b")"
+        return b"(" + b"".join(_measured(_told(part)) for part in thing)
     if isinstance(thing, Mapping):
-        return b"{" + b"\0".join(str(key).encode() + b" " + _told(value) for key, value in thing.items()) + b"}"
+        return b"{" + b"".join(_measured(str(key).encode() + b" " + _told(part)) for key, part in thing.items())
     if isinstance(thing, InputError):
         return b"error " + thing.reason.encode("utf-8", "surrogatepass")
     return _told_source(thing)
 
 
+def _measured(told: bytes) -> bytes:
+    """With its length before it, so that no two rows of parts read alike."""
+    return len(told).to_bytes(8, "little") + told
+
+
 def _told_source(source: Any) -> bytes:
     if isinstance(source, (str, os.PathLike)):
-        return b"path " + os.fsencode(source)
+        path = os.fspath(source)
+        return b"path " + (path if isinstance(path, bytes) else path.encode("utf-8", "surrogatepass"))
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return b"bytes " + hashlib.blake2b(source, digest_size=16).digest()
+        return b"bytes " + hashlib.blake2b(bytes(source), digest_size=16).digest()
     if isinstance(source, np.ndarray):
         return f"array {source.dtype} {source.shape}".encode()
     return f"{type(source).__name__} {getattr(source, 'mode', '')} {getattr(source, 'size', '')}".encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -138,6 +139,8 @@ def _below(folder: Path, known: Checkpoint | None, base: Path | None) -> tuple[P
             f"{folder} does not say which model it stands on: load(..., base='folder or organisation/name')"
         )
     below = _beside(folder, named, settings.get("revision")) if base is None else base
+    if below.resolve() == folder.resolve():
+        raise LoadError(f"{folder} names itself as the model it stands on: load(..., base='folder or organisation/name')")
     if before and (below / ADAPTER).exists():
         raise SpecError(f"{below} is an adapter itself: the base of {folder} is the model below them all")
     return below, before
@@ -168,7 +171,7 @@ def _sentence_transformers(
 ) -> Found:
     settings = _optional(folder / "config_sentence_transformers.json")
     kind = settings.get("model_type", "SentenceTransformer")
-    names = [module["type"].rpartition(".")[2] for module in modules]
+    names = [_module(folder, module, known) for module in modules]
     paths = [_inside(folder, module["path"]) for module in modules]
     if kind == "SparseEncoder" or names[1:] == ["SpladePooling"]:
         return _sparse_encoder(folder, (names, paths), settings, known, base)
@@ -205,6 +208,14 @@ def _sentence_transformers(
     said = _prompts(settings)
     how = _optional(backbone / "sentence_bert_config.json")
     chats = known is None and "message" in how.get("modality_config", {})
+    if known is None and not chats:
+        _check_transformer(folder, _of_transformer(backbone), body.config)
+    if settings.get("truncate_dim"):
+        told = f"{folder} gives its first {settings['truncate_dim']} numbers in sentence-transformers: here"
+        warnings.warn(f"{told} encode(..., truncate_dim={settings['truncate_dim']}) does", stacklevel=2)
+    if not normalize and settings.get("similarity_fn_name") not in (None, "cosine"):
+        told = f"vectors of {folder} are compared by {settings['similarity_fn_name']!r} in sentence-transformers"
+        warnings.warn(f"{told}; similarity() is their cosine here", stacklevel=2)
     sight = None if chats else _native(backbone, body.config, known)
     spec = _spec(folder, backbone, body.config, pooling, tuple(heads), wide, said, normalize, counted, sight)
     if chats:
@@ -500,7 +511,60 @@ def _pooling(settings: dict[str, Any], path: Path) -> tuple[dict[str, Any], str]
     if not whole and "weightedmean" in modes:
         raise SpecError(f"{path}: weights by position that go on behind a prompt which is not pooled: not supported")
     pooling = {"kind": modes[0]} if len(modes) == 1 else {"kind": "joined", "kinds": modes}
-    return pooling, "all" if whole else "content"
+    return pooling, "all" if whole else "unprompted"
+
+
+def _module(folder: Path, module: Mapping[str, Any], known: Checkpoint | None) -> str:
+    """The name of a module's class.
+
+    Raises:
+        LoadError: code of the folder's own, under whatever name, unless it is declared what the checkpoint does.
+    """
+    whole, _, name = module["type"].rpartition(".")
+    if known is None and not f"{whole}.".startswith("sentence_transformers."):
+        raise LoadError(f"{folder} brings code of its own for its module {module['type']!r}, which is not run")
+    return str(name)
+
+
+def _check_transformer(folder: Path, how: Mapping[str, Any], config: Any) -> None:
+    """Raise `SpecError` for what a module Transformer is told and nothing here follows: another vector would come of it."""
+    own = config.to_dict()
+    left = [
+        f"{key}: {name}={value!r}"
+        for key in ("config_args", "config_kwargs")
+        for name, value in (how.get(key) or {}).items()
+        if own.get(name, own) != value and name not in HARMLESS
+    ]
+    left += [
+        f"{key}: {name}={value!r}"
+        for key in ("tokenizer_args", "tokenizer_kwargs", "processor_kwargs")
+        for name, value in (how.get(key) or {}).items()
+        if name not in HARMLESS
+    ]
+    texts = (how.get("processing_kwargs") or {}).get("text") or {}
+    left += [f"processing_kwargs: {name}={value!r}" for name, value in texts.items() if name not in HARMLESS]
+    text = (how.get("modality_config") or {}).get("text")
+    output = text.get("method_output_name", "last_hidden_state") if isinstance(text, dict) else "last_hidden_state"
+    left += [] if output == "last_hidden_state" else [f"method_output_name={output!r}"]
+    if left:
+        raise SpecError(f"{folder}: settings of sentence-transformers that nothing here follows: {', '.join(left)}")
+
+
+HARMLESS = (
+    "attn_implementation",
+    "clean_up_tokenization_spaces",
+    "dtype",
+    "fix_mistral_regex",
+    "pad_to_multiple_of",
+    "padding",
+    "padding_side",
+    "torch_dtype",
+    "trust_remote_code",
+    "truncation",
+    "use_cache",
+    "use_fast",
+)
+"""Settings that change no vector here."""
 
 
 def _head(name: str, path: Path) -> dict[str, Any]:
@@ -510,9 +574,12 @@ def _head(name: str, path: Path) -> dict[str, Any]:
         raise SpecError(f"{path} is a module {name}; known after pooling: Dense, LayerNorm, Normalize")
     settings = _json(path / "config.json")
     # sentence-transformers' Dense without a named activation is a tanh.
-    activation = settings.get("activation_function", "torch.nn.modules.activation.Tanh").rpartition(".")[2]
+    whole = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
+    activation = whole.rpartition(".")[2]
     if activation not in ACTIVATIONS:
         raise UnknownName("activation of a module Dense", activation, ACTIVATIONS)
+    if not whole.startswith("torch."):
+        raise SpecError(f"{path}: the activation {whole!r} is code of its authors', which is not run")
     residual = {"residual": True} if settings.get("use_residual") else {}
     return {
         "kind": "dense",
@@ -574,7 +641,7 @@ def read_dual(folder: Path) -> FoundDual | None:
     body, normalize = folder, True
     if (folder / "modules.json").exists():
         modules = _json(folder / "modules.json")
-        names = [module["type"].rpartition(".")[2] for module in modules]
+        names = [_module(folder, module, known) for module in modules]
         body, normalize = _inside(folder, modules[0]["path"]), "Normalize" in names
         if not _is_dual(body):
             return None

@@ -62,7 +62,7 @@ def _download(repository: str, revision: str | None) -> Path:
     try:
         known = checkpoints.declared().get(repository)
         files = known.said.get("files", {}).values() if known else ()
-        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", *files]
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*_Dense*/pytorch_model.bin", *files]
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
         if not any(folder.rglob("*.safetensors")):  # some older releases, the first CLIP among them, have only these
             snapshot_download(repository, revision=revision, allow_patterns=["*pytorch_model.bin"])

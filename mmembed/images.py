@@ -100,7 +100,7 @@ class Image:
     def __post_init__(self) -> None:
         source = self.source
         known = isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview))
-        if not (known or _is_pil(source) or _is_array(source)):
+        if not (known or is_pil(source) or _is_array(source)):
             raise ImageError(
                 f"Image takes a path, bytes, a PIL image, a numpy array or a data URI, not {type(source).__name__}"
             )
@@ -111,7 +111,7 @@ class Image:
     def name(self) -> str:
         """What the source is, in a few words, for messages: a path, "523 bytes", "array uint8 (4, 4, 3)"."""
         source: Any = self.source
-        if _is_pil(source):
+        if is_pil(source):
             return f"PIL image {source.mode} {source.width}x{source.height}"
         if _is_array(source):
             return f"array {source.dtype} {source.shape}"
@@ -157,9 +157,13 @@ def open_image(source: Source | Image, *, allow_url: bool = False) -> tuple[np.n
         content: Any = image.source
         if _is_array(content):
             return _from_array(content)
-        data = None if _is_pil(content) else _read(content, image.allow_url)
-        with _whole_files_only():
-            return _decode(content, frames=1) if data is None else _from_bytes(data, image.draft)
+        if not is_pil(content):
+            data = _read(content, image.allow_url)
+            with _whole_files_only():
+                return _from_bytes(data, image.draft)
+        # Read by one thread at a time: PIL's own reading of a file that lies open is not made for several.
+        with _whole_files_only(), _turns[id(content) // 16 % len(_turns)]:
+            return _decode(content, frames=1)
 
 
 def measure(image: Image) -> tuple[int, int]:
@@ -325,8 +329,8 @@ def _opened(data: bytes) -> Iterator[tuple[Any, int]]:
         raise ImageError(f"its content is none of {known}, or its header is broken; it begins {data[:12]!r}") from None
     with picture:
         _check_size(*picture.size)
-        if picture.format in ("JPEG", "MPO") and picture.width * picture.height * data.count(_SCAN) > MAX_SCANNED:
-            raise ImageError(f"{data.count(_SCAN)} scans of {picture.width}x{picture.height} pixels are too many")
+        if picture.format in ("JPEG", "MPO") and picture.width * picture.height * (scans := _scans(data)) > MAX_SCANNED:
+            raise ImageError(f"{scans} scans of {picture.width}x{picture.height} pixels are too many")
         if picture.format == "TIFF" and picture.tag_v2.get(322, 0) * picture.tag_v2.get(323, 0) > MAX_PIXELS:
             raise ImageError("its tiles are larger than a picture may be")
         frames = pages if picture.format == "TIFF" else getattr(picture, "n_frames", 1)
@@ -335,7 +339,7 @@ def _opened(data: bytes) -> Iterator[tuple[Any, int]]:
         yield picture, frames
 
 
-_SCAN = b"\xff\xda"
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # of JPEG, less those that stand inside a scan
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF, with offsets of 8 bytes
 _SUBDIRECTORIES = (34665, 34853, 40965)  # EXIF, GPS, interoperability
 
@@ -344,6 +348,18 @@ def _check_jpeg(data: bytes) -> None:
     """PIL reads EXIF while it opens a JPEG, so its 64 KiB parts are counted before."""
     if (parts := data.count(b"Exif\0\0")) > MAX_EXIF // 2**16:
         raise ImageError(f"it has {parts} parts of EXIF")
+
+
+def _scans(data: bytes) -> int:
+    """The scans of a JPEG up to its end. What lies behind that, such as the film of a phone's motion photo, is no part of it."""
+    scans, at = 0, 2
+    for _ in range(MAX_READS):
+        found = _MARKER.search(data, at)
+        if found is None or found[0] == b"\xff\xd9":
+            return scans
+        scans += found[0] == b"\xff\xda"
+        at = found.end() + max(2, int.from_bytes(data[found.end() : found.end() + 2]))
+    raise ImageError(f"it has more than {MAX_READS} parts")
 
 
 def _check_tiff(data: bytes) -> int:
@@ -434,6 +450,7 @@ def _orientation(picture: PIL.Image.Image) -> int:
     return found if found in _TURNS else 1
 
 
+_turns = [threading.Lock() for _ in range(64)]
 _truncation_lock = threading.Lock()
 _truncation_state: dict[str, Any] = {"readers": 0, "before": False}
 
@@ -560,7 +577,8 @@ def _too_large(size: int) -> ImageError:
     return ImageError(f"{size} bytes are over the limit of {MAX_BYTES} ({MAX_BYTES // 2**20} MiB)")
 
 
-def _is_pil(thing: object) -> bool:
+def is_pil(thing: object) -> bool:
+    """Whether it is an image of PIL, or of a package that adds to it."""
     module = sys.modules.get("PIL.Image")  # who made one has imported it
     return module is not None and isinstance(thing, module.Image)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .errors import InputError
-from .images import Image
+from .images import Image, is_pil
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -51,7 +51,7 @@ def to_item(thing: Thing) -> Item:
         return tuple(part for element in thing for part in to_item(element))
     if isinstance(thing, Mapping):
         return _from_mapping(thing)
-    if type(thing).__module__.partition(".")[0] == "PIL":
+    if is_pil(thing):
         return (Image(thing),)
     if isinstance(thing, list):
         raise InputError("a list is always many items; one item of several parts is a tuple or a dict")

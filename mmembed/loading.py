@@ -141,11 +141,22 @@ def compose(
     return Embedder(_held(model, precision, device), words)
 
 
+def _device(device: str | torch.device | None) -> torch.device:
+    """Raises: SpecError, none that is here."""
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise SpecError(f"device={device!r}: {str(error).splitlines()[0]}") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise SpecError(f"device={device!r}: torch finds {torch.cuda.device_count()} CUDA devices here")
+    return chosen
+
+
 def _held(
     model: EmbeddingModel | DualEncoder, precision: str, device: str | torch.device | None
 ) -> EmbeddingModel | DualEncoder:
     """The model in a precision on a device, with what makes it fast there."""
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = _device(device)
     cast(model, dtype_of(precision, COMPUTED))
     if precision == INT8:
         check_int8(chosen)
@@ -187,7 +198,7 @@ def _tokenizer(given: Any) -> SentencePieceTokenizer | TransformersTokenizer:
 
 def _tokenizer_settings(words: SentencePieceTokenizer | TransformersTokenizer) -> dict[str, Any]:
     if isinstance(words, TransformersTokenizer):
-        return {"kind": "transformers"}
+        return {"kind": "transformers", **words.settings}
     pieces = words.processor
     return {
         "kind": "sentencepiece",

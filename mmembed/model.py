@@ -98,6 +98,7 @@ class EmbeddingModel(Model):
         width = folders.width(body.config)
         super().__init__(dataclasses.replace(spec, mask=mask))
         self.backbone = backbones.prepare_backbone(body, mask, spec.layout)
+        self.made_for = mask  # what the backbone's own configuration says, whatever spec its parts are under later
         self._check_layers(spec)
         self._number(self.spec)
         self.sights_kept: Kept[SightKey, Sight] = Kept()
@@ -576,9 +577,9 @@ def load_model(folder: Path, base: Path | None = None) -> tuple[EmbeddingModel |
             own = EmbeddingModel(spec) if spec.dual is None else DualEncoder(spec)
             if (folder / ADAPTER).exists():
                 below, _ = load_model(folders.base_of(folder, base))
-                if isinstance(below, EmbeddingModel):
-                    adapters.merge(below.backbone, folder)
                 fill_over(own, below.state_dict(), folder / WEIGHTS_FILE)
+                if isinstance(own, EmbeddingModel):  # LoRA stands beside weights that may have been trained themselves
+                    adapters.merge(own.backbone, folder)
                 return own, folder
             _check_base(base, (), folder)
             fill(own, folder / WEIGHTS_FILE)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from .errors import SpecError, UnknownName
 from .prompts import WORDS
 
-COUNTED = ("all", "content", "repeat", "marked", "eos", "span", "tail", "rest")
+COUNTED = ("all", "content", "unprompted", "repeat", "marked", "eos", "span", "tail", "rest")
 SIDES = ("query", "document")
 
 Output = TypeVar("Output", bound="Read")

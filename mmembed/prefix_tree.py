@@ -34,9 +34,11 @@ def tree(keys: Sequence[NDArray[np.int64]], price: float = 0.0) -> list[Segment]
         price: what it costs a token to look up one segment more, in tokens. A start is laid once only where that saves more
             than those behind it pay.
     """
+    if not keys:
+        return []
     lengths = np.array([len(key) for key in keys], dtype=np.int64)
     ends = lengths.cumsum()
-    flat = np.concatenate(keys) if len(keys) else np.empty(0, dtype=np.int64)
+    flat = np.concatenate(keys)
     told = flat.astype(">i8").tobytes()
     written = [told[8 * (end - length) : 8 * end] for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)]
     order = sorted(range(len(keys)), key=written.__getitem__)

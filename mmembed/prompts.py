@@ -79,7 +79,12 @@ def check(templates: Templates) -> None:
     """Raise `SpecError` for a template with an unknown slot or with no place for the item."""
     for name, by_modality in templates.items():
         for key, template in ((key, each) for key, given in by_modality.items() for each in _several(given)):
-            slots = {slot for _, slot in pieces(template) if slot is not None}
+            try:
+                slots = {slot for _, slot in pieces(template) if slot is not None}
+            except ValueError as error:
+                raise SpecError(
+                    f"prompt {name!r} for {key}: {error}; braces that stand for themselves are doubled"
+                ) from None
             unknown = slots - set(SLOTS)
             if unknown:
                 raise SpecError(f"prompt {name!r} for {key}: unknown slot {sorted(unknown)}; known: {', '.join(SLOTS)}")
@@ -213,7 +218,19 @@ def _around(template: str, instruction: str | None) -> tuple[str, str] | None:
     return (words[0], words[1]) if len(words) == 2 else None
 
 
+def check_text(text: str) -> None:
+    """Raise `InputError` for a text that no tokenizer reads."""
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(text[error.start]):04X}"
+        raise InputError(f"the text is no Unicode: at character {error.start} stands {half}, half of a pair") from None
+
+
 def _own(part: Text, cleaning: str | None) -> str:
+    check_text(part.text)
     own = unicodedata.normalize("NFC", part.text)
     return CLEANINGS[cleaning](own) if cleaning else own
 

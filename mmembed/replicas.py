@@ -19,7 +19,7 @@ from itertools import count
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import torch
 
@@ -82,6 +82,14 @@ class Replicas(Embedder):
     def close(self) -> None:
         """End the processes. The embedder that was copied is as it was."""
         self._ended()
+
+    def keep(self, *, starts: int = 0, pictures: int = 0) -> NoReturn:
+        """Raises: SpecError, always: what its processes saw before they do not keep."""
+        raise SpecError("replicas keep nothing between calls: an embedder of one process does")
+
+    def compile(self) -> NoReturn:
+        """Raises: SpecError, always: its processes run already."""
+        raise SpecError("replicas of a compiled embedder are compiled: call compile() before they are made")
 
     def _walk(
         self,
@@ -280,7 +288,7 @@ def work(descriptor: int, folder: str, device: str, precision: str, threads: str
         number, forward, samples, rows = tasks.get()
         result: object
         try:
-            output: Output[Any] = Output(embedder._sampler, getattr(embedder, forward), lambda *_: ())
+            output: Output[Any] = Output(embedder.reader.sampler, getattr(embedder.reader, forward), lambda *_: ())
             result = compute(embedder.model, samples, rows, output)()
         except Exception as error:
             result = error.with_traceback(None)  # which would keep the tensors of the batch

@@ -55,7 +55,8 @@ def write(folder: Path, model: EmbeddingModel, tokenizer: Tokenizer) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model.backbone.save_pretrained(folder)
     _write_tokenizer(folder, spec, tokenizer)
-    _json(folder / "sentence_bert_config.json", {"max_seq_length": spec.max_length, "do_lower_case": False})
+    lower = bool(spec.tokenizer.get("lower"))
+    _json(folder / "sentence_bert_config.json", {"max_seq_length": spec.max_length, "do_lower_case": lower})
     modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
     _json(
         _made(folder / "1_Pooling") / "config.json", _pooling(spec, model.backbone.config.get_text_config().hidden_size)
@@ -87,6 +88,8 @@ def _cannot(spec: ModelSpec, model: EmbeddingModel, tokenizer: Tokenizer) -> lis
         found.append(f"the pooling {dict(spec.pooling or {})}")
     if spec.mask == "causal+image":
         found.append("mask='causal+image'")
+    elif spec.mask != model.made_for:  # the backbone's own configuration says that one
+        found.append(f"mask={spec.mask!r} over a backbone that was composed with mask={model.made_for!r}")
     found += [
         f"a head of the kind {type(h).__name__}" for h in model.heads if not isinstance(h, (Dense, LayerNorm, Whiten))
     ]
@@ -96,10 +99,10 @@ def _cannot(spec: ModelSpec, model: EmbeddingModel, tokenizer: Tokenizer) -> lis
         # Without a prompt nothing is left out there, opening tokens neither.
         if opened and (spec.default_prompt_name is None or any(str(text).startswith("{") for text in texts)):
             found.append("counted='content' without a prompt, where a token opens an item")
-        if "weightedmean" in kinds:
-            found.append("counted='content' under a position-weighted mean")
-    elif spec.counted != "all":
+    elif spec.counted not in ("all", "unprompted"):
         found.append(f"counted={spec.counted!r}")
+    if spec.counted != "all" and "weightedmean" in kinds:
+        found.append(f"counted={spec.counted!r} under a position-weighted mean")
     return found
 
 
@@ -179,7 +182,31 @@ def _write_tokenizer(folder: Path, spec: ModelSpec, tokenizer: TransformersToken
             special_tokens=[(token, tokenizer.id_of(token)) for token in {*front, *back}],
         )
     words.model_max_length = spec.max_length
+    if words.pad_token is None:  # its readers pad, and leave out of account what they padded with
+        words.pad_token = words.eos_token or words.convert_ids_to_tokens(0)
     words.save_pretrained(folder)
+    if not _reads_back(folder, spec, tokenizer):  # a class that makes its parts anew and forgets what was put into them
+        path = folder / "tokenizer_config.json"
+        said = json.loads(path.read_text(encoding="utf-8"))
+        _json(path, {**said, "tokenizer_class": "PreTrainedTokenizerFast"})
+    if not _reads_back(folder, spec, tokenizer):
+        raise SpecError(
+            f"{type(words).__name__}, written to {folder}, reads texts otherwise than {spec.name!r}: the folder is not whole"
+        )
+
+
+PROBES = ("a", "two words", "Ein Wort, Äpfel; 3.5", "сто 中文")
+
+
+def _reads_back(folder: Path, spec: ModelSpec, tokenizer: TransformersTokenizer) -> bool:
+    """Whether a tokenizer as it was written gives what ours gives; sentence-transformers lowers texts itself where it is told."""
+    from transformers import AutoTokenizer
+
+    words = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    prefix, suffix = tokenizer.prefix if spec.open else [], tokenizer.suffix if spec.close else []
+    probes = [text.lower() if spec.tokenizer.get("lower") else text for text in PROBES]
+    due = [[*prefix, *tokens.ids, *suffix] for tokens in tokenizer.encode(probes)]
+    return words(probes)["input_ids"] == due
 
 
 def _made(folder: Path) -> Path:

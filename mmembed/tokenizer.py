@@ -167,6 +167,9 @@ class TransformersTokenizer:
             pooling, and a long one is cut at its end, prompt and all.
         lower: lower-case texts first, as sentence-transformers' do_lower_case.
 
+    Attributes:
+        settings: the arguments that were given, as the spec's `tokenizer` has them.
+
     Raises:
         SpecError: a slow tokenizer, which cannot say which characters a token stands for.
         UnknownName: a token that it does not have, or no such cleaning.
@@ -186,6 +189,12 @@ class TransformersTokenizer:
                 f"{type(tokenizer).__name__} is a slow tokenizer; mmembed needs a fast one (tokenizer.json)"
             )
         self.tokenizer = tokenizer
+        said = {"prefix": prefix, "suffix": suffix, "clean": clean, "lower": lower or None}
+        self.settings = {
+            key: value if isinstance(value, (str, bool)) else list(value)
+            for key, value in said.items()
+            if value is not None
+        }
         self.clean = _cleaning(clean)
         self._own = _encodes_itself(tokenizer)
         if lower:

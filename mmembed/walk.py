@@ -17,7 +17,8 @@ from . import memory, prompts
 from .ahead import Crew, ahead, cores
 from .batch import Batch, Sample, Sampler, distinct, pack, plan
 from .dual import DualEncoder
-from .errors import InputError, UnknownName
+from .errors import InputError, SpecError, UnknownName
+from .images import is_pil
 from .inputs import Text, Thing, to_item
 from .model import EmbeddingModel
 from .nn.transfer import fetched
@@ -57,7 +58,7 @@ class Options:
     """What a caller says of one call, as `Embedder.encode` tells it, and what stands between two texts of an item.
 
     Raises:
-        UnknownName: no such way to truncate or to treat errors.
+        UnknownName: no such way to truncate or to treat errors. SpecError: batches of no tokens.
     """
 
     prompt_name: str | None = None
@@ -75,6 +76,8 @@ class Options:
         for kind, known in (("truncate", ("end", "error")), ("on_error", ("raise", "skip"))):
             if getattr(self, kind) not in known:
                 raise UnknownName(kind, getattr(self, kind), known)
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise SpecError(f"batch_tokens={self.batch_tokens}: a batch has one token at least")
 
 
 @dataclass(frozen=True)
@@ -148,16 +151,30 @@ def walk(
             to do, for those that do not say so themselves.
 
     Raises:
-        As `Embedder.encode`.
+        As `Embedder.encode`: a wrong option at once.
     """
-    began = time.perf_counter()
-    told = options.report if options.report is not None else Report()
-    already = len(told.skipped), len(told.truncated)
     things = many(inputs)
     wrapping = _wrapping(model, options)
     total = len(things) if isinstance(things, Sized) else total
     if total is not None:
-        wrapping.check_count(first + total)  # before any work; a generator is counted as it goes
+        wrapping.check_count(first + total)  # a generator is counted as it goes
+    return _walked(model, things, output, options, begin, wrapping, ahead_of, first, total)
+
+
+def _walked(
+    model: EmbeddingModel | DualEncoder,
+    things: Iterable[Thing],
+    output: Output[Result],
+    options: Options,
+    begin: Begin,
+    wrapping: Wrapping,
+    ahead_of: int,
+    first: int,
+    total: int | None,
+) -> Generator[Window[Result], None, None]:
+    began = time.perf_counter()
+    told = options.report if options.report is not None else Report()
+    already = len(told.skipped), len(told.truncated)
     told.batch_tokens = options.batch_tokens or budget(model)
     seen = first
     later = WINDOWS[0] if model.device.type == "cpu" else WINDOWS[1]
@@ -212,7 +229,7 @@ def prepare(
 
 def many(inputs: Thing | Iterable[Thing]) -> Iterable[Thing]:
     """A list, a generator, ... is many things; anything that is one item is one."""
-    one = isinstance(inputs, (str, tuple, Mapping)) or not isinstance(inputs, Iterable)
+    one = isinstance(inputs, (str, bytes, bytearray, memoryview, tuple, Mapping)) or not isinstance(inputs, Iterable)
     return [inputs] if one else inputs  # type: ignore[list-item, return-value]
 
 
@@ -239,7 +256,10 @@ def _wrapping(model: EmbeddingModel | DualEncoder, options: Options) -> Wrapping
 def _windows(things: Iterable[Thing], first: int, later: int) -> Iterator[tuple[int, list[Thing]]]:
     window: list[Thing] = []
     seen, most = 0, WINDOWS[0]
+    passing = not isinstance(things, Sequence)
     for thing in things:
+        if passing and is_pil(thing) and getattr(thing, "is_animated", False):
+            thing = thing.copy()  # type: ignore[union-attr]  # who gives frame after frame gives one object again and again
         window.append(thing)
         seen += not isinstance(thing, (str, Text))
         if len(window) == most or seen == SEEN:

@@ -39,8 +39,13 @@ class Wrapping:
         else:
             templates = self._templates_for(item)
         instruction = _of_row(self.instruction, row, "instructions")
-        if instruction is not None and not any("{instruction}" in template for template in templates):
-            raise SpecError(f"the prompt {self.name!r} has no place for an instruction; pass prompt='...' instead")
+        if instruction is not None and not any(
+            slot == "instruction" for template in templates for _, slot in prompts.pieces(template)
+        ):
+            said = "words given as prompt have" if own is not None else f"the prompt {self.name!r} has"
+            raise SpecError(
+                f"{said} no place for an instruction; pass prompt='...' with all that is to be said instead"
+            )
         if instruction is None and self.name is not None:
             instruction = self.spec.instructions.get(self.name)
         if instruction is not None and self.spec.instruction_cleaning is not None:
@@ -68,8 +73,12 @@ class Wrapping:
 
 
 def _of_row(given: str | Sequence[str] | None, row: int, what: str) -> str | None:
-    if given is None or isinstance(given, str):
-        return given
-    if row >= len(given):
+    if given is None:
+        return None
+    if not isinstance(given, str) and row >= len(given):
         raise SpecError(f"{len(given)} {what} were given, and there are more items")
-    return given[row]
+    own = given if isinstance(given, str) else given[row]
+    if not isinstance(own, str):
+        raise SpecError(f"{what} are texts, and that of row {row} is a {type(own).__name__}")
+    prompts.check_text(own)
+    return own

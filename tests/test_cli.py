@@ -379,3 +379,23 @@ def test_verify_says_what_is_wrong_by_its_exit_code(run, things, model):
     file.write_bytes(file.read_bytes()[:50])
     code, out, err = run("index", "verify", things)
     assert (code, "damaged" in err) == (3, True)
+
+
+def test_mistakes_that_we_know_are_a_line_and_no_traceback(run, model, things, tmp_path):
+    for said, *arguments in (
+        ("written as .png", "demo", "--output", tmp_path / "x.xyz"),
+        ("is no folder", "demo", "--output", tmp_path / "none" / "x.png"),
+        ("device='foo'", "doctor", "--model", model, "--device", "foo"),
+        ("No such file or directory", "index", "dups", things, "--out", tmp_path / "none" / "x.jsonl"),
+        ("", "search", things, "a", "-k", "99999999999999999999"),
+    ):
+        code, _, err = run(*arguments)
+        assert code == 2, err
+        assert said in err
+        assert "Traceback" not in err
+
+
+def test_an_index_is_not_begun_for_what_is_not_there(run, model, tmp_path):
+    code, _, err = run("index", "add", tmp_path / "new", tmp_path / "none.jsonl", "--model", model)
+    assert code == 2, err
+    assert not (tmp_path / "new").exists()

@@ -422,3 +422,84 @@ def test_options_that_are_passed_on_are_those_that_encode_takes():
     taken = {name for name, p in inspect.signature(Embedder.encode).parameters.items() if p.kind is p.KEYWORD_ONLY}
     assert taken == set(get_type_hints(EncodeOptions)) == set(get_type_hints(WalkOptions)) | {"truncate_dim"}
     assert {f.name for f in fields(Options)} == set(get_type_hints(WalkOptions)) | {"joint"}
+
+
+def test_nothing_but_bad_things_is_rows_of_nan(tiny):
+    report = Report()
+    assert np.isnan(tiny.encode([None, None], on_error="skip", report=report)).all()
+    assert [each.row for each in report.skipped] == [0, 1]
+    assert [rows.shape for rows in tiny.encode_tokens([None], on_error="skip")] == [(1, WIDTH)]
+    many = [Image(b"no picture")] * 130 + ["red"]  # a window of bad ones, and one that is none
+    assert np.isnan(tiny.encode(many, on_error="skip")).any(1).sum() == 130
+    assert tiny.compute([]).shape == (0, tiny.dimension)
+
+
+def test_half_a_character_is_an_error_of_its_item(tiny):
+    with pytest.raises(InputError, match=r"item 1: the text is no Unicode: at character 1 stands U\+D800"):
+        tiny.encode(["ok", "a\ud800"])
+    vectors = tiny.encode(["ok", "\ud83d\ude00", "fine"], on_error="skip")
+    assert np.isnan(vectors).any(1).tolist() == [False, True, False]
+    with pytest.raises(InputError, match="U\\+D800"):
+        tiny.encode(["ok"], prompt="\ud800: ")
+
+
+def test_an_option_that_is_none_is_one_that_was_not_given():
+    asked = {"query": {"any": "ask: {content}"}, "document": {"any": "{content}"}}
+    embedder = tiny_embedder(prompts=asked, default_prompt_name=None)
+    due = embedder.encode_query(["cat"])
+    assert greatest(due, embedder.encode(["cat"])) > 1e-3
+    for options in ({"prompt": None}, {"prompt_name": None}, {"prompt": None, "prompt_name": None}):
+        assert greatest(embedder.encode_query(["cat"], **options), due) == 0
+
+
+def test_an_instruction_needs_a_slot_and_words_of_a_prompt_are_texts(tiny):
+    with pytest.raises(SpecError, match="no place for an instruction"):
+        tiny.encode(["a"], prompt="Do {instruction}: ", instruction="foo")
+    with pytest.raises(SpecError, match="that of row 0 is a int"):
+        tiny.encode(["a"], prompt=[5])
+    with pytest.raises(SpecError, match="batch_tokens=0"):
+        tiny.encode(["a"], batch_tokens=0)
+    with pytest.raises(SpecError, match="an int is wanted"):
+        tiny.encode(["a"], truncate_dim=16.0)
+    with pytest.raises(SpecError, match="braces that stand for themselves are doubled"):
+        tiny_embedder(prompts={"query": {"any": "ask: {content"}})
+
+
+def test_equal_things_have_arrays_of_their_own(tiny):
+    one, other, _ = tiny.encode_tokens(["cat", "cat", "dog"])
+    one += 1
+    assert greatest(one, other) == pytest.approx(1)
+    mean = tiny.respecified(pooling={"kind": "mean"}, counted="all")
+    one, other = mean.encode_chunks([("a", "b"), ("a", "b")])
+    assert one is not other
+
+
+def test_one_string_is_one_thing_everywhere(tiny):
+    assert len(tiny.samples("abc")) == tiny.prepare("abc").count == 1
+    with pytest.raises(InputError, match="a bytes is not guessed at"):
+        tiny.encode(b"abc")
+
+
+def test_a_stream_says_at_once_what_is_wrong_with_its_options(tiny):
+    with pytest.raises(UnknownName):
+        tiny.stream(["a"], prompt_name="x")
+
+
+def test_frames_that_one_object_shows_in_turn_are_as_many_pictures(tiny):
+    import io
+
+    from PIL import ImageSequence
+
+    colours = [PIL.Image.new("RGB", (24, 24), colour) for colour in ("red", "lime", "blue")]
+    file = io.BytesIO()
+    colours[0].save(file, "GIF", save_all=True, append_images=colours[1:])
+    shown = tiny.encode(ImageSequence.Iterator(PIL.Image.open(file)))
+    assert greatest(shown, tiny.encode(colours)) <= 1e-5
+    assert greatest(shown[0], shown[1]) > 1e-3
+
+
+def test_vectors_that_are_not_to_be_written_to_are_compared_without_a_warning(tiny, recwarn):
+    vectors = tiny.encode(["a", "b"])
+    vectors.flags.writeable = False
+    assert tiny.similarity(vectors, vectors).shape == (2, 2)
+    assert not recwarn.list

@@ -276,3 +276,24 @@ def test_a_writer_that_is_killed_again_and_again_loses_no_row_and_doubles_none(t
     rows, said, seconds = check_killed(tmp_path / f"vectors{ending}", 4000, 12, 1)
     print(ending, rows, said.strip(), f"{seconds:.0f} s")
     assert len(set(rows)) > 4, "kills fell at different points"
+
+
+def test_drafts_and_parts_that_run_together_are_other_things():
+    told = [
+        chained(b"", "0", thing)
+        for thing in (
+            Image("p.jpg"),
+            Image("p.jpg", draft=64),
+            ("a", "b"),
+            ("a\0text b",),
+            ("a", "\ud800"),
+            Image("a\ud800.png"),
+        )
+    ]
+    assert len(set(told)) == len(told)
+    assert chained(b"", "0", Image(memoryview(b"abcd")[::2])) == chained(b"", "0", Image(b"ac"))
+
+
+def test_an_id_that_is_none_is_told(tiny, tmp_path):
+    with pytest.raises(StoreError, match="the id of row 0 is None"):
+        tiny.encode_to(tmp_path / "x.npy", ["a", "b"], ids=[None, "b"])

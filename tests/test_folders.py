@@ -66,7 +66,7 @@ def test_a_bidirectional_decoder_is_read_as_one(tmp_path):
 def test_the_prompt_is_left_out_of_pooling_where_the_folder_says_so(tmp_path):
     theirs = st_folder(tmp_path, "qwen3", "mean", include_prompt=False)
     ours = mmembed.load(tmp_path / "st", device="cpu")
-    assert ours.spec.counted == "content"
+    assert ours.spec.counted == "unprompted"
     texts = [text for text in TEXTS if text]
     assert np.abs(ours.encode_query(texts) - theirs.encode_query(texts)).max() <= 1e-5
 
@@ -217,3 +217,52 @@ def test_weights_that_are_missing_are_named(tmp_path):
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(LoadError, match=r"lacks weights: layers\.1\.mlp\.up_proj\.weight"):
         mmembed.load(folder)
+
+
+def edited(path: Path, **changed: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+
+
+def test_a_text_without_a_prompt_is_pooled_whole_though_prompts_are_left_out(tmp_path):
+    theirs = st_folder(tmp_path, "xlm-roberta", "mean", include_prompt=False)
+    ours = mmembed.load(tmp_path / "st", device="cpu")
+    texts = [text for text in TEXTS if text]
+    for name in ("encode", "encode_query", "encode_document"):
+        assert np.abs(getattr(ours, name)(texts) - getattr(theirs, name)(texts)).max() <= 1e-5, name
+
+
+@pytest.mark.parametrize(
+    ("file", "changed", "said"),
+    [
+        ("sentence_bert_config.json", {"config_kwargs": {"num_hidden_layers": 1}}, "num_hidden_layers=1"),
+        ("sentence_bert_config.json", {"tokenizer_args": {"model_max_length": 12}}, "model_max_length=12"),
+        (
+            "sentence_bert_config.json",
+            {"processing_kwargs": {"text": {"add_special_tokens": False}}},
+            "add_special_tokens=False",
+        ),
+        ("2_Dense/config.json", {"activation_function": "my_mod.Tanh"}, "'my_mod.Tanh' is code of its authors'"),
+    ],
+)
+def test_settings_that_nothing_here_follows_are_refused(tmp_path, file, changed, said):
+    st_folder(tmp_path, "qwen3", "mean")
+    edited(tmp_path / "st" / file, **changed)
+    with pytest.raises(SpecError, match=said):
+        mmembed.load(tmp_path / "st", device="cpu")
+
+
+def test_a_module_of_the_folders_own_is_not_taken_for_that_of_the_library(tmp_path):
+    st_folder(tmp_path, "qwen3", "mean")
+    path = tmp_path / "st" / "modules.json"
+    modules = json.loads(path.read_text())
+    modules[0]["type"] = "custom_st.Transformer"
+    path.write_text(json.dumps(modules))
+    with pytest.raises(LoadError, match="code of its own"):
+        mmembed.load(tmp_path / "st", device="cpu")
+
+
+def test_what_is_another_default_there_is_told(tmp_path):
+    st_folder(tmp_path, "qwen3", "mean")
+    edited(tmp_path / "st" / "config_sentence_transformers.json", truncate_dim=16)
+    with pytest.warns(UserWarning, match="truncate_dim=16"):
+        assert mmembed.load(tmp_path / "st", device="cpu").spec.dimensions == (16,)

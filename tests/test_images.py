@@ -770,3 +770,14 @@ def test_only_a_jpeg_has_a_draft():
     assert np.array_equal(Image(RGB, draft=1).load(), RGB)
     with pytest.raises(ImageError, match="draft=0"):
         Image(data, draft=0)
+
+
+def test_what_lies_behind_a_jpeg_is_no_part_of_it():
+    """The film of a phone's motion photo."""
+    photo = saved(PilImage.fromarray(RGB).resize((4000, 3000)), "JPEG", quality=30)
+    film = np.random.default_rng(0).integers(0, 256, 8_000_000, dtype=np.uint8).tobytes()
+    assert film.count(b"\xff\xda") > 100
+    assert np.array_equal(Image(photo + film).load(), Image(photo).load())
+    scans = saved(PilImage.fromarray(RGB), "JPEG", progressive=True)
+    assert images._scans(photo + film) == 1
+    assert images._scans(scans) == scans.count(b"\xff\xda") > 1

@@ -126,3 +126,16 @@ def test_the_modality_names_what_an_item_holds(thing, name):
 def test_a_dict_of_empty_lists_is_an_error():
     with pytest.raises(InputError, match="holds no part"):
         to_item({"image": []})
+
+
+def test_an_image_of_a_package_that_adds_to_pil_is_one():
+    import PIL.Image
+
+    class Added(PIL.Image.Image):
+        __module__ = "elsewhere"
+
+    shown = PIL.Image.new("RGB", (4, 4))
+    shown.__class__ = Added
+    (part,) = to_item(shown)
+    assert isinstance(part, Image)
+    assert part.source is shown

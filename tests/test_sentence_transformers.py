@@ -136,3 +136,47 @@ def test_no_field_of_a_spec_is_left_out_in_silence():
 def test_an_embedder_that_sees_is_not_written_as_one_of_texts(tmp_path):
     with pytest.raises(SpecError, match="vision="):
         tiny_embedder().save_sentence_transformers(tmp_path / "st")
+
+
+def test_a_mask_that_the_backbone_does_not_say_is_refused(tmp_path):
+    made = embedder("qwen3", pooling="mean").respecified(mask="bidirectional")
+    with pytest.raises(SpecError, match="mask='bidirectional' over a backbone that was composed with mask='causal'"):
+        made.save_sentence_transformers(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def word_tokenizer():
+    """A class of transformers that makes its normalizer and what it puts around a text anew whenever it is loaded."""
+    from transformers import BertTokenizer
+
+    letters = [chr(code) for code in range(33, 127)]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *("##" + letter for letter in letters)]
+    return BertTokenizer(vocab={piece: k for k, piece in enumerate(pieces)}, do_lower_case=False)
+
+
+@pytest.mark.parametrize("spec", [{}, {"close": False}, {"open": False, "close": False}])
+@pytest.mark.parametrize("lower", [False, True])
+def test_a_tokenizer_that_makes_itself_anew_is_written_as_what_it_does(tmp_path, lower, spec):
+    words = mmembed.tokenizer.TransformersTokenizer(word_tokenizer(), lower=lower)
+    made = mmembed.compose(
+        backbone=tiny_backbone("xlm-roberta"),
+        tokenizer=words,
+        pooling="mean",
+        device="cpu",
+        prompts={"query": {"any": "say: {content}"}},
+    ).respecified(**spec)
+    texts = ["Red Text", "a b: C", "it is REd"]
+    own = mmembed.load(made.save(tmp_path / "own"), device="cpu")
+    assert np.abs(own.encode(texts) - made.encode(texts)).max() <= 1e-5
+    made.save_sentence_transformers(tmp_path / "st")
+    theirs = SentenceTransformer(str(tmp_path / "st"), device="cpu", local_files_only=True)
+    for name in ("encode", "encode_query"):
+        assert np.abs(getattr(theirs, name)(texts) - getattr(made, name)(texts)).max() <= 1e-5, name
+
+
+def test_what_a_tokenizer_was_told_is_saved(tmp_path):
+    words = mmembed.tokenizer.TransformersTokenizer(byte_tokenizer(), prefix=[], suffix=[])
+    made = mmembed.compose(backbone=tiny_backbone("qwen3"), tokenizer=words, pooling="mean", device="cpu")
+    assert made.spec.tokenizer == {"kind": "transformers", "prefix": [], "suffix": []}
+    own = mmembed.load(made.save(tmp_path), device="cpu")
+    assert np.abs(own.encode(TEXTS) - made.encode(TEXTS)).max() <= 1e-5

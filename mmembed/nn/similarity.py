@@ -53,12 +53,18 @@ def similarity(a: Any, b: Any, *, maxsim: str = "maxsim") -> Float[Tensor, "N M"
     if kinds[0] != kinds[1]:
         raise SpecError(f"{kinds[0]} and {kinds[1]} are not compared: encode both sides the same way")
     if kinds[0] == "dense":
-        left, right = (torch.as_tensor(np.atleast_2d(x)) for x in (a, b))
+        left, right = (_rows(x) for x in (a, b))
         _same_width(left.shape[-1], right.shape[-1])
         return unit(left) @ unit(right).T
     if kinds[0] == "sparse":
         return dot(a, b)
     return max_similarity([torch.as_tensor(x) for x in a], [torch.as_tensor(x) for x in b], mean=maxsim == "meanmaxsim")
+
+
+def _rows(vectors: Any) -> Tensor:
+    """As a tensor; torch warns of an array that is not to be written to, such as a file that is mapped into memory."""
+    found = np.atleast_2d(vectors)
+    return torch.as_tensor(found if found.flags.writeable else found.copy())
 
 
 def dot(a: Any, b: Any) -> Float[Tensor, "N M"]:

@@ -138,7 +138,7 @@ def _write(table: Table, embedder: Embedder, chunk: Chunk, files: Known, report:
     report.replaced += len(fresh) - added + len(more)
     report.unchanged += sum(row.id not in reasons for row in every) - len(fresh) - len(more)
     for row in every:
-        if row.id not in reasons:
+        if row.id not in reasons and row.id == row.content:  # one of another id names the file and is not what it is
             files.settle(row.path, row.id)
 
 

@@ -110,11 +110,15 @@ class Known:
 
 
 def gone(table: Table, folder: str | os.PathLike[str]) -> dict[str, str]:
-    """Items of files that were below a folder and are there no more: paths by id."""
+    """Items of files that were below a folder and are surely there no more: paths by id. What lies in a folder that cannot be
+    read, or behind a link, may be there."""
     top = placed(folder)
-    there = {printable(os.path.join(where, name)) for where, _, names in os.walk(_whole(folder)) for name in names}  # noqa: PTH118
+    shut: list[str] = []
+    walked = os.walk(_whole(folder), onerror=lambda error: shut.append(placed(error.filename) + os.sep))
+    there = {printable(os.path.join(where, name)) for where, _, names in walked for name in names}  # noqa: PTH118
     rows = table.read(["id", "path"], f"starts_with(path, {quoted(top.rstrip(os.sep) + os.sep)})")
-    return {row["id"]: row["path"] for row in rows if row["path"] not in there}
+    lost = {row["id"]: row["path"] for row in rows if row["path"] not in there}
+    return {name: path for name, path in lost.items() if not path.startswith(tuple(shut)) and not os.path.lexists(path)}
 
 
 def _whole(folder: str | os.PathLike[str]) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import UnknownName
+from ..errors import InputError, UnknownName
 from .background import Background
 from .fusion import fuse_ranks
 from .hits import Hit
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 MODALITIES = ("text", "image", "image+text")
 DEPTH = 200
 """So many of each ranking are fused, or as many as hits are wanted, where these are more."""
+
+QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|--[^\n]*")
+"""Words of SQL in which brackets are no brackets."""
 
 SHARE = 0.5
 """Matches that are fused hold so much of the terms of a query."""
@@ -114,7 +118,23 @@ def of_modality(kind: str | None) -> str | None:
 
 def both(first: str | None, second: str | None) -> str | None:
     """Rows that two conditions hold for, in SQL."""
-    return f"({first}) AND ({second})" if first and second else first or second
+    if first is None or second is None:
+        return second if first is None else first
+    for condition in (first, second):
+        check_condition(condition)
+    return f"({first}\n) AND ({second}\n)"
+
+
+def check_condition(condition: str) -> None:
+    """Raise `InputError` for a condition whose brackets, outside of its quoted words and comments, are not closed in their order:
+    joined with another one it would say something else."""
+    depth, bare = 0, QUOTED.sub("", condition)
+    for sign in bare:
+        depth += (sign == "(") - (sign == ")")
+        if depth < 0:
+            break
+    if depth or "/*" in bare or "'" in bare or '"' in bare or not condition.strip():
+        raise InputError(f"where={condition!r} is no whole condition of SQL")
 
 
 def _ranked(hits: list[Hit], k: int) -> list[Hit]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import FingerprintMismatch, InputError, MissingExtra, MmembedError, StoreError, UnknownName
@@ -45,18 +45,20 @@ def build_app(
     body_seconds: float = 30.0,
     seconds: float = 60.0,
     waiting: int = 4096,
+    hosts: Collection[str] | None = None,
 ) -> Guard:
     """The ASGI app of a server.
 
     Args:
         embedder: the one model that is served, under the name of its spec. index: what /search looks through.
-        key: the bearer token that every request but /health must bear. limits: of one request.
+        key: the bearer token that every request but those of /health and of the page must bear. limits: of one request.
         body_bytes, body_seconds: of a request's body. seconds: that an answer may take. waiting: samples that may queue.
+        hosts: names that requests may call the server by, see `Guard`; None: any.
     """
     if index is not None and index.embedder is not embedder:
         raise FingerprintMismatch("the index must be opened with the embedder that is served")
     served = _Served(embedder, index, limits or Limits(), seconds, waiting)
-    return Guard(served.app(), key=key, most=body_bytes, seconds=body_seconds)
+    return Guard(served.app(), key=key, most=body_bytes, seconds=body_seconds, hosts=hosts)
 
 
 class _Served:

@@ -75,7 +75,10 @@ def read(request: Request, pictures: Pictures, prompts: frozenset[str]) -> Asked
 def _mixed(one: Input, pictures: Pictures) -> Thing:
     if not one.content:
         raise InputError("its content is empty")
-    return tuple(part.thing(pictures) for part in one.content)
+    parts = tuple(part.thing(pictures) for part in one.content)
+    if all(isinstance(part, str) for part in parts):
+        text("".join(map(str, parts)))
+    return parts
 
 
 def write(request: Request, answer: Answer) -> dict[str, Any]:

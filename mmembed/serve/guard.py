@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hmac
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -26,11 +26,21 @@ class Guard:
 
     Args:
         app: what it stands before. key: the bearer token that a request must bear, None: none.
-        most: bytes of a body. seconds: for a body to arrive.
+        most: bytes of a body. seconds: for a body to arrive. hosts: names that a request may call the server by, None: any. A
+            page that a browser shows could otherwise have its own name lead to this machine, and read what it answers.
     """
 
-    def __init__(self, app: App, *, key: str | None = None, most: int = 20 * 2**20, seconds: float = 30.0):
+    def __init__(
+        self,
+        app: App,
+        *,
+        key: str | None = None,
+        most: int = 20 * 2**20,
+        seconds: float = 30.0,
+        hosts: Collection[str] | None = None,
+    ):
         self.app, self.most, self.seconds = app, most, seconds
+        self._hosts = None if hosts is None else {host.lower() for host in hosts}
         self._key = None if key is None else f"bearer {key}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -38,6 +48,8 @@ class Guard:
             return await self.app(scope, receive, send)
         headers = dict(scope["headers"])
         path = scope["path"]
+        if self._hosts is not None and _host(headers.get(b"host", b"")) not in self._hosts:
+            return await _refuse(send, 403, "this server answers by its own address only", "invalid_request_error")
         free = self._key is None or path in OPEN or path.startswith(OPEN_UNDER)
         if not free and not self._known(headers):
             return await _refuse(send, 401, "a key is needed: Authorization: Bearer ...", "invalid_api_key")
@@ -67,15 +79,28 @@ class Guard:
             seen += len(message.get("body", b""))
             whole = message["type"] == "http.request" and not message.get("more_body", False)
             if seen > self.most:
-                await self._drain(receive)
+                if not whole:
+                    await self._drain(receive)
                 raise _Refused(413, f"the body is over {self.most} bytes", "request_too_large")
             return message
 
-        try:
-            await self.app(scope, bounded, told)
-        except _Refused as refused:
-            if not started:
-                await _refuse(send, refused.status, str(refused), refused.kind)
+        turned: list[_Refused] = []
+
+        async def noted() -> Message:
+            try:
+                return await bounded()
+            except _Refused as refused:
+                turned.append(refused)
+                raise
+
+        async def withheld(message: Message) -> None:
+            if not turned:  # else an app that answers errors by itself would say 500 first
+                await told(message)
+
+        with contextlib.suppress(_Refused):
+            await self.app(scope, noted, withheld)
+        if turned and not started:
+            await _refuse(send, turned[0].status, str(turned[0]), turned[0].kind)
 
     def _known(self, headers: dict[bytes, bytes]) -> bool:
         kind, _, token = headers.get(b"authorization", b"").partition(b" ")
@@ -95,6 +120,14 @@ class Guard:
 
     async def _too_large(self, send: Send) -> None:
         await _refuse(send, 413, f"the body is over {self.most} bytes", "request_too_large")
+
+
+def _host(header: bytes) -> str:
+    """The name in a Host header, less its port and the brackets of an IPv6 address."""
+    name = header.decode("latin-1").strip().lower()
+    if name.startswith("["):
+        return name[1:].partition("]")[0]
+    return name.rpartition(":")[0] if name.count(":") == 1 else name
 
 
 class _Refused(Exception):

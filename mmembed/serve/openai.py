@@ -104,6 +104,10 @@ def _conversation(row: int, messages: list[Message], pictures: Pictures) -> tupl
     told = None
     if system:
         content = system[0].content
+        if not isinstance(content, str) and any(part.type != "text" for part in content):
+            raise InputError(
+                "the system message says what is to be done, in words: a picture goes into the user message", row
+            )
         told = content if isinstance(content, str) else " ".join(part.text or "" for part in content)
     content = users[0].content
     parts: list[Thing] = [content] if isinstance(content, str) else [at(row, p.thing, pictures) for p in content]

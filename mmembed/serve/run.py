@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
-from ..errors import MissingExtra
+from ..errors import MissingExtra, SpecError
 from .guard import App
 
 try:
@@ -47,6 +48,22 @@ class _Patient(H11Protocol):
         if self._clock is not None:
             self._clock.cancel()
             self._clock = None
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 takes a free one.
+
+    Raises:
+        SpecError: no such address, or another one listens there.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind, protocol)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError as error:
+        raise SpecError(f"nothing can listen on {host}, port {port}: {error.strerror}") from None
+    return found
 
 
 def server(app: App, *, host: str = "127.0.0.1", port: int = 8000, log_level: str = "info") -> uvicorn.Server:

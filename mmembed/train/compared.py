@@ -139,6 +139,8 @@ class Compared:
     Attributes:
         owner: (N,), the query that a document was given for. positive: (N,), whether it answers it or is a hard negative.
         score: (N,), how well it answers it, by people or by a teacher; None: not said.
+        also: (P, 2), a query and a document that answers it too, though it was given for another: a positive of it that was not
+            drawn this time.
         predicted: what a language head says beside it.
         classes: (B,), the number of each query's group among all groups of the data.
         step: the number of the step, from which a loss that draws or warms up takes its chances and its weight.
@@ -149,6 +151,7 @@ class Compared:
     owner: Int[Tensor, " N"]
     positive: Bool[Tensor, " N"]
     score: Float[Tensor, " N"] | None = None
+    also: Int[Tensor, "P 2"] | None = None
     predicted: Predicted | None = None
     classes: Int[Tensor, " B"] | None = None
     step: int = 0
@@ -185,15 +188,20 @@ class Compared:
         return precise(self.score)
 
     def known(self, rows: Int[Tensor, " R"], columns: Int[Tensor, " M"] | None = None) -> Bool[Tensor, "R M"]:
-        """Which documents (`columns`, or all) are known to answer which queries (`rows`): a query's own positives, and
-        whatever equals them, also where an equal query brought them."""
+        """Which documents (`columns`, or all) are known to answer which queries (`rows`): a query's own positives, drawn
+        or not, and whatever equals them, also where an equal query brought them."""
         queries, documents = self._classes
         asked, place = queries[rows].unique(return_inverse=True)
-        brought = queries[self.owner[self.positive]]
+        brought, answers = queries[self.owner[self.positive]], documents[self.positive]
+        if self.also is not None:
+            brought, answers = (
+                torch.cat([a, b])
+                for a, b in zip((brought, answers), (queries[self.also[:, 0]], documents[self.also[:, 1]]), strict=True)
+            )
         near = torch.searchsorted(asked, brought).clamp(max=len(asked) - 1)
         here = asked[near] == brought
         table = torch.zeros(len(asked), len(self.owner), dtype=torch.bool, device=self.owner.device)
-        table[near[here], documents[self.positive][here]] = True
+        table[near[here], answers[here]] = True
         return table[:, documents if columns is None else documents[columns]][place]
 
     @cached_property

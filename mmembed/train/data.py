@@ -247,12 +247,16 @@ class Examples:
         return self._by(column)
 
     def _by(self, column: str) -> dict[str, NDArray[np.int64]]:
+        """Raises: InputError, a row that cannot be read, unless the source says to skip it."""
         found: dict[str, list[int]] = {}
-        rows = self._rows
-        whole = (
-            rows.column(column) if isinstance(rows, _Parquet) else (rows[row].get(column) for row in range(len(rows)))
-        )
-        for row, value in zip(range(len(self)), whole, strict=False):
+        whole = self._rows.column(column) if isinstance(self._rows, _Parquet) else None
+        for row in range(len(self)):
+            try:
+                value = self._rows[row].get(column) if whole is None else whole[row]
+            except InputError as error:
+                if self.source.on_error == "raise":
+                    raise InputError(f"data {self.name!r}, row {row}: {error.reason}") from None
+                continue
             found.setdefault(str(value), []).append(row)
         return {value: np.asarray(rows) for value, rows in sorted(found.items())}
 
@@ -504,14 +508,18 @@ class _Parquet:
             import pyarrow.parquet as pq
         except ImportError as error:
             raise MissingExtra("pyarrow", "train") from error
-        try:
-            self._files = [pq.ParquetFile(file) for file in files]
-        except (pa.ArrowInvalid, OSError) as error:
-            raise SpecError(f"{files[0]}: no parquet file: {error}") from None
+        self._files = []
+        for file in files:
+            try:
+                self._files.append(pq.ParquetFile(file))
+            except (pa.ArrowInvalid, OSError) as error:
+                raise SpecError(f"{file}: no parquet file: {error}") from None
         self.names = list(self._files[0].schema_arrow.names)
-        for column in where:
-            if column not in self.names:
-                raise SpecError(str(UnknownName(f"column of {files[0]}", column, self.names)))
+        for file, opened in zip(files, self._files, strict=True):
+            own = opened.schema_arrow.names
+            for column in (*where, *(column for column in columns if column in self.names)):
+                if column not in own:
+                    raise SpecError(str(UnknownName(f"column of {file}", column, own)))
         self._columns = [column for column in columns if column in self.names]
         self._where = {key: value if isinstance(value, list) else [value] for key, value in where.items()}
         groups = [(f, g) for f, file in enumerate(self._files) for g in range(file.num_row_groups)]
@@ -559,7 +567,13 @@ class _Parquet:
         table = self._files[file].read_row_group(group, columns=list(self._where))
         kept = np.ones(len(table), dtype=bool)
         for name, values in self._where.items():
-            kept &= pc.is_in(table[name], pa.array(values)).to_numpy(zero_copy_only=False)
+            try:
+                wanted = pa.array(values, table[name].type)
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                raise SpecError(
+                    f"where: column {name!r} holds {table[name].type}, and {values!r:.60} are none: {error}"
+                ) from None
+            kept &= pc.is_in(table[name], wanted).to_numpy(zero_copy_only=False)
         return np.flatnonzero(kept)
 
 

@@ -383,6 +383,7 @@ def compared(
         replace(side, key=_keys(items, device), modality=_modalities(items, device))
         for side, items in zip(sides, (asked, flat), strict=True)
     )
+    also = _also([drawn.examples[k].positives for k in kept], flat)
     return (
         Compared(
             queries=queries,
@@ -390,6 +391,7 @@ def compared(
             owner=torch.tensor(owner, device=device),
             positive=torch.tensor(first, device=device),
             score=torch.tensor(scores, device=device) if len(scores) == len(flat) else None,
+            also=torch.tensor(also, device=device) if also else None,
             classes=None
             if classes is None
             else torch.tensor([classes[str(drawn.examples[k].group)] for k in kept], device=device),
@@ -420,6 +422,17 @@ def _keys(items: Sequence[Item], device: torch.device) -> Tensor:
     """A number each, equal for equal items."""
     known: dict[bytes, int] = {}
     return torch.tensor([known.setdefault(digest(item), len(known)) for item in items], device=device)
+
+
+def _also(positives: Sequence[Sequence[Item]], documents: Sequence[Item]) -> list[tuple[int, int]]:
+    """Queries of several positives, and documents that are one of these, whoever brought them."""
+    answered: dict[bytes, list[int]] = {}
+    for row, own in enumerate(positives):
+        for item in own if len(own) > 1 else ():
+            answered.setdefault(digest(item), []).append(row)
+    if not answered:
+        return []
+    return [(row, place) for place, item in enumerate(documents) for row in answered.get(digest(item), ())]
 
 
 def _modalities(items: Sequence[Item], device: torch.device) -> Tensor:

@@ -130,7 +130,8 @@ def _stage(run: Run, learning: Learning, step: Step) -> StageLook:
     counts: dict[str, float] = {}
     for task in stage.task:
         for name, share in zip(task.data, learning.mixtures[stage.task.index(task)].chances, strict=True):
-            often = share * task.batch * stage.steps / len(run.data[name])
+            turns = stage.steps if stage.together else stage.steps * task.share / sum(each.share for each in stage.task)
+            often = share * task.batch * turns / len(run.data[name])
             counts[name] = counts.get(name, 0.0) + float(often)
     return StageLook(
         name=stage.name,

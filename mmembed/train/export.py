@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from .. import __version__, loading
 from ..embedder import GOLDEN_FILE, Embedder
-from ..errors import InputError, SpecError
+from ..errors import InputError
+from ..hub import ADAPTER
 from ..images import Image
 from ..inputs import Item, Text
 from ..model import EmbeddingModel
@@ -23,6 +24,7 @@ from ..spec import FILE as SPEC_FILE
 from ..towers.adapters import WEIGHTS_FILE as ADAPTER_WEIGHTS
 from ..weights import WEIGHTS_FILE
 from .data import Examples
+from .held_out import measure
 from .recipe import Recipe
 
 CARD = "README.md"
@@ -63,9 +65,14 @@ def export(
         if saved.spec.pooling is not None:  # golden vectors are of whole items
             saved.golden = tuple(_golden(saved, recipe, data))
         (part / GOLDEN_FILE).write_text(json.dumps(saved.golden, ensure_ascii=False, indent=1), encoding="utf-8")
+        if said.merge:  # a run that wrote them before goes on without them
+            for name in (ADAPTER, ADAPTER_WEIGHTS):
+                (output / name).unlink(missing_ok=True)
         card = output / CARD
         if not card.exists() or card.read_text(encoding="utf-8").startswith(MARK):
-            (part / CARD).write_text(_card(recipe, saved, data, records), encoding="utf-8")
+            (part / CARD).write_text(
+                _card(recipe, saved, data, records, _scores(recipe, saved, data, records)), "utf-8"
+            )
         for file in sorted(part.iterdir(), key=lambda path: path.name == "spec.json"):
             file.replace(output / file.name)
     finally:
@@ -78,8 +85,7 @@ def _save_adapter(recipe: Recipe, embedder: Embedder, part: Path, output: Path, 
     from safetensors.torch import save_file
 
     model = embedder.model
-    if not isinstance(model, EmbeddingModel) or not hasattr(model.backbone, "peft_config"):
-        raise SpecError("export.merge = false leaves LoRA beside its base, and no stage put one in: lora = { r = 16 }")
+    assert isinstance(model, EmbeddingModel)
     part.mkdir(parents=True, exist_ok=True)
     embedder.tokenizer.save(part)
     (part / SPEC_FILE).write_text(embedder.spec.to_json(), encoding="utf-8")
@@ -96,8 +102,13 @@ def _save_adapter(recipe: Recipe, embedder: Embedder, part: Path, output: Path, 
     config.save_pretrained(part)
     save_file(low, part / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     dtype = dtype_of(embedder.spec.weights)
+    fresh = ("vision.", "projector.") if recipe.model.vision is not None else ()
+    trained = {**trained, **{name: own for name, own in model.state_dict().items() if name.startswith(fresh)}}
     whole = {
-        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
+        name.replace(".base_layer", ""): (tensor.to(dtype) if tensor.is_floating_point() else tensor)
+        .detach()
+        .cpu()
+        .contiguous()
         for name, tensor in trained.items()
         if "lora_" not in name
     }
@@ -164,13 +175,27 @@ def _entry(item: Item) -> dict[str, str] | None:
     return entry
 
 
-def _card(
+def _scores(
     recipe: Recipe, embedder: Embedder, data: Mapping[str, Examples], records: Sequence[Mapping[str, Any]]
+) -> Mapping[str, Mapping[str, float]]:
+    """How good the embedder is on held-out data: as was seen last, unless it was another spec that was looked at."""
+    last = recipe.stage[-1]
+    if last.spec or last.image_size is not None:
+        return {name: measure(embedder, data[held.data], held) for name, held in recipe.held_out.items()}
+    looks = [record["scores"] for record in records if "scores" in record]
+    return looks[-1] if looks else {}
+
+
+def _card(
+    recipe: Recipe,
+    embedder: Embedder,
+    data: Mapping[str, Examples],
+    records: Sequence[Mapping[str, Any]],
+    scores: Mapping[str, Mapping[str, float]],
 ) -> str:
     """The card of the embedder, for people to go on with."""
     spec = embedder.spec
     steps = [record for record in records if "loss" in record]
-    looks = [record for record in records if "scores" in record]
     shorter = f" ({', '.join(map(str, spec.dimensions))} by `truncate_dim`)" if spec.dimensions else ""
     base = recipe.model.load or "parts composed by its recipe"
     lines = [
@@ -192,13 +217,9 @@ def _card(
         "## Scores on held-out data",
         "",
     ]
-    if looks:
+    if scores:
         lines += ["| data | measure | score |", "|---|---|---|"]
-        lines += [
-            f"| {name} | {kind} | {value:.3f} |"
-            for name, own in looks[-1]["scores"].items()
-            for kind, value in own.items()
-        ]
+        lines += [f"| {name} | {kind} | {value:.3f} |" for name, own in scores.items() for kind, value in own.items()]
     else:
         lines.append("None was measured.")
     lines += ["", "## How it was made", "", f"`mmembed train recipe.toml` (mmembed {__version__}), from {base}.", ""]

@@ -21,7 +21,7 @@ def measure(embedder: Embedder, examples: Examples, held: HeldOut) -> dict[str, 
     """Scores by name: "R@1", "R@10" and "MRR", or "spearman".
 
     Of equal scores the right one counts as last. In retrieval the positives of all rows that are looked at are the candidates,
-    equal ones once.
+    equal ones once; what answers an equal query or one of the same group answers a query too, as in training.
 
     Raises:
         InputError: a row that gives no example, unless its source says skip. SpecError: no row, or no scores.
@@ -46,10 +46,15 @@ def measure(embedder: Embedder, examples: Examples, held: HeldOut) -> dict[str, 
         alike = np.diagonal(embedder.similarity(queries, others))
         return {"spearman": float(spearmanr(alike, [example.scores[0] for example in rows]).statistic)}
     candidates: dict[bytes, Item] = {}
-    right: list[list[bytes]] = []
+    answers: dict[bytes | str, set[bytes]] = {}  # by query, and by group
+    asks: list[list[bytes | str]] = []
     for example in rows:
-        right.append([digest(item) for item in example.positives])
-        candidates |= dict(zip(right[-1], example.positives, strict=True))
+        asks.append([digest(example.query), *([] if example.group is None else [example.group])])
+        own = {digest(item): item for item in example.positives}
+        candidates |= own
+        for key in asks[-1]:
+            answers.setdefault(key, set()).update(own)
+    right = [set[bytes]().union(*(answers[key] for key in keys)) for keys in asks]
     place = {key: k for k, key in enumerate(candidates)}
     documents = _encoded(embedder, [*candidates.values()], "document", held.truncate_dim, prompt_name=told)
     scores = embedder.similarity(queries, documents)

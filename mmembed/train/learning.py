@@ -88,6 +88,10 @@ class Learning:
                 torch.manual_seed(parts.seeded(*self.seed, 1))
                 parts.put_lora(model, stage.lora)
                 model.to(run.device)
+                names = {
+                    id(own): name for name, own in model.named_parameters()
+                }  # LoRA calls what it stands beside otherwise
+                run._changed = {names.get(id(own), name): own for name, own in run._changed.items()}
                 run._lora = {"stage": stage.name}
             elif stage.lora != next(s.lora for s in run.recipe.stage if s.lora is not None):
                 raise SpecError(f"stage {stage.name!r} asks for another LoRA than the one that is in already")
@@ -141,6 +145,9 @@ class Learning:
         """
         needs = [loss.needs for loss in dict(self._of_tasks())[number]]
         speaks = [PREDICTED in each for each in needs]
+        if any(speaks):
+            for settings in self.stage.task[number].losses:
+                _over(settings)
         if any(speaks) and not all(each <= {PREDICTED} for each in needs):
             raise SpecError(
                 f"stage {self.stage.name!r}, task {number}: losses of a language head and of vectors are of two tasks, each with "
@@ -267,6 +274,8 @@ class Learning:
         self.optimizer.step()
         # The fused step changes weights and does not say so: copies of them in another layout (`towers.lean`) would stay in use.
         torch.autograd.graph.increment_version(self.every.values())
+        # Each process had the statistics of its own share; from here on all have one model again.
+        run.world.average(buffer for buffer in self.buffers.values() if buffer.is_floating_point())
         for name, mean in self.average.items():
             assert stage.average is not None
             share = 1 - min(stage.average, (step.number + 1) / (step.number + 10))
@@ -317,7 +326,7 @@ class Learning:
                 loss = self.losses[f"{task}_{k}"]
                 whole = 0.0
                 for row in rows:
-                    share = row.texts / texts if settings.get("over") == "samples" else row.tokens / max(tokens, 1)
+                    share = row.texts / max(texts, 1) if _over(settings) == "samples" else row.tokens / max(tokens, 1)
                     value = share * loss(self.predicted(row))
                     (float(settings.get("weight", 1.0)) * value).backward()
                     whole += float(value.detach())
@@ -513,6 +522,20 @@ def _resized(embedder: Embedder, stage: Stage) -> dict[str, Any]:
             f"stage {stage.name!r} asks for image_size={stage.image_size}, and the model has no vision tower"
         )
     return {"vision": {**vision, "preprocess": {**vision["preprocess"], "size": stage.image_size}}}
+
+
+def _over(settings: Mapping[str, Any]) -> str:
+    """What a loss of a language head is a mean over: a batch goes through it a row at a time.
+
+    Raises:
+        SpecError: a sum of losses of both kinds.
+    """
+    inside = {_over(each) for each in settings.get("losses", ())} or {str(settings.get("over", "tokens"))}
+    if len(inside) > 1:
+        raise SpecError(
+            f"a sum of losses over {' and over '.join(sorted(inside))} is no mean over rows: make it two losses"
+        )
+    return inside.pop()
 
 
 def _called(stage: Stage, task: int, loss: int) -> str:

@@ -180,9 +180,14 @@ class Run:
 
 
 def _device(device: str | torch.device | None) -> torch.device:
-    if device is None and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device(device or "cpu")
+    """The device of this process: of CUDA its own, which torch is told, for what is gathered from others lands there."""
+    found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if found.type != "cuda":
+        return found
+    if found.index is None:
+        found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(found)
+    return found
 
 
 def train(
@@ -199,7 +204,8 @@ def train(
     Args:
         recipe: `read_recipe(path)`, or one made in Python. output: the folder.
         device: "cpu", "cuda", ...; None takes CUDA where there is one. Started by torchrun, all processes train together.
-        resume: go on from the last checkpoint in the folder, exactly as if nothing had happened.
+        resume: go on from the last checkpoint in the folder, exactly as if nothing had happened; with a teacher to rounding, for
+            it is asked about things in other company then.
         shard: each of several processes holds a part of the backbone's weights, gradients and moments (FSDP2).
 
     Raises:

@@ -118,8 +118,7 @@ class Mixture:
         while len(found) < self.batch:
             name = self._names[_one_of(self._outside, rng)]
             for _ in range(min(self._group, self.batch - len(found))):
-                stratum = self._strata[name][_one_of(self._inside[name], rng)]
-                example = self._drawn(name, stratum, keys)
+                example = self._one(name, _one_of(self._inside[name], rng), keys)
                 if not (self._twins or self.data[name].graded):
                     keys |= example.keys
                 found.append(example)
@@ -129,7 +128,22 @@ class Mixture:
     def __iter__(self) -> Iterator[list[Example]]:
         return self
 
-    def _drawn(self, name: str, stratum: _Stratum, keys: set[bytes]) -> Example:
+    def _one(self, name: str, chosen: int, keys: set[bytes]) -> Example:
+        """The next example of a language; one that has no more for this batch leaves its turn to the one behind it."""
+        strata = self._strata[name]
+        bad: InputError | None = None
+        for k in range(len(strata)):
+            found = self._drawn(name, strata[(chosen + k) % len(strata)], keys)
+            if isinstance(found, Example):
+                return found
+            bad = found or bad
+        raise bad or SpecError(
+            f"data {name!r} has too few rows that differ in query and positive for a batch of {self.batch}: make it smaller"
+        )
+
+    def _drawn(self, name: str, stratum: _Stratum, keys: set[bytes]) -> Example | InputError | None:
+        """The next example of a stratum; what is wrong with its last row where none of them gives one; None: all that it has
+        are twins of what the batch holds."""
         examples = self.data[name]
         for place, row in enumerate(stratum.waiting):
             if row not in stratum.read:
@@ -144,18 +158,18 @@ class Mixture:
                 continue
             try:
                 example = examples[row]
-            except InputError:
+            except InputError as error:
                 bad += 1
-                if examples.source.on_error == "raise" or bad >= len(stratum.order):
+                if examples.source.on_error == "raise":
                     raise
+                if bad >= len(stratum.order):
+                    return error
                 continue
             if self._twins or examples.graded or example.keys.isdisjoint(keys):
                 return example
             stratum.waiting.append(row)
             stratum.read[row] = example
-        raise SpecError(
-            f"data {name!r} has too few rows that differ in query and positive for a batch of {self.batch}: make it smaller"
-        )
+        return None
 
     def state(self) -> dict[str, Any]:
         """Where it stands, as JSON: with it `restore` goes on with exactly the batches that would have come."""

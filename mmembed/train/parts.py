@@ -156,13 +156,16 @@ def groups(weights: Mapping[str, nn.Parameter], stage: Stage, losses: Sequence[n
     for name in weights:
         tower, layer = _layer(name)
         depth[tower] = max(depth.get(tower, 0), layer)
+    backbone = max((own for tower, own in depth.items() if _of_backbone(tower)), default=0)
     found: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     embeddings = frozenset(name for name in weights if name.endswith(EMBEDDED))
     for name, weight in weights.items():
         part = part_of(name, embeddings)
         rate = stage.rates.get(part, stage.rates.get("backbone", stage.lr) if part == "embeddings" else stage.lr)
         tower, layer = _layer(name)
-        if layer >= 0 or part == "embeddings":
+        if part == "embeddings":
+            rate *= stage.layer_decay ** (backbone + 1)
+        elif layer >= 0:
             rate *= stage.layer_decay ** (depth[tower] - layer)
         decay = stage.weight_decay if weight.ndim > 1 else 0.0
         found.setdefault((rate, decay, isinstance(weight, DTensor)), []).append(weight)
@@ -182,6 +185,11 @@ def _layer(name: str) -> tuple[str, int]:
     return name[: found.start()], int(found[1])
 
 
+def _of_backbone(tower: str) -> bool:
+    """Whether layers of this name are those that read tokens; some backbones hold theirs one name deeper."""
+    return tower.partition(".")[0] == "backbone" and not f"{tower}.".startswith(TOWERS)
+
+
 def _embeddings(model: nn.Module) -> frozenset[str]:
     if not isinstance(model, EmbeddingModel):
         return frozenset()
@@ -189,21 +197,25 @@ def _embeddings(model: nn.Module) -> frozenset[str]:
     return frozenset(name for name, weight in model.named_parameters() if weight is table)
 
 
+CONFIGURED = "_configured_attention_dropout"
+"""Where a module of attention keeps the share that its configuration says."""
+
+
 def set_modes(model: nn.Module, stage: Stage, trained: Mapping[str, nn.Parameter]) -> None:
     """Put every module of the model into the mode that the stage wants: evaluation, but for what is asked to be of training."""
     model.eval()
     own = {name.rpartition(".")[0] for name in trained}
+    adapts = any("lora_" in name for name in trained)
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and name in own:
             module.train(stage.batch_norm == "learnt")
-        if "lora_dropout" in name and stage.lora is not None:
+        if "lora_dropout" in name and adapts:
             module.train()
     if isinstance(model, EmbeddingModel):
         backbone = model.backbone
+        _drop(backbone, stage.attention_dropout)
         if stage.dropout:
             backbone.train()
-            if stage.attention_dropout is not None:
-                _drop(backbone, stage.attention_dropout)
         if stage.checkpointing:
             backbone.gradient_checkpointing_enable({"use_reentrant": False})
             for module in backbone.modules():
@@ -211,8 +223,8 @@ def set_modes(model: nn.Module, stage: Stage, trained: Mapping[str, nn.Parameter
                     module.training = True
 
 
-def _drop(backbone: nn.Module, share: float) -> None:
-    """Set what attention leaves out in training.
+def _drop(backbone: nn.Module, share: float | None) -> None:
+    """Set what attention leaves out in training; None: what it did before any stage said otherwise.
 
     Raises:
         SpecError: a backbone that does not say where that is.
@@ -220,13 +232,16 @@ def _drop(backbone: nn.Module, share: float) -> None:
     found = False
     for module in backbone.modules():
         held: Any = getattr(module, "attention_dropout", None)
+        inner: Any = getattr(module, "dropout", None)
         if isinstance(held, float):
-            module.attention_dropout = share  # type: ignore[assignment]
+            own = module.__dict__.setdefault(CONFIGURED, held)
+            module.attention_dropout = own if share is None else share  # type: ignore[assignment]
             found = True
-        elif type(module).__name__.endswith("Attention") and isinstance(getattr(module, "dropout", None), nn.Dropout):
-            module.dropout.p = share  # type: ignore[union-attr]
+        elif type(module).__name__.endswith("Attention") and isinstance(inner, nn.Dropout):
+            own = module.__dict__.setdefault(CONFIGURED, inner.p)
+            inner.p = own if share is None else share
             found = True
-    if not found:
+    if not found and share is not None:
         raise SpecError(f"{type(backbone).__name__} does not say where its attention drops anything: attention_dropout")
 
 

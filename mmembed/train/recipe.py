@@ -137,6 +137,8 @@ class Task:
             raise SpecError("a task needs data, a batch of at least 1 and a loss")
         if self.ease < 0:
             raise SpecError(f"ease={self.ease} must not be negative")
+        if self.group is not None and self.group < 1:
+            raise SpecError(f"group={self.group}: at least one example in a row is of one source")
         if self.masking is None and any(loss.get("kind") == "mntp" for loss in self.losses):
             raise SpecError("the loss 'mntp' predicts tokens that are masked: masking = { token = '_', share = 0.2 }")
         for value, name in ((self.temperature, "temperature"), (self.language_temperature, "language_temperature")):
@@ -203,9 +205,22 @@ class Stage:
     save: int | None = None
 
     def __post_init__(self) -> None:
-        for part in (*self.train, *self.rates):
+        for part in self.train:
             if part not in (*PARTS, "all"):
                 raise UnknownName("part of a model", part, (*PARTS, "all"))
+        mine = set(PARTS) if "all" in self.train else {*self.train}
+        mine |= {"embeddings"} if "backbone" in mine else {"backbone"} if "embeddings" in mine else set()
+        for part in self.rates:
+            if part not in PARTS:
+                raise UnknownName("part of a model", part, PARTS)
+            if part not in mine:
+                raise SpecError(f"stage {self.name!r} has a rate for {part!r} and trains {', '.join(self.train)}")
+        for name in ("clip", "evaluate", "save", "batch_tokens"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise SpecError(f"stage {self.name!r}: {name}={value} must be more than 0")
+        if min(self.lr, *self.rates.values(), 0.0) < 0:
+            raise SpecError(f"stage {self.name!r}: a rate of learning must not be negative")
         if self.steps < 1 or not self.task or not self.train:
             raise SpecError(f"stage {self.name!r} needs at least one step, one task and one part to train")
         if len(self.betas) != 2:
@@ -305,6 +320,10 @@ class Recipe:
         if not self.export.merge and self.model.load is None:
             raise SpecError(
                 "export.merge = false leaves LoRA beside its base, and a composed model has none: model.load"
+            )
+        if not self.export.merge and all(stage.lora is None for stage in self.stage):
+            raise SpecError(
+                "export.merge = false leaves LoRA beside its base, and no stage puts one in: lora = { r = 16 }"
             )
         trained = set(used) & {held.data for held in self.held_out.values()}
         if trained:

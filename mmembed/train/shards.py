@@ -60,6 +60,12 @@ class Shards:
         for part in backbone.modules():
             if isinstance(part, LeanLinear):
                 part.packed = part.beside = None  # a weight that comes and goes says nothing of its changes
+        # Where the backbone is frozen, texts leave no gradient behind: a process that has nothing else would not ask for the
+        # blocks again on the way back, and one with pictures would wait for it.
+        anchor = torch.zeros((), device=model.device, requires_grad=True)
+        self._anchored = backbone.get_input_embeddings().register_forward_hook(
+            lambda module, args, out: out + anchor if torch.is_grad_enabled() else out
+        )
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -76,6 +82,7 @@ class Shards:
 
     def join(self) -> None:
         """The weights are plain again, to be written; the model is not to be run any more. All processes must come here."""
+        self._anchored.remove()
         for module in self.model.modules():
             for name, weight in list(module.named_parameters(recurse=False)):
                 if isinstance(weight, DTensor):

@@ -6,11 +6,12 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingExtra
+from ..errors import MissingExtra, TrainingError
 from .recipe import Watch
 
 LOG = "log.jsonl"
@@ -75,13 +76,19 @@ class Log:
 
     def _write(self, record: Mapping[str, Any]) -> None:
         assert self._file is not None
-        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise TrainingError(
+                f"the log {self._file.name} cannot be written: {error.strerror or error}; make room and go on with --resume"
+            ) from None
 
     def close(self) -> None:
         self._bar.close()
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # said when it was written to
+                self._file.close()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

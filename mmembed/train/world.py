@@ -76,17 +76,30 @@ class World:
             return
         weights = [weight for weight in weights if not isinstance(weight, DTensor)]
         for some, factor in ((weights, 1.0), (shared, 1.0 / self.size)):
-            of_kind: dict[torch.dtype, list[Tensor]] = {}
+            gradients: list[Tensor] = []
             for weight in some:
                 if weight.grad is None:  # not reached here, maybe elsewhere
                     weight.grad = torch.zeros_like(weight)
-                of_kind.setdefault(weight.grad.dtype, []).append(weight.grad)
-            for gradients in of_kind.values():
-                flat = torch.cat([g.flatten() for g in gradients])
-                dist.all_reduce(flat)
-                for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-                    gradient.copy_(total.view_as(gradient).mul_(factor))
+                gradients.append(weight.grad)
+            _add(gradients, factor)
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Every tensor becomes its mean over the processes."""
+        if self.size > 1:
+            _add(tensors, 1.0 / self.size)
 
     def wait(self) -> None:
         if self.size > 1:
             dist.barrier()
+
+
+def _add(tensors: Iterable[Tensor], factor: float) -> None:
+    """Every tensor becomes its sum over the processes, times a factor; those of one kind go together."""
+    of_kind: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        of_kind.setdefault(tensor.dtype, []).append(tensor)
+    for own in of_kind.values():
+        flat = torch.cat([tensor.flatten() for tensor in own])
+        dist.all_reduce(flat)
+        for tensor, total in zip(own, flat.split([tensor.numel() for tensor in own]), strict=True):
+            tensor.copy_(total.view_as(tensor).mul_(factor))

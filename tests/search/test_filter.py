@@ -112,3 +112,12 @@ def test_more_names_than_columns_are_refused(index, monkeypatch):
     with pytest.raises(InputError, match="one name more than 5"):
         index.add(["x"], metadata=[{"n1": 1, "n2": 2}])
     assert index.add(["x"], metadata=[{"more": {"n1": 1, "n2": 2}}]).added == 1
+
+
+@pytest.mark.parametrize("where", ["1=1) OR (1=1", "year > 1 -- (", "", "(year > 1", "text = 'x"])
+def test_a_condition_stays_inside_of_those_it_is_joined_with(index, where):
+    if where == "year > 1 -- (":
+        assert {hit.id for hit in index.search("drei", where=where)} == set("abc")
+        return
+    with pytest.raises(InputError):
+        index.search("drei", where=where)

@@ -218,3 +218,23 @@ def test_what_lies_elsewhere_is_not_gone(index, folder, tmp_path):
     (beside / "far.png").unlink()
     assert index.remove_gone(folder) == []
     assert len(index) == 5
+
+
+def test_what_lies_behind_a_link_or_in_a_folder_that_is_shut_is_not_gone(index, folder):
+    (folder.parent / "other").mkdir()
+    draw(folder.parent / "other" / "d.png", 5, OLD)
+    (folder / "link").symlink_to(folder.parent / "other")
+    index.add_files([str(folder / "link" / "*.png")])
+    assert index.remove_gone(folder) == []
+    (folder.parent / "other" / "d.png").unlink()
+    assert index.remove_gone(folder) == [str(folder / "link" / "d.png")]
+
+
+def test_a_row_that_names_a_file_and_the_file_itself_are_two_items(index, folder):
+    rows = folder.parent / "rows.jsonl"
+    rows.write_text('{"id": "product-7", "image": "%s"}\n' % (folder / "a.png"), encoding="utf-8")
+    before = len(index)
+    assert counts(index.add_files([folder, rows])) == (1, 0, 3)
+    for _ in range(2):
+        assert counts(index.add_files([folder, rows])) == (0, 0, 4)
+    assert len(index) == before + 1

@@ -130,3 +130,30 @@ def test_a_giant_head_is_refused(url):
         connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Fill: " + b"a" * 2**17)
         connection.settimeout(3)
         assert b" 400 " in connection.recv(4096)
+
+
+def test_a_body_that_is_refused_on_the_way_is_told_so_by_an_app_that_answers_errors_itself():
+    from starlette.applications import Starlette
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+
+    async def read(request):
+        await request.body()
+        return PlainTextResponse("ok")
+
+    def chunks():
+        for _ in range(3):
+            yield b"x" * 500
+
+    with served(Guard(Starlette(routes=[Route("/x", read, methods=["POST"])]), most=1000, seconds=0.5)) as base:
+        assert httpx.post(base + "/x", content=chunks()).status_code == 413
+        host, port = urlsplit(base).hostname, urlsplit(base).port
+        with socket.create_connection((host, port)) as slow:
+            slow.sendall(b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nx")
+            assert b" 408 " in slow.recv(1000).split(b"\r\n")[0]
+
+
+def test_a_server_for_this_machine_is_called_by_its_own_names():
+    with served(Guard(_echo, hosts=("127.0.0.1", "localhost", "::1"))) as base:
+        for host, status in (("evil.example", 403), ("localhost:1234", 200), ("[::1]:80", 200), ("127.0.0.1", 200)):
+            assert httpx.post(base + "/x", headers={"Host": host}, content=b"x").status_code == status, host

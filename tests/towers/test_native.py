@@ -175,10 +175,10 @@ def test_only_words_are_cut(one):
 
 
 def test_an_image_is_written_as_the_template_says(one):
-    text = composed(one)._sampler.mark
+    text = composed(one).reader.sampler.mark
     assert (text.text, text.token) == (SHOWN, "<|image_pad|>")
     bare = composed(one, vision={"library": "native"})
-    assert bare._sampler.mark.text == "<|image_pad|>"
+    assert bare.reader.sampler.mark.text == "<|image_pad|>"
     assert np.abs(bare.encode([SMALL]) - composed(one).encode([SMALL])).max() > 1e-3
     with pytest.raises(SpecError, match=r"must hold the token '<\|image_pad\|>' once"):
         composed(one, vision={"library": "native", "text": "<image>"})

@@ -162,3 +162,27 @@ def test_equal_items_have_equal_digests_and_a_group_makes_rows_positives_of_each
     found = InMemory(table=table, columns=columns).open("x", Path())
     assert found[0].keys & found[1].keys
     assert not found[0].keys & found[2].keys
+
+
+def test_a_broken_line_is_told_or_left_out_where_rows_are_told_apart_by_a_column(tmp_path):
+    (tmp_path / "x.jsonl").write_text(
+        '{"q": "a", "p": "b", "lang": "en"}\n{"q": \n{"q": "c", "p": "d", "lang": "de"}\n'
+    )
+    columns = Columns(query=Column(text="q"), positive=Column(text="p"), language="lang")
+    with pytest.raises(InputError, match="data 'x', row 1: no JSON"):
+        Jsonl(path="x.jsonl", columns=columns).open("x", tmp_path).languages()
+    found = Jsonl(path="x.jsonl", columns=columns, on_error="skip").open("x", tmp_path).languages()
+    assert {name: own.tolist() for name, own in found.items()} == {"en": [0], "de": [2]}
+
+
+def test_of_several_parquet_files_the_one_that_does_not_fit_is_named(tmp_path):
+    rows = [{"q": "a", "p": "b"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "0.parquet")
+    pq.write_table(pa.Table.from_pylist([{"q": "a"}]), tmp_path / "1.parquet")
+    with pytest.raises(SpecError, match=r"1\.parquet.*'p'|'p'.*1\.parquet"):
+        Parquet(path="*.parquet", columns=TEXTS).open("x", tmp_path)
+    (tmp_path / "1.parquet").write_bytes(b"no table")
+    with pytest.raises(SpecError, match=r"1\.parquet: no parquet file"):
+        Parquet(path="*.parquet", columns=TEXTS).open("x", tmp_path)
+    with pytest.raises(SpecError, match="column 'q' holds string"):
+        Parquet(path="0.parquet", columns=TEXTS, where={"q": 1}).open("x", tmp_path)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from mmembed import Text
 from mmembed.batch import Sample
 from mmembed.errors import InputError
 from mmembed.kept import Kept
 from mmembed.testing import tiny_embedder
-from mmembed.train.drawn import ROOM, _read
+from mmembed.train.compared import Embedded
+from mmembed.train.data import Example
+from mmembed.train.drawn import ROOM, Drawn, _read, compared
+from mmembed.train.world import World
 
 from ..conftest import picture
 
@@ -74,3 +78,22 @@ def test_room_that_is_full_is_no_harm(embedder):
             alike(one, other) for one, other in zip(told, embedder.samples(ITEMS, prompt_name="plain"), strict=True)
         )
     assert len(kept) == 1
+
+
+def test_a_positive_that_was_not_drawn_is_known_to_answer_all_the_same():
+    """Another example brings it as a hard negative."""
+    texts = {name: (Text(name),) for name in ("capital?", "river?", "Paris", "the city of Paris", "Seine")}
+    rows = [
+        Example(
+            "x", 0, texts["capital?"], (texts["Paris"], texts["the city of Paris"]), (), (), ((), ()), None, frozenset()
+        ),
+        Example("x", 1, texts["river?"], (texts["Seine"],), (texts["Paris"],), (), ((), ()), None, frozenset()),
+    ]
+    things = Embedded(vectors=torch.eye(5))
+    for chosen, known in (
+        (1, [[True, False, True], [False, True, False]]),
+        (0, [[True, False, True], [False, True, False]]),
+    ):
+        found, _ = compared(Drawn(0, rows, [chosen, 0], range(2), [0, 1], [2, 3, 4], {}), things, World(), 0)
+        assert found is not None
+        assert found.known(torch.arange(2)).tolist() == known

@@ -42,6 +42,20 @@ def test_retrieval_is_that_of_every_query_among_all_positives(tiny):
     assert found["MRR"] == pytest.approx(np.mean([1 / rank for rank in ranks]))
 
 
+def test_what_answers_an_equal_query_or_one_of_its_group_is_right(tiny):
+    table = [{"q": "a", "p": "x", "g": "1"}, {"q": "a", "p": "y", "g": "2"}, {"q": "b", "p": "z", "g": "2"}]
+    columns = {"query": Column(text="q"), "positive": Column(text="p")}
+    apart, grouped = (
+        measure(tiny, InMemory(table=table, columns=Columns(**columns, **more)).open("x", Path()), HeldOut(data="x"))
+        for more in ({}, {"group": "g"})
+    )
+    scores = tiny.encode(["a", "a", "b"]) @ tiny.encode(["x", "y", "z"]).T
+    answers = [({0, 1}, {0, 1}, {2}), ({0, 1}, {0, 1, 2}, {1, 2})]
+    for found, right in zip((apart, grouped), answers, strict=True):
+        ranks = [rank_of(own, np.array(sorted(some))) for own, some in zip(scores, right, strict=True)]
+        assert found["MRR"] == pytest.approx(np.mean([1 / rank for rank in ranks]))
+
+
 def test_likeness_is_the_rank_correlation_of_cosines(tiny):
     found = measure(tiny, of(positive=Column(text="one"), score="s"), HeldOut(data="x", measure="sts", truncate_dim=16))
     a, b = (tiny.encode(texts, truncate_dim=16) for texts in ([r["q"] for r in PAIRS], [r["p"][0] for r in PAIRS]))

@@ -124,3 +124,20 @@ def test_a_bad_row_stops_or_is_left_out():
     assert {example.row for _ in range(4) for example in next(mixture)} == set(range(5))
     with pytest.raises(InputError):
         next(Mixture({"x": of([{"q": 1}] * 3, on_error="skip")}, batch=1))
+
+
+def test_a_language_of_few_rows_leaves_its_turn_to_others():
+    table = [*rows(1000, "e", lang="en"), *rows(3, "u", lang="qu")]
+    batch = next(Mixture({"x": of(table, language="lang")}, batch=64, language_temperature=5.0, seed=[0]))
+    assert Counter(example.language for example in batch) == {"en": 61, "qu": 3}
+
+
+def test_a_language_of_broken_rows_is_left_out_where_its_source_says_so():
+    table = [*rows(20, "e", lang="en"), *({"q": 1, "p": "x", "lang": "qu"} for _ in range(3))]
+    skipping = Mixture({"x": of(table, language="lang", on_error="skip")}, batch=8, language_temperature=5.0)
+    assert {example.language for _ in range(5) for example in next(skipping)} == {"en"}
+    strict = Mixture({"x": of(table, language="lang")}, batch=8, language_temperature=5.0)
+    with pytest.raises(InputError, match=r"row 2[0-2]"):
+        [next(strict) for _ in range(20)]
+    with pytest.raises(InputError, match="a text is wanted"):
+        next(Mixture({"x": of(table[20:], language="lang", on_error="skip")}, batch=2, language_temperature=5.0))

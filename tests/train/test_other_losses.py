@@ -178,6 +178,12 @@ def test_similarity_distillation_compares_rows_of_similarities(between, metric):
     }[between]
     said = F.cosine_similarity(a.vectors[:, None], b.vectors[None], dim=-1) / 0.1
     told = F.cosine_similarity(a.teacher[:, None], b.teacher[None], dim=-1) / 0.2
+    if between != "sides":  # each among the others
+        others = ~torch.eye(len(said), dtype=torch.bool)
+        said, told = (x[others].view(len(x), -1) for x in (said, told))
+        assert (
+            float(loss(compared, "similarity_distillation", between=between, metric=metric)) > 1e-3
+        )  # at its defaults too
     if metric == "kl":
         due = F.kl_div(said.log_softmax(1), told.softmax(1), reduction="batchmean")
     else:

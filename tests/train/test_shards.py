@@ -108,6 +108,13 @@ def test_a_run_in_parts_goes_on_from_a_checkpoint_of_whole_weights(recipe, alone
     assert_alike(alone, tmp_path / "cut")
 
 
+def test_a_frozen_backbone_is_asked_for_by_all_though_some_have_only_texts(tmp_path):
+    path = lay(tmp_path, RECIPE.replace('["backbone", "projector"]', '["projector"]'))
+    trained(path, tmp_path / "alone")
+    together(2, in_parts, path, tmp_path / "parts")
+    assert_alike(tmp_path / "alone", tmp_path / "parts")
+
+
 def test_one_process_has_no_parts_to_hold(recipe, tmp_path):
     run = Run(read_recipe(recipe), tmp_path, device="cpu", shard=True)
     with pytest.raises(SpecError, match="torchrun"):

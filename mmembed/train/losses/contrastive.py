@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -359,5 +360,7 @@ class LearntTemperature(Loss):
         self.log_temperature = nn.Parameter(torch.tensor(temperature).log())
 
     def measure(self, compared: Compared) -> Float[Tensor, ""]:
-        temperature = self.log_temperature.exp().clamp(min=self.least)
+        with torch.no_grad():  # kept there, where a clamped one would have no gradient and never come back
+            self.log_temperature.clamp_(min=math.log(self.least))
+        temperature = self.log_temperature.exp()
         return self.loss.formula(compared, **{**self.loss.settings, "temperature": temperature})

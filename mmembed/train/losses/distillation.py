@@ -170,13 +170,18 @@ def similarity_distillation(
     asked = compared.documents if between == "documents" else compared.queries
     told = compared.queries if between == "queries" else compared.documents
 
+    others = max(1, len(told) - (between != "sides"))
+
     def rows(index: Int[Tensor, " R"]) -> Float[Tensor, " R"]:
         some = asked.take(index)
         said = cosine(some, told) / temperature
         due = teacher_cosine(some, told) / (teacher_temperature or temperature)
+        if between != "sides":  # a thing is most like itself, beside which the others hardly count
+            itself = index[:, None] == torch.arange(len(told), device=index.device)
+            said, due = (x.masked_fill(itself, torch.finfo(x.dtype).min) for x in (said, due))
         if metric == "kl":
             return _divergence(said, due)
-        return (said.softmax(1) - due.softmax(1)).square().mean(1)
+        return (said.softmax(1) - due.softmax(1)).square().sum(1) / others
 
     return blockwise(rows, torch.arange(len(asked), device=compared.owner.device), len(told)).mean()
 

@@ -90,7 +90,7 @@ class Matryoshka(Over):
     def measure(self, compared: Compared) -> Float[Tensor, ""]:
         wide = compared.queries.of("vectors").shape[1]
         parts = []
-        for k in _drawn(len(self.dimensions), self.per_step, compared.step):
+        for k in _drawn(len(self.dimensions), self.per_step, compared.step, of=0):
             dimension, weight = self.dimensions[k]
             if dimension > wide:
                 raise SpecError(f"a dimension of {dimension} is more than the {wide} numbers of a vector")
@@ -133,7 +133,7 @@ class AdaptiveLayers(Over):
     def measure(self, compared: Compared) -> Float[Tensor, ""]:
         total = self.last * self.loss(compared)
         final = (_every(compared).detach() / self.temperature).softmax(-1)
-        layers = _drawn(len(compared.queries.of("layers")) - 1, self.per_step, compared.step)
+        layers = _drawn(len(compared.queries.of("layers")) - 1, self.per_step, compared.step, of=1)
         for k in layers:
             short = compared.at_layer(k)
             weight = {"uniform": 1.0, "linear": 1 / (1 + k), "log": 1 / (1 + math.log(1 + k))}[self.weighting]
@@ -217,11 +217,11 @@ def _every(compared: Compared) -> Float[Tensor, "M D"]:
     return torch.cat([compared.queries.of("vectors"), compared.documents.of("vectors")])
 
 
-def _drawn(count: int, wanted: int | None, step: int) -> list[int]:
-    """Places of what a step takes: all, or `wanted` of them by chance."""
+def _drawn(count: int, wanted: int | None, step: int, of: int) -> list[int]:
+    """Places of what a step takes: all, or `wanted` of them by chance, whatever is drawn `of` another kind beside."""
     if wanted is None or wanted >= count:
         return list(range(count))
-    return sorted(np.random.default_rng([count, step]).choice(count, wanted, replace=False).tolist())
+    return sorted(np.random.default_rng([count, step, of]).choice(count, wanted, replace=False).tolist())
 
 
 def _weights(weights: Sequence[float] | None, count: int, of: str) -> Sequence[float]:

@@ -1,0 +1,185 @@
+"""From one stage to the next: what processes, checkpoints, LoRA, dropout and the folder at the end know of the stages before."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import mmembed
+from mmembed.errors import SpecError, UnknownName
+from mmembed.testing import tiny_backbone, tiny_embedder
+from mmembed.train import parts
+from mmembed.train.held_out import measure
+from mmembed.train.loop import Run
+from mmembed.train.recipe import Lora, Stage, Task, read_recipe
+from mmembed.train.watch import read_log
+
+from .runs import RECIPE, curve, lay, together, trained, write_lines
+
+SECOND = """
+[[stage]]
+name = "second"
+steps = 3
+train = ["backbone"]
+  [[stage.task]]
+  data = ["pictures"]
+  batch = 8
+"""
+LORA = 'train = ["lora", "backbone", "projector"]\nlora = { r = 2, targets = ["q_proj", "v_proj"] }'
+SEEING = """load = "tiny"
+vision = { library = "timm", name = "test_efficientnet", preprocess = { size = 48, resize = "square", interpolation = "bicubic", \
+mean = [0.5, 0.5, 0.5], std = [0.5, 0.5, 0.5] } }"""
+
+
+def changed(*pairs, more=""):
+    text = RECIPE
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new)
+    return text + more
+
+
+def stage(**settings):
+    return Stage(name="s", steps=1, task=(Task(data=("x",), batch=2),), **settings)
+
+
+def test_processes_have_one_model_again_behind_every_step(tmp_path):
+    """Statistics of batch norms are of all processes, and a stage that freezes them begins alike in each, resumed or not."""
+    path = lay(
+        tmp_path,
+        changed(
+            ('load = "tiny"', SEEING),
+            ('data = ["pairs", "pictures"]', 'data = ["pictures"]'),
+            ("steps = 6", "steps = 3"),
+            ('train = ["backbone", "projector"]', 'train = ["tower", "projector"]\nbatch_norm = "learnt"'),
+            more=SECOND,
+        ),
+    )
+    together(2, _kept, path, tmp_path / "whole", False)
+    one, other = (torch.load(tmp_path / f"whole.{rank}.pt") for rank in (0, 1))
+    assert one.keys() == other.keys()
+    assert any(name.endswith("running_mean") and own.abs().sum() > 0 for name, own in one.items())
+    assert all(torch.equal(own, other[name]) for name, own in one.items())
+    (tmp_path / "again" / "run").mkdir(parents=True)
+    for name in ("00000003.safetensors", "log.jsonl"):
+        (tmp_path / "again" / "run" / name).write_bytes((tmp_path / "whole" / "run" / name).read_bytes())
+    together(2, _kept, path, tmp_path / "again", True)
+    assert curve(tmp_path / "again") == curve(tmp_path / "whole")
+
+
+def _kept(path, output, resume):
+    run = Run(read_recipe(path), output, device="cpu", resume=resume)
+    run.train()
+    torch.save(dict(run.model.named_buffers()), f"{output}.{os.environ['RANK']}.pt")
+
+
+def test_lora_beside_weights_that_were_trained_themselves_is_kept_resumed_and_loaded(tmp_path):
+    two = changed(more=SECOND.replace('train = ["backbone"]', LORA).replace('["pictures"]', '["pairs"]'))
+    path = lay(tmp_path, two)
+    whole = trained(path, tmp_path / "whole", "stage.1.save=1")
+    (tmp_path / "cut" / "run").mkdir(parents=True)
+    for name in ("00000008.safetensors", "log.jsonl"):
+        (tmp_path / "cut" / "run" / name).write_bytes((tmp_path / "whole" / "run" / name).read_bytes())
+    run = trained(path, tmp_path / "cut", "stage.1.save=1", resume=True)
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+    beside = trained(path, tmp_path / "beside", "export.merge=false")
+    for other in (run, beside):
+        apart = other.embedder.encode(["thing 3"]) - whole.embedder.encode(["thing 3"])
+        assert np.abs(apart).max() < 1e-5
+    base = mmembed.load(tmp_path / "tiny", device="cpu").encode(["thing 3"])
+    assert np.abs(base - whole.embedder.encode(["thing 3"])).max() > 1e-3
+    trained(path, tmp_path / "beside", "export.merge=true", resume=True)
+    assert not list((tmp_path / "beside").glob("adapter_*"))
+    assert (
+        np.abs(
+            mmembed.load(tmp_path / "beside", device="cpu").encode(["thing 3"]) - whole.embedder.encode(["thing 3"])
+        ).max()
+        < 1e-5
+    )
+
+
+def test_lora_beside_its_base_has_a_new_tower_with_it_though_it_was_not_trained(tmp_path):
+    path = lay(
+        tmp_path,
+        changed(('load = "tiny"', SEEING), ('train = ["backbone", "projector"]', LORA), ("steps = 6", "steps = 1")),
+    )
+    run = trained(path, tmp_path / "out", "export.merge=false")
+    assert any(name.startswith("vision.") for name in load_file(tmp_path / "out" / "weights.safetensors"))
+    assert np.isfinite(run.embedder.encode([mmembed.Image(tmp_path / "3.png")])).all()
+    with pytest.raises(SpecError, match="no stage puts one in"):
+        read_recipe(lay(tmp_path / "none"), ["export.merge=false"])
+
+
+def test_dropout_of_a_stage_ends_with_it():
+    model = tiny_embedder().model
+    layers = [m for m in model.backbone.modules() if hasattr(m, "attention_dropout")]
+    before = [m.attention_dropout for m in layers]
+    parts.set_modes(model, stage(train=("backbone",), dropout=True, attention_dropout=0.5), {})
+    assert {m.attention_dropout for m in layers} == {0.5}
+    parts.set_modes(model, stage(train=("backbone",), dropout=True), {})
+    assert [m.attention_dropout for m in layers] == before
+    parts.put_lora(model, Lora(r=2, dropout=0.1, targets=("q_proj",)))
+    later = stage(train=("lora",))
+    parts.set_modes(model, later, parts.choose(model, later))
+    drops = [m for name, m in model.named_modules() if name.endswith("lora_dropout.default")]
+    assert drops
+    assert all(m.training for m in drops)
+    parts.set_modes(model, stage(train=("projector",)), {})
+    assert not any(m.training for m in drops)
+
+
+def test_the_card_tells_of_the_model_in_the_folder(tmp_path):
+    path = lay(
+        tmp_path,
+        changed(
+            ('data = ["pairs", "pictures"]', 'data = ["pairs"]'),
+            ("steps = 6", "steps = 4\nspec = { layers = [0], norm_layers = true }"),
+            ('train = ["backbone", "projector"]', 'train = ["embeddings"]'),
+            ("lr = 1e-3", "lr = 3e-2"),
+            (
+                "[[stage]]",
+                '[data.dev]\nkind = "jsonl"\npath = "dev.jsonl"\n'
+                'columns = { query = { text = "q" }, positive = { text = "p" } }\n[held_out.dev]\ndata = "dev"\n[[stage]]',
+            ),
+        ),
+    )
+    write_lines(tmp_path / "dev.jsonl", [{"q": f"thing {k}", "p": f"the {k}th of all things"} for k in range(40, 80)])
+    run = trained(path, tmp_path / "out")
+    told = measure(run.embedder, run.data["dev"], run.recipe.held_out["dev"])
+    assert f"| dev | MRR | {told['MRR']:.3f} |" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    seen = [r["scores"]["dev"]["MRR"] for r in read_log(tmp_path / "out" / "run" / "log.jsonl") if "scores" in r]
+    assert abs(seen[-1] - told["MRR"]) > 1e-3, "the stage looked at another spec, and it shows"
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "xlm-roberta"])
+def test_layers_below_learn_slower_and_embeddings_slowest_whatever_the_layers_are_called(kind):
+    model = tiny_embedder(backbone=tiny_backbone(kind), vision=None, projector=None, pooling="mean").model
+    said = stage(train=("backbone",), lr=1.0, layer_decay=0.1)
+    weights = parts.choose(model, said)
+    rates = {id(weight): group["lr"] for group in parts.groups(weights, said, []) for weight in group["params"]}
+    of_layer = {
+        number: rates[id(weight)] for number in (0, 1) for name, weight in weights.items() if f".{number}." in name
+    }
+    (table,) = (name for name in weights if name.endswith(parts.EMBEDDED))
+    assert of_layer == {0: pytest.approx(0.1), 1: pytest.approx(1.0)}
+    assert rates[id(weights[table])] == pytest.approx(0.01)
+
+
+def test_rates_of_what_is_not_trained_and_settings_without_sense_are_refused():
+    for settings, said in (
+        ({"rates": {"all": 1.0}}, "'all'"),
+        ({"rates": {"tower": 1.0}}, "has a rate for 'tower' and trains backbone"),
+        ({"clip": 0.0}, "clip=0.0"),
+        ({"save": -1}, "save=-1"),
+        ({"batch_tokens": 0}, "batch_tokens=0"),
+        ({"lr": -1.0}, "negative"),
+    ):
+        with pytest.raises((SpecError, UnknownName), match=said):
+            stage(train=("backbone",), **settings)
+    assert stage(train=("backbone",), rates={"embeddings": 1.0}).rates
+    with pytest.raises(SpecError, match="group=-1"):
+        Task(data=("x",), batch=2, group=-1)
