@@ -42,7 +42,6 @@ from .walk import (
     Window,
     compute,
     count_tokens,
-    many,
     prepare,
     walk,
 )
@@ -281,7 +280,7 @@ class Embedder:
 
     def prepare(
         self,
-        things: Thing | Iterable[Thing],
+        things: Iterable[Thing],
         *,
         side: Literal["query", "document"] | None = None,
         **options: Unpack[WalkOptions],
@@ -289,12 +288,13 @@ class Embedder:
         """The first half of `encode`, for those who batch things of many callers themselves, as a server does: no model runs.
 
         Args:
-            things: as in `encode`. side, options: as in `encode_tokens`, less `batch_tokens` and the bar, which do nothing here.
+            things: many of those that `encode` takes; a tuple of things is many here.
+            side, options: as in `encode_tokens`, less `batch_tokens` and the bar, which do nothing here.
 
         Raises:
             As `encode`.
         """
-        return prepare(self.model, list(many(things)), self.reader.sampler, self._of(side, options))
+        return prepare(self.model, _each(things), self.reader.sampler, self._of(side, options))
 
     def compute(self, samples: Sequence[Sample]) -> NDArray[np.float32]:
         """The second half: vectors (B, dimension) of samples, whosever they are, as one batch, before `finish`.
@@ -409,7 +409,7 @@ class Embedder:
 
     def samples(
         self,
-        inputs: Thing | Iterable[Thing],
+        inputs: Iterable[Thing],
         *,
         prompt_name: str | None = None,
         instruction: str | None = None,
@@ -445,7 +445,7 @@ class Embedder:
             on_error="skip",
             report=told,
         )
-        prepared = prepare(self.model, list(many(inputs)), read.sampler, options)
+        prepared = prepare(self.model, _each(inputs), read.sampler, options)
         if len(set(prepared.rows)) < len(prepared.rows):
             raise SpecError(f"the prompt {prompt_name!r} puts an item in several ways; name another prompt")
         made: list[Sample | InputError] = [*prepared.samples]
@@ -717,6 +717,11 @@ def _named(things: Iterable[Thing], ids: Iterable[str] | None) -> Iterator[tuple
         yield str(name), thing
     if next(names, end) is not end:
         raise StoreError("more ids were given than things")
+
+
+def _each(things: Iterable[Thing]) -> list[Thing]:
+    """Things one by one; a string is one, and no letters."""
+    return [things] if isinstance(things, str) else list(things)
 
 
 def _apart(results: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
