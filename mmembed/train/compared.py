@@ -194,10 +194,8 @@ class Compared:
         asked, place = queries[rows].unique(return_inverse=True)
         brought, answers = queries[self.owner[self.positive]], documents[self.positive]
         if self.also is not None:
-            brought, answers = (
-                torch.cat([a, b])
-                for a, b in zip((brought, answers), (queries[self.also[:, 0]], documents[self.also[:, 1]]), strict=True)
-            )
+            asked_too, told_too = self.also.T
+            brought, answers = torch.cat([brought, queries[asked_too]]), torch.cat([answers, documents[told_too]])
         near = torch.searchsorted(asked, brought).clamp(max=len(asked) - 1)
         here = asked[near] == brought
         table = torch.zeros(len(asked), len(self.owner), dtype=torch.bool, device=self.owner.device)
