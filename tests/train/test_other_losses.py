@@ -26,6 +26,7 @@ from mmembed.errors import SpecError
 from mmembed.train.compared import Compared, Embedded, Predicted
 from mmembed.train.losses import build_loss
 from mmembed.train.losses.language import mask_tokens
+from mmembed.train.losses.shortened import _drawn
 
 from .test_contrastive import SAME, gap, loss
 from .things import B, D, Given, K, V, columns, features, things
@@ -420,3 +421,8 @@ def test_masking_leaves_special_tokens_and_the_first_alone():
 def test_things_of_nothing_but_tokens_say_how_many_they_are():
     with pytest.raises(SpecError, match="count="):
         Embedded(tokens=torch.zeros(3, D), token_of=torch.zeros(3).long())
+
+
+def test_a_layer_and_a_length_are_drawn_apart():
+    drawn = {(*_drawn(3, 1, step, of=0), *_drawn(3, 1, step, of=1)) for step in range(200)}
+    assert len(drawn) == 9
