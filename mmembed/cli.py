@@ -294,9 +294,7 @@ def serve(
         click.echo("mmembed: anyone who reaches this address may use the server: --key-file bars it", err=True)
     if embedder.spec.dual is None:
         embedder.keep(starts=2**28)  # queries come one by one, under the same instruction
-    hosts = (
-        (*local, host) if key is None and host in local else None
-    )  # with a key, or for others, names are theirs to choose
+    hosts = local if key is None and host in local else None  # a server for others has names that we do not know
     app = build_app(embedder, index=opened, key=key, limits=Limits(allow_url=allow_url), hosts=hosts)
     listening = bound(host, port)
     host = f"[{host}]" if ":" in host else host
@@ -400,11 +398,10 @@ def mine(
     read = read_recipe(recipe)
     if data not in read.data:
         raise UnknownName("data of this recipe", data, read.data)
+    source = dataclasses.replace(read.data[data], mined=None)  # that file may be the one that is about to be written
     found = find(
         load_model(model, device),
-        dataclasses.replace(read.data[data], mined=None).open(
-            data, read.folder
-        ),  # the file that is about to be written, maybe
+        source.open(data, read.folder),
         count=count,
         skip=skip,
         depth=depth,

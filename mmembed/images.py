@@ -162,7 +162,7 @@ def open_image(source: Source | Image, *, allow_url: bool = False) -> tuple[np.n
             with _whole_files_only():
                 return _from_bytes(data, image.draft)
         # Read by one thread at a time: PIL's own reading of a file that lies open is not made for several.
-        with _whole_files_only(), _turns[id(content) // 16 % len(_turns)]:
+        with _whole_files_only(), _readers[id(content) // 16 % len(_readers)]:
             return _decode(content, frames=1)
 
 
@@ -329,8 +329,10 @@ def _opened(data: bytes) -> Iterator[tuple[Any, int]]:
         raise ImageError(f"its content is none of {known}, or its header is broken; it begins {data[:12]!r}") from None
     with picture:
         _check_size(*picture.size)
-        if picture.format in ("JPEG", "MPO") and picture.width * picture.height * (scans := _scans(data)) > MAX_SCANNED:
-            raise ImageError(f"{scans} scans of {picture.width}x{picture.height} pixels are too many")
+        if picture.format in ("JPEG", "MPO"):
+            most = MAX_SCANNED // (picture.width * picture.height)
+            if data.count(_SCAN) > most and (scans := _scans(data)) > most:  # the count is quick, and never too low
+                raise ImageError(f"{scans} scans of {picture.width}x{picture.height} pixels are too many")
         if picture.format == "TIFF" and picture.tag_v2.get(322, 0) * picture.tag_v2.get(323, 0) > MAX_PIXELS:
             raise ImageError("its tiles are larger than a picture may be")
         frames = pages if picture.format == "TIFF" else getattr(picture, "n_frames", 1)
@@ -339,6 +341,7 @@ def _opened(data: bytes) -> Iterator[tuple[Any, int]]:
         yield picture, frames
 
 
+_SCAN = b"\xff\xda"
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # of JPEG, less those that stand inside a scan
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF, with offsets of 8 bytes
 _SUBDIRECTORIES = (34665, 34853, 40965)  # EXIF, GPS, interoperability
@@ -357,7 +360,7 @@ def _scans(data: bytes) -> int:
         found = _MARKER.search(data, at)
         if found is None or found[0] == b"\xff\xd9":
             return scans
-        scans += found[0] == b"\xff\xda"
+        scans += found[0] == _SCAN
         at = found.end() + max(2, int.from_bytes(data[found.end() : found.end() + 2]))
     raise ImageError(f"it has more than {MAX_READS} parts")
 
@@ -450,7 +453,7 @@ def _orientation(picture: PIL.Image.Image) -> int:
     return found if found in _TURNS else 1
 
 
-_turns = [threading.Lock() for _ in range(64)]
+_readers = [threading.Lock() for _ in range(64)]
 _truncation_lock = threading.Lock()
 _truncation_state: dict[str, Any] = {"readers": 0, "before": False}
 

@@ -141,8 +141,12 @@ def compose(
     return Embedder(_held(model, precision, device), words)
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    """Raises: SpecError, none that is here."""
+def device_of(device: str | torch.device | None) -> torch.device:
+    """The device of that name, CUDA where there is one and none is named.
+
+    Raises:
+        SpecError: none that is here.
+    """
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
@@ -156,7 +160,7 @@ def _held(
     model: EmbeddingModel | DualEncoder, precision: str, device: str | torch.device | None
 ) -> EmbeddingModel | DualEncoder:
     """The model in a precision on a device, with what makes it fast there."""
-    chosen = _device(device)
+    chosen = device_of(device)
     cast(model, dtype_of(precision, COMPUTED))
     if precision == INT8:
         check_int8(chosen)

@@ -61,46 +61,38 @@ class Guard:
             return await self._too_large(send)
         loop = asyncio.get_running_loop()
         deadline, seen, whole, started = loop.time() + self.seconds, 0, False, False
+        refused: _Refused | None = None
 
         async def told(message: Message) -> None:
             nonlocal started
+            if refused is not None:  # an app that answers errors by itself would say 500 first
+                return
             started = started or message["type"] == "http.response.start"
             await send(message)
 
         async def bounded() -> Message:
-            nonlocal seen, whole
+            nonlocal seen, whole, refused
             if whole:  # the body is here, and a disconnect is all that can come
                 return await receive()
             try:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
-                raise _Refused(408, f"the body took more than {self.seconds:.0f} s", "request_timeout") from None
+                refused = _Refused(408, f"the body took more than {self.seconds:.0f} s", "request_timeout")
+                raise refused from None
             seen += len(message.get("body", b""))
             whole = message["type"] == "http.request" and not message.get("more_body", False)
             if seen > self.most:
                 if not whole:
                     await self._drain(receive)
-                raise _Refused(413, f"the body is over {self.most} bytes", "request_too_large")
+                refused = _Refused(413, f"the body is over {self.most} bytes", "request_too_large")
+                raise refused
             return message
 
-        turned: list[_Refused] = []
-
-        async def noted() -> Message:
-            try:
-                return await bounded()
-            except _Refused as refused:
-                turned.append(refused)
-                raise
-
-        async def withheld(message: Message) -> None:
-            if not turned:  # else an app that answers errors by itself would say 500 first
-                await told(message)
-
         with contextlib.suppress(_Refused):
-            await self.app(scope, noted, withheld)
-        if turned and not started:
-            await _refuse(send, turned[0].status, str(turned[0]), turned[0].kind)
+            await self.app(scope, bounded, told)
+        if refused is not None and not started:
+            await _refuse(send, refused.status, str(refused), refused.kind)
 
     def _known(self, headers: dict[bytes, bytes]) -> bool:
         kind, _, token = headers.get(b"authorization", b"").partition(b" ")

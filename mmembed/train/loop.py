@@ -181,7 +181,7 @@ class Run:
 
 def _device(device: str | torch.device | None) -> torch.device:
     """The device of this process: of CUDA its own, which torch is told, for what is gathered from others lands there."""
-    found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    found = loading.device_of(device)
     if found.type != "cuda":
         return found
     if found.index is None:

@@ -114,10 +114,11 @@ def test_more_names_than_columns_are_refused(index, monkeypatch):
     assert index.add(["x"], metadata=[{"more": {"n1": 1, "n2": 2}}]).added == 1
 
 
-@pytest.mark.parametrize("where", ["1=1) OR (1=1", "year > 1 -- (", "", "(year > 1", "text = 'x"])
+def test_a_comment_in_a_condition_hides_nothing_behind_it(index):
+    assert {hit.id for hit in index.search("drei", where="year > 1 -- (")} == set("abc")
+
+
+@pytest.mark.parametrize("where", ["1=1) OR (1=1", "", "(year > 1", "text = 'x"])
 def test_a_condition_stays_inside_of_those_it_is_joined_with(index, where):
-    if where == "year > 1 -- (":
-        assert {hit.id for hit in index.search("drei", where=where)} == set("abc")
-        return
     with pytest.raises(InputError):
         index.search("drei", where=where)
