@@ -116,6 +116,10 @@ class Example:
     keys: frozenset[bytes]
     group: str | None = None
 
+    def documents(self, chosen: int) -> tuple[Item, ...]:
+        """One of its positives, and then its negatives."""
+        return (self.positives[chosen], *self.negatives)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:

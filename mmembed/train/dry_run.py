@@ -17,6 +17,7 @@ from .data import Example
 from .drawn import Step
 from .learning import Learning
 from .loop import Run
+from .workers import Workers
 
 SHOWN = 6
 """Examples of the first batch that are shown of each task."""
@@ -104,7 +105,7 @@ def look(run: Run) -> Look:
     for number in range(len(run.recipe.stage)):
         learning = Learning(run, number, 0)
         learning.choose(begun=True)
-        step = learning.prepared()
+        step = next(learning.batches(Workers(learning.collator)))
         stages.append(_stage(run, learning, step))
     held = {
         name: f"{own.measure} of {min(own.most, len(run.data[own.data])):,} rows of {own.data}"

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..batch import Sample
 from ..embedder import Embedder
 from ..errors import LoadError, SpecError, TrainingError, UnknownName
-from ..kept import Kept
 from ..model import EmbeddingModel
 from . import checkpoints, parts
+from .collator import Collator, idle
 from .compared import Compared, Embedded
-from .drawn import OUTPUTS, ROOM, Output, Row, Step, compared, embedded, idle, nothing, prepare
+from .data import Example
+from .drawn import OUTPUTS, Output, Row, Step, compared, embedded, nothing
 from .grad_cache import accumulate
 from .held_out import check_groups, mean_of_groups, measure
 from .losses import PREDICTED, Loss, build_loss, measures_alone
@@ -31,9 +33,13 @@ from .recipe import Stage, Task
 from .schedule import factor
 from .shards import Shards, clip, put, unsharded
 from .watch import Log
+from .workers import Workers
 
 if TYPE_CHECKING:
     from .loop import Run
+
+Tasks = Mapping[int, Sequence[Example]]
+"""Of every task of a step the examples, those of all processes."""
 
 
 class Learning:
@@ -48,9 +54,8 @@ class Learning:
         self.stage: Stage = run.recipe.stage[number]
         self.embedder = run.embedder.respecified(**self.stage.spec, **_resized(run.embedder, self.stage))
         self.seed = [run.recipe.seed, number]
-        self.step = self._ahead = 0  # steps that are done, and drawn
+        self.step = 0  # steps that are done
         self.state: dict[str, Any] = {}
-        self.kept: Kept[Hashable, Sample] = Kept(ROOM)
         self.mixtures = [
             Mixture(
                 {name: run.data[name] for name in task.data},
@@ -114,7 +119,7 @@ class Learning:
             self.weights |= parts.choose_head(run.head, model, stage)
         comparing = [own for k, own in self._of_tasks() if k not in self.speaking]
         self.outputs = _outputs([loss for own in comparing for loss in own], stage)
-        self.idle = idle(self.embedder, self.outputs, stage) if run.shard else None
+        self.idle = idle(self.embedder, self.outputs, stage).to(run.device) if run.shard else None
         if self.idle is not None and run.shards is None:
             run.shards = Shards(self.model, run.world)
             with torch.no_grad():  # a text goes through the backbone as a whole: FSDP2 sees what is inside of what
@@ -207,11 +212,11 @@ class Learning:
         """All steps that are left."""
         run, stage = self.run_, self.stage
         parts.set_modes(run.model, stage, self.weights)
-        with ThreadPoolExecutor(1, "batches") as ahead, _settled():
-            waiting = ahead.submit(self.prepared) if self.step < stage.steps else None
-            while waiting is not None:
-                step = waiting.result()
-                waiting = ahead.submit(self.prepared) if step.number + 1 < stage.steps else None
+        with Workers(self.collator, run.workers) as make, ThreadPoolExecutor(1, "batches") as ahead, _settled():
+            batches = self.batches(make)
+            waiting = ahead.submit(next, batches, None)
+            while (step := waiting.result()) is not None:
+                waiting = ahead.submit(next, batches, None)
                 record = self._learn(step)
                 self.step, self.state = step.number + 1, dict(step.state)
                 done = self.step == stage.steps
@@ -225,10 +230,32 @@ class Learning:
                     raise KeyboardInterrupt
         self.settle()
 
-    def prepared(self) -> Step:
-        """The next batch; called in a thread of its own, always by itself."""
-        number = self._ahead
-        self._ahead += 1
+    @property
+    def collator(self) -> Collator:
+        run = self.run_
+        return Collator(
+            self.embedder,
+            {name: examples.source for name, examples in run.data.items()},
+            self.stage,
+            run.world,
+            self.outputs,
+            self.speaking,
+            [*self.seed, 1 << 22],
+        )
+
+    def batches(self, make: Workers) -> Iterator[Step]:
+        """The batches of the steps that are left, on the device of the run, with what the teachers say."""
+        due: deque[tuple[Callable[[], Step], Tasks, Mapping[str, Any]]] = deque()
+        for number in range(self.step, self.stage.steps):
+            tasks = self._drawn(number)
+            due.append((make(tasks, number), tasks, {"mixtures": [mixture.state() for mixture in self.mixtures]}))
+            if len(due) > make.count:
+                yield self._told(*due.popleft())
+        while due:
+            yield self._told(*due.popleft())
+
+    def _drawn(self, number: int) -> Tasks:
+        """The examples of a step, those of all processes: of every task, or of the one whose turn it is."""
         stage = self.stage
         if stage.together:
             chosen = range(len(stage.task))
@@ -236,23 +263,20 @@ class Learning:
             chances = np.array([task.share for task in stage.task])
             one = np.random.default_rng([*self.seed, 1 << 21, number]).choice(len(chances), p=chances / chances.sum())
             chosen = range(int(one), int(one) + 1)
-        tasks = {k: next(self.mixtures[k]) for k in chosen}
-        state = {"mixtures": [mixture.state() for mixture in self.mixtures]}
-        run = self.run_
-        return prepare(
-            self.embedder,
-            run.data,
-            stage,
-            tasks,
-            run.world,
-            outputs=self.outputs,
-            speaking=self.speaking,
-            teachers=run.teachers,
-            kept=self.kept,
-            number=number,
-            seed=[*self.seed, 1 << 22],
-            state=state,
-        )
+        return {k: next(self.mixtures[k]) for k in chosen}
+
+    def _told(self, made: Callable[[], Step], tasks: Tasks, state: Mapping[str, Any]) -> Step:
+        """A batch as it was made, with its examples, and with what teachers say of those that are left."""
+        run, step = self.run_, made()
+        drawn = []
+        for own in step.drawn:
+            teacher = self.stage.task[own.task].teacher
+            said = None
+            if teacher is not None:
+                rows = [(tasks[own.task][k], own.chosen[k]) for k in own.own if k not in own.dropped]
+                said = run.teacher(teacher).of(rows)
+            drawn.append(replace(own, teacher=said))
+        return replace(step.to(run.device), drawn=drawn, examples=tasks, state=state)
 
     def _learn(self, step: Step) -> dict[str, Any]:
         """One step of learning; what the log says of it."""
@@ -364,7 +388,9 @@ class Learning:
         total = torch.zeros((), device=run.device)
         skipped = 0
         for drawn in step.drawn:
-            found, gone = compared(drawn, things, run.world, step.number, self.classes.get(drawn.task))
+            found, gone = compared(
+                drawn, step.examples[drawn.task], things, run.world, step.number, self.classes.get(drawn.task)
+            )
             skipped += gone
             if found is None:
                 continue
@@ -492,7 +518,7 @@ class Learning:
             self.optimizer.state[weight] = {"step": torch.tensor(count, device=weight.device), **moments}
         for mixture, own_state in zip(self.mixtures, state["mixtures"], strict=True):
             mixture.restore(own_state)
-        self.step = self._ahead = state["in_stage"]
+        self.step = state["in_stage"]
         self.state = {"mixtures": state["mixtures"]}
 
 

@@ -38,6 +38,7 @@ class Run:
         device: "cpu", "cuda", ...; None takes CUDA where there is one.
         resume: go on from the last checkpoint, or begin where there is none; stages that have not begun may be others by then.
         shard: each of several processes holds a part of the backbone's weights, gradients and moments (FSDP2, see `Shards`).
+        workers: processes that make batches, beside each process that learns; 0: it makes them itself, in a thread.
         shown: whether there is a progress bar.
 
     Raises:
@@ -52,9 +53,10 @@ class Run:
         device: str | torch.device | None = None,
         resume: bool = False,
         shard: bool = False,
+        workers: int = 0,
         shown: bool = False,
     ):
-        self.recipe, self.output, self.shard, self.shown = recipe, output, shard, shown
+        self.recipe, self.output, self.shard, self.workers, self.shown = recipe, output, shard, workers, shown
         self.folder = output / RUN
         self.device = _device(device)
         self.world = World.joined(self.device)
@@ -197,6 +199,7 @@ def train(
     device: str | torch.device | None = None,
     resume: bool = False,
     shard: bool = False,
+    workers: int = 0,
     show_progress_bar: bool = False,
 ) -> Embedder:
     """Train by a recipe, and write a folder that `mmembed.load` opens.
@@ -207,8 +210,18 @@ def train(
         resume: go on from the last checkpoint in the folder, exactly as if nothing had happened; with a teacher to rounding, for
             it is asked about things in other company then.
         shard: each of several processes holds a part of the backbone's weights, gradients and moments (FSDP2).
+        workers: processes that make batches ahead; see `Workers`. What is learnt is the same.
 
     Raises:
         As `Run` and `Run.train`.
     """
-    return Run(recipe, Path(output), device=device, resume=resume, shard=shard, shown=show_progress_bar).train()
+    run = Run(
+        recipe,
+        Path(output),
+        device=device,
+        resume=resume,
+        shard=shard,
+        workers=workers,
+        shown=show_progress_bar,
+    )
+    return run.train()

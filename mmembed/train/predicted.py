@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -90,6 +90,14 @@ class Spoken:
     tokens: int
     texts: int
 
+    def to(self, device: torch.device) -> Spoken:
+        return replace(
+            self,
+            batch=self.batch.to(device),
+            chosen=to_device(self.chosen, device),
+            ids=to_device(self.ids, device),
+        )
+
     def predicted(self, model: EmbeddingModel, head: Head) -> Predicted:
         if self.masked:
             return masked_tokens(model, head, self.batch, self.chosen, self.ids)
@@ -146,17 +154,16 @@ def spoken(
         samples.append(Sample(shown, np.ones(len(ids), dtype=bool), (), excess))
         due.append(np.stack([ids, learnt]))
     mask = str(spec.mask) if masking is not None else "causal"
-    model = embedder.model
     rows = []
     for places in plan(samples, budget):
-        batch = pack([samples[k] for k in places], places, mask).to(model.device)
+        batch = pack([samples[k] for k in places], places, mask)
         ids, learnt = np.concatenate([due[k] for k in places], axis=1)
         rows.append(
             Spoken(
                 task=task,
                 batch=batch,
-                chosen=to_device(torch.from_numpy(learnt.astype(bool)), model.device),
-                ids=to_device(torch.from_numpy(ids), model.device),
+                chosen=torch.from_numpy(learnt.astype(bool)),
+                ids=torch.from_numpy(ids),
                 masked=masking is not None,
                 tokens=int(learnt.sum()),
                 texts=sum(bool(due[k][1].any()) for k in places),

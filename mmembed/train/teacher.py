@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..embedder import PROMPTS, Embedder
 from ..inputs import Item
 from ..kept import Kept
-from .data import digest
+from .data import Example, digest
 
 ROOM = 2**29
 """Bytes of answers that are kept: half a million of 256 numbers."""
@@ -35,6 +35,14 @@ class Teacher:
     @property
     def dimension(self) -> int:
         return self._embedder.dimension
+
+    def of(self, rows: Sequence[tuple[Example, int]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(n, W) and (m, W), its vectors of the queries and of the documents of examples, of each the positive that was drawn."""
+        documents = [(row.sources[1][chosen], *row.negatives) for row, chosen in rows]
+        return (
+            self.said([row.sources[0] for row, _ in rows], "query"),
+            self.said([item for own in documents for item in own], "document"),
+        )
 
     def said(self, items: Sequence[Item], side: Literal["query", "document"]) -> NDArray[np.float32]:
         """(n, W), its vectors of items as queries or as documents."""

@@ -15,9 +15,12 @@ import torch
 from PIL import Image as PillowImage
 
 from mmembed.testing import tiny_embedder
+from mmembed.train.drawn import Step
+from mmembed.train.learning import Learning
 from mmembed.train.loop import Run
 from mmembed.train.recipe import read_recipe
 from mmembed.train.watch import read_log
+from mmembed.train.workers import Workers
 
 RECIPE = """
 name = "small"
@@ -68,11 +71,18 @@ def lay(folder: Path, recipe: str = RECIPE) -> Path:
     return path
 
 
-def trained(path: Path, output: Path, *changes: str, resume: bool = False, shard: bool = False) -> Run:
+def trained(
+    path: Path, output: Path, *changes: str, resume: bool = False, shard: bool = False, workers: int = 0
+) -> Run:
     """A run of a recipe, done."""
-    run = Run(read_recipe(path, changes), output, device="cpu", resume=resume, shard=shard)
+    run = Run(read_recipe(path, changes), output, device="cpu", resume=resume, shard=shard, workers=workers)
     run.embedder = run.train()
     return run
+
+
+def first(learning: Learning) -> Step:
+    """The first batch of a stage."""
+    return next(learning.batches(Workers(learning.collator)))
 
 
 def curve(output: Path) -> list[tuple[Any, ...]]:

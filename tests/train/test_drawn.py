@@ -11,9 +11,10 @@ from mmembed.batch import Sample
 from mmembed.errors import InputError
 from mmembed.kept import Kept
 from mmembed.testing import tiny_embedder
+from mmembed.train.collator import ROOM, _read
 from mmembed.train.compared import Embedded
 from mmembed.train.data import Example
-from mmembed.train.drawn import ROOM, Drawn, _read, compared
+from mmembed.train.drawn import Drawn, compared
 from mmembed.train.world import World
 
 from ..conftest import picture
@@ -38,10 +39,10 @@ def embedder():
 
 def test_a_text_is_read_once(embedder):
     kept: Kept = Kept(ROOM)
-    first = _read(embedder, ITEMS, kept, "plain", None, "vectors", "query")
+    first = _read(embedder, ITEMS, kept, {}, "plain", None, "vectors", "query")
     assert first[0] is first[2]
     assert len(kept) == 2
-    again = _read(embedder, ITEMS[::-1], kept, "plain", None, "vectors", "document")
+    again = _read(embedder, ITEMS[::-1], kept, {}, "plain", None, "vectors", "document")
     assert [id(sample) for sample in again] == [id(sample) for sample in first[::-1]]
     due = embedder.samples(ITEMS, prompt_name="plain")
     assert all(alike(one, other) for one, other in zip(first, due, strict=True))
@@ -50,7 +51,7 @@ def test_a_text_is_read_once(embedder):
 def test_prompts_that_look_alike_and_say_something_else_are_told_apart(embedder):
     kept: Kept = Kept(ROOM)
     for name, instruction in [("query", None), ("document", None), ("query", "hold"), ("query", "sort")]:
-        told = _read(embedder, ITEMS, kept, name, instruction, "vectors", "query")
+        told = _read(embedder, ITEMS, kept, {}, name, instruction, "vectors", "query")
         due = embedder.samples(ITEMS, prompt_name=name, instruction=instruction)
         assert all(alike(one, other) for one, other in zip(told, due, strict=True))
     assert len(kept) == 6  # the document's own words are the query's third ones
@@ -59,21 +60,21 @@ def test_prompts_that_look_alike_and_say_something_else_are_told_apart(embedder)
 def test_pictures_are_read_every_time_and_a_bad_item_is_told(embedder):
     kept: Kept = Kept(ROOM)
     items = [(picture(1),), (Text("a cat"), picture(1)), (Text("a cat"),)]
-    told = _read(embedder, items, kept, "plain", None, "vectors", "query")
+    told = _read(embedder, items, kept, {}, "plain", None, "vectors", "query")
     assert isinstance(told[0], Sample)
     assert isinstance(told[1], InputError)
     assert isinstance(told[2], Sample)
     assert len(kept) == 1
     assert all(
         isinstance(one, Sample)
-        for one in _read(embedder, [items[0], items[2]], kept, "plain", None, "vectors", "query")
+        for one in _read(embedder, [items[0], items[2]], kept, {}, "plain", None, "vectors", "query")
     )
 
 
 def test_room_that_is_full_is_no_harm(embedder):
     kept: Kept = Kept(1500)
     for _ in range(2):
-        told = _read(embedder, ITEMS, kept, "plain", None, "vectors", "query")
+        told = _read(embedder, ITEMS, kept, {}, "plain", None, "vectors", "query")
         assert all(
             alike(one, other) for one, other in zip(told, embedder.samples(ITEMS, prompt_name="plain"), strict=True)
         )
@@ -94,6 +95,6 @@ def test_a_positive_that_was_not_drawn_is_known_to_answer_all_the_same():
         (1, [[True, False, True], [False, True, False]]),
         (0, [[True, False, True], [False, True, False]]),
     ):
-        found, _ = compared(Drawn(0, rows, [chosen, 0], range(2), [0, 1], [2, 3, 4], {}), things, World(), 0)
+        found, _ = compared(Drawn(0, [chosen, 0], range(2), [0, 1], [2, 3, 4], {}), rows, things, World(), 0)
         assert found is not None
         assert found.known(torch.arange(2)).tolist() == known

@@ -17,7 +17,7 @@ from mmembed.train.losses import build_loss, losses
 from mmembed.train.recipe import read_recipe
 from mmembed.train.watch import read_log
 
-from .runs import lay, together, trained, write_lines
+from .runs import first, lay, together, trained, write_lines
 
 PLAIN = '{ kind = "infonce", temperature = 0.1 }'
 GRADED = ("angle", "cosent", "kl", "margin_mse")
@@ -144,7 +144,7 @@ def test_several_outputs_of_one_forward_are_those_of_each_alone(folder):
     learning = Learning(run, 0, 0)
     learning.choose()
     assert set(learning.outputs) == {"vectors", "tokens", "sparse"}
-    (row,) = learning.prepared().rows
+    (row,) = first(learning).rows
     with torch.no_grad():
         every = embedded(run.model, row)
         for output, counted in row.read.items():
@@ -166,7 +166,7 @@ def test_bge_m3_distils_what_its_three_encoders_say(folder, tmp_path):
     embedder = run.embedder
     learning = Learning(run, 0, 0)
     learning.choose()
-    examples = learning.prepared().examples[0]
+    examples = first(learning).examples[0]
     sides = []
     for items, side in (([e.query for e in examples], "query"), ([e.positives[0] for e in examples], "document")):
         encode = embedder.encode_query if side == "query" else embedder.encode_document
@@ -284,7 +284,7 @@ def test_a_backbone_learns_the_next_token_by_a_recipe(folder, tmp_path, data, ti
     run = Run(read_recipe(path, [change]), tmp_path / "none", device="cpu")
     learning = Learning(run, 0, 0)
     learning.choose()
-    examples = learning.prepared().examples[0]
+    examples = first(learning).examples[0]
     told = [e.positives[0][0].text for e in examples]
     due = cross_entropy(run, told, given=[e.query[0].text for e in examples] if data == "answers" else None)
     trained(path, tmp_path, change)

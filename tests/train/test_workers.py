@@ -1,0 +1,105 @@
+"""Batches made by other processes are those that the one that learns would make, and their end is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+
+from mmembed.errors import InputError, TrainingError
+from mmembed.train.data import Example
+from mmembed.train.learning import Learning
+from mmembed.train.loop import Run
+from mmembed.train.recipe import read_recipe
+from mmembed.train.workers import Workers, without_weights
+
+from .runs import RECIPE, curve, lay, trained
+
+AUGMENTED = RECIPE.replace(
+    "  group = 4\n", '  group = 4\n  augment = [{ kind = "affine" }, { kind = "noise", by = 0.1 }]\n'
+)
+
+
+def stage(path, *changes, number=0) -> Learning:
+    learning = Learning(Run(read_recipe(path, changes), path.parent / "none", device="cpu"), number, 0)
+    learning.choose()
+    return learning
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return lay(tmp_path_factory.mktemp("recipe"), AUGMENTED)
+
+
+def same(one, other) -> bool:
+    """All the numbers of two batches."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, np.ndarray):
+        return np.array_equal(one, other)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, Example):
+        return (one.source, one.row) == (other.source, other.row)
+    if hasattr(one, "__dict__"):
+        return type(one) is type(other) and same(vars(one), vars(other))
+    return bool(one == other)
+
+
+def test_the_batches_are_the_same_in_the_same_order(path):
+    with Workers(stage(path).collator) as here:
+        due = [*stage(path).batches(here)]
+    learning = stage(path)
+    with Workers(learning.collator, 2) as there:
+        told = [*learning.batches(there)]
+    assert [step.number for step in told] == [*range(learning.stage.steps)]
+    assert any(step.images for step in told)
+    assert all(same(one, other) for one, other in zip(due, told, strict=True))
+    assert not same(told[0], told[1])
+
+
+@pytest.mark.slow
+def test_a_run_is_the_same_with_workers(path, tmp_path):
+    trained(path, tmp_path / "alone")
+    trained(path, tmp_path / "helped", workers=2)
+    assert curve(tmp_path / "alone") == curve(tmp_path / "helped")
+
+
+def test_a_collator_travels_without_weights(path):
+    collator = stage(path).collator
+    sent = without_weights(collator)
+    assert {tensor.device.type for tensor in sent.embedder.model.state_dict().values()} == {"meta"}
+    assert collator.embedder.model.device.type == "cpu"
+    assert sent.embedder.spec == collator.embedder.spec
+
+
+def test_what_is_wrong_with_a_row_is_told_as_without_workers(tmp_path):
+    path = lay(tmp_path, AUGMENTED)
+    (tmp_path / "3.png").write_bytes(b"no picture")
+    said = []
+    for count in (0, 2):
+        learning = stage(path, "stage.0.steps=40")
+        with Workers(learning.collator, count) as make, pytest.raises(InputError) as told:
+            for _ in learning.batches(make):
+                pass
+        said.append(str(told.value))
+    assert said[0] == said[1]
+    assert "data 'pictures', row 3" in said[0]
+
+
+def test_a_process_that_dies_is_told(path):
+    learning = stage(path, "stage.0.steps=200")
+    with Workers(learning.collator, 1) as make:
+        batches = learning.batches(make)
+        next(batches)
+        assert make._pool is not None
+        for process in make._pool._processes.values():
+            os.kill(process.pid, signal.SIGKILL)
+        with pytest.raises(TrainingError, match="fewer workers"):
+            deque(batches, maxlen=0)
