@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from functools import partial
+from typing import Any, Generic, NoReturn, TypeVar
 
 A = TypeVar("A")
 B = TypeVar("B")
-_END = object()
+_END: Any = object()
 
 
 def cores() -> int:
@@ -17,40 +18,57 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ahead(source: Iterable[A], make: Callable[[A], B]) -> Iterator[B]:
+class Ahead(Generic[B]):
     """`make` of each thing of a source, in order, one ahead: in a thread, while the caller works on the one before.
 
     The source is pulled in the caller's own thread. A lone thing is made there too, without any other thread. What the source
-    or `make` raises comes after all that was made before it. At the end, after an error, or when the caller closes this
-    generator, the thread is gone.
+    or `make` raises comes after all that was made before it. A context, at whose end the thread is gone.
     """
-    things = iter(source)
-    pool: ThreadPoolExecutor | None = None
-    thing = next(things, _END)
-    if thing is _END:
-        return
-    try:
-        made = make(thing)  # type: ignore[arg-type]
-        while True:
-            coming: Future[B] | None = None
-            failure: Exception | None = None
-            try:
-                thing = next(things, _END)
-            except Exception as error:
-                failure = error
-            else:
-                if thing is not _END:
-                    pool = pool or ThreadPoolExecutor(1, "mmembed-ahead")
-                    coming = pool.submit(make, thing)  # type: ignore[arg-type]
-            yield made
-            if failure is not None:
-                raise failure
-            if coming is None:
-                return
-            made = coming.result()
-    finally:
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
+
+    def __init__(self, source: Iterable[A], make: Callable[[A], B]):
+        self._things, self._make = iter(source), make
+        self._pool: ThreadPoolExecutor | None = None
+        self._coming: Callable[[], B] | None = self._pulled(first=True)
+
+    def __enter__(self) -> Ahead[B]:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def __iter__(self) -> Iterator[B]:
+        return self
+
+    def __next__(self) -> B:
+        if self._coming is None:
+            raise StopIteration
+        made = self._coming()
+        self._coming = self._pulled()
+        return made
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next one is made: it comes without waiting, and is no error."""
+        made = getattr(self._coming, "__self__", None)
+        return isinstance(made, Future) and made.done() and made.exception() is None
+
+    def _pulled(self, *, first: bool = False) -> Callable[[], B] | None:
+        """What gives the next one; None at the end."""
+        try:
+            thing = next(self._things, _END)
+        except Exception as error:
+            return partial(_raised, error)
+        if thing is _END:
+            return None
+        if first:
+            return partial(self._make, thing)
+        self._pool = self._pool or ThreadPoolExecutor(1, "mmembed-ahead")
+        return self._pool.submit(self._make, thing).result
+
+
+def _raised(error: Exception) -> NoReturn:
+    raise error
 
 
 class Crew:

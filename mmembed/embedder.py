@@ -643,7 +643,8 @@ class Embedder:
         first: int = 0,
         total: int | None = None,
     ) -> Generator[Window[Result], None, None]:
-        return walk(self.model, inputs, output, options, self._begin, first=first, total=total)
+        ahead_of = int(self.model.device.type != "cpu")  # where a batch is done when it has begun
+        return walk(self.model, inputs, output, options, self._begin, ahead_of=ahead_of, first=first, total=total)
 
     def _begin(self, samples: Sequence[Sample], rows: Sequence[int], output: Output[Any]) -> Arrays:
         return compute(self.model, samples, rows, output)

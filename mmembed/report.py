@@ -119,7 +119,7 @@ class Progress:
 
     def _show(self) -> None:
         items, before, more, tokens = self._window
-        items += round(more * (self._done - before) / tokens) if tokens else more
+        items += min(more, round(more * (self._done - before) / tokens)) if tokens else more
         of = "" if self._total is None else f"/{self._total}"
         self._bar.set_postfix_str(f"{items}{of} items", refresh=False)
 

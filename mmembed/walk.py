@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import memory, prompts
-from .ahead import Crew, ahead, cores
+from .ahead import Ahead, Crew, cores
 from .batch import Batch, Sample, Sampler, distinct, pack, plan
 from .dual import DualEncoder
 from .errors import InputError, SpecError, UnknownName
@@ -183,15 +183,45 @@ def _walked(
         def prepared(window: tuple[int, list[Thing]]) -> Prepared:
             return _prepared(model, window[1], window[0], wrapping, options, output.sampler, crew.map)
 
-        for ready in ahead(_windows(things, first, later), prepared):
-            window = _computed(model, ready, output, options.on_error, told, bar, begin, ahead_of)
-            told.add(ready.samples, ready.rows, window.skipped)
-            seen += window.count
-            told.seconds, began = told.seconds + time.perf_counter() - began, time.perf_counter()
-            yield window
-            began = time.perf_counter()  # what the caller does with it is his
+        with Ahead(_windows(things, first, later), prepared) as windows:
+            computing = (_Computing(model, ready, output, options.on_error, told, bar, begin) for ready in windows)
+            at_hand = isinstance(things, Sequence)  # any other source may be slow, and what is whole would wait for it
+            for done in _in_order(computing, ahead_of, lambda: at_hand and windows.ready):
+                window = done.window()
+                told.add(done.ready.samples, done.ready.rows, window.skipped)
+                seen += window.count
+                told.seconds, began = told.seconds + time.perf_counter() - began, time.perf_counter()
+                yield window
+                began = time.perf_counter()  # what the caller does with it is his
     wrapping.check_count(seen)
     warn(told, already, options.report is not None, model.spec.max_length)
+
+
+def _in_order(
+    windows: Iterator[_Computing[Result]], ahead_of: int, ready: Callable[[], bool]
+) -> Iterator[_Computing[Result]]:
+    """Windows whose batches have all come back, in their order.
+
+    Batches of the next window set out while the last ones of this are on their way, if it is there without waiting: a device has
+    something to do all the time.
+    """
+    opened: deque[_Computing[Result]] = deque()
+    flying: deque[tuple[_Computing[Result], list[int], Arrays]] = deque()
+    for window in windows:
+        opened.append(window)
+        while True:
+            while opened and opened[0].done:
+                yield opened.popleft()
+            due = next((own for own in opened if own.waiting), None)
+            if due is not None and len(flying) <= ahead_of:
+                places = due.waiting.popleft()
+                if (arrays := due.begun(places)) is not None:
+                    flying.append((due, places, arrays))
+            elif flying and (due is not None or len(flying) > ahead_of or not ready()):
+                own, places, arrays = flying.popleft()
+                own.land(places, arrays)
+            else:
+                break
 
 
 def compute(
@@ -324,38 +354,65 @@ def _beside(sample: Sample | InputError, against: Sample | InputError) -> Sample
     return dataclasses.replace(sample, against=against)
 
 
-def _computed(
-    model: EmbeddingModel | DualEncoder,
-    ready: Prepared,
-    output: Output[Result],
-    on_error: str,
-    told: Report,
-    bar: Progress,
-    begin: Begin,
-    ahead_of: int,
-) -> Window[Result]:
-    """What the model gives of prepared things, equal ones computed once, in batches of `told.batch_tokens`, which is halved
-    where memory runs out; the next ones are on their way while one is waited for."""
-    firsts, which = distinct(ready.samples)
-    once = [ready.samples[k] for k in firsts]
-    rows = [ready.rows[k] for k in firsts]
-    bar.expect(ready.count, sum(sample.cost for sample in once))
-    found: list[Any] = [None] * len(once)
-    failed: dict[int, InputError] = {}
-    waiting = deque(_planned(model, once, range(len(once)), told.batch_tokens))
-    flying: deque[tuple[list[int], Arrays]] = deque()
-    while waiting or flying:
-        begins = bool(waiting) and len(flying) <= ahead_of
-        places, arrays = (waiting.popleft(), None) if begins else flying.popleft()
-        own, whose = [once[k] for k in places], [rows[k] for k in places]
+class _Computing(Generic[Result]):
+    """What the model gives of prepared things, equal ones computed once, in batches of `told.batch_tokens`, which is halved where
+    memory runs out.
+
+    Attributes:
+        waiting: batches that are to begin, by the places of their samples.
+    """
+
+    def __init__(
+        self,
+        model: EmbeddingModel | DualEncoder,
+        ready: Prepared,
+        output: Output[Result],
+        on_error: str,
+        told: Report,
+        bar: Progress,
+        begin: Begin,
+    ):
+        self.ready = ready
+        self._model, self._output, self._begin, self._told, self._bar = model, output, begin, told, bar
+        self._raises = on_error == "raise"
+        firsts, self._which = distinct(ready.samples)
+        self._once = [ready.samples[k] for k in firsts]
+        self._rows = [ready.rows[k] for k in firsts]
+        bar.expect(ready.count, sum(sample.cost for sample in self._once))
+        self._found: list[Any] = [None] * len(firsts)
+        self._failed: dict[int, InputError] = {}
+        self._error: InputError | None = None
+        self._left = len(firsts)
+        self.waiting = deque(_planned(model, self._once, range(len(firsts)), told.batch_tokens))
+
+    @property
+    def done(self) -> bool:
+        return not self._left or self._error is not None
+
+    def begun(self, places: list[int]) -> Arrays | None:
+        """What waits for a batch that is on its way now; None where it could not set out."""
+        arrays: list[Arrays] = []
+        self._tried(places, lambda own, rows: arrays.append(self._begin(own, rows, self._output)))
+        return arrays[0] if arrays else None
+
+    def land(self, places: list[int], arrays: Arrays) -> None:
+        """Take what a batch gives."""
+
+        def read(own: list[Sample], rows: list[int]) -> None:
+            for place, result in zip(places, self._output.read(arrays(), own, rows), strict=True):
+                self._found[place] = result
+
+        if self._tried(places, read):
+            self._bar.done(sum(self._once[k].cost for k in places))
+            self._left -= len(places)
+
+    def _tried(self, places: list[int], act: Callable[[list[Sample], list[int]], object]) -> bool:
+        """Whether it went well; what of the batch did not is smaller batches again, or has failed."""
+        own, rows = [self._once[k] for k in places], [self._rows[k] for k in places]
         exhausted = ""
         bad: InputError | None = None
         try:
-            if arrays is None:
-                flying.append((places, begin(own, whose, output)))
-                continue
-            for place, result in zip(places, output.read(arrays(), own, whose), strict=True):
-                found[place] = result
+            act(own, rows)
         except InputError as error:
             bad = error
         except (MemoryError, RuntimeError) as error:  # torch's OutOfMemoryError is one
@@ -364,35 +421,47 @@ def _computed(
             exhausted = " ".join(str(error).split())[:200] or type(error).__name__
         # Outside the handlers: inside, the traceback would keep every tensor of the batch alive.
         if exhausted:
-            memory.let_go(model.device)
+            memory.let_go(self._model.device)
             if len(places) > 1:
-                told.halve(min(told.batch_tokens, sum(sample.cost for sample in own)))
-                left = [*places, *(place for batch in waiting for place in batch)]
-                waiting = deque(_planned(model, once, left, told.batch_tokens))
-                continue
-            reason = f"its {own[0].cost} tokens and patches of images do not fit into the memory of {model.device}: {exhausted}"
-            bad = InputError(reason, whose[0])
+                self._told.halve(min(self._told.batch_tokens, sum(sample.cost for sample in own)))
+                left = [*places, *(place for batch in self.waiting for place in batch)]
+                self.waiting = deque(_planned(self._model, self._once, left, self._told.batch_tokens))
+                return False
+            what = f"its {own[0].cost} tokens and patches of images"
+            bad = InputError(f"{what} do not fit into the memory of {self._model.device}: {exhausted}", rows[0])
         if bad is None:
-            bar.done(sum(sample.cost for sample in own))
-            continue
-        if on_error == "raise" or bad.item not in whose:
-            raise bad
-        place = places[whose.index(bad.item)]
-        failed[place] = bad
-        bar.done(once[place].cost)
+            return True
+        if self._raises or bad.item not in rows:
+            self._error = self._error or bad  # raised when those before it are given
+            self.waiting.clear()
+            return False
+        place = places[rows.index(bad.item)]
+        self._failed[place] = bad
+        self._bar.done(self._once[place].cost)
+        self._left -= 1
         if len(places) > 1:
-            waiting.appendleft([k for k in places if k != place])
-    if not failed:
-        return Window(
-            ready.first, ready.count, [found[k] for k in which], _from(ready.rows, ready.first), ready.skipped
+            self.waiting.appendleft([k for k in places if k != place])
+        return False
+
+    def window(self) -> Window[Result]:
+        """Its results.
+
+        Raises:
+            InputError: an item that the model cannot take, where the caller asked for that.
+        """
+        if self._error is not None:
+            raise self._error
+        ready, found, which = self.ready, self._found, self._which
+        if not self._failed:
+            places = _from(ready.rows, ready.first)
+            return Window(ready.first, ready.count, [found[k] for k in which], places, ready.skipped)
+        reasons = {row: self._failed[k].reason for row, k in zip(ready.rows, which, strict=True) if k in self._failed}
+        kept = [k for k, row in enumerate(ready.rows) if row not in reasons]
+        skipped = sorted(
+            [*ready.skipped, *(Skipped(row, reason) for row, reason in reasons.items())], key=lambda each: each.row
         )
-    reasons = {row: failed[k].reason for row, k in zip(ready.rows, which, strict=True) if k in failed}
-    kept = [k for k, row in enumerate(ready.rows) if row not in reasons]
-    skipped = sorted(
-        [*ready.skipped, *(Skipped(row, reason) for row, reason in reasons.items())], key=lambda each: each.row
-    )
-    rows_kept = _from([ready.rows[k] for k in kept], ready.first)
-    return Window(ready.first, ready.count, [found[which[k]] for k in kept], rows_kept, skipped)
+        rows_kept = _from([ready.rows[k] for k in kept], ready.first)
+        return Window(ready.first, ready.count, [found[which[k]] for k in kept], rows_kept, skipped)
 
 
 @memory.uncollected()

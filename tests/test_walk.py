@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mmembed import Image, Report, walk
-from mmembed.ahead import Crew, ahead
+from mmembed.ahead import Ahead, Crew
 from mmembed.errors import InputError
 from mmembed.memory import budget, bytes_per_token, is_out_of_memory
 from mmembed.report import Progress
@@ -111,16 +111,18 @@ def test_the_next_thing_is_made_while_the_caller_is_at_one_and_a_lone_one_withou
         made.append(k)
         return k
 
-    for k in ahead(range(3), make):
-        for _ in range(200):
-            if len(made) >= min(k + 2, 3):
-                break
-            time.sleep(0.01)
-        assert len(made) == min(k + 2, 3)
+    with Ahead(range(3), make) as three:
+        for k in three:
+            for _ in range(200):
+                if len(made) >= min(k + 2, 3):
+                    break
+                time.sleep(0.01)
+            assert len(made) == min(k + 2, 3)
+            assert three.ready == (k < 2)
     assert names[0] == "MainThread"
     assert all(name.startswith("mmembed-ahead") for name in names[1:])
     names.clear()
-    assert list(ahead([5], make)) == [5]
+    assert list(Ahead([5], make)) == [5]
     assert names == ["MainThread"]
 
 
@@ -132,6 +134,87 @@ def test_a_crew_keeps_the_order_and_is_gone_at_the_end():
     with Crew(3) as crew:
         assert list(crew.map(abs, [-1])) == [1]
         assert not own_threads()
+
+
+class Device:
+    """What computes behind the back of the host: batches set out, and are there when they are waited for."""
+
+    def __init__(self, embedder, slow=0.0):
+        self.embedder, self.slow, self.said = embedder, slow, []
+
+    def __call__(self, samples, rows, output):
+        self.said.append(("begin", min(rows)))
+        arrays = walk.compute(self.embedder.model, samples, rows, output)
+
+        def wait():
+            self.said.append(("wait", min(rows)))
+            return arrays()
+
+        return wait
+
+    def windows(self, things, **options):
+        walked = walk.walk(
+            self.embedder.model,
+            things,
+            self.embedder.reader.vectors,
+            walk.Options(**options),
+            self,
+            ahead_of=1,
+        )
+        for window in walked:
+            yield window
+            time.sleep(self.slow)
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_a_device_has_the_next_window_before_this_one_is_waited_for(tiny):
+    things = [f"text {k}" for k in range(20)]
+    device = Device(tiny, slow=0.2)  # what comes next is ready by then
+    found = [window.results for window in device.windows(things)]
+    assert [len(each) for each in found] == [4, 4, 4, 4, 4]
+    vectors = np.stack([vector for each in found for vector in each])
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(vectors, tiny.encode(things), atol=1e-6)
+    told = device.said
+    assert told.index(("begin", 4)) < told.index(("wait", 0))
+    assert told.index(("begin", 8)) < told.index(("wait", 4))
+    assert [place for what, place in told if what == "wait"] == [0, 4, 8, 12, 16]
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_a_source_that_may_be_slow_holds_up_no_window_that_is_whole(tiny):
+    seen: list[int] = []
+    pulled = []
+
+    def source():
+        for k in range(12):
+            pulled.append(len(seen))
+            yield f"text {k}"
+
+    for window in Device(tiny, slow=0.1).windows(source()):
+        seen.append(window.count)  # noqa: PERF401 - the source looks at it meanwhile
+    assert seen == [4, 4, 4]
+    assert pulled == [0] * 8 + [1] * 4
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_what_comes_before_a_bad_item_is_given_before_it_is_told(tiny):
+    class Failing(Device):
+        def __call__(self, samples, rows, output):
+            if 7 in rows:
+                raise InputError("cannot be", 7)
+            return super().__call__(samples, rows, output)
+
+    things = [f"text {k}" for k in range(30)]
+    windows = Failing(tiny, slow=0.1).windows(things)
+    assert next(windows).count == 4
+    with pytest.raises(InputError, match="item 7: cannot be"):
+        next(windows)
+    report = Report()
+    whole = [*Failing(tiny, slow=0.1).windows(things, on_error="skip", report=report)]
+    assert [each.row for each in report.skipped] == [7]
+    assert [window.count for window in whole] == [4] * 7 + [2]
+    assert not own_threads()
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
