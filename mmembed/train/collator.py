@@ -60,7 +60,6 @@ class Collator:
             InputError: an item that cannot be embedded, where its source says so.
         """
         samples: dict[Output, list[Sample]] = {output: [] for output in self.outputs}
-        count = 0
         drawn: list[Drawn] = []
         told: list[Spoken] = []
         for task, examples in tasks.items():
@@ -68,50 +67,9 @@ class Collator:
             chosen = [int(rng.integers(len(example.positives))) for example in examples]
             own = range(*self.world.share(examples))
             if task in self.speaking:
-                told += spoken(
-                    self.embedder,
-                    task,
-                    [texts_of(examples[k], chosen[k], self.sources[examples[k].source].columns) for k in own],
-                    self.stage.task[task].masking,
-                    budget=self.stage.batch_tokens,
-                    seeds=[[*self.seed, task, number, k] for k in own],
-                )
-                continue
-            dropped: dict[int, str] = {}
-            made: dict[int, Mapping[Output, list[Sample]]] = {}
-            for source in dict.fromkeys(examples[k].source for k in own):
-                mine = [k for k in own if examples[k].source == source]
-                shown = [
-                    _shown(
-                        examples[k],
-                        chosen[k],
-                        self.stage.task[task],
-                        np.random.default_rng([*self.seed, task, number, k]),
-                    )
-                    if self.stage.task[task].augment
-                    else (examples[k].query, *examples[k].documents(chosen[k]))
-                    for k in mine
-                ]
-                found = _samples(self.embedder, self.sources[source], shown, self.outputs, self.kept)
-                for k, each in zip(mine, found, strict=True):
-                    if isinstance(each, InputError):
-                        reason = f"data {source!r}, row {examples[k].row}: {each.reason}"
-                        if self.sources[source].on_error == "raise":
-                            raise InputError(reason)
-                        dropped[k] = reason
-                    else:
-                        made[k] = each
-            queries: list[int] = []
-            documents: list[int] = []
-            for k in own:
-                if k in made:
-                    more = len(made[k][self.outputs[0]])
-                    queries.append(count)
-                    documents += range(count + 1, count + more)
-                    count += more
-                    for output, of_row in made[k].items():
-                        samples[output] += of_row
-            drawn.append(Drawn(task, chosen, own, queries, documents, dropped))
+                told += self._spoken(task, examples, chosen, own, number)
+            else:
+                drawn.append(self._drawn(task, examples, chosen, own, number, samples))
         assert isinstance(self.embedder.model, EmbeddingModel)
         rows, order, which = _rows(self.embedder.model, samples, self.stage)
         at = [
@@ -121,6 +79,53 @@ class Collator:
         every = samples[self.outputs[0]] if self.outputs else []
         tokens = sum(map(len, every)) + sum(len(own.batch.ids) for own in told)
         return Step(number, at, rows, order, told, tokens, sum(len(s.images) for s in every))
+
+    def _spoken(
+        self, task: int, examples: Sequence[Example], chosen: Sequence[int], own: range, number: int
+    ) -> list[Spoken]:
+        """The texts of a task whose losses read a language head."""
+        return spoken(
+            self.embedder,
+            task,
+            [texts_of(examples[k], chosen[k], self.sources[examples[k].source].columns) for k in own],
+            self.stage.task[task].masking,
+            budget=self.stage.batch_tokens,
+            seeds=[[*self.seed, task, number, k] for k in own],
+        )
+
+    def _drawn(
+        self,
+        task: int,
+        examples: Sequence[Example],
+        chosen: Sequence[int],
+        own: range,
+        number: int,
+        samples: dict[Output, list[Sample]],
+    ) -> Drawn:
+        """A task that compares; its things come behind those that `samples` has, which say how many there are before them."""
+        dropped: dict[int, str] = {}
+        made: dict[int, Mapping[Output, list[Sample]]] = {}
+        for source in dict.fromkeys(examples[k].source for k in own):
+            mine = [k for k in own if examples[k].source == source]
+            shown = [_shown(examples[k], chosen[k], self.stage.task[task], [*self.seed, task, number, k]) for k in mine]
+            found = _samples(self.embedder, self.sources[source], shown, self.outputs, self.kept)
+            for k, each in zip(mine, found, strict=True):
+                if isinstance(each, InputError):
+                    reason = f"data {source!r}, row {examples[k].row}: {each.reason}"
+                    if self.sources[source].on_error == "raise":
+                        raise InputError(reason)
+                    dropped[k] = reason
+                else:
+                    made[k] = each
+        queries: list[int] = []
+        documents: list[int] = []
+        for of_row in (made[k] for k in own if k in made):  # in the order of the examples, whose sources are mixed
+            first = len(samples[self.outputs[0]])
+            for output, things in of_row.items():
+                samples[output] += things
+            queries.append(first)
+            documents += range(first + 1, len(samples[self.outputs[0]]))
+        return Drawn(task, chosen, own, queries, documents, dropped)
 
 
 def _rows(
@@ -155,9 +160,12 @@ def _rows(
     return rows, [k for places in planned for k in places], which
 
 
-def _shown(example: Example, chosen: int, task: Task, rng: np.random.Generator) -> tuple[Item, ...]:
+def _shown(example: Example, chosen: int, task: Task, seed: Sequence[int]) -> tuple[Item, ...]:
     """Query, positive and negatives as augmentation shows them; what is one thing stays one thing."""
-    items = [example.query, *example.documents(chosen)]
+    items = (example.query, *example.documents(chosen))
+    if not task.augment:
+        return items
+    rng = np.random.default_rng(seed)
     changed: dict[bytes, Item] = {}
     for item in items:
         if digest(item) not in changed:
