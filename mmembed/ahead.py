@@ -28,6 +28,7 @@ class Ahead(Generic[B]):
     def __init__(self, source: Iterable[A], make: Callable[[A], B]):
         self._things, self._make = iter(source), make
         self._pool: ThreadPoolExecutor | None = None
+        self._making: Future[B] | None = None
         self._coming: Callable[[], B] | None = self._pulled(first=True)
 
     def __enter__(self) -> Ahead[B]:
@@ -50,11 +51,12 @@ class Ahead(Generic[B]):
     @property
     def ready(self) -> bool:
         """Whether the next one is made: it comes without waiting, and is no error."""
-        made = getattr(self._coming, "__self__", None)
-        return isinstance(made, Future) and made.done() and made.exception() is None
+        made = self._making
+        return made is not None and made.done() and made.exception() is None
 
     def _pulled(self, *, first: bool = False) -> Callable[[], B] | None:
         """What gives the next one; None at the end."""
+        self._making = None
         try:
             thing = next(self._things, _END)
         except Exception as error:
@@ -64,7 +66,8 @@ class Ahead(Generic[B]):
         if first:
             return partial(self._make, thing)
         self._pool = self._pool or ThreadPoolExecutor(1, "mmembed-ahead")
-        return self._pool.submit(self._make, thing).result
+        self._making = self._pool.submit(self._make, thing)
+        return self._making.result
 
 
 def _raised(error: Exception) -> NoReturn:
