@@ -116,6 +116,21 @@ def test_a_finished_run_resumes_to_the_same_folder(recipe, whole):
         Run(read_recipe(recipe, [STEPS, "stage.0.lr=0.5"]), whole, device="cpu", resume=True)
 
 
+def test_data_may_grow_behind_a_whole_stage_and_not_within_one(tmp_path):
+    recipe, output = lay(tmp_path), tmp_path / "out"
+    pairs = recipe.parent / "pairs.jsonl"
+    trained(recipe, output)
+    pairs.write_text(pairs.read_text() + json.dumps({"q": "one more", "p": "the last of all things"}) + "\n")
+    recipe.write_text(RECIPE + STAGES)
+    run = Run(read_recipe(recipe), output, device="cpu", resume=True)
+    run._asked_to_stop.set()
+    with pytest.raises(KeyboardInterrupt):
+        run.train()  # one step of the second stage
+    pairs.write_text(pairs.read_text() + json.dumps({"q": "and another", "p": "one too many"}) + "\n")
+    with pytest.raises(SpecError, match="the data has changed since"):
+        trained(recipe, output, resume=True)
+
+
 def test_a_loss_that_is_no_number_stops_with_its_batch_and_keeps_the_last_good_checkpoint(
     recipe, tmp_path, monkeypatch
 ):
