@@ -516,9 +516,7 @@ class Learning:
                 for key in ("exp_avg", "exp_avg_sq")
             }
             self.optimizer.state[weight] = {"step": torch.tensor(count, device=weight.device), **moments}
-        if (
-            state["in_stage"] < self.stage.steps
-        ):  # a stage that is whole draws nothing more: its data may be another by now
+        if state["in_stage"] < self.stage.steps:  # a whole stage draws nothing more: its data may be another by now
             for mixture, own_state in zip(self.mixtures, state["mixtures"], strict=True):
                 mixture.restore(own_state)
         self.step = state["in_stage"]
