@@ -67,10 +67,9 @@ def test_pico_finds_the_same_in_many_languages(tmp_path):
     told = index.compare_languages(asked, k=5, reference="zh")
     assert [language for language in told.weak if language != "sw"] == ["no words"]
     cats = {"cat.png", "black-cat.png"}
+    assert all(hits[0].label == "cat.png" for language, hits in told.hits.items() if language != "no words")
     for language in ("en", "de", "zh", "ar", "hi", "tr", "ru"):
-        assert told.hits[language][0].label == "cat.png"
         assert {hit.label for hit in told.hits[language][:2]} == cats
-    assert "cat.png" in {hit.label for hit in told.hits["sw"][:2]}  # pico takes it for the crab first
     assert told.reference == "zh"
 
 
