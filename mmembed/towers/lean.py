@@ -10,9 +10,10 @@ time that transformers' modules take. Here three kinds of parts get another `for
 - a block's MLP takes 512 rows at a time, so that what it widens to stays in the cache.
 
 But for that kernel all of this is for fp32 on the CPU. Nothing else of a part changes: names, weights, hooks, `isinstance`,
-what is saved. Wherever gradients are recorded, in other precisions, on other devices and under compilers, its own forward
-runs. Parts that are built otherwise are left as they are: a norm must give what its own forward gives, an MLP must treat each
-row by itself, both tried out on random numbers.
+what is saved. Wherever gradients are recorded, in other precisions and on other devices its own forward runs, and under
+compilers too, but that a linear layer stays oneDNN's, as an operator that no compiler looks into. Parts that are built
+otherwise are left as they are: a norm must give what its own forward gives, an MLP must treat each row by itself, both tried
+out on random numbers.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..nn.int8 import Int8Linear
 
@@ -72,11 +74,14 @@ def lean(model: M) -> M:
 
 def serves(states: Tensor) -> bool:
     """Whether lean arithmetic is for these numbers: fp32 on a CPU, no gradients, nothing that watches the operators."""
+    return _plain(states) and not torch.compiler.is_compiling()
+
+
+def _plain(states: Tensor) -> bool:
     return (
         states.dtype == torch.float32
         and states.device.type == "cpu"
         and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
     )
 
@@ -127,6 +132,8 @@ class LeanLinear(nn.Linear):
             return super().forward(input)
         if not _quick(input, self.weight):
             return nn.functional.linear(input, self.weight, self.bias)
+        if torch.compiler.is_compiling():
+            return _operator(input, self.weight, self.bias)
         if self.beside is not None and not self.weight.is_inference():  # such weights are not packed
             return self.beside.product(self, input)
         weight = self.weight if self.packed is None else self.packed.of(self.weight)
@@ -185,12 +192,13 @@ def product(
     states: Float[Tensor, "*R D"], weight: Float[Tensor, "E D"], bias: Float[Tensor, " E"] | None
 ) -> Float[Tensor, "*R E"]:
     """What `torch.nn.functional.linear` gives, through oneDNN where that serves."""
-    return (_product if _quick(states, weight) else nn.functional.linear)(states, weight, bias)
+    serving = _quick(states, weight) and not torch.compiler.is_compiling()
+    return (_product if serving else nn.functional.linear)(states, weight, bias)
 
 
 def _quick(states: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN is to multiply these."""
-    return bool(ONEDNN and weight.dtype == torch.float32 and serves(states) and torch.backends.mkldnn.enabled)
+    return bool(ONEDNN and weight.dtype == torch.float32 and _plain(states) and torch.backends.mkldnn.enabled)
 
 
 def _product(states: Float[Tensor, "*R D"], weight: Tensor, bias: Float[Tensor, " E"] | None) -> Float[Tensor, "*R E"]:
@@ -203,6 +211,29 @@ def _product(states: Float[Tensor, "*R D"], weight: Tensor, bias: Float[Tensor, 
     even = nn.functional.pad(rows, (0, 0, 0, more)) if more else rows
     out: Tensor = torch.ops.mkldnn._linear_pointwise(even, weight, bias, "none", [], "")
     return (out[:count] if more else out).view(*states.shape[:-1], out.shape[-1])
+
+
+_COPIES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""Of weights of compiled layers their `Packed`: what a graph hands over is the weight, not its layer."""
+
+
+def told_to_compilers(model: nn.Module) -> None:
+    """Graphs of the model's layers find the copies of their weights from now on."""
+    for part in model.modules():
+        if isinstance(part, LeanLinear) and part.packed is not None:
+            _COPIES[part.weight] = part.packed
+
+
+@torch.library.custom_op("mmembed::linear", mutates_args=())
+def _operator(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`_product` as one operator, on the copy of the weights where one is kept."""
+    packed = _COPIES.get(weight)
+    return _product(states, weight if packed is None else packed.of(weight), bias)
+
+
+@_operator.register_fake
+def _like(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return states.new_empty(*states.shape[:-1], weight.shape[0])
 
 
 class Over:

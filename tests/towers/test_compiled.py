@@ -17,7 +17,7 @@ from mmembed.nn import attention, row
 from mmembed.nn.precision import cast
 from mmembed.nn.spans import Spans
 from mmembed.testing import tiny_backbone, tiny_embedder, tiny_vlm
-from mmembed.towers import compiled, routers
+from mmembed.towers import compiled, lean, routers
 from mmembed.towers.backbone import layer_states, prepare_backbone
 from mmembed.towers.compiled import CompiledBlock, compile_blocks, is_compiled
 from mmembed.towers.reading import layers_of
@@ -113,6 +113,31 @@ def test_a_tower_inside_a_vision_language_model_has_a_graph_of_its_own(kind, tmp
     for count in (4, 2, 3):
         assert np.abs(embedder.encode(items[:count]) - due[:count]).max() < 1e-5
     assert counters["stats"]["unique_graphs"] == 2
+
+
+@pytest.mark.usefixtures("_traced")
+@pytest.mark.skipif(not lean.ONEDNN, reason="a torch without oneDNN")
+def test_products_stay_onednn_s_on_packed_weights_in_a_graph(monkeypatch):
+    embedder, texts = tiny_embedder(), ["one", "two words here"]
+    packed = []
+    product = lean._product
+    monkeypatch.setattr(lean, "_product", lambda *given: (packed.append(given[1].is_mkldnn), product(*given))[1])
+    due = embedder.encode(texts)
+    plain = len(packed)
+    embedder.compile()
+    packed.clear()
+    assert np.abs(embedder.encode(texts) - due).max() < 1e-5
+    assert all(packed)
+    assert len(packed) > plain  # layers beside each other are one product out of a graph, and one each inside
+
+
+@pytest.mark.skipif(not lean.ONEDNN, reason="a torch without oneDNN")
+@pytest.mark.parametrize("bias", [None, torch.ones(8)])
+@pytest.mark.parametrize("shape", [(1, 7, 16), (3, 16), (1, 130, 16)])
+def test_a_product_is_an_operator_as_torch_wants_them(shape, bias):
+    given = torch.randn(shape), torch.randn(8, 16), bias
+    torch.library.opcheck(torch.ops.mmembed.linear.default, given)
+    assert torch.allclose(torch.ops.mmembed.linear(*given), torch.nn.functional.linear(*given), atol=1e-5)
 
 
 @needs_compiler
