@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from . import start, table
-from .conductor import Conductor, file_of, fits, write
+from .conductor import Conductor, file_of, fits, folder_here, write
 from .models import SHAPES
 from .workloads import PICTURES, TEXTS
 
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
             )
     if (not args.only or start.NAME in args.only) and args.device == "cpu":
         models = ["tiny"] if args.quick else ["pico", "small"]
-        path = args.results / f"{args.device}-{precision}" / "start.json"
+        path = folder_here(args.results, args.device, precision) / "start.json"
         if not (args.resume and path.exists()):
             entry = start.measure(models, args.shelf, args.systems, 1 if args.quick else 3)
             write(path, entry)

@@ -11,7 +11,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,9 +208,22 @@ def fits(model: str, workload: str) -> bool:
     return (workload in PICTURES) == bool(SHAPES[model].sight)
 
 
+def folder_here(results: Path, device: str, precision: str) -> Path:
+    """Where results of a device of this machine lie: those of other machines stay beside them."""
+    return results / f"{device.partition(':')[0]}-{precision}" / _named(where(machine(device, 0)))
+
+
 def file_of(results: Path, device: str, precision: str, model: str, workload: str) -> Path:
-    name = re.sub(r"\W+", "-", workload)
-    return results / f"{device.partition(':')[0]}-{precision}" / model / f"{name}.json"
+    return folder_here(results, device, precision) / model / f"{_named(workload)}.json"
+
+
+def where(machine: Mapping[str, Any]) -> str:
+    """What computed, by name: of a result's `machine`."""
+    return str(machine.get("gpu") or machine["processor"])
+
+
+def _named(said: str) -> str:
+    return re.sub(r"\W+", "-", said.lower()).strip("-")
 
 
 def write(path: Path, entry: dict[str, Any]) -> None:

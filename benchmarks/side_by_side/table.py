@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .conductor import where
 from .models import SHAPES
 from .start import NAME as START
 from .start import STEPS
@@ -19,12 +20,18 @@ PEER = "sentence-transformers"
 
 
 def read(results: Path) -> list[dict[str, Any]]:
-    """Entries of all workloads, in the order of models and workloads."""
-    entries = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*/*/*.json"))]
+    """Entries of all workloads, in the order of machines, models and workloads."""
+    entries = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*/*/*/*.json"))]
     order = (*TEXTS, *PICTURES)
     return sorted(
         entries,
-        key=lambda e: (e["device"], e["precision"], list(SHAPES).index(e["model"]["name"]), order.index(e["workload"])),
+        key=lambda e: (
+            e["device"],
+            e["precision"],
+            where(e["machine"]),
+            list(SHAPES).index(e["model"]["name"]),
+            order.index(e["workload"]),
+        ),
     )
 
 
@@ -108,24 +115,30 @@ def started(entry: dict[str, Any]) -> list[str]:
 
 
 def written(results: Path) -> str:
-    """All tables, a device and a model at a time."""
+    """All tables, a device, a machine and a model at a time."""
     lines: list[str] = []
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
     for entry in read(results):
-        groups.setdefault((entry["device"], entry["precision"], entry["model"]["said"]), []).append(entry)
-    for (device, precision, model), entries in groups.items():
-        machine, found = entries[-1]["machine"], entries[-1]["versions"]
-        where = machine.get("gpu") or f"{machine['processor']}, {machine['threads']} threads"
+        said = entry["device"], entry["precision"], _machine(entry), entry["model"]["said"]
+        groups.setdefault(said, []).append(entry)
+    for (device, precision, machine, model), entries in groups.items():
+        found = entries[-1]["versions"]
         packages = ", ".join(f"{p} {found[p]}" for p in ("torch", "transformers", PEER) if p in found)
         lines += [
-            f"**{model}**, random weights, {precision}, {device}: {where}; {packages}",
+            f"**{model}**, random weights, {precision}, {device}: {machine}; {packages}",
             "",
             *of_model(entries),
             "",
         ]
-    for path in sorted(results.glob(f"*/{START}.json")):
-        lines += [*started(json.loads(path.read_text(encoding="utf-8"))), ""]
+    for path in sorted(results.glob(f"*/*/{START}.json")):
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        lines += [f"**Fresh processes**, {_machine(entry)}", "", *started(entry), ""]
     return "\n".join(lines[:-1]) + "\n"
+
+
+def _machine(entry: dict[str, Any]) -> str:
+    machine = entry["machine"]
+    return where(machine) if "gpu" in machine else f"{where(machine)}, {machine['threads']} threads"
 
 
 def into(page: Path, results: Path) -> None:
