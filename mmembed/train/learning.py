@@ -136,6 +136,7 @@ class Learning:
         run._changed |= {**self.weights, **self.buffers}
         changing = {**self.weights, **{k: b for k, b in self.buffers.items() if b.is_floating_point()}}
         self.average = {k: w.detach().clone() for k, w in changing.items()} if stage.average is not None else {}
+        self.earlier = {k: w.detach().clone() for k, w in changing.items()} if stage.soup else {}
 
     def _of_tasks(self) -> Iterator[tuple[int, list[Loss]]]:
         """The losses of each task, with its number."""
@@ -438,8 +439,8 @@ class Learning:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """With the mean of the weights in their place, where there is one."""
-        own = {name: self.run_._changed[name] for name in self.average}
+        """With what the stage would leave in place of the weights."""
+        own = {name: self.run_._changed[name] for name in self.average.keys() | self.earlier.keys()}
         kept = {name: tensor.detach().clone() for name, tensor in own.items()}
         self.settle()
         try:
@@ -450,10 +451,12 @@ class Learning:
                     tensor.copy_(kept[name])
 
     def settle(self) -> None:
-        """At the end of a stage its mean is what stays."""
+        """At the end of a stage its mean is what stays, in a soup with what was before it."""
         with torch.no_grad():
             for name, mean in self.average.items():
                 self.run_._changed[name].copy_(mean)
+            for name, weight in self.earlier.items():
+                self.run_._changed[name].lerp_(weight, self.stage.soup)
 
     def save(self) -> None:
         """Write a checkpoint, by the process that leads."""
@@ -462,6 +465,7 @@ class Learning:
             tensors = {f"weight.{name}": tensor for name, tensor in run._changed.items()}
             tensors |= {f"loss.{name}": weight for name, weight in self.losses.named_parameters()}
             tensors |= {f"average.{name}": mean for name, mean in self.average.items()}
+            tensors |= {f"earlier.{name}": weight for name, weight in self.earlier.items()}
             counts = {}
             for name, weight in self.every.items():
                 own = self.optimizer.state.get(weight, {})
@@ -498,7 +502,7 @@ class Learning:
         """
         run = self.run_
         due = {f"weight.{name}" for name in run._changed} | set(self.learnt)
-        due |= {f"average.{name}" for name in self.average}
+        due |= {f"average.{name}" for name in self.average} | {f"earlier.{name}" for name in self.earlier}
         lacking = due - tensors.keys()
         if lacking:
             raise LoadError(f"{run.folder}: the checkpoint lacks {', '.join(sorted(lacking)[:3])}")
@@ -506,8 +510,9 @@ class Learning:
             put(own, tensors[f"weight.{name}"])
         for name, weight in self.learnt.items():
             put(weight, tensors[name])
-        for name, mean in self.average.items():
-            put(mean, tensors[f"average.{name}"])
+        for kind, held in (("average", self.average), ("earlier", self.earlier)):
+            for name, tensor in held.items():
+                put(tensor, tensors[f"{kind}.{name}"])
         for name, count in state["adam"].items():
             weight = self.every[name]
             # Laid out as the weight is: the fused step walks over both as they lie.

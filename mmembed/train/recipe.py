@@ -167,6 +167,8 @@ class Stage:
             takes 0.3).
         batch_norm: statistics of trained batch norms are "frozen" or "learnt".
         average: decay of a running mean of the weights and statistics, which is what is measured and kept; None: there is none.
+        soup: how much of the weights from before the stage stays in what it leaves, a soup of both (WiSE-FT, arXiv 2109.01903): a
+            stage forgets less so. It is measured with them too.
         lora: adapters that this stage puts in, and later ones keep.
         spec: fields of the model's spec that are other ones while this stage lasts, none of them of its weights:
             `{ layers = [0], norm_layers = true }` trains what stands without the blocks of the backbone.
@@ -198,6 +200,7 @@ class Stage:
     attention_dropout: float | None = None
     batch_norm: Literal["frozen", "learnt"] = "frozen"
     average: float | None = None
+    soup: float = 0.0
     lora: Lora | None = None
     spec: Mapping[str, Any] = field(default_factory=dict)
     image_size: int | None = None
@@ -229,6 +232,8 @@ class Stage:
             raise SpecError(f"attention_dropout={self.attention_dropout} goes with dropout = true, and lies in [0, 1)")
         if self.average is not None and not 0 < self.average < 1:
             raise SpecError(f"average={self.average} must lie between 0 and 1")
+        if not 0 <= self.soup < 1:
+            raise SpecError(f"soup={self.soup} must lie in [0, 1)")
         if self.lora is not None and not {"lora", "all"} & set(self.train):
             raise SpecError(f"stage {self.name!r} puts LoRA in and does not train it: train = ['lora', ...]")
 

@@ -240,6 +240,20 @@ def test_the_mean_of_the_weights_is_what_stays(recipe, tmp_path):
     assert run.steps == 6
 
 
+def test_a_soup_with_what_was_before_is_what_stays(recipe, tmp_path):
+    trained(recipe, tmp_path, "stage.0.soup=0.25")
+    before = load_file(recipe.parent / "tiny" / "weights.safetensors")
+    tensors, _ = checkpoints.load(checkpoints.found(tmp_path / "run")[-1])
+    learnt = {name.removeprefix("weight."): t for name, t in tensors.items() if name.startswith("weight.")}
+    kept = weights(tmp_path)
+    for name, tensor in learnt.items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(kept[name], 0.75 * tensor + 0.25 * before[name])
+    assert any(not torch.equal(kept[name], tensor) for name, tensor in learnt.items())
+    with pytest.raises(SpecError, match=r"soup=1.0 must lie in \[0, 1\)"):
+        trained(recipe, tmp_path / "b", "stage.0.soup=1.0")
+
+
 def test_a_recipe_of_two_stages_with_held_out_data_and_lora(tmp_path):
     recipe = lay(tmp_path, RECIPE + STAGES)
     output = tmp_path / "out"

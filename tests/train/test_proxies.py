@@ -43,6 +43,7 @@ steps = 4
 train = ["tower", "projector"]
 batch_norm = "learnt"
 average = 0.9
+soup = 0.25
 lr = 1e-3
 save = 2
   [[stage.task]]
