@@ -352,13 +352,13 @@ def test_token_vectors_and_sparse_weights_are_trained_too(tmp_path, spec, losses
         "stage.0.steps=12",
         'stage.0.task.0.data=["pairs"]',
         'stage.0.train=["all"]',
-        "stage.0.eps=1e-3",
+        "stage.0.eps=1e-2",  # Adam makes a step of rounding alone where a gradient is next to nothing
     )
     trained(recipe, tmp_path / "once", *changes)
     together(2, trained, recipe, tmp_path / "two", *changes)
     found = [[r["loss"] for r in read_log(tmp_path / name / "run" / "log.jsonl")] for name in ("once", "two")]
     assert np.mean(found[0][-3:]) < 0.9 * np.mean(found[0][:3])
-    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
+    np.testing.assert_allclose(found[1], found[0], rtol=2e-5)
 
 
 def test_a_stage_may_look_at_smaller_pictures(tmp_path):
