@@ -173,7 +173,7 @@ class Conductor:
                 },
                 "device": self.device,
                 "precision": self.precision,
-                "machine": machine(self.device, self.threads),
+                "machine": machine(self.device) | {"threads": self.threads},
                 "versions": versions(),
                 "size": size,
                 "items": count,
@@ -210,7 +210,7 @@ def fits(model: str, workload: str) -> bool:
 
 def folder_here(results: Path, device: str, precision: str) -> Path:
     """Where results of a device of this machine lie: those of other machines stay beside them."""
-    return results / f"{device.partition(':')[0]}-{precision}" / _named(where(machine(device, 0)))
+    return results / f"{device.partition(':')[0]}-{precision}" / _named(where(machine(device)))
 
 
 def file_of(results: Path, device: str, precision: str, model: str, workload: str) -> Path:
@@ -233,12 +233,8 @@ def write(path: Path, entry: dict[str, Any]) -> None:
     part.replace(path)
 
 
-def machine(device: str, threads: int) -> dict[str, Any]:
-    said: dict[str, Any] = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-    }
+def machine(device: str) -> dict[str, Any]:
+    said: dict[str, Any] = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     listed = Path("/proc/cpuinfo")
     if listed.exists():
         told = listed.read_text()

@@ -73,7 +73,7 @@ def measure(models: Iterable[str], shelf: Path, systems: Iterable[str], rounds: 
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     return {
         "workload": NAME,
-        "machine": machine("cpu", threads),
+        "machine": machine("cpu") | {"threads": threads},
         "versions": versions(),
         "rounds": rounds,
         "when": time.strftime("%Y-%m-%d"),

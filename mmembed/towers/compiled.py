@@ -25,7 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..nn import row
 from ..nn.attention import WITHIN
 from ..nn.compiling import compiled
-from .lean import Over, over, told_to_compilers
+from .lean import Over, over
 from .reading import layers_of
 
 M = TypeVar("M", bound=PreTrainedModel)
@@ -36,7 +36,6 @@ KINDS = 32
 def compile_blocks(model: M) -> M:
     """The model itself, whose blocks compile themselves when they first run: those that read tokens, and those of a tower whose
     pictures go through the door in one row."""
-    told_to_compilers(model)
     seeing = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer) and _sees(part)]
     for number, block in (*enumerate(layers_of(model)), *((-1, each) for each in seeing)):
         own: Any = type(block)

@@ -60,6 +60,7 @@ def lean(model: M) -> M:
         if own is nn.Linear and ONEDNN:
             part.__class__ = LeanLinear
             part.__dict__ |= {"packed": Packed() if small else None, "beside": None}
+            part.tell_compilers()
         role = "mlp" if name.rpartition(".")[2] in MLPS else "norm" if _is_norm(part) else ""
         if role and (own, role) not in forms:
             forms[own, role] = _form_of(part, role)
@@ -139,6 +140,15 @@ class LeanLinear(nn.Linear):
         weight = self.weight if self.packed is None else self.packed.of(self.weight)
         return _product(input, weight, self.bias)
 
+    def tell_compilers(self) -> None:
+        """Let a graph find the copy of the weights."""
+        if self.packed is not None:
+            _COPIES[self.weight] = self.packed
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.tell_compilers()
+
 
 class Beside:
     """Layers of one module that read the same input: when the first is asked all are computed, and the others have theirs.
@@ -214,14 +224,7 @@ def _product(states: Float[Tensor, "*R D"], weight: Tensor, bias: Float[Tensor, 
 
 
 _COPIES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-"""Of weights of compiled layers their `Packed`: what a graph hands over is the weight, not its layer."""
-
-
-def told_to_compilers(model: nn.Module) -> None:
-    """Graphs of the model's layers find the copies of their weights from now on."""
-    for part in model.modules():
-        if isinstance(part, LeanLinear) and part.packed is not None:
-            _COPIES[part.weight] = part.packed
+"""Of weights their layer's `Packed`: what a compiled graph hands over is the weight, not the layer."""
 
 
 @torch.library.custom_op("mmembed::linear", mutates_args=())

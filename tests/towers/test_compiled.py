@@ -130,6 +130,10 @@ def test_products_stay_onednn_s_on_packed_weights_in_a_graph(monkeypatch):
     assert np.abs(embedder.encode(texts) - due).max() < 1e-5
     assert all(packed)
     assert len(packed) > plain  # layers beside each other are one product out of a graph, and one each inside
+    again = pickle.loads(pickle.dumps(embedder.model))
+    assert all(
+        lean._COPIES[part.weight] is part.packed for part in again.modules() if isinstance(part, lean.LeanLinear)
+    )
 
 
 @pytest.mark.skipif(not lean.ONEDNN, reason="a torch without oneDNN")
