@@ -122,10 +122,13 @@ def test_an_index_of_half_floats_takes_half_the_room_and_finds_the_same(tmp_path
             index._table.merge(rows_of(kind, 0, len(found)), found)
         index._table.compact()
         assert index.info()["store"] == store
+    shared = []
     for query in queries(vectors, 20):
         whole, half = (kept[store].nearest(query, balanced=False) for store in ("float32", "float16"))
-        assert len({hit.id for hit in whole} & {hit.id for hit in half}) >= (7 if large else 9)
+        shared.append(len({hit.id for hit in whole} & {hit.id for hit in half}))
         assert half[0].score == pytest.approx(whole[0].score, abs=1e-3)
+    # codes are learnt from other random starts each time: 9.3 to 9.8 in the mean of 20 questions, of one 6 at times
+    assert np.mean(shared) >= 9 if large else min(shared) >= 9
     told = kept["float16"].vector("text 00007")
     assert told.dtype == np.float32
     assert told == pytest.approx(vectors["text"][7], abs=1e-3)
