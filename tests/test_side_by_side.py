@@ -88,14 +88,15 @@ def test_a_plain_loop_over_transformers_gives_the_same_vectors(shelf, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime", "llama.cpp"])
 def test_exported_models_give_the_same_vectors(shelf, name):
     if SYSTEMS[name].missing():
         pytest.skip(f"{name} is not installed")
     folder = folder_of("tiny", shelf)
     made = workloads.make("documents", 6, shelf)
     other, ours = (SYSTEMS[system](folder, "cpu", "fp32", 1) for system in (name, "mmembed"))
-    assert np.abs(other.encode(made, {"batch": 4}) - ours.encode(made, {})).max() <= 1e-5
+    for setting in other.settings(made):
+        assert np.abs(other.encode(made, setting) - ours.encode(made, {})).max() <= 1e-5
 
 
 def test_a_fresh_process_is_timed_step_by_step(shelf):

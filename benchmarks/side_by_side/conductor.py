@@ -36,6 +36,7 @@ PACKAGES = (
     "openvino",
     "onnxruntime",
     "vllm",
+    "xllamacpp",
     "numpy",
 )
 Say = Callable[[str], None]
