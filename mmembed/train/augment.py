@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image as PillowImage
 from PIL import ImageFilter
 
-from ..errors import ImageError
+from ..errors import ImageError, SpecError
 from ..images import Image
 from ..inputs import Item
 from ..registry import Registry
@@ -92,13 +92,18 @@ def affine(
 
 @augmentations.register("elastic")
 def elastic(picture: Picture, rng: np.random.Generator, *, cells: int = 4, by: float = 0.05) -> Picture:
-    """The corners of `cells` x `cells` cells moved by up to `by` of the side, what lies between bent along."""
+    """The corners of `cells` x `cells` cells, of a pixel at least, moved by up to `by` of the side, what lies between bent
+    along."""
+    if cells < 1:
+        raise SpecError(f"cells={cells}: at least one")
     sides = np.array([picture.width, picture.height])
-    corners = np.stack(np.meshgrid(*(np.linspace(0, side, cells + 1) for side in sides), indexing="ij"), -1)
+    counts = np.minimum(cells, sides)
+    ticks = (np.linspace(0, side, count + 1) for side, count in zip(sides, counts, strict=True))
+    corners = np.stack(np.meshgrid(*ticks, indexing="ij"), -1)
     moved = corners + rng.uniform(-by, by, corners.shape) * sides
     mesh = []
-    for x in range(cells):
-        for y in range(cells):
+    for x in range(counts[0]):
+        for y in range(counts[1]):
             box = tuple(int(v) for v in (*corners[x, y], *corners[x + 1, y + 1]))
             around = (moved[x, y], moved[x, y + 1], moved[x + 1, y + 1], moved[x + 1, y])
             mesh.append((box, tuple(float(v) for corner in around for v in corner)))

@@ -26,6 +26,8 @@ def save(folder: Path, number: int, tensors: Mapping[str, Tensor], state: Mappin
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{number:08d}.safetensors"
+    for part in folder.glob(".*.safetensors.*.part"):
+        part.unlink()  # of a run that was killed while it wrote
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_whole(path, to_bytes(plain, {STATE: json.dumps(state)}))
     for old in found(folder)[:-KEPT]:

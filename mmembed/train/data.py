@@ -8,10 +8,9 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from ..embedder import PROMPTS
 from ..errors import InputError, LoadError, MissingExtra, SpecError, UnknownName
 from ..images import Image
 from ..inputs import Item, Text
+from ..kept import Kept
 from ..registry import Registry
 from ..shards import PICTURES, Shard
 from ..sources import files_of, walk
@@ -30,6 +30,8 @@ TOGETHER = 65536
 """Rows of a blocked file that are shuffled together."""
 HELD = 2**29
 """Bytes of row groups that are held at once: a table of some hundred megabytes is read once, whatever the order of its rows."""
+OBJECT = 64
+"""Bytes of a cell of a list beyond what it says: Python's own of it, and where it lies."""
 
 
 class Rows(Protocol):
@@ -149,6 +151,10 @@ class Source:
     limit: int | None = None
     mined: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise SpecError(f"limit={self.limit}: at least one row is taken")
+
     def rows(self, files: Sequence[Path]) -> Rows:
         raise NotImplementedError
 
@@ -237,32 +243,43 @@ class Examples:
         column = self.source.columns.language
         if column is None:
             raise SpecError(f"data {self.name!r} is balanced by language and names no column for it: columns.language")
-        return self._by(column)
+        return {value or "": rows for value, rows in self._by(column).items()}
 
-    def groups(self) -> dict[str, NDArray[np.int64]]:
-        """Row numbers of each group.
+    def groups(self, *, all_of_one: bool = False) -> dict[str, NDArray[np.int64]]:
+        """Row numbers of each group; a row whose cell is empty is of none.
+
+        Args:
+            all_of_one: whether that is an error.
 
         Raises:
-            SpecError: the data has no column of groups.
+            SpecError: the data has no column of groups, or a row without one.
         """
         column = self.source.columns.group
         if column is None:
             raise SpecError(f"data {self.name!r} is told apart by groups and names no column for them: columns.group")
-        return self._by(column)
+        found = self._by(column)
+        bare = found.pop(None, None)
+        if bare is not None and all_of_one:
+            raise SpecError(
+                f"data {self.name!r} is told apart by groups, and {len(bare)} rows have none, as row {bare[0]}"
+            )
+        return cast(dict[str, NDArray[np.int64]], found)
 
-    def _by(self, column: str) -> dict[str, NDArray[np.int64]]:
+    def _by(self, column: str) -> dict[str | None, NDArray[np.int64]]:
         """Raises: InputError, a row that cannot be read, unless the source says to skip it."""
-        found: dict[str, list[int]] = {}
+        found: dict[str | None, list[int]] = {}
         whole = self._rows.column(column) if isinstance(self._rows, _Parquet) else None
         for row in range(len(self)):
             try:
-                value = self._rows[row].get(column) if whole is None else whole[row]
+                value = _said(self._rows[row] if whole is None else {column: whole[row]}, column)
             except InputError as error:
                 if self.source.on_error == "raise":
                     raise InputError(f"data {self.name!r}, row {row}: {error.reason}") from None
                 continue
-            found.setdefault(str(value), []).append(row)
-        return {value: np.asarray(rows) for value, rows in sorted(found.items())}
+            found.setdefault(value, []).append(row)
+        return {
+            value: np.asarray(found[value]) for value in sorted(found, key=lambda value: (value is not None, value))
+        }
 
     def __getitem__(self, row: int) -> Example:
         """Raises: InputError, with what is wrong with the row and where it is."""
@@ -282,11 +299,11 @@ class Examples:
             told = positives if columns.positive_source is None else self._many(values, columns.positive_source)
             if len(asked) != 1 or len(told) != len(positives):
                 raise InputError("a teacher reads one source for the query and one for each positive")
+            language = None if columns.language is None else _said(values, columns.language)
+            group = None if columns.group is None else _said(values, columns.group)
         except InputError as error:
             raise InputError(f"data {self.name!r}, row {row}: {error.reason}") from None
-        language = None if columns.language is None else str(values.get(columns.language))
         keys = {digest(item) for item in (query if positives is query else (*query, *positives))}
-        group = None if columns.group is None else str(values.get(columns.group))
         if group is not None:
             keys.add(f"group {group}".encode())
         return Example(
@@ -329,6 +346,14 @@ def digest(item: Item) -> bytes:
             source: Any = part.source
             told.update(b"image " + (source if isinstance(source, bytes) else os.fsencode(source)))
     return told.digest()
+
+
+def _said(values: Mapping[str, Any], name: str) -> str | None:
+    """What a plain column says; None: nothing."""
+    if name not in values:
+        raise InputError(str(UnknownName("column", name, values)))
+    value = values[name]
+    return None if value is None else str(value)
 
 
 def _listed(values: Mapping[str, Any], name: str, kind: Any, wanted: str) -> list[Any]:
@@ -414,11 +439,14 @@ class _Jsonl:
 def _line_starts(file: Path) -> NDArray[np.int64]:
     """Where the lines begin that hold more than white space."""
     starts, place = [], 0
-    with file.open("rb") as lines:
-        for line in lines:
-            if line.strip():
-                starts.append(place)
-            place += len(line)
+    try:
+        with file.open("rb") as lines:
+            for line in lines:
+                if line.strip():
+                    starts.append(place)
+                place += len(line)
+    except OSError as error:
+        raise LoadError(f"{file} cannot be read: {error.strerror}") from None
     return np.asarray(starts, dtype=np.int64)
 
 
@@ -531,16 +559,15 @@ class _Parquet:
         counts = [len(self._kept[f, g]) if where else self._files[f].metadata.row_group(g).num_rows for f, g in groups]
         self._groups = [group for group, count in zip(groups, counts, strict=True) if count]
         self.blocks = [count for count in counts if count]
-        most = max((self._files[f].metadata.row_group(g).total_byte_size for f, g in self._groups), default=1)
         self._ends = [*accumulate(self.blocks)]
-        self._group = lru_cache(maxsize=max(2, HELD // max(most, 1)))(self._read)
+        self._held: Kept[int, Mapping[str, Any]] = Kept(HELD)
 
     def __len__(self) -> int:
         return sum(self.blocks)
 
     def __getitem__(self, row: int) -> Mapping[str, Any]:
         which = bisect_right(self._ends, row)
-        table = self._group(which)
+        table = self._held.get(which) or self._read(which)
         place = row - (self._ends[which - 1] if which else 0)
         return {name: column[place] for name, column in table.items()}
 
@@ -555,14 +582,20 @@ class _Parquet:
         return found
 
     def _read(self, which: int) -> Mapping[str, Any]:
-        """The columns of a row group by name: lists, which are read a hundred times as fast, but for bytes, which are large."""
+        """The columns of a row group by name: lists, which are read a hundred times as fast, but for bytes, which are large.
+
+        Two are held at least, however large they are."""
         group = self._groups[which]
         table = self._files[group[0]].read_row_group(group[1], columns=self._columns)
         table = (table.take(self._kept[group]) if self._where else table).combine_chunks()
-        return {
+        found = {
             name: _Cells(table[name]) if "binary" in str(table.schema.field(name).type) else table[name].to_pylist()
             for name in self._columns
         }
+        size = table.nbytes + OBJECT * sum(len(column) for column in found.values() if isinstance(column, list))
+        self._held.limit = max(self._held.limit, 2 * size)
+        self._held.put(which, found, size)
+        return found
 
     def _rows_kept(self, file: int, group: int) -> NDArray[np.int64]:
         import pyarrow as pa
@@ -571,13 +604,16 @@ class _Parquet:
         table = self._files[file].read_row_group(group, columns=list(self._where))
         kept = np.ones(len(table), dtype=bool)
         for name, values in self._where.items():
+            column = table[name]
+            if pa.types.is_dictionary(column.type):
+                column = column.cast(column.type.value_type)
             try:
-                wanted = pa.array(values, table[name].type)
+                wanted = pa.array(values, column.type)
             except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
                 raise SpecError(
-                    f"where: column {name!r} holds {table[name].type}, and {values!r:.60} are none: {error}"
+                    f"where: column {name!r} holds {column.type}, and {values!r:.60} are none: {error}"
                 ) from None
-            kept &= pc.is_in(table[name], wanted).to_numpy(zero_copy_only=False)
+            kept &= pc.is_in(column, wanted).to_numpy(zero_copy_only=False)
         return np.flatnonzero(kept)
 
 

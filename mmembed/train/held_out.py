@@ -17,6 +17,25 @@ from .recipe import HeldOut
 from .teacher import Teacher
 
 
+def check(embedder: Embedder, examples: Examples, held: HeldOut) -> None:
+    """What can be said before anything is measured.
+
+    Raises:
+        SpecError: no scores where they are asked for, or dimensions that the model does not have.
+    """
+    if held.measure == "sts" and examples.source.columns.score is None:
+        raise SpecError(f"data {examples.name!r} has no scores to measure by: measure = 'retrieval', or columns.score")
+    if held.truncate_dim is not None:
+        if embedder.spec.pooling is None:
+            raise SpecError(f"{embedder.spec.name!r} has no one vector for an item that truncate_dim could shorten")
+        if not 0 < held.truncate_dim <= embedder.dimension:
+            raise SpecError(f"truncate_dim={held.truncate_dim} lies between 1 and the {embedder.dimension} of a vector")
+
+
+BLOCK = 1024
+"""Pairs that are compared at once: all against all of them."""
+
+
 def measure(embedder: Embedder, examples: Examples, held: HeldOut) -> dict[str, float]:
     """Scores by name: "R@1", "R@10" and "MRR", or "spearman".
 
@@ -26,7 +45,8 @@ def measure(embedder: Embedder, examples: Examples, held: HeldOut) -> dict[str, 
     Raises:
         InputError: a row that gives no example, unless its source says skip. SpecError: no row, or no scores.
     """
-    rows = _first(examples, held.most)
+    check(embedder, examples, held)
+    rows = readable(examples, held.most)
     asked, told = examples.source.prompts(embedder.spec)
     queries = _encoded(
         embedder,
@@ -38,12 +58,13 @@ def measure(embedder: Embedder, examples: Examples, held: HeldOut) -> dict[str, 
     )
     if held.measure == "sts":
         if any(len(example.scores) != 1 for example in rows):
-            raise SpecError(f"data {examples.name!r} has no one score a row: measure = 'retrieval', or columns.score")
+            raise SpecError(f"data {examples.name!r} has several scores a row: measure = 'retrieval'")
         from scipy.stats import spearmanr
 
         positives = [example.positives[0] for example in rows]
         others = _encoded(embedder, positives, "document", held.truncate_dim, prompt_name=told)
-        alike = np.diagonal(embedder.similarity(queries, others))
+        blocks = [slice(first, first + BLOCK) for first in range(0, len(rows), BLOCK)]
+        alike = np.concatenate([np.diagonal(embedder.similarity(queries[own], others[own])) for own in blocks])
         return {"spearman": float(spearmanr(alike, [example.scores[0] for example in rows]).statistic)}
     candidates: dict[bytes, Item] = {}
     answers: dict[bytes | str, set[bytes]] = {}  # by query, and by group
@@ -70,7 +91,7 @@ def mean_of_groups(embedder: Embedder | Teacher, examples: Examples, classes: Ma
     Raises:
         InputError: a row that gives no example, unless its source says skip. SpecError: a group without any.
     """
-    rows = [row for row in _first(examples, len(examples)) if row.group in classes]
+    rows = [row for row in readable(examples) if row.group in classes]
     found = np.zeros((len(classes), embedder.dimension), np.float32)
     if isinstance(embedder, Teacher):
         vectors = embedder.said([row.sources[0] for row in rows], "query")
@@ -102,8 +123,6 @@ def _encoded(
     """What a model is compared by: vectors, or token vectors or sparse weights where it has no one vector for an item."""
     if embedder.spec.pooling is not None:
         return embedder.encode(items, truncate_dim=truncate_dim, **options)
-    if truncate_dim is not None:
-        raise SpecError(f"{embedder.spec.name!r} has no one vector for an item that truncate_dim could shorten")
     encode = embedder.encode_tokens if embedder.spec.tokens is not None else embedder.encode_sparse
     return encode(items, side=side, **options)
 
@@ -115,7 +134,12 @@ def rank_of(scores: NDArray[np.float32], right: NDArray[np.int64]) -> int:
     return 1 + int((scores[wrong] >= scores[right].max()).sum())
 
 
-def _first(examples: Examples, most: int) -> list[Example]:
+def readable(examples: Examples, most: int | None = None) -> list[Example]:
+    """The first examples, with pictures that can be read.
+
+    Raises:
+        InputError: a row that gives none, unless its source says skip. SpecError: none at all.
+    """
     found = []
     for row in range(len(examples)):
         try:

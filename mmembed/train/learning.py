@@ -101,10 +101,15 @@ class Learning:
             elif stage.lora != next(s.lora for s in run.recipe.stage if s.lora is not None):
                 raise SpecError(f"stage {stage.name!r} asks for another LoRA than the one that is in already")
         self.weights = parts.choose(model, stage)
+        for task in stage.task:
+            if task.teacher is not None:
+                run.teacher(task.teacher)  # loaded first: what it draws is not what losses begin with
+        torch.manual_seed(parts.seeded(*self.seed, 4))
         self.losses = nn.ModuleDict(
             {f"{t}_{k}": self._loss(s, task) for t, task in enumerate(stage.task) for k, s in enumerate(task.losses)}
         ).to(run.device)
         self.classes = {t: self._classes(task) for t, task in enumerate(stage.task) if self._proxies(t)}
+        run.model.eval()  # the stage before may have left dropout or statistics on
         for t in self.classes:
             for proxies in self._proxies(t):
                 self._check_start(proxies, self.classes[t], t)
@@ -127,7 +132,7 @@ class Learning:
             self.weights = parts.choose(model, stage)
         self.learnt = {f"loss.{name}": weight for name, weight in self.losses.named_parameters()}
         self.every = {**self.weights, **self.learnt}
-        self.groups = parts.groups(self.weights, stage, [*self.learnt.values()])
+        self.groups = parts.groups(self.weights, stage, [*self.learnt.values()], parts.embedded_by(model))
         # Fused: one pass over a weight, its gradient and moments, a fifth of the time of torch's default on a CPU.
         self.optimizer = torch.optim.AdamW(
             self.groups, lr=stage.lr, betas=(stage.betas[0], stage.betas[1]), eps=stage.eps, fused=True
@@ -179,7 +184,7 @@ class Learning:
 
     def _classes(self, task: Task) -> dict[str, int]:
         """A number for each group of a task's data."""
-        values = {value for name in task.data for value in self.run_.data[name].groups()}
+        values = {value for name in task.data for value in self.run_.data[name].groups(all_of_one=True)}
         return {value: k for k, value in enumerate(sorted(values))}
 
     def _start(self, proxies: Proxies, classes: Mapping[str, int], task: int) -> Tensor:
@@ -223,12 +228,12 @@ class Learning:
                 done = self.step == stage.steps
                 log.step({"step": self.before + self.step, "stage": stage.name, **record})
                 stop = any(run.world.told(run._asked_to_stop.is_set()))
-                if done or (stage.evaluate and self.step % stage.evaluate == 0):
-                    self._look(log)
                 if done or stop or (stage.save and self.step % stage.save == 0):
                     self.save()
                 if stop:
                     raise KeyboardInterrupt
+                if done or (stage.evaluate and self.step % stage.evaluate == 0):
+                    self._look(log)
         self.settle()
 
     @property

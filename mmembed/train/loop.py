@@ -19,6 +19,7 @@ from ..errors import LoadError, SpecError
 from . import checkpoints, parts
 from .building import build
 from .export import export
+from .held_out import check
 from .learning import Learning
 from .recipe import Recipe
 from .shards import Shards, unsharded
@@ -67,6 +68,8 @@ class Run:
             raise SpecError("a loss of a language head reads embeddings outside of the backbone: leave shard out")
         for examples in self.data.values():
             examples.source.prompts(self.embedder.spec)
+        for held in recipe.held_out.values():
+            check(self.embedder, self.data[held.data], held)
         self.teachers: dict[str, Teacher] = {}
         self._changed: dict[str, Tensor] = {}  # weights and buffers that are no longer those it began with
         self._lora: dict[str, Any] | None = None

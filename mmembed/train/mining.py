@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..embedder import Embedder
-from ..errors import InputError, SpecError
+from ..errors import SpecError
 from ..inputs import Item
 from .checkpoints import write_whole
 from .data import Example, Examples, digest
+from .held_out import readable
 
 BLOCK = 1 << 26
 """Scores that stand at once."""
@@ -64,7 +65,7 @@ def mine(
         raise SpecError(f"count={count}, skip={skip}, depth={depth}, relative={relative}: nothing would be left")
     if embedder.spec.pooling is None:
         raise SpecError(f"{embedder.spec.name!r} has no one vector for an item to search by")
-    rows = _readable(examples)
+    rows = readable(examples)
     asked, told = examples.source.prompts(embedder.spec)
     queries = embedder.encode(
         [row.query for row in rows],
@@ -80,6 +81,7 @@ def mine(
         of_item.setdefault(digest(row.positives[0]), row.row)
     place = {key: k for k, key in enumerate(items)}
     vectors = embedder.encode([*items.values()], prompt_name=told, show_progress_bar=show_progress_bar)
+    queries, vectors = (own / np.linalg.norm(own, axis=1, keepdims=True) for own in (queries, vectors))
     candidates = np.array([of_item.get(key, -1) for key in items])
     answers = _answers(rows, place)
     found: list[Mined] = []
@@ -112,17 +114,6 @@ def _kept(
     near = nearest[scores[nearest] < best - margin - relative * abs(best)]
     near = near[np.isfinite(scores[near])][:count]
     return Mined(row, tuple(candidates[near].tolist()), tuple(map(float, scores[near])), best)
-
-
-def _readable(examples: Examples) -> list[Example]:
-    found = []
-    for row in range(len(examples)):
-        try:
-            found.append(examples[row])
-        except InputError:
-            if examples.source.on_error == "raise":
-                raise
-    return found
 
 
 def _answers(rows: Sequence[Example], place: dict[bytes, int]) -> list[NDArray[np.int64]]:

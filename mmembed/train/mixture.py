@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -45,8 +46,28 @@ class _Stratum:
 
     def __init__(self, blocks: Sequence[NDArray[np.int64]], seed: Sequence[int]):
         self.order = Order(blocks, seed)
-        self.waiting: list[int] = []  # rows that had a twin in the batch when their turn came
-        self.read: dict[int, Example] = {}  # those of them that are read already
+        self.waiting: dict[bytes, deque[int]] = {}  # rows whose turn has been, by what the batch had of them then
+        self._held: set[int] = set()
+
+    def wait(self, row: int, key: bytes) -> None:
+        self.waiting.setdefault(key, deque()).append(row)
+        self._held.add(row)
+
+    def waited(self, keys: Set[bytes]) -> int | None:
+        """The row that has waited longest for what is not among `keys`."""
+        key = next((key for key in self.waiting if key not in keys), None)
+        if key is None:
+            return None
+        row = self.waiting[key].popleft()
+        if not self.waiting[key]:
+            del self.waiting[key]
+        self._held.discard(row)
+        return row
+
+    def drawn(self) -> int | None:
+        """The row whose turn it is, unless it is waiting already."""
+        row = next(self.order)
+        return None if row in self._held else row
 
 
 class Mixture:
@@ -55,7 +76,8 @@ class Mixture:
     A source is drawn with a probability in proportion to its share times the number of its rows to the power of 1 /
     `temperature`; with `language_temperature` so is each language inside it. A row has its turn once in an epoch of its
     source or language. One whose query or positive, or whatever else answers its query, is in the batch already, waits for
-    the next: it would be a negative and a positive at once.
+    the next: it would be a negative and a positive at once. A language with nothing else for a batch leaves its turns to
+    the others, by their chances.
 
     Args:
         data: the sources by name. batch: examples a batch.
@@ -91,10 +113,10 @@ class Mixture:
         self._names = list(data)
         given = [(shares or {}).get(name, 1.0) for name in self._names]
         sizes = [len(examples) for examples in data.values()]
-        self.chances = _proportions([s * n ** (1 / temperature) for s, n in zip(given, sizes, strict=True)])
+        self.chances = _proportions(sizes, temperature, given)
         self._strata: dict[str, list[_Stratum]] = {}
         self._outside = _ends(self.chances)
-        self._inside: dict[str, list[float]] = {}
+        self._inside: dict[str, NDArray[np.float64]] = {}
         for number, (name, examples) in enumerate(data.items()):
             if language_temperature is None:
                 strata = [_Stratum(examples.blocks(), [*seed, number])]
@@ -102,8 +124,7 @@ class Mixture:
                 rows = examples.languages().values()
                 strata = [_Stratum([own], [*seed, number, k]) for k, own in enumerate(rows)]
             self._strata[name] = strata
-            power = 1 / (language_temperature or 1.0)
-            self._inside[name] = _ends(_proportions([len(stratum.order) ** power for stratum in strata]))
+            self._inside[name] = _proportions([len(stratum.order) for stratum in strata], language_temperature or 1.0)
 
     def __next__(self) -> list[Example]:
         """The next batch.
@@ -115,10 +136,11 @@ class Mixture:
         rng = np.random.default_rng([*self._seed, 1 << 20, self.step])
         found: list[Example] = []
         keys: set[bytes] = set()
+        inside = {name: (chances, _ends(chances)) for name, chances in self._inside.items()}
         while len(found) < self.batch:
             name = self._names[_one_of(self._outside, rng)]
             for _ in range(min(self._group, self.batch - len(found))):
-                example = self._one(name, _one_of(self._inside[name], rng), keys)
+                example = self._one(name, inside, rng, keys)
                 if not (self._twins or self.data[name].graded):
                     keys |= example.keys
                 found.append(example)
@@ -128,15 +150,26 @@ class Mixture:
     def __iter__(self) -> Iterator[list[Example]]:
         return self
 
-    def _one(self, name: str, chosen: int, keys: set[bytes]) -> Example:
-        """The next example of a language; one that has no more for this batch leaves its turn to the one behind it."""
-        strata = self._strata[name]
+    def _one(
+        self,
+        name: str,
+        inside: dict[str, tuple[NDArray[np.float64], list[float]]],
+        rng: np.random.Generator,
+        keys: Set[bytes],
+    ) -> Example:
+        """The next example of a language, by the chances of `inside`: one that has no more for this batch has none there."""
         bad: InputError | None = None
-        for k in range(len(strata)):
-            found = self._drawn(name, strata[(chosen + k) % len(strata)], keys)
+        while True:
+            chances, ends = inside[name]
+            chosen = _one_of(ends, rng)
+            found = self._drawn(name, self._strata[name][chosen], keys)
             if isinstance(found, Example):
                 return found
             bad = found or bad
+            chances = np.where(np.arange(len(chances)) == chosen, 0.0, chances)
+            if not chances.any():
+                break
+            inside[name] = chances, _ends(chances / chances.sum())
         raise bad or SpecError(
             f"data {name!r} has too few rows that differ in query and positive for a batch of {self.batch}: make it smaller"
         )
@@ -145,16 +178,16 @@ class Mixture:
         """The next example of a stratum; what is wrong with its last row where none of them gives one; None: all that it has
         are twins of what the batch holds."""
         examples = self.data[name]
-        for place, row in enumerate(stratum.waiting):
-            if row not in stratum.read:
-                stratum.read[row] = examples[row]
-            if stratum.read[row].keys.isdisjoint(keys):
-                del stratum.waiting[place]
-                return stratum.read.pop(row)
+        while (row := stratum.waited(keys)) is not None:
+            example = examples[row]
+            shared = example.keys & keys
+            if not shared:
+                return example
+            stratum.wait(row, min(shared))
         bad = 0
         for _ in range(2 * len(stratum.order)):
-            row = next(stratum.order)
-            if row in stratum.waiting:
+            row = stratum.drawn()
+            if row is None:
                 continue
             try:
                 example = examples[row]
@@ -165,16 +198,19 @@ class Mixture:
                 if bad >= len(stratum.order):
                     return error
                 continue
-            if self._twins or examples.graded or example.keys.isdisjoint(keys):
+            shared = example.keys & keys
+            if self._twins or examples.graded or not shared:
                 return example
-            stratum.waiting.append(row)
-            stratum.read[row] = example
+            stratum.wait(row, min(shared))
         return None
 
     def state(self) -> dict[str, Any]:
         """Where it stands, as JSON: with it `restore` goes on with exactly the batches that would have come."""
         strata = {
-            name: [{"position": s.order.position, "waiting": list(s.waiting)} for s in own]
+            name: [
+                {"position": s.order.position, "waiting": {key.hex(): [*rows] for key, rows in s.waiting.items()}}
+                for s in own
+            ]
             for name, own in self._strata.items()
         }
         return {"step": self.step, "sources": strata, "rows": {name: len(data) for name, data in self.data.items()}}
@@ -192,7 +228,10 @@ class Mixture:
         self.step = state["step"]
         for name, own in self._strata.items():
             for stratum, said in zip(own, state["sources"][name], strict=True):
-                stratum.order.position, stratum.waiting, stratum.read = said["position"], list(said["waiting"]), {}
+                stratum.order.position = said["position"]
+                for key, waiting in said["waiting"].items():
+                    for row in waiting:
+                        stratum.wait(row, bytes.fromhex(key))
 
 
 def _ends(chances: NDArray[np.float64]) -> list[float]:
@@ -203,9 +242,13 @@ def _ends(chances: NDArray[np.float64]) -> list[float]:
 
 def _one_of(ends: Sequence[float], rng: np.random.Generator) -> int:
     """A number by its chance; `rng.choice` checks the chances each time, for ten times as long."""
-    return 0 if len(ends) == 1 else min(bisect_right(ends, rng.random()), len(ends) - 1)
+    return 0 if len(ends) == 1 else bisect_right(ends, rng.random() * ends[-1])
 
 
-def _proportions(weights: Sequence[float]) -> NDArray[np.float64]:
-    found = np.asarray(weights, dtype=np.float64)
+def _proportions(
+    sizes: Sequence[int], temperature: float, shares: Sequence[float] | None = None
+) -> NDArray[np.float64]:
+    """Chances in proportion to sizes to the power of 1 / `temperature`, by logarithms: it may be small."""
+    logs = np.log(sizes) / temperature
+    found = np.exp(logs - logs.max()) * (1.0 if shares is None else np.asarray(shares))
     return found / found.sum()

@@ -64,7 +64,7 @@ def overlaps(
 def runs_of(text: str, width: int) -> NDArray[np.uint64]:
     """The runs of characters of a text by number, each once; a shorter text is one run."""
     plain = re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
-    runs = {crc32(plain[k : k + width].encode()) for k in range(max(1, len(plain) - width + 1))}
+    runs = {crc32(plain[k : k + width].encode("utf-8", "surrogatepass")) for k in range(max(1, len(plain) - width + 1))}
     return np.fromiter(sorted(runs), dtype=np.uint64, count=len(runs))
 
 

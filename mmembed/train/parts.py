@@ -105,7 +105,7 @@ def choose(model: nn.Module, stage: Stage) -> dict[str, nn.Parameter]:
     Raises:
         SpecError: a part that the model does not have.
     """
-    embeddings = _embeddings(model)
+    embeddings = embedded_by(model)
     found: dict[str, nn.Parameter] = {}
     seen = set()
     for name, weight in model.named_parameters():
@@ -146,7 +146,9 @@ def choose_head(head: nn.Module, model: nn.Module, stage: Stage) -> dict[str, nn
     return found
 
 
-def groups(weights: Mapping[str, nn.Parameter], stage: Stage, losses: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
+def groups(
+    weights: Mapping[str, nn.Parameter], stage: Stage, losses: Sequence[nn.Parameter], embeddings: frozenset[str]
+) -> list[dict[str, Any]]:
     """Weights as AdamW takes them, those of one rate and one decay together; parameters of losses at the stage's own rate.
 
     A layer's rate is `layer_decay` times that of the one above it; embeddings are below the first. Weights that lie in parts
@@ -158,7 +160,6 @@ def groups(weights: Mapping[str, nn.Parameter], stage: Stage, losses: Sequence[n
         depth[tower] = max(depth.get(tower, 0), layer)
     backbone = max((own for tower, own in depth.items() if _of_backbone(tower)), default=0)
     found: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
-    embeddings = frozenset(name for name in weights if name.endswith(EMBEDDED))
     for name, weight in weights.items():
         part = part_of(name, embeddings)
         rate = stage.rates.get(part, stage.rates.get("backbone", stage.lr) if part == "embeddings" else stage.lr)
@@ -174,9 +175,6 @@ def groups(weights: Mapping[str, nn.Parameter], stage: Stage, losses: Sequence[n
     return [{"params": own, "lr": rate, "peak": rate, "weight_decay": decay} for (rate, decay, _), own in found.items()]
 
 
-EMBEDDED = ("embed_tokens.weight", "word_embeddings.weight", "tok_embeddings.weight", "wte.weight")
-
-
 def _layer(name: str) -> tuple[str, int]:
     """The tower that a weight lies in and the number of its layer there; -1: it lies in none."""
     found = LAYER.search(name)
@@ -190,7 +188,8 @@ def _of_backbone(tower: str) -> bool:
     return tower.partition(".")[0] == "backbone" and not f"{tower}.".startswith(TOWERS)
 
 
-def _embeddings(model: nn.Module) -> frozenset[str]:
+def embedded_by(model: nn.Module) -> frozenset[str]:
+    """The name of the table of token vectors; a head that is tied to it has another."""
     if not isinstance(model, EmbeddingModel):
         return frozenset()
     table = model.backbone.get_input_embeddings().weight

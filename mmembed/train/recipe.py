@@ -16,13 +16,15 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from .. import loading
-from ..errors import SpecError, UnknownName
+from ..errors import MmembedError, SpecError, UnknownName
 from ..spec import ModelSpec
 from .augment import augmentations
 from .data import Source
 from .losses.objective import losses as known_losses
 from .signatures import Place, call, called, fitted, read_toml
 
+TRIES = 30
+"""How often an augmentation is tried before a run."""
 PARTS = ("lora", "embeddings", "backbone", "tower", "projector", "pooling", "heads")
 """Parts of a model that a stage trains; "backbone" has its embeddings in it, "heads" are all that stand behind the pooling."""
 
@@ -141,6 +143,11 @@ class Task:
             raise SpecError(f"group={self.group}: at least one example in a row is of one source")
         if self.masking is None and any(loss.get("kind") == "mntp" for loss in self.losses):
             raise SpecError("the loss 'mntp' predicts tokens that are masked: masking = { token = '_', share = 0.2 }")
+        for name, share in {"share": self.share, **self.shares}.items():
+            if not 0 <= share < float("inf"):
+                raise SpecError(f"the share of {name} is {share}: it must be a number, and not negative")
+        if not any(self.shares.get(name, 1.0) for name in self.data):
+            raise SpecError(f"shares={dict(self.shares)} leave nothing to draw from")
         for value, name in ((self.temperature, "temperature"), (self.language_temperature, "language_temperature")):
             if value is not None and value <= 0:
                 raise SpecError(f"{name}={value} must be more than 0")
@@ -222,12 +229,25 @@ class Stage:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise SpecError(f"stage {self.name!r}: {name}={value} must be more than 0")
-        if min(self.lr, *self.rates.values(), 0.0) < 0:
-            raise SpecError(f"stage {self.name!r}: a rate of learning must not be negative")
+        for name, value in {
+            "lr": self.lr,
+            **self.rates,
+            "weight_decay": self.weight_decay,
+            "warmup": self.warmup,
+        }.items():
+            if not 0 <= value < float("inf"):
+                raise SpecError(f"stage {self.name!r}: {name}={value} must be a number, and not negative")
+        for name in ("layer_decay", "eps"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise SpecError(f"stage {self.name!r}: {name}={getattr(self, name)} must be more than 0")
+        if not 0 <= self.lowest <= 1:
+            raise SpecError(f"stage {self.name!r}: lowest={self.lowest} must lie in [0, 1]")
         if self.steps < 1 or not self.task or not self.train:
             raise SpecError(f"stage {self.name!r} needs at least one step, one task and one part to train")
-        if len(self.betas) != 2:
-            raise SpecError(f"betas={list(self.betas)}: AdamW has two")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise SpecError(f"betas={list(self.betas)}: AdamW has two, in [0, 1)")
+        if not self.together and not sum(task.share for task in self.task) > 0:
+            raise SpecError(f"stage {self.name!r} draws a task a step, and none has a share")
         if self.attention_dropout is not None and not (self.dropout and 0 <= self.attention_dropout < 1):
             raise SpecError(f"attention_dropout={self.attention_dropout} goes with dropout = true, and lies in [0, 1)")
         if self.average is not None and not 0 < self.average < 1:
@@ -253,6 +273,10 @@ class HeldOut:
     measure: Literal["retrieval", "sts"] = "retrieval"
     most: int = 1000
     truncate_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.most < 1:
+            raise SpecError(f"most={self.most}: at least one row is measured")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,6 +354,15 @@ class Recipe:
             raise SpecError(
                 "export.merge = false leaves LoRA beside its base, and no stage puts one in: lora = { r = 16 }"
             )
+        if self.seed < 0:
+            raise SpecError(f"seed={self.seed} must not be negative")
+        adapted = False
+        for stage in self.stage:
+            adapted |= stage.lora is not None
+            if stage.soup and adapted and {"lora", "all"} & set(stage.train):
+                raise SpecError(
+                    f"stage {stage.name!r} trains LoRA: a soup of its factors is no soup of weights; leave soup out"
+                )
         trained = set(used) & {held.data for held in self.held_out.values()}
         if trained:
             raise SpecError(f"held out, and trained on: {', '.join(sorted(trained))}")
@@ -462,11 +495,18 @@ def _loss(settings: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
 
 
 def _augmentation(settings: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
-    """Settings of an augmentation, tried on a white picture."""
+    """Settings of an augmentation, tried on a white picture, often: what is drawn from a range may fail at one end of it."""
     tried = dict(settings)
-    fitted(tried.pop("chance", 1.0), float, place.at("chance"))
-    white = PillowImage.new("RGB", (32, 32), "white")
-    called(augmentations, tried, place, picture=white, rng=np.random.default_rng(0))
+    if not 0 <= fitted(tried.pop("chance", 1.0), float, place.at("chance")) <= 1:
+        raise place.at("chance").error(f"a chance of {settings['chance']} does not lie in [0, 1]")
+    white, rng = PillowImage.new("RGB", (32, 32), "white"), np.random.default_rng(0)
+    for _ in range(TRIES):
+        try:
+            called(augmentations, tried, place, picture=white, rng=rng)
+        except (ArithmeticError, TypeError, ValueError) as error:
+            if isinstance(error, MmembedError):
+                raise
+            raise place.error(f"{tried['kind']!r} cannot be done with these settings: {error}") from None
     return settings
 
 

@@ -52,7 +52,7 @@ class Teacher:
         if asked:
             encode = self._embedder.encode_query if side == "query" else self._embedder.encode_document
             for key, vector in zip(asked, encode([*asked.values()]), strict=True):
-                found[key] = vector
+                found[key] = vector = vector.copy()  # not a view, which would keep all of the batch
                 self._kept.put(key, vector, vector.nbytes)
         if not keys:
             return np.zeros((0, self.dimension), np.float32)

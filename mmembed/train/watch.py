@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MissingExtra, TrainingError
+from .checkpoints import write_whole
 from .recipe import Watch
 
 LOG = "log.jsonl"
@@ -39,9 +40,11 @@ class Log:
         path = folder / LOG
         if step and path.exists():
             self.records = [r for r in read_log(path) if r["step"] <= step]
-        self._file = path.open("w", encoding="utf-8")
-        for record in self.records:
-            self._write(record)
+        try:
+            write_whole(path, "".join(map(_line, self.records)).encode())
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise _unwritten(path, error) from None
         if watch.tensorboard:
             self._boards.append(_tensorboard(folder))
         if watch.wandb is not None:
@@ -77,18 +80,26 @@ class Log:
     def _write(self, record: Mapping[str, Any]) -> None:
         assert self._file is not None
         try:
-            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._file.write(_line(record))
             self._file.flush()
         except OSError as error:
-            raise TrainingError(
-                f"the log {self._file.name} cannot be written: {error.strerror or error}; make room and go on with --resume"
-            ) from None
+            raise _unwritten(self._file.name, error) from None
 
     def close(self) -> None:
         self._bar.close()
         if self._file is not None:
             with suppress(OSError):  # said when it was written to
                 self._file.close()
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def _unwritten(path: Path | str, error: OSError) -> TrainingError:
+    return TrainingError(
+        f"the log {path} cannot be written: {error.strerror or error}; make room and go on with --resume"
+    )
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -21,6 +21,9 @@ from .collator import Collator
 from .data import Example
 from .drawn import Step
 
+GRACE = 30.0
+"""Seconds that a process goes on after SIGTERM, for the one that learns to finish its step."""
+
 
 class Workers:
     """Processes that run a collator; none of them: whoever asks for a batch makes it.
@@ -88,11 +91,19 @@ _collator: Collator
 
 def _begin(collator: Collator) -> None:
     global _collator
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that learns: it ends them
+    # Ctrl-C, and the SIGTERM that a scheduler sends to all of a job, are for the one that learns: it saves, and ends them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_later)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["RAYON_NUM_THREADS"] = "1"  # of tokenizers: as many processes as there are cores are enough
     torch.set_num_threads(1)
     _collator = collator
+
+
+def _end_later(*_: object) -> None:
+    timer = threading.Timer(GRACE, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 
 def _end_with_parent() -> None:

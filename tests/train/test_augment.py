@@ -91,6 +91,10 @@ def test_training_sees_other_pictures_and_goes_on_with_the_same_ones(tmp_path):
         ('{ kind = "affine", degree = 3 }', "Did you mean 'degrees'"),
         ('{ kind = "blur", radius = 3 }', "must be a list of number"),
         ('{ kind = "blur", chance = "often" }', "must be a number"),
+        ('{ kind = "blur", chance = -3.0 }', "a chance of -3.0 does not lie in"),
+        ('{ kind = "flat", windows = [3, 4] }', "'flat' cannot be done with these settings"),
+        ('{ kind = "hole", sides = [0.5, 1.9] }', "'hole' cannot be done with these settings"),
+        ('{ kind = "elastic", cells = 0 }', "cells=0"),
     ],
 )
 def test_a_wrong_augmentation_is_told_with_its_line(tmp_path, said, told):
@@ -98,3 +102,11 @@ def test_a_wrong_augmentation_is_told_with_its_line(tmp_path, said, told):
     with pytest.raises(SpecError, match=told) as error:
         read_recipe(path)
     assert "line" in str(error.value)
+
+
+@pytest.mark.parametrize("kind", list(augmentations))
+@pytest.mark.parametrize("size", [(1, 1), (1, 8), (8, 1), (3, 3), (3, 200)])
+def test_the_smallest_pictures_are_changed_as_well(kind, size):
+    for seed in range(5):
+        small = augmentations[kind](PillowImage.new("RGB", size, "red"), np.random.default_rng(seed))
+        assert small.size == size or kind == "shrink"

@@ -15,6 +15,7 @@ from PIL import Image as PillowImage
 
 from mmembed import Image, Text
 from mmembed.errors import InputError, SpecError
+from mmembed.train import data
 from mmembed.train.data import Column, Columns, ImageFolder, InMemory, Jsonl, Parquet, Tar, digest
 
 from .runs import write_lines
@@ -186,3 +187,43 @@ def test_of_several_parquet_files_the_one_that_does_not_fit_is_named(tmp_path):
         Parquet(path="*.parquet", columns=TEXTS).open("x", tmp_path)
     with pytest.raises(SpecError, match="column 'q' holds string"):
         Parquet(path="0.parquet", columns=TEXTS, where={"q": 1}).open("x", tmp_path)
+
+
+def test_a_column_that_is_not_there_is_told_and_an_empty_cell_is_of_no_group(tmp_path):
+    write_lines(
+        tmp_path / "a.jsonl", [{"q": f"q {k}", "p": f"p {k}", "g": None if k < 2 else "same"} for k in range(4)]
+    )
+    columns = {"query": Column(text="q"), "positive": Column(text="p")}
+    misspelt = Jsonl(path="a.jsonl", columns=Columns(**columns, group="gg")).open("x", tmp_path)
+    with pytest.raises(InputError, match="row 0: no column is called 'gg'. Did you mean 'g'"):
+        misspelt[0]
+    with pytest.raises(InputError, match="row 0: no column is called 'gg'. Did you mean 'g'"):
+        misspelt.groups()
+    found = Jsonl(path="a.jsonl", columns=Columns(**columns, group="g", language="g")).open("x", tmp_path)
+    assert [found[k].group for k in range(4)] == [None, None, "same", "same"]
+    assert found[0].keys.isdisjoint(found[1].keys)
+    assert not found[2].keys.isdisjoint(found[3].keys)
+    assert {key: rows.tolist() for key, rows in found.groups().items()} == {"same": [2, 3]}
+    with pytest.raises(SpecError, match="2 rows have none, as row 0"):
+        found.groups(all_of_one=True)
+    assert {key: rows.tolist() for key, rows in found.languages().items()} == {"": [0, 1], "same": [2, 3]}
+
+
+def test_row_groups_are_held_by_what_they_take_in_memory(tmp_path, monkeypatch):
+    """Texts that repeat take little room in the file and all of it once read."""
+    table = pa.table({"q": [f"a text that is long and comes often {k % 5}" for k in range(6000)], "n": range(6000)})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=1000)
+    monkeypatch.setattr(data, "HELD", 300_000)
+    rows = Parquet(path="a.parquet", columns=Columns(query=Column(text="q"))).open("x", tmp_path)
+    assert [rows[k].query[0].text[-1] for k in range(0, 6000, 7)] == [str(k % 5) for k in range(0, 6000, 7)]
+    held = rows._rows._held
+    assert 100_000 < held.used <= 300_000
+    assert len(held) < 6
+    assert held.misses == 6  # in order, each is read once
+
+
+def test_where_reads_columns_that_are_numbered(tmp_path):
+    table = pa.table({"q": ["a", "b", "c"], "l": pa.array(["en", "de", "en"]).dictionary_encode()})
+    pq.write_table(table, tmp_path / "a.parquet")
+    rows = Parquet(path="a.parquet", columns=Columns(query=Column(text="q")), where={"l": "en"}).open("x", tmp_path)
+    assert [rows[k].query[0].text for k in range(len(rows))] == ["a", "c"]

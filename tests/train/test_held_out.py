@@ -10,8 +10,9 @@ from scipy.stats import spearmanr
 
 from mmembed.errors import SpecError
 from mmembed.testing import tiny_embedder
+from mmembed.train import held_out
 from mmembed.train.data import Column, Columns, InMemory
-from mmembed.train.held_out import measure, rank_of
+from mmembed.train.held_out import check, measure, rank_of
 from mmembed.train.recipe import HeldOut
 
 PAIRS = [{"q": f"question {k}", "p": [f"answer {k}", f"other {k % 7}"], "s": k % 5} for k in range(30)]
@@ -60,7 +61,7 @@ def test_likeness_is_the_rank_correlation_of_cosines(tiny):
     found = measure(tiny, of(positive=Column(text="one"), score="s"), HeldOut(data="x", measure="sts", truncate_dim=16))
     a, b = (tiny.encode(texts, truncate_dim=16) for texts in ([r["q"] for r in PAIRS], [r["p"][0] for r in PAIRS]))
     assert found["spearman"] == pytest.approx(spearmanr((a * b).sum(1), [r["s"] for r in PAIRS]).statistic)
-    with pytest.raises(SpecError, match="no one score"):
+    with pytest.raises(SpecError, match="no scores to measure by"):
         measure(tiny, of(positive=Column(text="one")), HeldOut(data="x", measure="sts"))
 
 
@@ -73,3 +74,24 @@ def test_a_model_of_token_vectors_is_measured_by_them():
         late.encode_tokens([row["p"][0] for row in PAIRS], side="document"),
     )
     assert found["R@1"] == pytest.approx(np.mean(scores.argmax(1) == np.arange(30)))
+
+
+def test_what_cannot_be_measured_is_told_before(tiny):
+    pairs = of(positive=Column(text="one"))
+    for held, said in (
+        (HeldOut(data="x", measure="sts"), "no scores to measure by"),
+        (HeldOut(data="x", truncate_dim=10_000), "truncate_dim=10000 lies between"),
+    ):
+        with pytest.raises(SpecError, match=said):
+            check(tiny, pairs, held)
+        with pytest.raises(SpecError, match=said):
+            measure(tiny, pairs, held)
+    with pytest.raises(SpecError, match="most=0"):
+        HeldOut(data="x", most=0)
+
+
+def test_likeness_of_many_pairs_is_that_of_all_at_once(tiny, monkeypatch):
+    pairs, held = of(positive=Column(text="one"), score="s"), HeldOut(data="x", measure="sts")
+    whole = measure(tiny, pairs, held)
+    monkeypatch.setattr(held_out, "BLOCK", 7)
+    assert measure(tiny, pairs, held) == pytest.approx(whole)

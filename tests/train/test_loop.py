@@ -16,11 +16,11 @@ import mmembed
 from mmembed.batch import pack
 from mmembed.errors import InputError, LoadError, SpecError, TrainingError
 from mmembed.testing import BACKBONES, tiny_embedder
-from mmembed.train import checkpoints
+from mmembed.train import checkpoints, learning
 from mmembed.train.loop import Run
 from mmembed.train.losses import losses
-from mmembed.train.recipe import read_recipe
-from mmembed.train.watch import read_log
+from mmembed.train.recipe import Watch, read_recipe
+from mmembed.train.watch import Log, read_log
 
 from ..conftest import picture
 from .runs import RECIPE, curve, lay, started, together, trained
@@ -167,7 +167,7 @@ def test_a_full_disk_at_a_checkpoint_loses_nothing(recipe, tmp_path, monkeypatch
 
     def full(handle):
         synced.append(handle)
-        if len(synced) == 5:  # a file and its folder a checkpoint: the third one
+        if len(synced) == 7:  # a file and its folder each: the log, and the third checkpoint
             raise OSError(28, "No space left on device")
         return fsync(handle)
 
@@ -252,6 +252,8 @@ def test_a_soup_with_what_was_before_is_what_stays(recipe, tmp_path):
     assert any(not torch.equal(kept[name], tensor) for name, tensor in learnt.items())
     with pytest.raises(SpecError, match=r"soup=1.0 must lie in \[0, 1\)"):
         trained(recipe, tmp_path / "b", "stage.0.soup=1.0")
+    with pytest.raises(SpecError, match="a soup of its factors is no soup of weights"):
+        trained(recipe, tmp_path / "b", "stage.0.soup=0.5", "stage.0.train=['all']", "stage.0.lora={ r = 2 }")
 
 
 def test_a_recipe_of_two_stages_with_held_out_data_and_lora(tmp_path):
@@ -387,3 +389,108 @@ def test_a_stage_may_look_at_smaller_pictures(tmp_path):
         due.respecified(vision=mean)
     with pytest.raises(SpecError, match="all but its preprocess"):
         due.respecified(vision={**due.spec.vision, "name": "resnet18"})
+
+
+LEARNT = """
+[[stage]]
+name = "second"
+steps = 2
+train = ["backbone"]
+lr = 1e-3
+  [[stage.task]]
+  data = ["pairs"]
+  batch = 8
+  teacher = "tiny"
+  losses = [{ kind = "embedding_matching", projection = true }]
+"""
+
+
+def test_weights_of_losses_begin_as_they_do_in_a_run_that_goes_on(tmp_path, monkeypatch):
+    recipe = lay(tmp_path, RECIPE + LEARNT)
+    trained(recipe, tmp_path / "whole")
+    run = Run(read_recipe(recipe), tmp_path / "cut", device="cpu")
+    write, saved = checkpoints.save, []
+
+    def stopping(folder, number, tensors, state):
+        if number == 6:  # of the last step of the first stage
+            run._asked_to_stop.set()
+        saved.append(number)
+        return write(folder, number, tensors, state)
+
+    monkeypatch.setattr(checkpoints, "save", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    monkeypatch.undo()
+    assert saved[-1] in (6, 7)
+    for later in checkpoints.found(tmp_path / "cut" / "run"):
+        if int(later.stem) > 6:
+            later.unlink()
+    trained(recipe, tmp_path / "cut", resume=True)
+    assert same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_what_proxies_begin_by_is_embedded_without_dropout(tmp_path, monkeypatch):
+    of_names = """
+[data.named]
+kind = "jsonl"
+path = "pairs.jsonl"
+columns = { query = { text = "q" }, group = "p" }
+[[stage]]
+name = "second"
+steps = 1
+train = ["backbone"]
+  [[stage.task]]
+  data = ["named"]
+  batch = 8
+  losses = [{ kind = "proxies", start = "named" }]
+"""
+    asked = []
+    plain = learning.mean_of_groups
+
+    def watched(embedder, *more):
+        asked.append(any(module.training for module in embedder.model.modules()))
+        return plain(embedder, *more)
+
+    monkeypatch.setattr(learning, "mean_of_groups", watched)
+    recipe = lay(tmp_path, RECIPE.replace("steps = 6", "steps = 1\ndropout = true\nattention_dropout = 0.3") + of_names)
+    trained(recipe, tmp_path / "out")
+    assert asked == [False]
+
+
+def test_held_out_data_that_cannot_be_read_costs_no_step(tmp_path):
+    recipe = lay(
+        tmp_path,
+        RECIPE.replace("save = 2\n", "")
+        + """
+[data.dev]
+kind = "jsonl"
+path = "dev.jsonl"
+columns = { query = { text = "name" }, positive = { image = "file" } }
+[held_out.dev]
+data = "dev"
+""",
+    )
+    (tmp_path / "dev.jsonl").write_text('{"name": "a", "file": "none.png"}\n')
+    with pytest.raises(InputError, match=r"none\.png"):
+        trained(recipe, tmp_path / "out")
+    assert [path.stem for path in checkpoints.found(tmp_path / "out" / "run")] == ["00000006"]
+
+
+def test_a_log_that_cannot_be_written_anew_stays(recipe, tmp_path, monkeypatch):
+    trained(recipe, tmp_path)
+    before = curve(tmp_path)
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TrainingError, match=r"the log .* cannot be written: No space"):
+        Log(tmp_path / "run", Watch(), name="x", steps=6, step=4)
+    assert curve(tmp_path) == before
+
+
+def test_what_a_killed_run_had_half_written_goes_with_the_next_checkpoint(tmp_path):
+    left = tmp_path / ".00000001.safetensors.123.part"
+    left.write_bytes(b"half")
+    checkpoints.save(tmp_path, 2, {"weight": torch.zeros(1)}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["00000002.safetensors"]

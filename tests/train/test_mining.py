@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mmembed.errors import InputError, SpecError
+from mmembed.testing import tiny_embedder
 from mmembed.train.data import Column, Columns, InMemory
 from mmembed.train.mining import mine, write_mined
 from mmembed.train.recipe import read_recipe
@@ -78,3 +80,24 @@ def test_settings_that_leave_nothing_are_told(tiny):
     with pytest.raises(InputError):
         mine(tiny, of([{"q": 1, "p": "b"}]))
     assert mine(tiny, of([{"q": "a", "p": "b"}]))[0].negatives == ()
+
+
+def test_nearness_is_cosine_whatever_the_length_of_vectors():
+    table = [{"q": word, "p": f"a {word} indeed"} for word in WORDS]
+    plain, long = (
+        mine(tiny_embedder(normalize=unit), of(table), count=3, margin=0.01, relative=0.02) for unit in (True, False)
+    )
+    for one, other in zip(plain, long, strict=True):
+        assert one.negatives == other.negatives
+        assert one.positive == pytest.approx(other.positive, abs=1e-6)
+
+
+def test_a_broken_picture_is_left_out_where_its_source_says_so(tmp_path, tiny):
+    recipe = lay(tmp_path)
+    (tmp_path / "3.png").write_bytes(b"no picture")
+    source = read_recipe(recipe).data["pictures"]
+    with pytest.raises(InputError, match=r"3\.png"):
+        mine(tiny, source.open("pictures", tmp_path), count=2, margin=-3.0)
+    found = mine(tiny, replace(source, on_error="skip").open("pictures", tmp_path), count=2, margin=-3.0)
+    assert [each.row for each in found] == [k for k in range(12) if k != 3]
+    assert all(3 not in each.negatives for each in found)

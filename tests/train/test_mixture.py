@@ -141,3 +141,29 @@ def test_a_language_of_broken_rows_is_left_out_where_its_source_says_so():
         [next(strict) for _ in range(20)]
     with pytest.raises(InputError, match="a text is wanted"):
         next(Mixture({"x": of(table[20:], language="lang", on_error="skip")}, batch=2, language_temperature=5.0))
+
+
+def test_turns_of_languages_that_are_used_up_go_to_all_others():
+    table = [*rows(1000, "b", l="b"), *rows(1000, "y", l="y")]
+    table += [{"q": f"t {k}", "p": f"t' {k}", "l": f"c{k:02}"} for k in range(40)]  # between both in the alphabet
+    mixture = Mixture({"x": of(table, language="l")}, batch=256, language_temperature=5.0)
+    seen = Counter(example.language for _ in range(4) for example in next(mixture))
+    assert 0.8 < seen["b"] / seen["y"] < 1.25
+
+
+def test_what_waits_costs_nothing_until_its_turn():
+    """Half of the rows have one positive: one of them a batch, and the rest wait."""
+    table = [{"q": f"r {k}", "p": "other" if k % 2 else f"r' {k}"} for k in range(4000)]
+    mixture = Mixture({"x": of(table)}, batch=32)
+    read = Counter()
+    examples = mixture.data["x"]
+    ask, examples.__class__ = type(examples).__getitem__, type("Counted", (type(examples),), {})
+    type(examples).__getitem__ = lambda self, row: read.update([row]) or ask(self, row)
+    for _ in range(60):
+        assert sum(example.positives == mixture.data["x"][1].positives for example in next(mixture)) <= 1
+    assert max(count for row, count in read.items() if row != 1) <= 2  # when its turn came, and when it had waited
+
+
+def test_a_small_temperature_is_no_overflow():
+    mixture = Mixture({"a": of(rows(100, "a"), "a"), "b": of(rows(10, "b"), "b")}, batch=4, temperature=0.001)
+    assert mixture.chances == pytest.approx([1.0, 0.0])

@@ -20,6 +20,10 @@ def sentence(seed):
     return " ".join(np.random.default_rng(seed).choice([f"word{k}" for k in range(500)], 20))
 
 
+def test_half_a_character_is_text():
+    assert len(runs_of("a lone half \ud800 of a pair", 5)) > 5
+
+
 def test_equal_and_nearly_equal_texts_are_found_and_others_are_not():
     train = [sentence(k) for k in range(200)]
     near = train[7].replace(" ", "  ").upper()

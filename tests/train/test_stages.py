@@ -160,11 +160,12 @@ def test_layers_below_learn_slower_and_embeddings_slowest_whatever_the_layers_ar
     model = tiny_embedder(backbone=tiny_backbone(kind), vision=None, projector=None, pooling="mean").model
     said = stage(train=("backbone",), lr=1.0, layer_decay=0.1)
     weights = parts.choose(model, said)
-    rates = {id(weight): group["lr"] for group in parts.groups(weights, said, []) for weight in group["params"]}
+    tables = parts.embedded_by(model)
+    rates = {id(weight): group["lr"] for group in parts.groups(weights, said, [], tables) for weight in group["params"]}
     of_layer = {
         number: rates[id(weight)] for number in (0, 1) for name, weight in weights.items() if f".{number}." in name
     }
-    (table,) = (name for name in weights if name.endswith(parts.EMBEDDED))
+    (table,) = tables
     assert of_layer == {0: pytest.approx(0.1), 1: pytest.approx(1.0)}
     assert rates[id(weights[table])] == pytest.approx(0.01)
 
@@ -176,7 +177,13 @@ def test_rates_of_what_is_not_trained_and_settings_without_sense_are_refused():
         ({"clip": 0.0}, "clip=0.0"),
         ({"save": -1}, "save=-1"),
         ({"batch_tokens": 0}, "batch_tokens=0"),
-        ({"lr": -1.0}, "negative"),
+        ({"lr": -1.0}, "lr=-1.0 must be a number, and not negative"),
+        ({"lr": float("nan")}, "lr=nan must be a number"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0"),
+        ({"warmup": -5}, "warmup=-5"),
+        ({"layer_decay": -0.5}, "layer_decay=-0.5 must be more than 0"),
+        ({"lowest": -1.0}, r"lowest=-1.0 must lie in \[0, 1\]"),
+        ({"betas": (1.5, 0.9)}, r"betas=\[1.5, 0.9\]"),
     ):
         with pytest.raises((SpecError, UnknownName), match=said):
             stage(train=("backbone",), **settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import deque
 
 import numpy as np
@@ -11,13 +12,15 @@ import pytest
 import torch
 
 from mmembed.errors import InputError, TrainingError
+from mmembed.train import checkpoints
 from mmembed.train.data import Example
 from mmembed.train.learning import Learning
 from mmembed.train.loop import Run
 from mmembed.train.recipe import read_recipe
+from mmembed.train.watch import read_log
 from mmembed.train.workers import Workers, without_weights
 
-from .runs import RECIPE, curve, lay, trained
+from .runs import RECIPE, curve, lay, started, trained
 
 AUGMENTED = RECIPE.replace(
     "  group = 4\n", '  group = 4\n  augment = [{ kind = "affine" }, { kind = "noise", by = 0.1 }]\n'
@@ -103,3 +106,21 @@ def test_a_process_that_dies_is_told(path):
             os.kill(process.pid, signal.SIGKILL)
         with pytest.raises(TrainingError, match="fewer workers"):
             deque(batches, maxlen=0)
+
+
+def _slow_and_stopped(recipe, output):
+    """All of a group of processes is told to end, as schedulers do it, while the one that learns waits for a batch."""
+    os.setpgrp()
+    trained(recipe, output, "stage.0.steps=100000", "stage.0.save=100000", workers=1)
+
+
+def test_a_signal_to_all_processes_loses_no_step(path, tmp_path):
+    process = started(_slow_and_stopped, path, tmp_path)
+    log = tmp_path / "run" / "log.jsonl"
+    while not (log.exists() and len(log.read_bytes().splitlines()) >= 5) and process.is_alive():
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.join(60)
+    done = len(read_log(log))
+    assert done >= 5
+    assert [int(file.stem) for file in checkpoints.found(tmp_path / "run")] == [done]

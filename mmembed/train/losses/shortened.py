@@ -102,7 +102,8 @@ class Matryoshka(Over):
 class AdaptiveLayers(Over):
     """The model cut short behind some of its layers (2DMSE, arXiv 2402.14776, as sentence-transformers has it):
 
-        L = last * L(z_n) + prior * mean over the drawn k of (w_k * L(z_k) + t * kl * KL(softmax(z_n / t) || softmax(z_k / t)))
+        L = last * L(z_n) + prior * mean over the drawn k of w_k * L(z_k)
+            + sum over the drawn k of t * kl * KL(softmax(z_n / t) || softmax(z_k / t))
 
     2D-Matryoshka is this over "matryoshka" with per_step=1, see "matryoshka_2d".
 
