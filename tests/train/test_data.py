@@ -195,9 +195,9 @@ def test_a_column_that_is_not_there_is_told_and_an_empty_cell_is_of_no_group(tmp
     )
     columns = {"query": Column(text="q"), "positive": Column(text="p")}
     misspelt = Jsonl(path="a.jsonl", columns=Columns(**columns, group="gg")).open("x", tmp_path)
-    with pytest.raises(InputError, match="row 0: no column is called 'gg'. Did you mean 'g'"):
+    with pytest.raises(InputError, match=r"row 0: no column is called 'gg'\. Did you mean 'g'"):
         misspelt[0]
-    with pytest.raises(InputError, match="row 0: no column is called 'gg'. Did you mean 'g'"):
+    with pytest.raises(InputError, match=r"row 0: no column is called 'gg'\. Did you mean 'g'"):
         misspelt.groups()
     found = Jsonl(path="a.jsonl", columns=Columns(**columns, group="g", language="g")).open("x", tmp_path)
     assert [found[k].group for k in range(4)] == [None, None, "same", "same"]
