@@ -118,13 +118,15 @@ class _Served:
         index = self._index
         if form.like is not None and (form.text is not None or form.image is not None or form.negative is not None):
             raise Refused("give like, or a query", param="like")
-        answer = None if form.like is not None else await self._answer(search.read, form, self._pictures())
+        answer = None
+        if form.like is None:
+            answer = await self._answer(search.read, form, self._pictures(), index.dimension)
         return _json(search.write(await self._desk.reading(search.find, index, form, answer)))
 
     async def why(self, request: Request) -> Response:
         form = await _form(request, search.WhyRequest)
         index = self._index
-        answer = await self._answer(search.read, form, self._pictures())
+        answer = await self._answer(search.read, form, self._pictures(), index.dimension)
         return _json(await self._desk.reading(search.why, index, self.embedder, form, answer))
 
     async def map(self, request: Request) -> Response:

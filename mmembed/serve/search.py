@@ -52,8 +52,8 @@ class WhyRequest(Query):
     id: str
 
 
-def read(request: Query, pictures: Pictures) -> Asked:
-    """The query.
+def read(request: Query, pictures: Pictures, width: int) -> Asked:
+    """The query, in vectors of so many numbers as the index has.
 
     Raises:
         Refused: neither text nor image. InputError: one of them cannot be embedded.
@@ -68,7 +68,7 @@ def read(request: Query, pictures: Pictures) -> Asked:
     things: list[Thing] = [tuple(parts)]
     if isinstance(request, Request) and request.negative is not None:
         things.append(text(request.negative))
-    return Asked(things=tuple(things), side="query", truncate="end")
+    return Asked(things=tuple(things), side="query", truncate_dim=width, truncate="end")
 
 
 def find(index: Index, request: Request, answer: Answer | None) -> Hits:

@@ -153,6 +153,18 @@ def test_search_takes_a_negative_full_text_and_diversity(pico, index, url):
     assert _ask(url, "/search", {"text": "cat", "mode": "hibrid"}).status_code == 400
 
 
+def test_an_index_of_shorter_vectors_is_asked_in_them(pico, tmp_path):
+    short = Index.create(tmp_path / "short", pico, truncate_dim=64)
+    short.add(["a cat", "a rocket"], ids=["cat", "rocket"])
+    with served(build_app(pico, index=short)) as url:
+        found = _ask(url, "/search", {"text": "cat", "negative": "rocket"}).json()["hits"]
+        assert [hit["id"] for hit in found] == ["cat", "rocket"]
+        (best, _) = _ask(url, "/search", {"text": "cat"}).json()["hits"]
+        _near([best["score"]], [short.search("cat")[0].score])
+        told = _ask(url, "/why", {"text": "cat", "id": "cat"}).json()["text"]
+        assert "".join(words for words, _ in told) == "a cat"
+
+
 @pytest.mark.parametrize(
     "name", ["nothing", "../../etc/passwd", "%2e%2e%2fetc%2fpasswd", "i/7' OR '1'='1", "t/0", "i/7%00", "\\..\\i"]
 )
