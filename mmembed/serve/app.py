@@ -173,14 +173,14 @@ class _Served:
         return self.index
 
     def _pictures(self) -> Pictures:
-        return Pictures(self.limits)
+        return Pictures(self.limits, time.monotonic() + self.seconds)
 
     def _check_model(self, name: str | None) -> None:
         if name is not None and name != self.name:
             raise Refused(str(UnknownName("model", name, [self.name])), 404, "model")
 
     async def _answer(self, read: Callable[..., Asked], *given: Any) -> Answer:
-        return await self._desk.answer(await self._desk.reading(read, *given))
+        return await self._desk.answer(read, *given)
 
     def _route(
         self, serve: Callable[[Request], Awaitable[Response]], write: Callable[[Refused], Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -69,9 +70,11 @@ class Limits:
 
 @dataclass
 class Pictures:
-    """The pictures of one request; each is measured when it is taken in, and none is decoded here."""
+    """The pictures of one request; each is measured when it is taken in, and none is decoded here. Those that are fetched come
+    by `until`, of `time.monotonic`, all of them."""
 
     limits: Limits
+    until: float = math.inf
     count: int = 0
     pixels: int = field(default=0)
 
@@ -89,7 +92,7 @@ class Pictures:
         elif not self.limits.allow_url:
             raise ImageError("a picture is sent as a data URI, data:image/png;base64,...; this server fetches no URL")
         else:
-            image = Image(fetch(reference))
+            image = Image(fetch(reference, self.until))
         width, height = measure(image)
         self.pixels += width * height
         if self.pixels > self.limits.megapixels * 10**6:

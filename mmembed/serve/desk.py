@@ -23,7 +23,7 @@ class Desk:
 
     Args:
         embedder: what embeds. limits: of one request. waiting: samples that may queue; beyond, requests are refused with
-            the time after which to come again. seconds: that a request may take in all, from when it is read.
+            the time after which to come again. seconds: that a request may take in all, its reading too.
     """
 
     def __init__(self, embedder: Embedder, *, limits: Limits, waiting: int = 4096, seconds: float = 60.0):
@@ -33,18 +33,19 @@ class Desk:
         self._preparing = 0
         self._most_preparing = 64
 
-    async def answer(self, asked: Asked) -> Answer:
-        """Vectors of what was asked.
+    async def answer(self, read: Callable[Given, Asked], *given: Given.args, **named: Given.kwargs) -> Answer:
+        """Vectors of what `read` finds to be asked.
 
         Raises:
             InputError, SpecError, UnknownName: as `Embedder.encode`. Refused: too much, too busy, or too slow.
         """
-        if not asked.things:
-            raise Refused("nothing to embed: the list is empty")
-        if len(asked.things) > self.limits.things:
-            raise Refused(f"{len(asked.things)} things in one request; at most {self.limits.things}", 413)
         try:
             async with asyncio.timeout(self.seconds):
+                asked = await self.reading(read, *given, **named)
+                if not asked.things:
+                    raise Refused("nothing to embed: the list is empty")
+                if len(asked.things) > self.limits.things:
+                    raise Refused(f"{len(asked.things)} things in one request; at most {self.limits.things}", 413)
                 prepared = await self.reading(self._prepare, asked)
                 return await self._vectors(prepared, asked.truncate_dim)
         except TimeoutError:

@@ -2,46 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ipaddress
+import math
 import socket
 import ssl
+import threading
 import time
+from typing import Self
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from ..errors import ImageError
 from ..images import MAX_BYTES
 
 SECONDS = 10.0
+"""From the first look at a URL to the last byte of its picture, redirects too."""
 HOPS = 3
 PORTS = {"http": 80, "https": 443}
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def fetch(url: str) -> bytes:
+def fetch(url: str, until: float = math.inf) -> bytes:
     """The bytes behind an http or https URL.
 
     The name is resolved here, every address it has must be public, and the connection goes to that very address, so that a
     name cannot mean one host when it is looked at and another when it is used. Redirects, at most three, are looked at anew.
     No proxy, cookie or credential is sent, and only the ports 80 and 443 are asked.
 
+    Args:
+        until: when by `time.monotonic` it has to be here, where that is sooner than `SECONDS` from now.
+
     Raises:
-        ImageError: the URL is refused, or nothing of at most `MAX_BYTES` comes back within `SECONDS`. The message names no
-            address that the name was resolved to.
+        ImageError: the URL is refused, or nothing of at most `MAX_BYTES` comes back in time. The message names no address that
+            the name was resolved to.
     """
-    deadline = time.monotonic() + SECONDS
+    deadline = min(time.monotonic() + SECONDS, until)
     for _ in range(HOPS + 1):
         parts = _checked(url)
-        answer, connection = _ask(parts, deadline)
-        try:
+        with _Pinned(parts, deadline) as connection:
+            answer = _ask(connection, parts, deadline)
             if answer.status in (301, 302, 303, 307, 308):
                 url = urljoin(url, answer.headers.get("Location", ""))
                 continue
             if answer.status != 200:
                 raise ImageError(f"the host answers {answer.status}")
-            return _body(answer, connection, deadline)
-        finally:
-            connection.close()
+            return _body(answer, deadline)
     raise ImageError(f"more than {HOPS} redirects")
 
 
@@ -63,16 +69,13 @@ def _checked(url: str) -> SplitResult:
     return parts
 
 
-def _ask(parts: SplitResult, deadline: float) -> tuple[http.client.HTTPResponse, http.client.HTTPConnection]:
-    host, port = str(parts.hostname), PORTS[parts.scheme]
-    address = _public_address(host, port)
-    connection = _Pinned(host, port, address, parts.scheme == "https", _left(deadline))
+def _ask(connection: _Pinned, parts: SplitResult, deadline: float) -> http.client.HTTPResponse:
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     try:
         connection.request("GET", target, headers={"User-Agent": "mmembed", "Accept": "image/*"})
-        return connection.getresponse(), connection
+        return connection.getresponse()
     except (OSError, http.client.HTTPException, ValueError):
-        connection.close()
+        _left(deadline)
         raise ImageError("the host cannot be reached, or does not speak HTTP") from None
 
 
@@ -103,30 +106,51 @@ def is_public(address: str) -> bool:
 
 
 class _Pinned(http.client.HTTPConnection):
-    """A connection to an address that was looked at before, under the name of its host."""
+    """A connection to an address that is looked at here, under the name of its host. As a context it ends at the deadline,
+    whatever it waits for then: the timeout of a socket begins anew with every byte that a host dribbles."""
 
-    def __init__(self, host: str, port: int, address: str, encrypted: bool, seconds: float):
-        super().__init__(host, port, timeout=seconds)
-        self._address, self._encrypted = address, encrypted
+    def __init__(self, parts: SplitResult, deadline: float):
+        host, port = str(parts.hostname), PORTS[parts.scheme]
+        self._address, self._encrypted, self._deadline = _public_address(host, port), parts.scheme == "https", deadline
+        self._timer: threading.Timer | None = None
+        super().__init__(host, port, timeout=_left(deadline))
 
     def connect(self) -> None:
-        plain = socket.create_connection((self._address, self.port), self.timeout)
+        sock = socket.create_connection((self._address, self.port), self.timeout)
         if self._encrypted:
-            self.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=self.host)
-        else:
-            self.sock = plain
+            context = ssl.create_default_context()
+            sock = context.wrap_socket(sock, server_hostname=self.host, do_handshake_on_connect=False)
+        self.sock = sock
+        self._timer = threading.Timer(_left(self._deadline), _shut, [sock])
+        self._timer.daemon = True
+        self._timer.start()
+        if isinstance(sock, ssl.SSLSocket):
+            sock.do_handshake()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self.close()
 
 
-def _body(answer: http.client.HTTPResponse, connection: http.client.HTTPConnection, deadline: float) -> bytes:
+def _shut(sock: socket.socket) -> None:
+    """Wake whoever waits for a socket in another thread."""
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # an encrypted one's own would forget its keys in mid-call
+
+
+def _body(answer: http.client.HTTPResponse, deadline: float) -> bytes:
     declared = answer.headers.get("Content-Length", "")
     if declared.isdecimal() and int(declared) > MAX_BYTES:
         raise ImageError(f"{declared} bytes are over the limit of {MAX_BYTES}")
     data = bytearray()
     try:
         while True:
-            if connection.sock is not None:
-                connection.sock.settimeout(_left(deadline))
             part = answer.read1(2**16)
+            _left(deadline)  # a socket that was shut ends as a whole picture does
             if not part:
                 return bytes(data)
             data += part
@@ -139,5 +163,5 @@ def _body(answer: http.client.HTTPResponse, connection: http.client.HTTPConnecti
 def _left(deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
-        raise ImageError(f"the answer took more than {SECONDS:.0f} s")
+        raise ImageError(f"it took too long: a picture has {SECONDS:.0f} s, and all of a request have its time")
     return left

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import time
@@ -18,7 +19,8 @@ import mmembed
 from mmembed import Query
 from mmembed.search.index import Index
 from mmembed.serve.app import build_app
-from mmembed.serve.asked import Limits
+from mmembed.serve.asked import Asked, Limits, Refused
+from mmembed.serve.desk import Desk
 
 from .served import served
 
@@ -282,6 +284,19 @@ def test_a_full_queue_says_when_to_come_again(pico):
         refused = _ask(url, "/v1/embeddings", {"input": [f"{n}" for n in range(9)]})
     assert refused.status_code == 429
     assert int(refused.headers["Retry-After"]) >= 1
+
+
+def test_the_time_of_a_request_is_that_of_its_reading_too(pico):
+    async def ask():
+        with pytest.raises(Refused, match="more than 0 s") as refused:
+            await desk.answer(lambda: time.sleep(2) or Asked(things=("a",)))
+        assert refused.value.status == 503
+
+    desk = Desk(pico, limits=Limits(), seconds=0.1)
+    began = time.monotonic()
+    asyncio.run(ask())
+    assert time.monotonic() - began < 1.5
+    desk.close()
 
 
 def test_a_client_that_goes_away_takes_its_work_along(pico):

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import socket
 import threading
+import time
 
+import httpx
 import pytest
 
 from mmembed.errors import ImageError
 from mmembed.serve import fetch as fetching
+from mmembed.serve.app import build_app
+from mmembed.serve.asked import Limits, Pictures
 from mmembed.serve.fetch import fetch, is_public
+
+from .served import served
 
 FORMS = """
 http://127.0.0.1/ http://127.1/ http://2130706433/ http://0x7f.1/ http://0177.0.0.1/ http://0x7f000001/ http://0/ http://0.0.0.0/
@@ -155,6 +162,78 @@ def test_what_is_too_large_or_not_there_is_an_error(host):
         fetch("http://pictures.example/large")
     with pytest.raises(ImageError, match="404"):
         fetch("http://pictures.example/missing")
+
+
+@pytest.fixture
+def dribbling(monkeypatch):
+    """A host that says what it is given to say, then a byte now and then for ten seconds, to whoever asks."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    said = [b""]
+
+    def dribble(asking):
+        with asking, contextlib.suppress(OSError):
+            asking.sendall(said[0])
+            for _ in range(100):
+                asking.sendall(b"0")
+                time.sleep(0.1)
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=dribble, args=listening.accept()[:1], daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    connect = socket.create_connection
+
+    def there(address, *more, **named):
+        return connect(listening.getsockname() if address[0] == "93.184.216.34" else address, *more, **named)
+
+    _resolves(monkeypatch, ["93.184.216.34"])
+    monkeypatch.setattr(socket, "create_connection", there)
+    monkeypatch.setattr(fetching, "SECONDS", 0.5)
+    yield said
+    listening.close()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "said"),
+    [
+        ("http", b""),
+        ("http", b"HTTP/1.1 200 OK\r\nX: "),
+        ("http", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        ("http", b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"),
+        ("http", b"HTTP/1.0 200 OK\r\n\r\n"),
+        ("https", b"\x16\x03\x03\x30\x00"),
+    ],
+    ids=["status", "header", "chunk size", "body", "body to the end", "handshake"],
+)
+def test_a_host_that_dribbles_holds_nobody_longer_than_a_picture_may_take(dribbling, scheme, said):
+    dribbling[0] = said
+    began = time.monotonic()
+    with pytest.raises(ImageError, match="too long"):
+        fetch(f"{scheme}://pictures.example/a.png")
+    assert time.monotonic() - began < 3
+
+
+def test_all_pictures_of_a_request_have_its_time_together(dribbling, monkeypatch):
+    monkeypatch.setattr(fetching, "SECONDS", 60.0)
+    pictures = Pictures(Limits(allow_url=True), until=time.monotonic() + 0.5)
+    for _ in range(3):
+        with pytest.raises(ImageError, match="too long"):
+            pictures("http://pictures.example/a.png")
+    assert time.monotonic() < pictures.until + 2
+
+
+def test_a_request_whose_picture_does_not_come_is_answered_in_its_time(dribbling, monkeypatch, tiny):
+    monkeypatch.setattr(fetching, "SECONDS", 60.0)
+    part = {"type": "image_url", "image_url": {"url": "http://pictures.example/a.png"}}
+    body = {"messages": [{"role": "user", "content": [part]}]}
+    with served(build_app(tiny, limits=Limits(allow_url=True), seconds=0.5)) as url:
+        began = time.monotonic()
+        answer = httpx.post(url + "/v1/embeddings", json=body, timeout=30)
+        took = time.monotonic() - began
+    assert answer.status_code in (400, 503), "who tells first, the picture or the request"
+    assert took < 3
 
 
 def test_public_addresses_are_public():
