@@ -30,6 +30,8 @@ MARKED = -1
 """Stands where the number of a copy would, for words of a template that {counted} marks."""
 PLACED = -2
 """Stands there for a placeholder."""
+LONGEST = 4096
+"""Characters of an instruction that is kept for the next item: a thousand of them are a few megabytes."""
 
 Templates = Mapping[str, Mapping[str, str | Sequence[str]]]
 """{prompt name: {modality, or modality@language, or "any": template, or several whose vectors are averaged}}; "empty" is
@@ -202,10 +204,15 @@ def pieces(template: str) -> tuple[tuple[str, str | None], ...]:
     return tuple((before, slot) for before, slot, _, _ in string.Formatter().parse(template))
 
 
-@lru_cache(maxsize=1024)
 def _around(template: str, instruction: str | None) -> tuple[str, str] | None:
     """What stands before and behind the one text of an item, where a template is no more than that: most items of most calls,
-    which `wrap` then puts together in one step."""
+    which `wrap` then puts together in one step. Kept for the next item, but for instructions that are long: whoever asks a
+    server says what they are, and how many."""
+    return (_parted if len(instruction or "") <= LONGEST else _parted.__wrapped__)(template, instruction)
+
+
+@lru_cache(maxsize=1024)
+def _parted(template: str, instruction: str | None) -> tuple[str, str] | None:
     words = [""]
     for before, slot in pieces(template):
         words[-1] += before

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from mmembed import prompts
@@ -59,6 +61,21 @@ def test_a_template_may_put_the_item_twice():
 )
 def test_one_sentence_is_written_as_the_authors_write_it(given, clean):
     assert one_sentence(given) == clean
+
+
+def test_instructions_that_are_long_are_not_kept():
+    def asked(instruction: str) -> str:
+        (run,) = wrap(to_item("red"), "{instruction}: {text}", instruction)
+        assert isinstance(run, TextRun)
+        return run.text
+
+    tracemalloc.start()
+    for number in range(50):
+        assert asked(f"{number}" + "x" * 10**6).endswith("x: red")
+        assert asked(f"{number}" + "x" * 9).endswith("x: red")
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 5e6, "of 50 MB"
 
 
 @pytest.mark.parametrize("cleaning", [None, "strip_end"])
