@@ -325,14 +325,34 @@ def _of_batches(batches: Iterable[Any], name: str, folder: Path, columns: Column
     number = first
     try:
         for batch in batches:
-            for row in batch.to_pylist():
+            try:
+                rows = batch.to_pylist()
+            except (ValueError, OverflowError):  # of one cell: the other rows are as good as they were
+                rows = None
+            for place in range(batch.num_rows):
                 try:
+                    row = _row(batch, place) if rows is None else rows[place]
                     yield _of_row(row, f"{name}:{number}", folder, columns)
                 except InputError as error:
                     yield _bad(f"{name}:{number}", error.reason)
                 number += 1
     except (OSError, _pyarrow().ArrowException) as error:
         yield _bad(name, f"breaks off after {number} rows: {error}")
+
+
+def _row(batch: Any, place: int) -> dict[str, Any]:
+    """One row of an Arrow batch.
+
+    Raises:
+        InputError: a cell that Python cannot hold: a text that is no UTF-8, a time beyond the year 9999, one in nanoseconds.
+    """
+    row = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = column[place].as_py()
+        except (ValueError, OverflowError) as error:
+            raise InputError(f"{name!r} cannot be read: {error}") from None
+    return row
 
 
 def _pyarrow() -> Any:

@@ -224,6 +224,26 @@ def test_a_file_of_rows_that_breaks_off_gives_what_comes_before_and_an_error(tmp
     assert len(found) == 501, "the other file is read"
 
 
+def test_a_cell_that_cannot_be_read_costs_its_own_row_alone(tmp_path):
+    raw = pa.array([b"a", b"\xff\xfe", b"c", b"d"], pa.binary())
+    offsets, data = raw.buffers()[1:]
+    table = pa.table(
+        {
+            "text": pa.Array.from_buffers(pa.string(), 4, [None, offsets, data]),
+            "when": pa.array([0, 0, 2**62, 1], pa.timestamp("us")),
+        }
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    save_to_disk(tmp_path / "saved", table)
+    for name in ("t.parquet", "saved"):
+        found = list(read([tmp_path / name]))
+        assert things(found) == ["a", "error", "error", "d"]
+        assert [entry.name for entry in found] == [f"{tmp_path}/{name}:{k}" for k in range(4)]
+        assert found[1].thing.reason.startswith(f"{tmp_path}/{name}:1: 'text' cannot be read: 'utf-8' codec")
+        assert found[2].thing.reason.startswith(f"{tmp_path}/{name}:2: 'when' cannot be read: ")
+        assert found[3].metadata == {"when": "1970-01-01T00:00:00.000001"}
+
+
 def test_of_a_table_one_group_of_rows_is_held_and_a_few_pictures(tmp_path):
     schema = pa.schema({"image": pa.binary()})
     with pq.ParquetWriter(tmp_path / "t.parquet", schema, compression="none") as out:
