@@ -48,14 +48,12 @@ class Row:
         return self.metadata not in (None, stored["metadata"])
 
     def is_file_of(self, stored: Mapping[str, Any]) -> bool:
-        """Whether the stored row tells of our file as it is now, or of another that is the same to this day."""
+        """Whether the stored row tells of our file as it is now, or of another that is surely the same to this day."""
         before = Look.of(stored)
         if self.look is None or (self.path == stored["path"] and self.look == before):
             return True
         other = None if before is None or self.path == stored["path"] else Look.at(stored["path"])
-        return (
-            other is not None and before is not None and other.size == before.size and before.time in (None, other.time)
-        )
+        return other is not None and other.is_same(before)
 
     def as_stored(self, stored: Mapping[str, Any] | None) -> dict[str, Any]:
         """For the table, in the place of what is stored of that id."""

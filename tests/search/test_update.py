@@ -146,6 +146,18 @@ def test_a_copy_is_no_item_of_its_own_and_stands_in_when_the_first_goes(index, f
     assert (paths(index), embedded) == (["b.png", "note.txt", "z.png"], [])
 
 
+def test_of_two_copies_that_were_just_written_one_keeps_the_item_when_the_other_is_written_anew(index, folder):
+    now = time.time_ns()
+    for name in ("x.txt", "y.txt"):
+        write(folder / name, "cat", now)
+    assert counts(index.add_folder(folder)) == (1, 0, 4)
+    write(folder / "x.txt", "dog", time.time_ns())
+    index.add_folder(folder)
+    assert {hit.text: Path(hit.path).name for hit in index.items() if hit.modality == "text"} == {
+        "a note": "note.txt", "cat": "y.txt", "dog": "x.txt",
+    }  # fmt: skip
+
+
 def test_files_that_change_places_keep_their_contents(index, folder, embedded):
     a, b = folder / "a.png", folder / "deep" / "b.png"
     a.rename(folder / "x.png")
