@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import InputError, UnknownName
 from ..inputs import Thing
 from ..sources import Entry
-from .known import Known
+from .known import Counted, Known
 from .metadata import fit
 from .rows import Row, read_row
 from .table import IDS, OWN, Busy, Table, among
@@ -42,7 +42,8 @@ class AddReport:
     """What an `add` did.
 
     Attributes:
-        added: new ids. replaced: known ids whose content or metadata was another. unchanged: left as they were.
+        added: new ids. replaced: known ids whose content or metadata was another, and files of another content. unchanged: left
+            as they were.
         skipped: things that could not be embedded. truncated: rows of texts that were cut at the model's limit.
     """
 
@@ -51,6 +52,10 @@ class AddReport:
     unchanged: int = 0
     skipped: list[Skipped] = field(default_factory=list)
     truncated: list[int] = field(default_factory=list)
+
+    def count(self, what: Counted, things: int = 1) -> None:
+        """So many things more, or less."""
+        setattr(self, what, getattr(self, what) + things)
 
 
 def add(
@@ -73,7 +78,7 @@ def add(
     with tqdm(total=total, desc="adding", unit="item", disable=not show_progress_bar) as bar:
         for number, entry, is_known in files.unseen(entries):
             if is_known:
-                report.unchanged += 1
+                report.count("unchanged")
                 bar.update()
                 continue
             try:
@@ -95,8 +100,12 @@ def add(
         bar.update(chunk.size)
     outdated = files.outdated()
     for first in range(0, len(outdated), IDS):
-        table.remove(among(outdated[first : first + IDS]))
-    report.added, report.replaced = report.added - len(outdated), report.replaced + len(outdated)
+        table.remove(among(list(outdated)[first : first + IDS]))
+    for path in set(
+        outdated.values()
+    ):  # its content is new, or stands in the index already: it is one that was replaced
+        report.count(files.counted(path), -1)
+        report.count("replaced")
     if chunks or table.is_scattered:
         with suppress(Busy):  # who comes last does it
             table.compact()
@@ -133,13 +142,15 @@ def _write(table: Table, embedder: Embedder, chunk: Chunk, files: Known, report:
     if written:
         stored = [row.as_stored(known.get(row.id)) for row, _ in written]
         table.merge(stored, np.stack([vector for _, vector in written]))
-    added = sum(row.id not in known for row, _ in fresh)
-    report.added += added
-    report.replaced += len(fresh) - added + len(more)
-    report.unchanged += sum(row.id not in reasons for row in every) - len(fresh) - len(more)
+    added = {row.number for row, _ in fresh if row.id not in known}
+    replaced = {row.number for row in (*(row for row, _ in fresh), *more)} - added
     for row in every:
-        if row.id not in reasons and row.id == row.content:  # one of another id names the file and is not what it is
-            files.settle(row.path, row.id)
+        if row.id in reasons:
+            continue
+        counted: Counted = "added" if row.number in added else "replaced" if row.number in replaced else "unchanged"
+        report.count(counted)
+        if row.id == row.content:  # one of another id names the file and is not what it is
+            files.settle(row.path, row.id, counted)
 
 
 class Chunk:

@@ -6,11 +6,13 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from ..sources import Entry, printable
 from .table import IDS, Table, among, quoted
 
+Counted: TypeAlias = Literal["added", "replaced", "unchanged"]
+"""Numbers of an `AddReport`."""
 FRESH = 2 * 10**9
 """A file that was written within so many ns before we looked may be written again in the same tick of its clock."""
 
@@ -62,6 +64,7 @@ class Known:
         self._reread = reread
         self._former: dict[str, set[str]] = {}
         self._now: dict[str, str] = {}
+        self._counted: dict[str, Counted] = {}
 
     def unseen(self, entries: Iterable[Entry]) -> Iterator[tuple[int, Entry, bool]]:
         """Entries by their number, and whether each is of a file that is as the table has it. Of files some are taken ahead."""
@@ -92,21 +95,28 @@ class Known:
                 self._former[path] = {row["id"] for row in rows[path]}
             is_known = same is not None and not self._reread and entry.id is None and entry.metadata is None
             if is_known and same is not None:
-                self._now[path] = same
+                self.settle(path, same, "unchanged")
             yield number, entry, is_known
 
-    def settle(self, path: str | None, name: str) -> None:
-        """The row of that id is in the table, and is what the file is now."""
+    def settle(self, path: str | None, name: str, counted: Counted) -> None:
+        """The row of that id is in the table, and is what the file is now; a report counts the file so."""
         if path in self._former:
             self._now[path] = name
+            self._counted.setdefault(path, counted)
 
-    def outdated(self) -> list[str]:
-        """Ids of rows of what files were before: they are others now, and their rows in the table."""
+    def counted(self, path: str) -> Counted:
+        """What a report counts a file as that was settled."""
+        return self._counted[path]
+
+    def outdated(self) -> dict[str, str]:
+        """Rows of what files were before, paths by id: the files are others now, and their rows in the table."""
         former = {name: path for path, names in self._former.items() for name in names - {self._now.get(path)}}
         asked = [name for name, path in former.items() if path in self._now]  # a file that cannot be read keeps its row
         parts = (asked[first : first + IDS] for first in range(0, len(asked), IDS))
         rows = [row for part in parts for row in self._table.read(["id", "path"], among(part))]
-        return [row["id"] for row in rows if row["path"] == former[row["id"]]]  # it may have become another file's
+        return {
+            row["id"]: row["path"] for row in rows if row["path"] == former[row["id"]]
+        }  # or it became another file's
 
 
 def gone(table: Table, folder: str | os.PathLike[str]) -> dict[str, str]:

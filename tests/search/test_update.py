@@ -106,6 +106,22 @@ def test_a_new_file_is_added_a_changed_one_replaced_and_a_gone_one_removed_when_
     assert index.remove_gone(folder) == []
 
 
+def test_a_file_that_takes_on_what_the_index_has_is_one_that_was_replaced(index, folder):
+    later = OLD + 10**9
+    draw(folder / "a.png", 2, later)
+    draw(folder / "new.png", 5)
+    assert counts(index.add_folder(folder)) == (1, 1, 2)
+    assert len(index) == 3
+    for name in ("a.png", "new.png"):  # two files of one new content
+        draw(folder / name, 6, later + 10**9)
+    assert counts(index.add_folder(folder)) == (1, 1, 2), "a.png was a copy, and has an item of its own now"
+    assert len(index) == 3
+    draw(folder / "deep" / "b.png", 6, later)
+    write(folder / "note.txt", "another", later)
+    assert counts(index.add_folder(folder)) == (0, 2, 2)
+    assert len(index) == 2
+
+
 def test_a_touched_file_is_read_once_more_and_not_embedded(index, folder, opened, embedded):
     os.utime(folder / "a.png", ns=(OLD + 10**9, OLD + 10**9))
     assert counts(index.add_folder(folder)) == (0, 0, 3)
@@ -182,7 +198,7 @@ def test_a_file_that_cannot_be_read_any_more_is_told_and_keeps_what_is_known_of_
 
 def test_what_a_kill_left_of_a_changed_file_is_put_right_by_the_next_run(index, folder, monkeypatch):
     draw(folder / "a.png", 4, OLD + 10**9)
-    monkeypatch.setattr(known.Known, "outdated", lambda self: [])  # as if killed before the last step
+    monkeypatch.setattr(known.Known, "outdated", lambda self: {})  # as if killed before the last step
     index.add_folder(folder)
     assert paths(index) == ["a.png", "a.png", "b.png", "note.txt"]
     monkeypatch.undo()
