@@ -101,11 +101,12 @@ def _fused(states: Tensor, weight: Tensor) -> bool:
 class Packed:
     """Weights, one below the other, in oneDNN's own layout: made when asked for and again when one is another; copies hold none.
 
-    A weight that is written to through `.data` is not seen to change: nothing counts that.
+    A weight that is written to through `.data` is not seen to change: nothing counts that. One that takes its place is: the
+    weights that were packed are held too, so that none that comes later lies where they lay.
     """
 
     def __init__(self) -> None:
-        self._held: tuple[list[tuple[int, int]], Tensor] | None = None
+        self._held: tuple[list[tuple[int, int]], list[Tensor], Tensor] | None = None
 
     def of(self, *weights: Tensor) -> Tensor:
         """The weights as oneDNN reads them."""
@@ -114,9 +115,14 @@ class Packed:
         stamp = [(weight.data_ptr(), weight._version) for weight in weights]
         held = self._held
         if held is None or held[0] != stamp:
-            whole = weights[0].detach() if len(weights) == 1 else torch.cat([weight.detach() for weight in weights])
-            held = self._held = stamp, torch.ops.mkldnn._reorder_linear_weight(whole, ROWS)
-        return held[1]
+            own = [weight.detach() for weight in weights]
+            whole = own[0] if len(own) == 1 else torch.cat(own)
+            held = self._held = stamp, own, torch.ops.mkldnn._reorder_linear_weight(whole, ROWS)
+        return held[2]
+
+    def let_go(self) -> None:
+        """Hold nothing until asked again."""
+        self._held = None
 
     def __reduce__(self) -> tuple[type[Packed], tuple[()]]:
         return Packed, ()
@@ -144,6 +150,13 @@ class LeanLinear(nn.Linear):
         """Let a graph find the copy of the weights."""
         if self.packed is not None:
             _COPIES[self.weight] = self.packed
+
+    def _apply(self, fn: Any, recurse: bool = True) -> LeanLinear:
+        """Moved, or in another precision, it may be asked for no copy again: none of what it was is held."""
+        for holder in (self, self.beside):
+            if holder is not None and holder.packed is not None:
+                holder.packed.let_go()
+        return super()._apply(fn, recurse)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -180,6 +182,47 @@ def test_a_packed_weight_follows_the_weight_it_is_a_copy_of():
         twin.weight.zero_()
         assert torch.allclose(twin(rows), layer.bias.expand(10, -1))
         assert torch.allclose(layer(rows), due(), atol=1e-5)
+
+
+def test_a_packed_weight_is_no_copy_of_one_that_lay_where_another_lies_now():
+    layer = lean(nn.Sequential(nn.Linear(512, 512)))[0]
+    rows = torch.randn(1, 512, generator=torch.Generator().manual_seed(0))
+
+    def is_right() -> bool:
+        return torch.allclose(layer(rows), nn.functional.linear(rows, layer.weight, layer.bias), atol=1e-3)
+
+    with torch.no_grad():
+        for _ in range(5):
+            layer.weight = nn.Parameter(torch.randn(512, 512))
+            assert is_right()
+            layer.weight = nn.Parameter(torch.zeros(512, 512))  # the allocator has the first one's memory again
+            layer.weight = nn.Parameter(torch.randn(512, 512))
+            assert is_right()
+            layer.half().float()
+            assert is_right()
+
+
+def test_a_packed_weight_holds_nothing_of_its_own_but_the_copy_and_nothing_once_it_is_moved():
+    made = lean(Attention())
+    x = torch.randn(5, 24)
+    with torch.no_grad():
+        made(x)
+        (_, own, copy_of_all) = made.q_proj.beside.packed._held
+        assert [weight.data_ptr() for weight in own] == [each.weight.data_ptr() for each in made.children()]
+        lone = lean(nn.Sequential(nn.Linear(24, 16)))[0]
+        lone(x)
+        gone = [weakref.ref(held) for held in (copy_of_all, lone.packed._held[2], *own)]
+        del own, copy_of_all
+        made.to(torch.bfloat16)
+        lone.to(torch.bfloat16)
+    assert [held() for held in gone] == [None] * len(gone)
+    forgotten = lean(nn.Sequential(nn.Linear(24, 16)))
+    with torch.inference_mode():
+        forgotten(x)
+    weight = weakref.ref(forgotten[0].weight)
+    del forgotten
+    gc.collect()
+    assert weight() is None
 
 
 def test_a_large_model_keeps_one_copy_of_its_weights(monkeypatch: pytest.MonkeyPatch):
