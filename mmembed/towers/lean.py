@@ -313,7 +313,7 @@ def _made(form: type, own: type) -> Any:
 
 @cache
 def _constant(value: float) -> Tensor:
-    return torch.tensor(value)
+    return torch.tensor(value, dtype=torch.float32, device="cpu")  # whatever device a caller has torch make things on
 
 
 def _eps(part: Any) -> float:

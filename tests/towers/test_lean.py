@@ -105,6 +105,17 @@ def test_what_is_saved_copied_and_pickled_stays():
     assert [type(module) for module in lean(leaner).modules()] == before
 
 
+def test_a_norm_serves_whatever_device_things_are_made_on():
+    norm = lean(tiny_backbone("qwen3")).norm
+    assert isinstance(norm, LeanNorm)
+    norm.variance_epsilon = 1.5e-6  # one that was not asked for before
+    rows = torch.randn(2, len(norm.weight))
+    with torch.no_grad():
+        with torch.device("meta"):
+            first = norm(rows)
+        assert torch.equal(norm(rows), first)
+
+
 def test_hooks_of_a_part_run_once():
     leaner, seen = lean(tiny_backbone()), []
     leaner.layers[1].mlp.register_forward_hook(lambda *_: seen.append(1))
