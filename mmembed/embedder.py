@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast
@@ -32,6 +31,7 @@ from .reader import Reader, Sparse
 from .report import Report, Skipped
 from .spec import ModelSpec
 from .tokenizer import Tokenizer
+from .towers.starts import generation
 from .walk import (
     Arrays,
     Options,
@@ -97,6 +97,7 @@ class Embedder:
         self.tokenizer = tokenizer
         self.golden = tuple(golden)
         self.reader = Reader(model, tokenizer)
+        self._taken: tuple[int | None, str] | None = None
 
     @property
     def spec(self) -> ModelSpec:
@@ -111,10 +112,14 @@ class Embedder:
     def precision(self) -> str:
         return self.model.precision
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """sha256 of spec, weights and precision: vectors of equal fingerprint may be compared."""
-        return self.model.fingerprint()
+        """sha256 of spec, weights and precision: vectors of equal fingerprint may be compared. It is taken anew when a weight
+        was changed."""
+        now = generation(self.model)
+        if self._taken is None or now is None or self._taken[0] != now:
+            self._taken = now, self.model.fingerprint()
+        return self._taken[1]
 
     def __repr__(self) -> str:
         spec = self.spec

@@ -350,6 +350,25 @@ def test_the_fingerprint_tells_models_apart():
     assert tiny_embedder(name="another").fingerprint == base.fingerprint
 
 
+def test_the_fingerprint_follows_the_weights_and_is_taken_once_for_each(monkeypatch):
+    embedder = tiny_embedder()
+    before = embedder.fingerprint
+    weight = embedder.model.backbone.layers[0].mlp.up_proj.weight
+    with torch.no_grad():
+        weight.mul_(2)
+        changed = embedder.fingerprint
+        assert changed == embedder.model.fingerprint() != before
+        weight.mul_(0.5)
+        assert embedder.fingerprint == before
+    taken, take = [], embedder.model.fingerprint
+    monkeypatch.setattr(embedder.model, "fingerprint", lambda: taken.append(1) or take())
+    embedder.encode(["a text"])
+    assert (embedder.fingerprint, taken) == (before, [])
+    embedder.model.to(torch.bfloat16)
+    assert len({before, embedder.fingerprint, embedder.fingerprint}) == 2
+    assert taken == [1]
+
+
 @pytest.mark.parametrize(("precision", "bound"), [("bf16", 0.98), ("fp16", 0.999)])
 def test_half_precision_is_near_and_its_vectors_are_fp32_of_unit_length(precision, bound):
     half = tiny_embedder(precision=precision)

@@ -123,7 +123,7 @@ class Starts:
         roots = [root for root in _roots(spans, counted) if root[1] >= LEAST]
         if self.kept.limit <= 0 or not roots:
             return None
-        weights = _generation(body)
+        weights = generation(body)
         if weights is None:
             return None
         device = spans.start.device
@@ -214,7 +214,7 @@ _looking = threading.Lock()
 _tried: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
-def _generation(body: nn.Module) -> int | None:
+def generation(body: nn.Module) -> int | None:
     """A number that changes whenever a weight is written to, moved or replaced; None: that cannot be told."""
     with _looking:
         known = _seen.get(body)
