@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..batch import Sample
+from ..errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,8 +75,8 @@ class Batcher:
         """The vectors (B, D) of samples, in order. Cancelled, it takes its samples back.
 
         Raises:
-            Busy: too much waits already.
-            Exception: what the model raised.
+            Busy: others wait already, and this would be too much beside them.
+            Exception: what the model raised; an InputError names its place among the samples.
         """
         loop = asyncio.get_running_loop()
         job = _Job(samples, [None] * len(samples), loop, loop.create_future())
@@ -147,9 +148,11 @@ class Batcher:
                 for job, place in batch:  # one bad sample must not take the others' answers
                     self._serve([(job, place)])
                 return
-            for job in {id(job): job for job, _ in batch}.values():
-                self._drop(job)
-                self._tell(job, error)
+            if isinstance(error, InputError) and error.item is not None:
+                error.item = batch[error.item][1]
+            job = batch[0][0]
+            self._drop(job)
+            self._tell(job, error)
             return
         took = time.perf_counter() - began
         self._rate = 0.9 * self._rate + 0.1 * len(batch) / max(took, 1e-6)

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from ..embedder import Embedder
+from ..errors import InputError
 from ..walk import Prepared, budget
 from .asked import Answer, Asked, Limits, Refused
 from .batcher import Batcher, Busy
@@ -79,6 +80,10 @@ class Desk:
         )
 
     async def _vectors(self, prepared: Prepared, truncate_dim: int | None) -> Answer:
-        vectors = await self.batcher.vectors(prepared.samples)
+        try:
+            vectors = await self.batcher.vectors(prepared.samples)
+        except InputError as error:  # by its sample, of which a prompt may make several of a thing
+            error.item = None if error.item is None else prepared.rows[error.item]
+            raise
         finished = self.embedder.finish(prepared, vectors, truncate_dim=truncate_dim)
         return Answer(finished, sum(len(sample) for sample in prepared.samples))
