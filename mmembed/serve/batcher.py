@@ -52,7 +52,7 @@ class Batcher:
 
     Args:
         compute: samples -> their vectors (B, D), in order; called in the batcher's own thread, by no one else.
-        budget: tokens of a batch, at least one sample. most: samples that may wait.
+        budget: tokens of a batch, at least one sample. most: samples that may wait, unless they are of one request.
     """
 
     def __init__(self, compute: Callable[[Sequence[Sample]], NDArray[np.float32]], *, budget: int, most: int = 4096):
@@ -83,7 +83,7 @@ class Batcher:
         with self._ready:
             if self._closed:
                 raise RuntimeError("the server is stopping")
-            if self._waiting + len(samples) > self.most:
+            if self._waiting and self._waiting + len(samples) > self.most:  # coming again would help no request alone
                 raise Busy(max(1, round(self._waiting / self._rate)))
             self._waiting += len(samples)
             self._jobs.append(job)

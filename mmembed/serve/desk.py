@@ -23,8 +23,9 @@ class Desk:
     """An embedder at the service of many requests at once.
 
     Args:
-        embedder: what embeds. limits: of one request. waiting: samples that may queue; beyond, requests are refused with
-            the time after which to come again. seconds: that a request may take in all, its reading too.
+        embedder: what embeds. limits: of one request. waiting: samples that may queue; what would be more while
+            others wait is refused with the time after which to come again. seconds: that a request may take in all, its
+            reading too.
     """
 
     def __init__(self, embedder: Embedder, *, limits: Limits, waiting: int = 4096, seconds: float = 60.0):

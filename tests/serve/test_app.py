@@ -279,9 +279,13 @@ def test_many_clients_get_their_own_vectors(pico, url):
 
 
 def test_a_full_queue_says_when_to_come_again(pico):
-    with served(build_app(pico, waiting=8)) as url:
-        assert _ask(url, "/v1/embeddings", {"input": ["a"] * 8}).status_code == 200
+    many = {"input": [f"a sentence of some length, the {n}th of a long list" for n in range(2000)]}
+    with served(build_app(pico, waiting=8)) as url, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(_ask, url, "/v1/embeddings", many)
+        while not httpx.get(url + "/health").json()["waiting"] and not first.done():
+            time.sleep(0.01)
         refused = _ask(url, "/v1/embeddings", {"input": [f"{n}" for n in range(9)]})
+        assert first.result().status_code == 200
     assert refused.status_code == 429
     assert int(refused.headers["Retry-After"]) >= 1
 

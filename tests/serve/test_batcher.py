@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from mmembed.batch import Sample
 from mmembed.embedder import Embedder
 from mmembed.errors import InputError
 from mmembed.serve.asked import Asked, Limits
+from mmembed.serve.batcher import Batcher, Busy
 from mmembed.serve.desk import Desk
 from mmembed.testing import tiny_embedder
 
@@ -47,3 +49,27 @@ def test_an_error_names_the_item_of_the_request_not_of_the_batch_it_fell_into(pi
 
     asyncio.run(together())
     desk.close()
+
+
+def test_a_request_that_is_larger_than_the_queue_is_let_in_where_nothing_else_waits():
+    running, goes_on = threading.Event(), threading.Event()
+
+    def compute(samples: Sequence[Sample]) -> np.ndarray:
+        running.set()
+        goes_on.wait(10)
+        return np.zeros((len(samples), 2), np.float32)
+
+    batcher = Batcher(compute, budget=2, most=4)
+    sample = Sample(np.array([1]), np.array([True]), (), 0)
+
+    async def ask() -> None:
+        large = asyncio.ensure_future(batcher.vectors([sample] * 9))
+        await asyncio.to_thread(running.wait, 10)
+        with pytest.raises(Busy, match="come again"):  # others wait
+            await batcher.vectors([sample])
+        goes_on.set()
+        assert len(await large) == 9
+        assert len(await batcher.vectors([sample] * 9)) == 9
+
+    asyncio.run(ask())
+    batcher.close()
