@@ -117,3 +117,7 @@ class MissingExtra(MmembedError, ImportError):
 
     def __init__(self, package: str, extra: str):
         super().__init__(f"{package} is needed here and is not installed: pip install 'mmembed[{extra}]'")
+        self.package, self.extra = package, extra
+
+    def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str]]:
+        return type(self), (self.package, self.extra)

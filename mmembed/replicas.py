@@ -181,10 +181,15 @@ class _Crew:
             raise
 
     def _listen(self, replica: _Replica) -> None:
+        why = ""
         while True:
             try:
                 number, result = replica.connection.recv()
             except (EOFError, OSError):
+                break
+            except Exception as error:  # of another's making, which is pickled there and cannot be unpickled here
+                why = f" after it sent what cannot be read: {error!r}"
+                replica.process.kill()
                 break
             with self._changed:
                 task = replica.tasks.pop(number)
@@ -193,7 +198,7 @@ class _Crew:
                 task.result.set_exception(result)
             else:
                 task.result.set_result(result)
-        said = f"the one on {replica.device} died ({_end_of(replica.process)})"
+        said = f"the one on {replica.device} died ({_end_of(replica.process)}){why}"
         with self._changed:
             if replica in self._living:
                 self._living.remove(replica)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 
 import mmembed
 import mmembed.testing
-from mmembed import Replicas
+from mmembed import Replicas, errors
 from mmembed.errors import InputError, ReplicaLost, SpecError
 
 from .conftest import needs_compiler, picture
@@ -87,6 +88,59 @@ def test_what_goes_wrong_in_a_process_comes_back_as_it_was(two, tiny):
     with pytest.raises(AttributeError, match="nonsense"):
         two._crew.give([], [], SimpleNamespace(forward=nonsense))()
     assert np.abs(two.encode(TEXTS[:3]) - tiny.encode(TEXTS[:3])).max() <= 1e-5
+
+
+class Unreadable(Exception):
+    """Goes out of a process and not into another."""
+
+    def __init__(self, what, why):
+        super().__init__(f"{what}: {why}")
+
+
+class Spoiled:
+    """Samples that end in an error when a process looks at them."""
+
+    def __iter__(self):
+        raise Unreadable("samples", "spoiled")
+
+    __len__ = __iter__
+
+
+def test_a_result_that_cannot_be_read_is_the_end_of_its_process_and_of_no_waiting(tiny):
+    with Replicas(tiny, devices=["cpu"]) as replicas:
+        (process,) = processes(replicas)
+        waiting = replicas._crew.give(Spoiled(), [0], replicas.reader.vectors)
+        with pytest.raises(ReplicaLost, match=r"cannot be read: TypeError.*the items 0 have no vectors"):
+            waiting(timeout=60)
+        assert process.poll() is not None
+
+
+ERRORS = [
+    errors.MmembedError("what"),
+    errors.InputError("what", 3),
+    errors.ImageError("what"),
+    errors.TruncationError("what", 3),
+    errors.UnknownName("prompt", "qery", ["query", "document"]),
+    errors.SpecError("what"),
+    errors.LoadError("what"),
+    errors.ReplicaLost("what", [1, 2]),
+    errors.StoreError("what"),
+    errors.FingerprintMismatch("what"),
+    errors.TrainingError("what"),
+    errors.MissingExtra("package", "extra"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_every_error_of_ours_goes_from_one_process_to_another(error):
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+
+
+def test_there_is_no_other_error_of_ours():
+    assert {type(error) for error in ERRORS} == {
+        each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.MmembedError)
+    }
 
 
 def test_threads_share_replicas(two, tiny):
