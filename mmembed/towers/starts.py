@@ -43,10 +43,12 @@ Pair = tuple[Float[Tensor, "1 K P E"], Float[Tensor, "1 K P E"]]
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """The first P tokens of some items: their ids, and the keys and values of every layer by its number."""
+    """The first P tokens of some items: their ids, the keys and values of every layer by its number, and the layers whose own are
+    too large to be kept, without which the others are of no use."""
 
     ids: NDArray[np.int64]
     layers: dict[int, Pair] = field(default_factory=dict)
+    lacking: list[int] = field(default_factory=list)
 
     @property
     def size(self) -> int:
@@ -88,7 +90,10 @@ class Taking:
         for each in self.wanted:
             own = slice(each.first, each.first + len(each.start.ids))
             pair = key[:, :, own], value[:, :, own]
-            if sum(part.numel() * part.element_size() for part in pair) <= self.most:
+            if sum(part.numel() * part.element_size() for part in pair) > self.most:
+                each.start.lacking.append(layer)
+                each.start.layers.clear()
+            elif not each.start.lacking:
                 each.start.layers[layer] = pair[0].clone(), pair[1].clone()
         return key, value
 

@@ -12,6 +12,7 @@ import torch
 
 from mmembed import compose
 from mmembed.testing import BACKBONES, ENCODERS, PADDED, byte_tokenizer, tiny_backbone, tiny_embedder
+from mmembed.towers.starts import Start, Starts, Taking, Wanted
 
 ASKED = "Instruct: find the picture that this text is about.\nQuery: "
 OTHER = "Instruct: find the picture that this text is about, in any language.\nQuery: "
@@ -205,6 +206,20 @@ def test_no_more_is_kept_than_the_limit():
     kept.limit, hits = 0, kept.hits
     ours.encode(["snow", "rain"], prompt=prompts[-1])
     assert kept.hits == hits
+
+
+def test_a_start_that_lacks_a_layer_is_not_kept():
+    """As where the heads of some layers are wider than those of others, and the limit lies between."""
+    starts = Starts(limit=100_000)
+    for widths, kept in (((64, 64, 64, 256), 0), ((256, 64, 64, 64), 0), ((64, 64, 64, 64), 1)):
+        wanted = Wanted(Start(np.arange(20)), 0)
+        taking = Taking(wanted=(wanted,), most=starts.kept.limit / len(widths), scope=("a model",))
+        for layer, width in enumerate(widths):
+            row = torch.randn(1, 2, 20, width)
+            taking.recall(layer, row, row)
+        starts.keep(taking)
+        assert len(starts.kept) == kept
+        assert len(wanted.start.layers) == kept * len(widths)
 
 
 def test_many_threads_keep_and_find_at_once():
