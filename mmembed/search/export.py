@@ -17,6 +17,8 @@ from .table import Table, matrix
 
 FORMS = (".parquet", ".npy", "")
 ABOUT = ["id", "modality", "text", "path", "metadata"]
+COLUMNS = (pa.string(), pa.bool_(), pa.int64(), pa.float64())
+"""Types of a column of metadata, the first that holds all its values as they are; where none does, they are written as JSON."""
 
 
 def export(table: Table, path: str | os.PathLike[str], where: str | None = None) -> int:
@@ -83,13 +85,13 @@ def _numpy(table: Table, vectors: Path, rows: Path, about: Path, where: str | No
 def _clip_retrieval(table: Table, folder: Path, where: str | None) -> int:
     """As its `clip inference` writes it: https://github.com/rom1504/clip-retrieval, clip_inference/writer.py."""
     kinds: dict[bool, int] = {}
-    seen: dict[str, set[type]] = {}
+    seen: dict[str, set[Any]] = {}
     for batch in table.batches(["modality", "metadata"], where):
         for row in batch.to_pylist():
             pictured = row["modality"] != "text"
             kinds[pictured] = kinds.get(pictured, 0) + 1
             for key, value in json.loads(row["metadata"]).items():
-                seen.setdefault(key, set()).add(type(value))
+                seen[key] = seen.get(key, set(COLUMNS)) & _holding(value)
     if len(kinds) > 1:
         raise StoreError(
             f"the layout of clip-retrieval holds things of one kind, and here are {kinds[True]} with a picture and "
@@ -101,7 +103,8 @@ def _clip_retrieval(table: Table, folder: Path, where: str | None) -> int:
     seen = {key: types for key, types in seen.items() if key not in ("image_path", "caption", "id")}
     fields = [("image_path", pa.string())] if kind == "img" else []
     fields += [("caption", pa.string()), ("id", pa.string())]
-    schema = pa.schema([*fields, *((key, _arrow(types)) for key, types in seen.items())])
+    fields += [(key, next((each for each in COLUMNS if each in types), pa.string())) for key, types in seen.items()]
+    schema = pa.schema(fields)
     with (
         _Growing(folder / f"{kind}_emb" / f"{kind}_emb_0.npy", table.dimension) as out,
         pq.ParquetWriter(folder / "metadata" / "metadata_0.parquet", schema) as writer,
@@ -113,13 +116,13 @@ def _clip_retrieval(table: Table, folder: Path, where: str | None) -> int:
     return out.rows
 
 
-def _arrow(types: set[type]) -> Any:
-    """The type of a column that holds values of these; those of several, or that are lists or mappings, are written as JSON."""
-    found = types - {type(None)}
-    for kinds, arrow in (({bool}, pa.bool_()), ({int}, pa.int64()), ({int, float}, pa.float64()), ({str}, pa.string())):
-        if found and found <= kinds:
-            return arrow
-    return pa.string()
+def _holding(value: object) -> set[Any]:
+    """Which of `COLUMNS` hold a value as it is: of a whole number those that have all of its digits."""
+    if value is None:
+        return set(COLUMNS)
+    if type(value) is int:
+        return {kind for kind, most in ((pa.int64(), 2**63 - 1), (pa.float64(), 2**53)) if abs(value) <= most}
+    return {kind for own, kind in ((str, pa.string()), (bool, pa.bool_()), (float, pa.float64())) if type(value) is own}
 
 
 def _flat(row: dict[str, Any], schema: Any) -> dict[str, Any]:

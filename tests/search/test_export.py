@@ -82,6 +82,19 @@ def test_the_layout_of_clip_retrieval_has_a_row_of_metadata_a_vector(texts, pict
     assert (len(images), {row["caption"] for row in rows}) == (2, {None, "both"})
 
 
+def test_the_layout_of_clip_retrieval_loses_no_digit_of_a_whole_number(tmp_path, tiny):
+    index = Index.create(tmp_path / "numbers", tiny)
+    numbers = [{"whole": 2**63 - 1, "huge": 2**64, "mixed": 2**53 + 1, "small": 2**53}, {"whole": 1, "huge": 1}]
+    numbers += [{"mixed": 0.5, "small": 0.5}]
+    index.add(["a", "b", "c"], metadata=numbers)
+    index.export(tmp_path / "out")
+    rows = {row["caption"]: row for row in read_as_clip_retrieval(tmp_path / "out")[2]}
+    told = {text: tuple(rows[text][key] for key in ("whole", "huge", "mixed", "small")) for text in "abc"}
+    assert told == {
+        "a": (2**63 - 1, str(2**64), str(2**53 + 1), 2.0**53), "b": (1, "1", None, None), "c": (None, None, "0.5", 0.5),
+    }  # fmt: skip
+
+
 def test_the_layout_of_clip_retrieval_holds_one_kind(texts, pictures, tmp_path):
     texts.add([picture(2)], ids=["p"])
     with pytest.raises(StoreError, match="1 with a picture and 3 of text"):
