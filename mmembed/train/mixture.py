@@ -174,7 +174,7 @@ class Mixture:
             f"data {name!r} has too few rows that differ in query and positive for a batch of {self.batch}: make it smaller"
         )
 
-    def _drawn(self, name: str, stratum: _Stratum, keys: set[bytes]) -> Example | InputError | None:
+    def _drawn(self, name: str, stratum: _Stratum, keys: Set[bytes]) -> Example | InputError | None:
         """The next example of a stratum; what is wrong with its last row where none of them gives one; None: all that it has
         are twins of what the batch holds."""
         examples = self.data[name]
