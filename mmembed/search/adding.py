@@ -101,9 +101,8 @@ def add(
     outdated = files.outdated()
     for first in range(0, len(outdated), IDS):
         table.remove(among(list(outdated)[first : first + IDS]))
-    for path in set(
-        outdated.values()
-    ):  # its content is new, or stands in the index already: it is one that was replaced
+    # A file of another content was replaced, whether that is new to the index or stands in it already.
+    for path in set(outdated.values()):
         report.count(files.counted(path), -1)
         report.count("replaced")
     if chunks or table.is_scattered:

@@ -16,6 +16,9 @@ from .data import Example, Examples, digest
 from .recipe import HeldOut
 from .teacher import Teacher
 
+BLOCK = 1024
+"""Pairs that are compared at once: all against all of them."""
+
 
 def check(embedder: Embedder, examples: Examples, held: HeldOut) -> None:
     """What can be said before anything is measured.
@@ -30,10 +33,6 @@ def check(embedder: Embedder, examples: Examples, held: HeldOut) -> None:
             raise SpecError(f"{embedder.spec.name!r} has no one vector for an item that truncate_dim could shorten")
         if not 0 < held.truncate_dim <= embedder.dimension:
             raise SpecError(f"truncate_dim={held.truncate_dim} lies between 1 and the {embedder.dimension} of a vector")
-
-
-BLOCK = 1024
-"""Pairs that are compared at once: all against all of them."""
 
 
 def measure(embedder: Embedder, examples: Examples, held: HeldOut) -> dict[str, float]:
