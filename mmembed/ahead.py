@@ -48,11 +48,9 @@ class Ahead(Generic[B]):
         self._coming = self._pulled()
         return made
 
-    @property
-    def ready(self) -> bool:
-        """Whether the next one is made: it comes without waiting, and is no error."""
-        made = self._making
-        return made is not None and made.done() and made.exception() is None
+    def awaited(self) -> bool:
+        """Wait for the next one to be made: whether there is one, and no error in its place."""
+        return self._making is not None and self._making.exception() is None
 
     def _pulled(self, *, first: bool = False) -> Callable[[], B] | None:
         """What gives the next one; None at the end."""

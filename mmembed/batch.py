@@ -254,7 +254,7 @@ class Sampler:
         """
         written = items if self.mark is None else [[_joined(runs, self.mark)] for runs in items]
         texts = [run.text for runs in written for run in runs if isinstance(run, TextRun)]
-        tokens = iter(self.tokenizer.encode(texts))
+        tokens = iter(self.tokenizer.encode(texts, located=self._locates))
         by_part = self.counted in BY_PART
         alone = (
             self.tokenizer.encode([_alone(self.counted, runs) for runs in items]) if by_part else [None] * len(items)
@@ -277,6 +277,11 @@ class Sampler:
         own = " ".join(text for run in runs if isinstance(run, TextRun) for text in run.own())
         ids = {number for tokens in self.tokenizer.encode(self.words(own)) for number in tokens.ids}
         return replace(sample, terms=np.asarray(sorted(ids), dtype=np.int64))
+
+    @property
+    def _locates(self) -> bool:
+        """Whether it asks of every token which characters it stands for."""
+        return self.placed or self.counted in BY_COPY
 
     @property
     def _prefix(self) -> list[int]:
@@ -420,6 +425,10 @@ class ChunkSampler(Sampler):
 
     window: int | None = None
     overlap: int = 0
+
+    @property
+    def _locates(self) -> bool:
+        return True
 
     def _sample(self, runs: Sequence[Laid], truncate: str, seen: Seen) -> Sample:
         ids, images = self._laid(runs, seen)

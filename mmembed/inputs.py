@@ -80,7 +80,7 @@ def _from_mapping(thing: Mapping[str, Thing]) -> Item:
 
 def modality(item: Item) -> str:
     """The modality of an item: "text", "image" or "image+text", as prompts and balanced search name it."""
+    if len(item) == 1:
+        return "image" if isinstance(item[0], Image) else "text"
     kinds = {"image" if isinstance(part, Image) else "text" for part in item}
-    if len(kinds) == 1:
-        return kinds.pop()
     return "+".join(sorted(kinds))

@@ -8,13 +8,17 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
-BUDGET = {"cpu": 4096, "cuda": 32768}
-"""Tokens of one batch: on a CPU more falls out of cache, on a GPU less leaves it idle."""
+T = TypeVar("T")
+
+BUDGET = {"cpu": 4096, "cuda": 65536}
+"""Tokens of one batch: on a CPU more falls out of cache, on a GPU the host takes longer to tell it what to do than it takes to
+do less."""
 SHARE = 0.5
 """Of the memory of a GPU that is free a batch plans for so much; the rest is for what the estimate does not know."""
 EVERY = 5.0
@@ -84,6 +88,17 @@ def uncollected() -> Iterator[None]:
                 _without -= 1
                 if not _without:
                     gc.enable()
+
+
+def uncollected_steps(steps: Iterable[T]) -> Iterator[T]:
+    """The same, `uncollected` while a step is made; not while a caller has it."""
+    going, end = iter(steps), object()
+    while True:
+        with uncollected():
+            step = next(going, end)
+        if step is end:
+            return
+        yield step  # type: ignore[misc]
 
 
 _without = 0

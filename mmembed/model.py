@@ -50,6 +50,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+SHOWN = 1024
+"""How often a few tokens go through blocks that are compiled on a GPU: torch fits kernels to the sizes that it is first shown."""
+
+
 @dataclasses.dataclass
 class Kinds:
     """What `EmbeddingModel.of_kinds` gives: (B, D), a (n, d) of each item, and (B, V); None is what was not wanted."""
@@ -212,7 +216,7 @@ class EmbeddingModel(Model):
         kind = self.backbone.config.model_type
         if self.layout == "padded":
             raise SpecError(f"only a packed backbone is compiled, and this {kind} runs padded")
-        texts = backbones.probe(self.backbone)
+        texts = backbones.probe(self.backbone) * (SHOWN if self.device.type == "cuda" else 1)
         spans = Spans.of([len(ids) for ids in texts], self.spec.mask).to(self.device)  # type: ignore[arg-type]
         with torch.inference_mode():
             due = backbones.states(self.backbone, torch.cat(texts), None, spans).float()

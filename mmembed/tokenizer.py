@@ -81,7 +81,9 @@ class Tokenizer(Protocol):
         """Id that an item is filled up with, on its right."""
         ...
 
-    def encode(self, texts: Sequence[str]) -> list[Tokens]: ...
+    def encode(self, texts: Sequence[str], *, located: bool = False) -> list[Tokens]:
+        """Ids of texts; `located`: the spans of all will be asked for, and are best made along with them."""
+        ...
 
     def id_of(self, token: str) -> int: ...
 
@@ -126,7 +128,7 @@ class SentencePieceTokenizer:
     def __len__(self) -> int:
         return self.processor.get_piece_size()
 
-    def encode(self, texts: Sequence[str]) -> list[Tokens]:
+    def encode(self, texts: Sequence[str], *, located: bool = False) -> list[Tokens]:
         if not texts:
             return []
         given = list(texts) if self.clean is None else [self.clean(text) for text in texts]
@@ -229,13 +231,20 @@ class TransformersTokenizer:
             raise SpecError(f"{type(words).__name__} pads on the {words.padding_side} with {words.pad_token!r}")
         return int(words.pad_token_id)
 
-    def encode(self, texts: Sequence[str]) -> list[Tokens]:
+    def encode(self, texts: Sequence[str], *, located: bool = False) -> list[Tokens]:
         if not texts:
             return []
         if self.clean is not None:
             every = self._encodings([self.clean(text) for text in texts])
             return [_whole(each.ids, text) for each, text in zip(every, texts, strict=True)]
-        return [Tokens(each.ids, partial(getattr, each, "offsets")) for each in self._encodings(list(texts))]
+        if located or self._own:
+            return [Tokens(each.ids, partial(getattr, each, "offsets")) for each in self._encodings(list(texts))]
+        every = self._core().encode_batch_fast(list(texts), add_special_tokens=False)
+        return [Tokens(each.ids, partial(self._spans, text)) for each, text in zip(every, texts, strict=True)]
+
+    def _spans(self, text: str) -> list[tuple[int, int]]:
+        offsets: list[tuple[int, int]] = self._encodings([text])[0].offsets
+        return offsets
 
     def _encodings(self, texts: list[str]) -> Sequence[Encoding]:
         """By the core of the tokenizer, past the layer of transformers that makes lists of all it knows of every token;
@@ -244,6 +253,10 @@ class TransformersTokenizer:
             kept = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False).encodings
             assert kept is not None
             return kept
+        return self._core().encode_batch(texts, add_special_tokens=False)
+
+    def _core(self) -> Any:
+        """The core of the tokenizer, set to give all tokens of a text and no others."""
         core = self.tokenizer.backend_tokenizer
         if core.truncation is not None:  # the caller's last call, or the file, may have set these
             core.no_truncation()
@@ -251,7 +264,7 @@ class TransformersTokenizer:
             core.no_padding()
         if core.encode_special_tokens != self.tokenizer.split_special_tokens:
             core.encode_special_tokens = self.tokenizer.split_special_tokens
-        return core.encode_batch(texts, add_special_tokens=False)
+        return core
 
     def id_of(self, token: str) -> int:
         own = {"{bos}": self.tokenizer.bos_token, "{eos}": self.tokenizer.eos_token}
@@ -288,7 +301,7 @@ class OpenClipTokenizer:
     def __len__(self) -> int:
         return int(self.tokenizer.vocab_size)
 
-    def encode(self, texts: Sequence[str]) -> list[Tokens]:
+    def encode(self, texts: Sequence[str], *, located: bool = False) -> list[Tokens]:
         return [_whole(self.tokenizer.encode(text), text) for text in texts]
 
     def id_of(self, token: str) -> int:

@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 Arrays: TypeAlias = "Callable[[], Sequence[NDArray[Any]]]"
 """Waits for the tensors of a batch, and gives them."""
-WINDOWS = (1024, 4096)
-"""Items that are prepared and sorted by length together, the first time and later: enough for long runs of equal length, and
-few at first, so that a device need not wait for many. On a CPU no more come later: 4,096 cost short texts 7 to 10 % there."""
+WINDOWS = {"cpu": (1024, 1024), "cuda": (256, 4096)}
+"""Items that are prepared and sorted by length together, the first time and at most: enough for long runs of equal length, and
+few at first, so that a GPU need not wait for many; each window is twice the one before, for what it computes of one takes as
+long as the host takes for two. On a CPU all are alike: 4,096 cost short texts 7 to 10 % there."""
 SEEN = 128
 """Of them at most so many with images, whose pixels wait for their batch, and as many of the next window: up to 11 MB each in a
 vision-language model."""
@@ -177,16 +178,17 @@ def _walked(
     already = len(told.skipped), len(told.truncated)
     told.batch_tokens = options.batch_tokens or budget(model)
     seen = first
-    later = WINDOWS[0] if model.device.type == "cpu" else WINDOWS[1]
+    sizes = WINDOWS["cpu" if model.device.type == "cpu" else "cuda"]
     with Progress(total, options.show_progress_bar) as bar, Crew(cores()) as crew:
 
-        def prepared(window: tuple[int, list[Thing]]) -> Prepared:
-            return _prepared(model, window[1], window[0], wrapping, options, output.sampler, crew.map)
+        def planned(window: tuple[int, list[Thing]]) -> _Computing[Result]:
+            ready = _prepared(model, window[1], window[0], wrapping, options, output.sampler, crew.map)
+            return _Computing(model, ready, output, options.on_error, told, bar, begin)
 
-        with Ahead(_windows(things, first, later), prepared) as windows:
-            computing = (_Computing(model, ready, output, options.on_error, told, bar, begin) for ready in windows)
+        with Ahead(_windows(things, first, *sizes), planned) as windows:
+            computing = (own.opened() for own in windows)
             at_hand = isinstance(things, Sequence)  # any other source may be slow, and what is whole would wait for it
-            for done in _in_order(computing, ahead_of, lambda: at_hand and windows.ready):
+            for done in memory.uncollected_steps(_in_order(computing, ahead_of, lambda: at_hand and windows.awaited())):
                 window = done.window()
                 told.add(done.ready.samples, done.ready.rows, window.skipped)
                 seen += window.count
@@ -198,12 +200,14 @@ def _walked(
 
 
 def _in_order(
-    windows: Iterator[_Computing[Result]], ahead_of: int, ready: Callable[[], bool]
+    windows: Iterator[_Computing[Result]], ahead_of: int, awaited: Callable[[], bool]
 ) -> Iterator[_Computing[Result]]:
     """Windows whose batches have all come back, in their order.
 
-    Batches of the next window set out while the last ones of this are on their way, if it is there without waiting: a device has
-    something to do all the time.
+    Batches of the next window set out while the last ones of this are on their way: a device has something to do all the time.
+
+    Args:
+        awaited: waits for the next window; whether there is one that is worth to be waited for.
     """
     opened: deque[_Computing[Result]] = deque()
     flying: deque[tuple[_Computing[Result], list[int], Arrays]] = deque()
@@ -217,7 +221,7 @@ def _in_order(
                 places = due.waiting.popleft()
                 if (arrays := due.begun(places)) is not None:
                     flying.append((due, places, arrays))
-            elif flying and (due is not None or len(flying) > ahead_of or not ready()):
+            elif flying and (due is not None or len(flying) > ahead_of or not awaited()):
                 own, places, arrays = flying.popleft()
                 own.land(places, arrays)
             else:
@@ -271,7 +275,7 @@ def count_tokens(
     wrapping = _wrapping(model, options)
     wrapping.check_count(len(things))
     counts = [0] * len(things)
-    for first, window in _windows(things, 0, WINDOWS[0]):
+    for first, window in _windows(things, 0, *WINDOWS["cpu"]):
         found = _prepared(model, window, first, wrapping, options, sampler, map)
         for row, sample in zip(found.rows, found.samples, strict=True):
             counts[row] = max(counts[row], len(sample))
@@ -283,18 +287,18 @@ def _wrapping(model: EmbeddingModel | DualEncoder, options: Options) -> Wrapping
     return Wrapping(model.spec, said.prompt_name, said.prompt, said.instruction, said.language, said.joint)
 
 
-def _windows(things: Iterable[Thing], first: int, later: int) -> Iterator[tuple[int, list[Thing]]]:
+def _windows(things: Iterable[Thing], first: int, size: int, most: int) -> Iterator[tuple[int, list[Thing]]]:
     window: list[Thing] = []
-    seen, most = 0, WINDOWS[0]
+    seen = 0
     passing = not isinstance(things, Sequence)
     for thing in things:
         if passing and is_pil(thing) and getattr(thing, "is_animated", False):
             thing = thing.copy()  # type: ignore[union-attr]  # who gives frame after frame gives one object again and again
         window.append(thing)
         seen += not isinstance(thing, (str, Text))
-        if len(window) == most or seen == SEEN:
+        if len(window) == size or seen == SEEN:
             yield first, window
-            first, window, seen, most = first + len(window), [], 0, later
+            first, window, seen, size = first + len(window), [], 0, min(2 * size, most)
     if window:
         yield first, window
 
@@ -378,12 +382,22 @@ class _Computing(Generic[Result]):
         firsts, self._which = distinct(ready.samples)
         self._once = [ready.samples[k] for k in firsts]
         self._rows = [ready.rows[k] for k in firsts]
-        bar.expect(ready.count, sum(sample.cost for sample in self._once))
         self._found: list[Any] = [None] * len(firsts)
         self._failed: dict[int, InputError] = {}
         self._error: InputError | None = None
         self._left = len(firsts)
-        self.waiting = deque(_planned(model, self._once, range(len(firsts)), told.batch_tokens))
+        self._plan(range(len(firsts)))
+
+    def opened(self) -> _Computing[Result]:
+        """Itself, when its turn has come: batches may have been halved since it was planned."""
+        self._bar.expect(self.ready.count, sum(sample.cost for sample in self._once))
+        if self._told.batch_tokens != self._planned_for:
+            self._plan(range(len(self._once)))
+        return self
+
+    def _plan(self, places: Sequence[int]) -> None:
+        self._planned_for = self._told.batch_tokens
+        self.waiting = deque(_planned(self._model, self._once, places, self._planned_for))
 
     @property
     def done(self) -> bool:
@@ -424,8 +438,7 @@ class _Computing(Generic[Result]):
             memory.let_go(self._model.device)
             if len(places) > 1:
                 self._told.halve(min(self._told.batch_tokens, sum(sample.cost for sample in own)))
-                left = [*places, *(place for batch in self.waiting for place in batch)]
-                self.waiting = deque(_planned(self._model, self._once, left, self._told.batch_tokens))
+                self._plan([*places, *(place for batch in self.waiting for place in batch)])
                 return False
             what = f"its {own[0].cost} tokens and patches of images"
             bad = InputError(f"{what} do not fit into the memory of {self._model.device}: {exhausted}", rows[0])

@@ -12,7 +12,7 @@ import torch.nn.attention.flex_attention as torch_flex
 
 import mmembed
 from mmembed.methods import METHODS, apply
-from mmembed.nn import attention, flex, varlen
+from mmembed.nn import attention, flex, merging, varlen
 from mmembed.nn.pooling import poolings
 from mmembed.testing import BACKBONES, ENCODERS, PADDED, VLMS, byte_tokenizer, tiny_backbone, tiny_embedder, tiny_vlm
 
@@ -54,6 +54,7 @@ def kernels(monkeypatch, device):
 
     monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # its views of weights are none that torch lets us wrap
     monkeypatch.setattr(varlen, "_has_kernels", lambda device: True)
+    monkeypatch.setattr(merging, "_kernel", lambda: None)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", told("varlen", kernel(plain)))
     monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     monkeypatch.setattr(flex, "_compiled", lambda: told("flex", torch_flex.flex_attention))

@@ -31,7 +31,7 @@ def tiny():
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch):
-    monkeypatch.setattr(walk, "WINDOWS", (4, 8))
+    monkeypatch.setattr(walk, "WINDOWS", {"cpu": (4, 4)})
 
 
 def contents(path):
@@ -213,7 +213,7 @@ import sys, torch
 from mmembed import Image, walk
 from mmembed.testing import tiny_embedder
 torch.set_num_threads(1)
-walk.WINDOWS = (16, 32)
+walk.WINDOWS = {"cpu": (16, 16)}
 embedder = tiny_embedder(pooling="mean")
 things = [Image(b"no picture") if k % 50 == 7 else f"text {k} " * (k % 5 + 1) for k in range(int(sys.argv[2]))]
 print("ready", flush=True)

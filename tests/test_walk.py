@@ -30,7 +30,7 @@ def tiny():
 
 @pytest.fixture
 def small_windows(monkeypatch):
-    monkeypatch.setattr(walk, "WINDOWS", (4, 8))
+    monkeypatch.setattr(walk, "WINDOWS", {"cpu": (4, 4)})
     monkeypatch.setattr(walk, "SEEN", 3)
 
 
@@ -118,10 +118,15 @@ def test_the_next_thing_is_made_while_the_caller_is_at_one_and_a_lone_one_withou
                     break
                 time.sleep(0.01)
             assert len(made) == min(k + 2, 3)
-            assert three.ready == (k < 2)
+            assert three.awaited() == (k < 2)
     assert names[0] == "MainThread"
     assert all(name.startswith("mmembed-ahead") for name in names[1:])
     names.clear()
+    with Ahead([1, 0], lambda k: 1 / k) as one:
+        assert next(one) == 1
+        assert not one.awaited(), "an error is nothing to wait for"
+        with pytest.raises(ZeroDivisionError):
+            next(one)
     assert list(Ahead([5], make)) == [5]
     assert names == ["MainThread"]
 
@@ -169,7 +174,7 @@ class Device:
 @pytest.mark.usefixtures("small_windows")
 def test_a_device_has_the_next_window_before_this_one_is_waited_for(tiny):
     things = [f"text {k}" for k in range(20)]
-    device = Device(tiny, slow=0.2)  # what comes next is ready by then
+    device = Device(tiny)
     found = [window.results for window in device.windows(things)]
     assert [len(each) for each in found] == [4, 4, 4, 4, 4]
     vectors = np.stack([vector for each in found for vector in each])
@@ -320,7 +325,7 @@ def test_a_batch_is_no_larger_than_what_is_free_on_a_gpu(monkeypatch):
     for name, value in (("memory_reserved", 3 * 2**20), ("memory_allocated", 2**20)):
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80 * 2**30, 80 * 2**30))
-    assert budget(gpu, 2048, 6144, 2) == 32768
+    assert budget(gpu, 2048, 6144, 2) == 65536
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**28, 80 * 2**30))
     each = bytes_per_token(2048, 6144, 2)
     assert budget(gpu, 2048, 6144, 2) == (2**28 + 2 * 2**20) // (2 * each) < 32768

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .merging import Part, Places, merged
 from .spans import Spans, Stretch, numbered
 from .transfer import numbers, to_device
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Rows = slice | Int[Tensor, " n"]
-"""Tokens of the row, or places among queries: one stretch, or by number."""
+"""Tokens of the row: one stretch, or by number."""
 HALF = (torch.float16, torch.bfloat16)
 MERGED = 0.25
 """What merging one more level costs a token, as a share of what it costs altogether; an estimate. Where every row went through
@@ -37,34 +38,18 @@ class Call:
     """One call of the kernel: stretches of queries, each against one stretch of keys.
 
     Attributes:
-        queries: of those that were asked for. among: where these lie among the queries of the first level of a tree, which those
-            of all levels below are of; for the call of all segments against themselves, that level's queries.
-        keys: tokens of the row. firsts_q, firsts_k: where stretches begin and the last
+        queries: of those that were asked for. keys: tokens of the row. firsts_q, firsts_k: where stretches begin and the last
             one ends, int32. most_q, most_k: tokens of the longest.
         causal: whether a query sees only what stands up to its own place; both stretches end at the same token then.
     """
 
     queries: Rows
-    among: Rows
     keys: Rows
     firsts_q: Int[Tensor, " n_plus_1"]
     firsts_k: Int[Tensor, " n_plus_1"]
     most_q: int
     most_k: int
     causal: bool
-
-
-@dataclass(frozen=True)
-class Part:
-    """Attention of some rows over some of their keys, and the log-sum-exp of their scores.
-
-    Attributes:
-        rows: which they are among those that have several parts; of the first part, which are those.
-    """
-
-    rows: Rows
-    out: Float[Tensor, "n H E"]
-    lse: Float[Tensor, "n H"]
 
 
 def serves(query: Tensor, spans: Spans, window: int | None, softcap: float | None) -> bool:
@@ -99,7 +84,7 @@ def varlen(
     softcap: float | None,
 ) -> Float[Tensor, "1 H Q E"]:
     """Every segment by `torch.nn.attention.varlen`, and for every level of the tree one call more: all that comes after its
-    segments against them, merged by log-sum-exp in fp32 (as in FlashAttention, arXiv 2205.14135, and ring attention).
+    segments against them, merged by log-sum-exp, see `mmembed.nn.merging`.
 
     Nothing is copied but the rows of a level that has several segments others go on from, and keys behind the last token
     that is asked for.
@@ -111,16 +96,17 @@ def varlen(
         raise NotImplementedError(f"{unknown}; 'flex' does it")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     reach = window - 1 if window is not None and _narrow(spans, window) else -1
-    own, *levels = calls(spans)
-    if not levels:
+    (own, *levels), places = calls(spans)
+    if places is None:
         out = _kernel(q, k[own.keys], v[own.keys], own, scaling, reach)
         return out.transpose(0, 1)[None]
-    parts = [_part(q, k, v, call, scaling, reach) for call in (own, *levels)]
-    return merged(*parts).transpose(0, 1)[None]
+    whole, *parts = (_part(q, k, v, call, scaling, reach) for call in (own, *levels))
+    return merged(whole, parts, places).transpose(0, 1)[None]
 
 
-def calls(spans: Spans) -> Sequence[Call]:
-    """What is asked of the kernel: all segments against themselves, then each level of the tree against what comes after it.
+def calls(spans: Spans) -> tuple[Sequence[Call], Places | None]:
+    """What is asked of the kernel: all segments against themselves, then each level of the tree against what comes after it; and
+    which queries then have several parts, None where none has.
 
     Told once a batch.
     """
@@ -134,14 +120,12 @@ def calls(spans: Spans) -> Sequence[Call]:
             asked = [((first, last), keys) for first, last, keys in after if first < last]
             if asked:
                 found.append(asked)
-        shared = numbered([queries for queries, _ in found[0]]) if found else np.empty(0, dtype=np.int64)
         own = list(_own(segments, spans.causal, asking))
-        spans.memo["varlen"] = (
-            _call(own, spans, spans.causal, shared),
-            *(_call(asked, spans, False, np.searchsorted(shared, numbered([q for q, _ in asked]))) for asked in found),
-        )
-    told: Sequence[Call] = spans.memo["varlen"]
-    return told
+        told = _call(own, spans, spans.causal), *(_call(asked, spans, False) for asked in found)
+        parts = [numbered([queries for queries, _ in asked]) for asked in found]  # of the first level all below are
+        spans.memo["varlen"] = told, Places.of(parts[0], parts, spans.start.device) if parts else None
+    known: tuple[Sequence[Call], Places | None] = spans.memo["varlen"]
+    return known
 
 
 def _own(segments: list[Stretch], causal: bool, asking: list[int] | None) -> Iterator[tuple[Stretch, Stretch]]:
@@ -165,22 +149,7 @@ def _place(token: int, asking: list[int] | None) -> int:
     return token if asking is None else bisect_left(asking, token)
 
 
-def merged(whole: Part, *parts: Part) -> Float[Tensor, "Q H E"]:
-    """Attention over all keys of parts that have seen some of them each; rows that the first alone has seen stay as they are,
-    the others are put together in fp32, part by part.
-
-    Of two parts the softmax gives each its share by what it summed: the sigmoid of how far their log-sum-exps lie apart.
-    """
-    out, lse = whole.out[whole.rows].float(), whole.lse[whole.rows].clone()
-    for part in parts:
-        share = torch.sigmoid(part.lse - lse[part.rows])[..., None]
-        out[part.rows] = torch.lerp(out[part.rows], part.out.float(), share)
-        lse[part.rows] = torch.logaddexp(lse[part.rows], part.lse)
-    whole.out[whole.rows] = out.to(whole.out.dtype)
-    return whole.out
-
-
-def _call(stretches: Sequence[tuple[Stretch, Stretch]], spans: Spans, causal: bool, among: NDArray[np.int64]) -> Call:
+def _call(stretches: Sequence[tuple[Stretch, Stretch]], spans: Spans, causal: bool) -> Call:
     device = spans.start.device
     queries, keys = ([pair[side] for pair in stretches] for side in (0, 1))
     alike = queries == keys
@@ -188,8 +157,8 @@ def _call(stretches: Sequence[tuple[Stretch, Stretch]], spans: Spans, causal: bo
     firsts = [torch.tensor([0, *accumulate(each)], dtype=torch.int32) for each in lengths[: 1 if alike else 2]]
     moved = [to_device(each, device) for each in firsts]  # one tensor where both are the same: kernels look
     most_q, most_k = map(max, lengths)
-    q, at, k = (_rows(each, device) for each in (numbered(queries), among, numbered(keys)))
-    return Call(q, at, k, moved[0], moved[-1], most_q, most_k, causal)
+    q, k = (_rows(numbered(each), device) for each in (queries, keys))
+    return Call(q, k, moved[0], moved[-1], most_q, most_k, causal)
 
 
 def _rows(places: NDArray[np.int64], device: torch.device) -> Rows:
@@ -202,7 +171,7 @@ def _rows(places: NDArray[np.int64], device: torch.device) -> Rows:
 
 def _part(q: Tensor, k: Tensor, v: Tensor, call: Call, scaling: float, reach: int) -> Part:
     out, lse = _kernel(q[call.queries], k[call.keys], v[call.keys], call, scaling, reach, told=True)
-    return Part(call.among, out, _by_token(lse, out))
+    return Part(out, _by_token(lse, out))
 
 
 def _by_token(lse: Tensor, out: Float[Tensor, "n H E"]) -> Float[Tensor, "n H"]:

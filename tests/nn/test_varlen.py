@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from functools import wraps
 
 import pytest
@@ -12,7 +11,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 from mmembed.nn.attention import reference
 from mmembed.nn.spans import Spans
-from mmembed.nn.varlen import Part, _said, calls, merged, varlen
+from mmembed.nn.varlen import _said, calls, varlen
 
 from .test_attention import ASKED, HEADS, LENGTHS, TREES, WINDOWS, draw, spans_of, tree_of
 
@@ -138,25 +137,6 @@ def test_parts_far_apart_are_merged_without_loss():
     assert (told - reference(q, k, v, spans, **how)).abs().max() <= 5e-5  # scores of 300 are rounded so
 
 
-def test_merged_parts_are_one_softmax():
-    generator = torch.Generator().manual_seed(3)
-    scores = (torch.randn(6, 2, 9, generator=generator) * 5).double()
-    value = torch.randn(9, 4, generator=generator).double()
-
-    def part(rows, keys, at):
-        own = scores[at][..., keys]
-        return Part(rows, (own.softmax(-1) @ value[keys]).float(), own.logsumexp(-1).float())
-
-    # Rows 1 to 5 have parts of others; among these the third and the fifth have two.
-    later = [part(slice(0, 5), slice(4, 7), slice(1, 6)), part(torch.tensor([2, 4]), slice(7, 9), torch.tensor([3, 5]))]
-    counts = torch.tensor([4, 7, 7, 9, 7, 9])
-    for order in itertools.permutations(later):
-        told = merged(part(slice(1, 6), slice(0, 4), slice(0, 6)), *order)
-        for row, count in enumerate(counts.tolist()):
-            due = scores[row, :, :count].softmax(-1) @ value[:count]
-            assert (told[row] - due).abs().max() <= 1e-5
-
-
 @pytest.mark.parametrize("mask", ["causal", "bidirectional"])
 def test_a_kernel_that_need_not_be_told_of_heads_and_splits(monkeypatch, mask):
     """As torch 2.11 has it."""
@@ -177,14 +157,14 @@ def test_a_kernel_that_need_not_be_told_of_heads_and_splits(monkeypatch, mask):
 def test_what_is_asked_of_the_kernel_is_told_once_a_batch():
     spans = tree("levels")
     assert calls(spans) is calls(spans)
-    own, outer, inner = calls(spans)
+    own, outer, inner = calls(spans)[0]
     assert own.firsts_q is own.firsts_k  # kernels ask whether they are the same
     assert own.firsts_q.tolist() == [0, 4, 6, 9, 10, 11, 17, 19]
     assert (outer.most_q, outer.most_k) == (7, 6)
     assert inner.queries == slice(6, 10)
     assert inner.keys == slice(4, 6)
     some = torch.tensor([1, 2, 9, 12, 13, 16])
-    own, outer, *others = calls(spans.asked(some))
+    own, outer, *others = calls(spans.asked(some))[0]
     assert own.queries == slice(0, 6)
     assert own.firsts_q.tolist() == [0, 2, 3, 5, 6]
     assert own.keys.tolist() == [0, 1, 2, 9, 11, 12, 13, 11, 12, 13, 14, 15, 16]
