@@ -31,10 +31,9 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 Arrays: TypeAlias = "Callable[[], Sequence[NDArray[Any]]]"
 """Waits for the tensors of a batch, and gives them."""
-WINDOWS = {"cpu": (1024, 1024), "cuda": (256, 4096)}
-"""Items that are prepared and sorted by length together, the first time and at most: enough for long runs of equal length, and
-few at first, so that a GPU need not wait for many; each window is twice the one before, for what it computes of one takes as
-long as the host takes for two. On a CPU all are alike: 4,096 cost short texts 7 to 10 % there."""
+WINDOWS = {"cpu": (1024, 1024), "cuda": (1024, 4096)}
+"""Items that are prepared and sorted by length together, the first time and later: enough for long runs of equal length, and
+few at first, so that a device need not wait for many. On a CPU no more come later: 4,096 cost short texts 7 to 10 % there."""
 SEEN = 128
 """Of them at most so many with images, whose pixels wait for their batch, and as many of the next window: up to 11 MB each in a
 vision-language model."""
@@ -287,7 +286,7 @@ def _wrapping(model: EmbeddingModel | DualEncoder, options: Options) -> Wrapping
     return Wrapping(model.spec, said.prompt_name, said.prompt, said.instruction, said.language, said.joint)
 
 
-def _windows(things: Iterable[Thing], first: int, size: int, most: int) -> Iterator[tuple[int, list[Thing]]]:
+def _windows(things: Iterable[Thing], first: int, size: int, later: int) -> Iterator[tuple[int, list[Thing]]]:
     window: list[Thing] = []
     seen = 0
     passing = not isinstance(things, Sequence)
@@ -298,7 +297,7 @@ def _windows(things: Iterable[Thing], first: int, size: int, most: int) -> Itera
         seen += not isinstance(thing, (str, Text))
         if len(window) == size or seen == SEEN:
             yield first, window
-            first, window, seen, size = first + len(window), [], 0, min(2 * size, most)
+            first, window, seen, size = first + len(window), [], 0, later
     if window:
         yield first, window
 

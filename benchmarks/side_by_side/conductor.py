@@ -99,7 +99,7 @@ class Conductor:
                 system, setting = asked[k]
                 try:
                     if number < 0:
-                        self.here[system].ask("run", work.head(8 if size == "cuda" else 2), setting)
+                        self.here[system].ask("run", work.head(256 if size == "cuda" else 2), setting)
                         runs[k] = []
                     else:
                         runs[k].append(self.here[system].ask("run", work, setting))
