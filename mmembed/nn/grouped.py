@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from .dense import dense
 from .spans import Run, Spans
 
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -57,7 +58,7 @@ def grouped(
     softcap: float | None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "1 H Q E"]:
-    """One dense `scaled_dot_product_attention` for each run of segments of equal length, no mask where none is needed; the part
+    """One dense attention for each run of segments of equal length, no mask where none is needed; the part
     over what they come after apart, and joined by the log-sum-exp of both."""
     if softcap is not None:
         raise NotImplementedError("grouped attention knows no soft cap; the room 'reference' does")
@@ -83,11 +84,7 @@ def grouped(
         q, k, v = (_batch(x, step.count) for x in (queries[step.queries], keys[step.keys], values[step.keys]))
         if not step.past:
             mask = None if step.seen is None else step.seen[:, None]
-            causal = not step.ahead and mask is None
-            gqa = q.shape[1] != k.shape[1]
-            out = F.scaled_dot_product_attention(
-                q, k, v, mask, dropout, is_causal=causal, scale=scaling, enable_gqa=gqa
-            )
+            out = dense(q, k, v, mask, dropout, scaling=scaling, causal=not step.ahead and mask is None)
         elif step.seen is not None or learning or dropout or query.device.type != "cpu":
             past = keys[step.past][0], values[step.past][0]
             out = _behind(q, k, v, *past, _seen(step, past[0].shape[1], k.shape[2], k.device), scaling, dropout)
