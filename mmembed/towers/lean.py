@@ -231,9 +231,17 @@ def _product(states: Float[Tensor, "*R D"], weight: Tensor, bias: Float[Tensor, 
     if count > STEP:  # a query alone does not wait for a copy of itself
         rows = states.reshape(count, -1)
     more = -count % STEP if count > STEP else 0
-    even = nn.functional.pad(rows, (0, 0, 0, more)) if more else rows
+    even = _filled(rows, more) if more else rows
     out: Tensor = torch.ops.mkldnn._linear_pointwise(even, weight, bias, "none", [], "")
     return (out[:count] if more else out).view(*states.shape[:-1], out.shape[-1])
+
+
+def _filled(rows: Float[Tensor, "R D"], more: int) -> Float[Tensor, "S D"]:
+    """Rows and so many of zeros; torch's own `pad` writes zeros below all of them first."""
+    even = rows.new_empty(len(rows) + more, rows.shape[1])
+    even[: len(rows)] = rows
+    even[len(rows) :] = 0
+    return even
 
 
 _COPIES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
