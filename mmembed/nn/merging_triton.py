@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def merge(whole: Part, parts: Sequence[Part], places: Places) -> None:
     """Merge the parts into the first, a row at a time."""
     heads, width = whole.out.shape[1:]
+    heads_up, width_up = triton.next_power_of_2(heads), triton.next_power_of_2(width)
     _merge[(len(places.rows),)](
         whole.out,
         whole.lse,
@@ -29,8 +30,9 @@ def merge(whole: Part, parts: Sequence[Part], places: Places) -> None:
         len(places.rows),
         heads=heads,
         width=width,
-        heads_up=triton.next_power_of_2(heads),
-        width_up=triton.next_power_of_2(width),
+        heads_up=heads_up,
+        width_up=width_up,
+        num_warps=min(16, max(4, heads_up * width_up // 1024)),  # so many numbers a thread as its registers hold
     )
 
 

@@ -58,13 +58,8 @@ class Index:
         self.embedder = embedder
         self._table = table
         self._background: tuple[int, Background] | None = None
-        made = table.made
-        if embedder is not None and embedder.fingerprint != made["fingerprint"]:
-            raise FingerprintMismatch(
-                f"{self.path} holds vectors of {made['model']!r} ({made['fingerprint'][:12]}), not of "
-                f"{embedder.spec.name!r} ({embedder.fingerprint[:12]}), which has other {_other(made, embedder)}: open it "
-                "with the model it was made with, or make a new index"
-            )
+        if embedder is not None:
+            self._check(embedder)
 
     @classmethod
     def create(
@@ -545,9 +540,11 @@ class Index:
         *,
         reread: bool = False,
     ) -> AddReport:
+        embedder = self._encoder()
+        self._check(embedder)  # it may have been trained since the index was opened
         return add(
             self._table,
-            self._encoder(),
+            embedder,
             entries,
             total=total,
             reread=reread,
@@ -559,6 +556,15 @@ class Index:
         if self.embedder is None:
             raise StoreError(f"{self.path} was opened without an embedder: Index.open(path, mmembed.load())")
         return self.embedder
+
+    def _check(self, embedder: Embedder) -> None:
+        made = self._table.made
+        if embedder.fingerprint != made["fingerprint"]:
+            raise FingerprintMismatch(
+                f"{self.path} holds vectors of {made['model']!r} ({made['fingerprint'][:12]}), not of "
+                f"{embedder.spec.name!r} ({embedder.fingerprint[:12]}), which has other {_other(made, embedder)}: open it "
+                "with the model it was made with, or make a new index"
+            )
 
 
 def _check_asked(k: int, kind: str | None) -> None:

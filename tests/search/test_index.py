@@ -11,6 +11,7 @@ import tarfile
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -302,6 +303,17 @@ def test_an_index_is_there_when_it_is_opened_again(index, tiny):
 def test_vectors_of_another_model_are_refused(index):
     with pytest.raises(FingerprintMismatch, match="model it was made with"):
         Index.open(index.path, tiny_embedder(seed=1))
+
+
+def test_a_model_that_was_trained_since_adds_nothing(tmp_path):
+    own = tiny_embedder(seed=2)
+    index = Index.create(tmp_path / "own.index", own)
+    index.add(["a"])
+    with torch.no_grad():
+        next(own.model.backbone.parameters()).mul_(2)
+    with pytest.raises(FingerprintMismatch, match="other weights"):
+        index.add(["b"])
+    assert len(index) == 1
 
 
 def test_without_a_model_an_index_can_be_read_but_not_searched(index):
