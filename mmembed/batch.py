@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .images import Image
 
 
+CHARACTERS = 2
+"""Characters of a token: a text of more will likely be cut. One of fewer is read once more then, by itself."""
 Laid = tuple[TextRun, Tokens] | ImageRun | Placeholder
 """A run of an item with the tokens of its text."""
 
@@ -254,7 +256,9 @@ class Sampler:
         """
         written = items if self.mark is None else [[_joined(runs, self.mark)] for runs in items]
         texts = [run.text for runs in written for run in runs if isinstance(run, TextRun)]
-        tokens = iter(self.tokenizer.encode(texts, located=self._locates))
+        # Where a text is cut, spans say what of it is its own.
+        located = self._locates or any(len(text) > CHARACTERS * self.max_length for text in texts)
+        tokens = iter(self.tokenizer.encode(texts, located=located))
         by_part = self.counted in BY_PART
         alone = (
             self.tokenizer.encode([_alone(self.counted, runs) for runs in items]) if by_part else [None] * len(items)

@@ -8,6 +8,7 @@ import pytest
 import sentencepiece
 from transformers import PreTrainedTokenizerFast
 
+from mmembed import Report
 from mmembed.errors import LoadError, SpecError, UnknownName
 from mmembed.testing import byte_tokenizer, tiny_embedder
 from mmembed.tokenizer import SentencePieceTokenizer, TransformersTokenizer, load_tokenizer
@@ -82,11 +83,24 @@ def test_tokens_are_those_of_transformers_whatever_it_was_last_asked():
     texts = ["a", "สวัสดี x", "", "one <image> two </s>"]
     expected = raw(texts, add_special_tokens=False, return_offsets_mapping=True)
     raw(texts, padding=True, truncation=True, max_length=5, split_special_tokens=True)  # stays set in its core
-    found = tokenizer.encode(texts)
-    assert [tokens.ids for tokens in found] == expected["input_ids"]
-    assert [tokens.spans for tokens in found] == expected["offset_mapping"]
+    for located in (True, False):
+        found = tokenizer.encode(texts, located=located)
+        assert [tokens.ids for tokens in found] == expected["input_ids"]
+        assert [tokens.spans for tokens in found] == expected["offset_mapping"]
     assert found[3][1:3].ids == found[3].ids[1:3]
     assert found[3][1:3].spans == found[3].spans[1:3]
+
+
+@pytest.mark.parametrize("counted", ["all", "content"])
+def test_no_text_is_read_twice_for_its_spans(monkeypatch, counted):
+    """Where all are asked for them, and where long texts are cut, they are made along with the ids."""
+    tiny = tiny_embedder(pooling="mean", counted=counted, max_length=20)
+    read = []
+    monkeypatch.setattr(TransformersTokenizer, "_spans", lambda self, text: read.append(text))
+    report = Report()
+    tiny.encode(["short", "long " * 30], report=report)
+    assert report.truncated == [1]
+    assert not read
 
 
 def test_a_tokenizer_with_a_way_of_its_own_keeps_it():

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+"""Whether torch has oneDNN's products as an operator."""
 LEAST = 2**18
 """Scores of the heads that share a key from which on products pay."""
 BLOCK = 512
@@ -54,8 +56,7 @@ def slowed() -> bool:
     """Whether torch multiplies by MKL on a processor of another maker than Intel, and has oneDNN beside it."""
     listed = Path("/proc/cpuinfo")
     other = listed.exists() and "GenuineIntel" not in listed.read_text()
-    has_onednn = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return other and torch.backends.mkl.is_available() and has_onednn
+    return other and torch.backends.mkl.is_available() and ONEDNN
 
 
 def products(

@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..nn.dense import ONEDNN
 from ..nn.int8 import Int8Linear
 
 ROWS = 512
@@ -36,7 +37,6 @@ ROWS = 512
 STEP = 64
 """More rows than this are filled up to a multiple of it: oneDNN keeps what it compiles for every number of rows, a thousand of
 them and half a gigabyte of memory in a server of many short requests."""
-ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 PACKED = 2**28
 """Bytes of all linear layers of a model up to which a second copy of them is kept, in oneDNN's own layout. 512 x 1536 weights on
 two cores: 10 rows take 95 us there, 171 us on the weights as they lie, 233 us in torch's own product; 512 rows
