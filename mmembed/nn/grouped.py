@@ -58,8 +58,8 @@ def grouped(
     softcap: float | None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "1 H Q E"]:
-    """One dense attention for each run of segments of equal length, no mask where none is needed; the part
-    over what they come after apart, and joined by the log-sum-exp of both."""
+    """One dense attention for each run of segments of equal length, no mask where none is needed; the part over what they come
+    after apart, and joined by the log-sum-exp of both."""
     if softcap is not None:
         raise NotImplementedError("grouped attention knows no soft cap; the room 'reference' does")
     learning = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .transfer import to_device
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Places:
     among: Int[Tensor, "P R"]
 
     @classmethod
-    def of(cls, rows: np.ndarray, parts: Sequence[np.ndarray], device: torch.device) -> Places:
+    def of(cls, rows: NDArray[np.int64], parts: Sequence[NDArray[np.int64]], device: torch.device) -> Places:
         """From the rows that have several parts, in order, and those of each part."""
         among = np.full((len(parts), len(rows)), -1, dtype=np.int32)
         for own, part in zip(among, parts, strict=True):
