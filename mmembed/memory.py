@@ -1,15 +1,17 @@
-"""Memory that runs out: what that looks like, how many tokens of a batch there is room for, what is given back; and when Python
-does not search it."""
+"""Memory that runs out: what that looks like, how many tokens of a batch there is room for, what is given back and what is kept;
+and when Python does not search it."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -23,6 +25,8 @@ SHARE = 0.5
 """Of the memory of a GPU that is free a batch plans for so much; the rest is for what the estimate does not know."""
 EVERY = 5.0
 """Seconds from one time that the host's free memory is given back to the next, which takes some 30 ms."""
+MAPPED, HELD = 2**26, 2**28
+"""Blocks of as many bytes are the system's own to give and take back; of smaller ones glibc keeps so many bytes that are free."""
 
 SAID = ("can't allocate memory", "bad_alloc", "could not create a primitive", "could not create a memory")
 """Words of a RuntimeError when memory of the host runs out: of torch's allocator, of C++, and of oneDNN."""
@@ -71,6 +75,23 @@ def trim() -> None:
         _malloc_trim(0)
 
 
+@cache
+def keep_freed() -> bool:
+    """Have glibc keep the blocks of a forward pass for the next layer, up to `HELD`, and say whether it does.
+
+    By itself it learns from what is freed first, and then gives blocks of some megabytes back to the system and asks for them
+    anew many times in a batch; the system clears each page it gives. Photographs, short queries and texts of a small model took
+    3 to 15 % longer, not the same in every process (LOG.md). Its settings are the process's: where whoever began it made some
+    (`MALLOC_*`, `GLIBC_TUNABLES`) they stand. `trim` gives back what is kept all the same.
+    """
+    told = any(name.startswith("MALLOC_") for name in os.environ)
+    if _mallopt is None or told or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return False
+    # Before 2.35 glibc refuses more than half of the heap of a thread.
+    mapped = any(_mallopt(M_MMAP_THRESHOLD, size) for size in (MAPPED, MAPPED // 2))
+    return mapped and bool(_mallopt(M_TRIM_THRESHOLD, HELD))
+
+
 @contextmanager
 def uncollected() -> Iterator[None]:
     """Inside, Python does not search its memory for cycles, in any thread: thousands of small objects that are made at once, and
@@ -104,4 +125,6 @@ def uncollected_steps(steps: Iterable[T]) -> Iterator[T]:
 _without = 0
 _counting = threading.Lock()
 _trimmed = time.monotonic()
-_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+_glibc = ctypes.CDLL(None) if sys.platform == "linux" else None
+_malloc_trim, _mallopt = (getattr(_glibc, name, None) for name in ("malloc_trim", "mallopt"))
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h

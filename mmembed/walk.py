@@ -231,6 +231,8 @@ def compute(
     model: EmbeddingModel | DualEncoder, samples: Sequence[Sample], rows: Sequence[int], output: Output[Any]
 ) -> Arrays:
     """One batch: packed, moved to the device, through the model, and on its way back to the host, which happens nowhere else."""
+    if model.device.type == "cpu":
+        memory.keep_freed()
     memory.trim()
     with torch.inference_mode():
         with memory.uncollected():

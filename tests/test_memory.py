@@ -1,8 +1,11 @@
-"""Freed memory of the host goes back to the system."""
+"""What is freed on the host is kept for what comes next, and goes back to the system now and then."""
 
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,6 +33,30 @@ def test_what_lies_freed_between_blocks_that_stay_is_given_back_now_and_then(mon
     memory.trim()
     assert resident() < full - 200
     assert len(stay) == 500
+
+
+@pytest.mark.skipif(memory._mallopt is None, reason="not glibc")
+@pytest.mark.parametrize("settings", [{}, {"MALLOC_ARENA_MAX": "4"}, {"GLIBC_TUNABLES": "glibc.malloc.arena_max=4"}])
+def test_blocks_that_are_freed_are_kept_unless_whoever_began_the_process_had_his_own_settings(settings):
+    """In a process of its own: pages that the system had to give when blocks of 20 MB were freed and asked for again."""
+    script = """
+import resource, torch
+from mmembed import memory
+def round():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [torch.zeros(5_000_000).add_(1) for _ in range(8)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+said = memory.keep_freed()
+print(said, round(), round())
+"""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    told = subprocess.run(
+        [sys.executable, "-c", script], env={**own, **settings}, capture_output=True, text=True, check=True
+    )
+    said, _, again = told.stdout.split()
+    assert said == str(not settings)
+    if not settings:
+        assert int(again) < 0.1 * 8 * 20_000_000 / os.sysconf("SC_PAGESIZE")
 
 
 def test_python_does_not_search_for_cycles_inside():
