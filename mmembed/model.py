@@ -44,7 +44,7 @@ from .towers.retriever import is_retriever, load_retriever
 from .towers.sight import Sight, SightKey, sights
 from .towers.starts import Starts, Taking
 from .towers.vision import Preprocess, VisionTower, build_vision
-from .weights import WEIGHTS_FILE, Model, fill, fill_by_name, fill_over
+from .weights import WEIGHTS_FILE, Model, Undrawn, fill, fill_by_name, fill_over
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -101,7 +101,7 @@ class EmbeddingModel(Model):
         mask = spec.mask or backbones.natural_mask(body)
         width = folders.width(body.config)
         super().__init__(dataclasses.replace(spec, mask=mask))
-        self.backbone = backbones.prepare_backbone(body, mask, spec.layout)
+        self.backbone = backbones.prepare_backbone(body, mask, spec.layout, natural=spec.mask is None)
         self.made_for = mask  # what the backbone's own configuration says, whatever spec its parts are under later
         self._check_layers(spec)
         self._number(self.spec)
@@ -578,14 +578,16 @@ def load_model(folder: Path, base: Path | None = None) -> tuple[EmbeddingModel |
     with torch.random.fork_rng(devices=[]):  # fresh weights are drawn and replaced: the caller's seed stays his
         if (folder / SPEC_FILE).exists():
             spec = ModelSpec.from_folder(folder)
-            own = EmbeddingModel(spec) if spec.dual is None else DualEncoder(spec)
+            own: EmbeddingModel | DualEncoder
             if (folder / ADAPTER).exists():
+                own = EmbeddingModel(spec) if spec.dual is None else DualEncoder(spec)
                 below, _ = load_model(folders.base_of(folder, base))
                 fill_over(own, below.state_dict(), folder / WEIGHTS_FILE)
                 if isinstance(own, EmbeddingModel):  # LoRA stands beside weights that may have been trained themselves
                     adapters.merge(own.backbone, folder)
                 return own, folder
             _check_base(base, (), folder)
+            own = _unfilled(spec, folder / WEIGHTS_FILE)
             fill(own, folder / WEIGHTS_FILE)
             return own, folder
         if (dual := folders.read_dual(folder)) is not None:
@@ -616,6 +618,22 @@ def load_model(folder: Path, base: Path | None = None) -> tuple[EmbeddingModel |
         if found.pooling and model.pooling is not None:
             fill_by_name(model.pooling, found.backbone, found.pooling)
     return model, found.tokenizer
+
+
+def _unfilled(spec: ModelSpec, path: Path) -> EmbeddingModel | DualEncoder:
+    """The model of a spec before its weights are read; those of the backbone are, for it is tried out when it is built in."""
+    with Undrawn():
+        if spec.dual is not None:
+            return DualEncoder(spec)
+        if spec.sparse is not None and reads_logits(spec.sparse):
+            body = None
+        else:
+            body = backbones.build_backbone(spec.backbone["config"])
+        composed = spec.vision is not None and spec.vision["library"] != NATIVE and spec.projector is not None
+        vision = build_vision(spec.vision) if composed and spec.vision is not None else None
+    if body is not None:
+        fill(body, path, under="backbone.")
+    return EmbeddingModel(spec, backbone=body, vision=vision)
 
 
 def _check_base(base: Path | None, stands_on_it: Sequence[Path], folder: Path) -> None:

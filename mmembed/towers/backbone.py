@@ -139,9 +139,12 @@ def _only_torch(folder: Path) -> bool:
     return (folder / "pytorch_model.bin").exists() and not any(folder.glob("model*.safetensors"))
 
 
-def prepare_backbone(model: PreTrainedModel, mask: str, layout: str | None) -> PreTrainedModel:
+def prepare_backbone(model: PreTrainedModel, mask: str, layout: str | None, natural: bool = False) -> PreTrainedModel:
     """Set a backbone to a mask and a layout, in evaluation mode, and try on a few tokens that it then computes what
     transformers computes: an attention that ignores `spans`, or holds more than the door gives it, would not.
+
+    Args:
+        natural: whether `natural_mask` has just said the mask, which it takes a while to measure.
 
     Raises:
         SpecError: they do not go with the backbone.
@@ -154,7 +157,7 @@ def prepare_backbone(model: PreTrainedModel, mask: str, layout: str | None) -> P
     if not packed and mask == "causal+image":
         raise SpecError("the mask 'causal+image' needs a packed layout")
     ahead = mask == "bidirectional"
-    if reads_ahead(model) != ahead:
+    if not natural and reads_ahead(model) != ahead:
         # One flag that every decoder's own mask builder honours (bidirectional decoders are trained with it set).
         text_config(model).is_causal = not ahead
         if reads_ahead(model) != ahead:

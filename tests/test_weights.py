@@ -1,0 +1,83 @@
+"""Weights that are read are not drawn first."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from transformers import AutoConfig, AutoModel
+
+import mmembed
+from mmembed.errors import LoadError
+from mmembed.testing import tiny_embedder
+from mmembed.weights import DRAWING, WEIGHTS_FILE, Undrawn
+
+
+def drawn(build) -> bool:
+    """Whether random numbers were asked for."""
+    before = torch.get_rng_state()
+    build()
+    return not torch.equal(torch.get_rng_state(), before)
+
+
+class Seen(TorchFunctionMode):
+    """Holds what weights were drawn into."""
+
+    def __init__(self):
+        super().__init__()
+        self.drawn: list[torch.Tensor] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") in DRAWING:
+            self.drawn.append(args[0] if args else kwargs["tensor"])
+        return func(*args, **(kwargs or {}))
+
+
+def fresh(kind: str):
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 64,
+    }
+    return AutoModel.from_config(AutoConfig.for_model(kind, **sizes))
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda: nn.Linear(8, 8), lambda: nn.Embedding(4, 8), lambda: fresh("bert"), lambda: fresh("llama")]
+)
+def test_nothing_is_drawn_inside_and_in_this_thread_alone(draw):
+    with torch.random.fork_rng(), ThreadPoolExecutor(1) as other:
+        assert drawn(draw)
+        with Undrawn():
+            assert not drawn(draw)
+            assert other.submit(drawn, draw).result()
+        assert drawn(draw)
+
+
+def test_a_backbone_and_a_tower_that_are_loaded_are_not_drawn_first(tmp_path):
+    with Seen() as seen:
+        own = tiny_embedder()
+        own.save(tmp_path / "saved")
+        assert sum(part.numel() for part in seen.drawn) > sum(part.numel() for part in own.model.vision.parameters())
+        seen.drawn.clear()
+        again = mmembed.load(tmp_path / "saved", device="cpu")
+    projector = sum(part.numel() for part in again.model.projector.parameters())
+    assert sum(part.numel() for part in seen.drawn) <= projector
+    assert (again.encode(["one", "two"]) == own.encode(["one", "two"])).all()
+
+
+@pytest.mark.parametrize("part", ["backbone.layers.0.mlp.up_proj.weight", "backbone.norm.weight"])
+def test_a_weight_that_is_missing_is_told_by_its_whole_name(part: str, tmp_path):
+    tiny_embedder().save(tmp_path / "saved")
+    path = tmp_path / "saved" / WEIGHTS_FILE
+    state = load_file(path)
+    del state[part]
+    save_file(state, path)
+    with pytest.raises(LoadError, match=part):
+        mmembed.load(tmp_path / "saved", device="cpu")
