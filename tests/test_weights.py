@@ -60,6 +60,26 @@ def test_nothing_is_drawn_inside_and_in_this_thread_alone(draw):
         assert drawn(draw)
 
 
+@pytest.mark.parametrize(("mean", "low", "high"), [(0, -2, 2), (0, 0.1, 5), (0, 3, 10), (4, -2, 2)])
+def test_what_is_drawn_within_bounds_comes_to_an_end(mean: float, low: float, high: float):
+    weight = nn.Parameter(torch.full((8, 8), 100.0))
+    with Undrawn():
+        nn.init.trunc_normal_(weight, mean, 1.0, low, high)
+    assert weight.min() >= low
+    assert weight.max() <= high
+
+
+@pytest.mark.parametrize("draw", [nn.init.normal_, nn.init.uniform_, nn.init.xavier_uniform_, nn.init.kaiming_normal_])
+def test_a_weight_is_the_mean_of_what_it_would_be_drawn_from(draw):
+    weight = nn.Parameter(torch.full((4, 4), 100.0))
+    with Undrawn():
+        assert draw(weight) is weight
+        assert (weight == (0.5 if draw is nn.init.uniform_ else 0)).all()
+        assert (nn.init.normal_(weight, 2.0, 5.0) == 2).all()
+        assert (nn.init.uniform_(weight, a=-1.0, b=5.0) == 2).all()
+        assert (weight.data.clone().normal_(0, 1) != 0).any()
+
+
 def test_a_backbone_and_a_tower_that_are_loaded_are_not_drawn_first(tmp_path):
     with Seen() as seen:
         own = tiny_embedder()
