@@ -622,18 +622,14 @@ def load_model(folder: Path, base: Path | None = None) -> tuple[EmbeddingModel |
 
 def _unfilled(spec: ModelSpec, path: Path) -> EmbeddingModel | DualEncoder:
     """The model of a spec before its weights are read; those of the backbone are, for it is tried out when it is built in."""
+    if spec.sparse is not None and reads_logits(spec.sparse):
+        return EmbeddingModel(spec)  # its backbone comes with a language head
     with Undrawn():
         if spec.dual is not None:
             return DualEncoder(spec)
-        if spec.sparse is not None and reads_logits(spec.sparse):
-            body = None
-        else:
-            body = backbones.build_backbone(spec.backbone["config"])
-        composed = spec.vision is not None and spec.vision["library"] != NATIVE and spec.projector is not None
-        vision = build_vision(spec.vision) if composed and spec.vision is not None else None
-    if body is not None:
+        body = backbones.build_backbone(spec.backbone["config"])
         fill(body, path, under="backbone.")
-    return EmbeddingModel(spec, backbone=body, vision=vision)
+        return EmbeddingModel(spec, backbone=body)
 
 
 def _check_base(base: Path | None, stands_on_it: Sequence[Path], folder: Path) -> None:

@@ -36,7 +36,12 @@ def vectors():
 @pytest.fixture
 def index(tmp_path, tiny, vectors, monkeypatch):
     monkeypatch.setattr(codes, "FROM", 3000)
-    index = Index.create(tmp_path / "i", tiny)
+    return coded(tmp_path / "i", tiny, vectors)
+
+
+def coded(folder, tiny, vectors):
+    """An index of the vectors with codes, whose rotation is drawn anew each time."""
+    index = Index.create(folder, tiny)
     for kind, found in vectors.items():
         index._table.merge(rows_of(kind, 0, len(found)), found)
     assert index.info()["search"] == "exact"
@@ -54,17 +59,18 @@ def test_codes_are_made_once_and_info_says_so(index):
     assert not codes.make(index._table._table)
 
 
-def test_what_is_found_is_nearly_what_a_scan_finds_also_of_one_modality_that_lies_far(index, vectors):
+def test_what_is_found_is_nearly_what_a_scan_finds_also_of_one_modality_that_lies_far(index, tmp_path, tiny, vectors):
+    every = [index, *(coded(tmp_path / str(k), tiny, vectors) for k in range(2))]  # one draw may be .91 for pictures
     for kind in (*MODALITIES, None):
         shares = []
-        for query in queries(vectors):
-            due = index.nearest(query, modality=kind, balanced=False, exact=True)
-            found = index.nearest(query, modality=kind, balanced=False)
-            assert len(found) == len(due) == min(10, COUNTS.get(kind, 10))
-            assert [hit.score for hit in found] == sorted((hit.score for hit in found), reverse=True)
-            shares.append(len({hit.id for hit in found} & {hit.id for hit in due}) / len(due))
-        # The codes' rotation is drawn anew each time: in twelve draws .96 to .99, .91 to .99 for pictures, which lie far.
-        assert np.mean(shares) > (0.8 if kind == "image" else 0.9), kind
+        for drawn in every:
+            for query in queries(vectors):
+                due = drawn.nearest(query, modality=kind, balanced=False, exact=True)
+                found = drawn.nearest(query, modality=kind, balanced=False)
+                assert len(found) == len(due) == min(10, COUNTS.get(kind, 10))
+                assert [hit.score for hit in found] == sorted((hit.score for hit in found), reverse=True)
+                shares.append(len({hit.id for hit in found} & {hit.id for hit in due}) / len(due))
+        assert np.mean(shares) > 0.9, kind
 
 
 def test_an_exact_search_is_exact(index, vectors):
