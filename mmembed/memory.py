@@ -1,4 +1,4 @@
-"""Memory that runs out: what that looks like, how many tokens of a batch there is room for, what is given back and what is kept;
+"""Memory: what it looks like when it runs out, how much there is for a batch and to spare, what is given back, what is kept;
 and when Python does not search it."""
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import chain
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -22,11 +24,19 @@ BUDGET = {"cpu": 4096, "cuda": 65536}
 """Tokens of one batch: on a CPU more falls out of cache, on a GPU the host takes longer to tell it what to do than it takes to
 do less."""
 SHARE = 0.5
-"""Of the memory of a GPU that is free a batch plans for so much; the rest is for what the estimate does not know."""
+"""Of the memory that is free a batch on a GPU plans for so much, and copies of weights on the host take no more; the rest is for
+what nobody estimates."""
 EVERY = 5.0
 """Seconds from one time that the host's free memory is given back to the next, which takes some 30 ms."""
 MAPPED, HELD = 2**26, 2**28
 """Blocks of as many bytes are the system's own to give and take back; of smaller ones glibc keeps so many bytes that are free."""
+CGROUPS = Path("/sys/fs/cgroup")
+LIMITS = {
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""Files of a control group's limit and of what it takes, and what its statistics call files that nobody uses, by version: in the
+second, whose kind is not named, and in the first."""
 
 SAID = ("can't allocate memory", "bad_alloc", "could not create a primitive", "could not create a memory")
 """Words of a RuntimeError when memory of the host runs out: of torch's allocator, of C++, and of oneDNN."""
@@ -57,6 +67,46 @@ def bytes_per_token(width: int, inner: int, size: int) -> int:
     """What a token takes while its layer runs: gate, up and their product; the residual, its norm in fp32, queries, keys,
     values and what attention gives, of twice the width at most."""
     return size * (3 * inner + 10 * width) + 4 * 2 * width
+
+
+def spare() -> int:
+    """Bytes of the host's memory that this process may take beside what it needs: half of what is free, and of that the share
+    that its threads are of the cores, for several that divide the cores divide the memory too. 0 where nothing says what is free.
+    """
+    share = min(1.0, torch.get_num_threads() / (os.cpu_count() or 1))
+    return int(SHARE * share * free_on_host())
+
+
+def free_on_host() -> int:
+    """Bytes that Linux, and every control group that this process is in, would still give it; 0: not known."""
+    try:
+        listed, groups = (Path("/proc", name).read_text() for name in ("meminfo", "self/cgroup"))
+        available = next(line for line in listed.splitlines() if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return 0
+    left = chain.from_iterable(map(_left, groups.splitlines()))
+    return max(0, min([int(available.split()[1]) * 1024, *left]))
+
+
+def _left(group: str) -> Iterator[int]:
+    """What is left of the limits of a control group, a line of /proc/self/cgroup, and of those above it; what files take that
+    nobody uses can be had."""
+    _, kinds, path = group.split(":", 2)
+    if kinds not in ("", "memory"):
+        return
+    root = CGROUPS / kinds
+    most, taken, unused = LIMITS[kinds]
+    own = root / path.lstrip("/")  # not there where a container sees its own group as the root
+    for folder in (own, *own.parents):
+        if not folder.is_relative_to(root):
+            return
+        try:
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            limit, now = ((folder / name).read_text().strip() for name in (most, taken))
+            if limit != "max":
+                yield int(limit) - int(now) + int(stat[unused])
+        except (OSError, KeyError, ValueError):
+            continue
 
 
 def let_go(device: torch.device) -> None:

@@ -38,13 +38,32 @@ class Step:
     seen: Bool[Tensor, "_ M P_plus_L"] | None
 
 
-def steps_of(spans: Spans, window: int | None) -> tuple[Step, ...]:
+@dataclass(frozen=True)
+class Steps:
+    """A row as steps, and where its queries and its keys are cut for them: wherever a step begins or ends."""
+
+    steps: tuple[Step, ...]
+    query_cuts: tuple[int, ...]
+    key_cuts: tuple[int, ...]
+
+
+def steps_of(spans: Spans, window: int | None) -> Steps:
     """The row as steps, worked out once for all layers of one window."""
-    known: dict[int | None, tuple[Step, ...]] = spans.__dict__.setdefault("_steps", {})
+    known: dict[int | None, Steps] = spans.__dict__.setdefault("_steps", {})
     if window not in known:
         asking = None if spans.asking is None else spans.asking.tolist()
-        known[window] = tuple(step for run in spans.runs for step in _steps(run, spans, asking, window))
+        steps = tuple(step for run in spans.runs for step in _steps(run, spans, asking, window))
+        keys = [own for step in steps for own in (step.keys, *step.past)]
+        known[window] = Steps(
+            steps,
+            _cuts([step.queries for step in steps], spans.tokens if asking is None else len(asking)),
+            _cuts(keys, spans.tokens),
+        )
     return known[window]
+
+
+def _cuts(wanted: Sequence[slice], length: int) -> tuple[int, ...]:
+    return tuple(sorted({0, length}.union(*((own.start, own.stop) for own in wanted))))
 
 
 def grouped(
@@ -77,10 +96,9 @@ def grouped(
     if groups > 1 and (learning or query.device.type != "cpu"):
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     parts = []
-    steps = steps_of(spans, window)
-    queries = _Pieces(query, [step.queries for step in steps])
-    keys, values = (_Pieces(x, [own for step in steps for own in (step.keys, *step.past)]) for x in (key, value))
-    for step in steps:
+    row = steps_of(spans, window)
+    queries, keys, values = _Pieces(query, row.query_cuts), _Pieces(key, row.key_cuts), _Pieces(value, row.key_cuts)
+    for step in row.steps:
         q, k, v = (_batch(x, step.count) for x in (queries[step.queries], keys[step.keys], values[step.keys]))
         if not step.past:
             mask = None if step.seen is None else step.seen[:, None]
@@ -95,14 +113,15 @@ def grouped(
 
 
 class _Pieces:
-    """A row cut once wherever one of `wanted` begins or ends; each slice would have a gradient as long as the row."""
+    """A row cut once; each slice would have a gradient as long as the row."""
 
-    def __init__(self, row: Float[Tensor, "1 H T E"], wanted: Sequence[slice]):
-        self.cuts = sorted({0, row.shape[2]}.union(*((own.start, own.stop) for own in wanted)))
-        self.pieces = row.split([stop - start for start, stop in pairwise(self.cuts)], dim=2)
+    def __init__(self, row: Float[Tensor, "1 H T E"], cuts: tuple[int, ...]):
+        self.cuts = cuts
+        whole = len(cuts) == 2
+        self.pieces = (row,) if whole else row.split([stop - start for start, stop in pairwise(cuts)], dim=2)
 
     def __getitem__(self, own: slice | tuple[slice, ...]) -> Float[Tensor, "1 H L E"]:
-        """The tokens of some of `wanted`, one behind the other."""
+        """The tokens between some of the cuts, one behind the other."""
         slices = own if isinstance(own, tuple) else (own,)
         found = [
             piece

@@ -5,8 +5,8 @@ memory of its own (LOG.md). `torch.compile` joins them. A block is compiled as o
 rows of any length; the door of attention is one operator in it, which no compiler looks into, and which is told of the
 row's spans past the graph.
 
-Where gradients are recorded, under autocast, for a block with hooks on it (those of `mmembed.towers.reading`: the deepest one,
-mostly), and padded, a block's own forward runs.
+Where gradients are recorded, under autocast, for a block with hooks on it (those of `mmembed.towers.reading` while they read: at
+the deepest one, mostly), and padded, a block's own forward runs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..nn import row
 from ..nn.attention import WITHIN
 from ..nn.compiling import compiled
 from .lean import Over, over
-from .reading import layers_of
+from .reading import layers_of, watched
 
 M = TypeVar("M", bound=PreTrainedModel)
 KINDS = 32
@@ -85,7 +85,7 @@ class CompiledBlock(Over):
         own: Any = super()
         told = {name: value for name, value in kwargs.items() if name not in ROW}
         of_row = {name: kwargs[name] for name in ROW if name in kwargs}
-        if not ("spans" in of_row or CUTS in told) or self.training or any(self.hooks) or not _plain(args, told):
+        if not ("spans" in of_row or CUTS in told) or self.training or watched(self.hooks) or not _plain(args, told):
             return own.forward(*args, **kwargs)
         graph = _compiled(type(self).__bases__[1])
         with row.of(row.Row(layer=self.layer_number, **of_row)) if of_row else nullcontext():

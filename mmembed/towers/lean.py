@@ -3,17 +3,17 @@
 A vector is a long walk over memory as much as it is products of matrices: the products alone would take three quarters of the
 time that transformers' modules take. Here three kinds of parts get another `forward`, by a class that is put over their own:
 
-- a linear layer goes through oneDNN, which on AMD's processors multiplies a fifth faster than the MKL behind torch's own; of a
-  small model also on weights laid out as oneDNN reads them, those of layers that read the same input in one piece: half the time
-  of ten rows, a short query;
+- a linear layer goes through oneDNN, which on AMD's processors multiplies a fifth faster than the MKL behind torch's own, and,
+  where there is memory for a copy, on weights laid out as oneDNN reads them, those of layers that read the same input in one
+  piece: half the time of ten rows, a short query;
 - an RMS norm walks over its input three times instead of six, and on CUDA is one kernel of torch's instead of seven;
 - a block's MLP takes 512 rows at a time, so that what it widens to stays in the cache.
 
-But for that kernel all of this is for fp32 on the CPU. Nothing else of a part changes: names, weights, hooks, `isinstance`,
-what is saved. Wherever gradients are recorded, in other precisions and on other devices its own forward runs, and under
-compilers too, but that a linear layer stays oneDNN's, as an operator that no compiler looks into. Parts that are built
-otherwise are left as they are: a norm must give what its own forward gives, an MLP must treat each row by itself, both tried
-out on random numbers.
+But for that kernel all of this is for fp32 on the CPU, copies of weights for bf16 there too. Nothing else of a part changes:
+names, weights, hooks, `isinstance`, what is saved. Wherever gradients are recorded, in other precisions and on other devices its
+own forward runs, and under compilers too, but that linear layers stay oneDNN's, as an operator that no compiler looks into. Parts
+that are built otherwise are left as they are: a norm must give what its own forward gives, an MLP must treat each row by itself,
+both tried out on random numbers.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import copy
 import threading
 from collections.abc import Sequence
 from functools import cache
+from itertools import zip_longest
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -29,6 +30,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..memory import spare
 from ..nn.dense import ONEDNN
 from ..nn.int8 import Int8Linear
 
@@ -38,9 +40,15 @@ STEP = 64
 """More rows than this are filled up to a multiple of it: oneDNN keeps what it compiles for every number of rows, a thousand of
 them and half a gigabyte of memory in a server of many short requests."""
 PACKED = 2**28
-"""Bytes of all linear layers of a model up to which a second copy of them is kept, in oneDNN's own layout. 512 x 1536 weights on
-two cores: 10 rows take 95 us there, 171 us on the weights as they lie, 233 us in torch's own product; 512 rows
-3.6, 3.7 and 4.9 ms."""
+"""Bytes of all linear layers of a model up to which a second copy of them, in oneDNN's own layout, is always kept; of more it is
+where the host has them to spare. 512 x 1536 weights on two cores: 10 rows take 95 us there, 171 us on the weights as they lie,
+233 us in torch's own product; 512 rows 3.6, 3.7 and 4.9 ms."""
+BF16 = ONEDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+"""Whether oneDNN multiplies in bf16 here. 12 rows of 1024 numbers by 3072 x 1024 weights that do not lie in a cache: torch reads
+20 GB/s of them, a copy in oneDNN's layout gives 32."""
+TRIES = 4
+"""How often layers beside each other may be asked in another way in a row: the deepest block asks for keys and values alone, and
+then in the usual way."""
 MLPS = ("mlp", "feed_forward", "ffn")
 """What a block calls its MLP."""
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("gate_proj", "up_proj"))
@@ -53,20 +61,20 @@ M = TypeVar("M", bound=nn.Module)
 def lean(model: M) -> M:
     """The model itself, with leaner parts where they give the same to fp32 rounding."""
     linear = [part for part in model.modules() if isinstance(part, nn.Linear)]
-    small = sum(layer.weight.numel() * 4 for layer in linear) <= PACKED
+    doubled = sum(layer.weight.nbytes for layer in linear) <= max(PACKED, spare())
     forms: dict[tuple[type, str], type | None] = {}  # parts of one class are alike: one of them is tried out
     for name, part in list(model.named_modules()):
         own: Any = type(part)
         if own is nn.Linear and ONEDNN:
             part.__class__ = LeanLinear
-            part.__dict__ |= {"packed": Packed() if small else None, "beside": None}
+            part.__dict__ |= {"packed": Packed() if doubled else None, "beside": None, "place": 0}
             part.tell_compilers()
         role = "mlp" if name.rpartition(".")[2] in MLPS else "norm" if _is_norm(part) else ""
         if role and (own, role) not in forms:
             forms[own, role] = _form_of(part, role)
         if role and (form := forms[own, role]) is not None:
             part.__class__ = over(form, own)
-    if small:
+    if doubled:
         for part in model.modules():
             for names in SIBLINGS:
                 _put_together([getattr(part, name, None) for name in names])
@@ -75,16 +83,12 @@ def lean(model: M) -> M:
 
 def serves(states: Tensor) -> bool:
     """Whether lean arithmetic is for these numbers: fp32 on a CPU, no gradients, nothing that watches the operators."""
-    return _plain(states) and not torch.compiler.is_compiling()
+    return states.dtype == torch.float32 and _alone(states) and not torch.compiler.is_compiling()
 
 
-def _plain(states: Tensor) -> bool:
-    return (
-        states.dtype == torch.float32
-        and states.device.type == "cpu"
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-    )
+def _alone(states: Tensor) -> bool:
+    """On a CPU, where neither gradients nor autocast have a say."""
+    return states.device.type == "cpu" and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
 def _fused(states: Tensor, weight: Tensor) -> bool:
@@ -129,20 +133,26 @@ class Packed:
 
 
 class LeanLinear(nn.Linear):
-    """A linear layer through oneDNN, on the weights as they lie or, where there is a `packed`, on a copy of them."""
+    """A linear layer through oneDNN, on the weights as they lie or, where there is a `packed`, on a copy of them.
+
+    Attributes:
+        beside: the layers that it is computed with, and its `place` among them.
+    """
 
     packed: Packed | None
     beside: Beside | None
+    place: int
 
     def forward(self, input: Float[Tensor, "*R D"]) -> Float[Tensor, "*R E"]:  # noqa: A002 - nn.Linear's own name
         if type(self.weight) is not nn.Parameter:  # shared out or quantised
             return super().forward(input)
-        if not _quick(input, self.weight):
+        if not _quick(input, self.weight, copied=self.packed is not None):
             return nn.functional.linear(input, self.weight, self.bias)
+        beside = self.beside  # another thread may end it
         if torch.compiler.is_compiling():
-            return _operator(input, self.weight, self.bias)
-        if self.beside is not None and not self.weight.is_inference():  # such weights are not packed
-            return self.beside.product(self, input)
+            return _in_graph(self, input) if beside is None else beside.in_graph(self, input)
+        if beside is not None and not self.weight.is_inference():  # such weights are not packed
+            return beside.product(self, input)
         weight = self.weight if self.packed is None else self.packed.of(self.weight)
         return _product(input, weight, self.bias)
 
@@ -153,10 +163,19 @@ class LeanLinear(nn.Linear):
 
     def _apply(self, fn: Any, recurse: bool = True) -> LeanLinear:
         """Moved, or in another precision, it may be asked for no copy again: none of what it was is held."""
+        self._let_go()
+        return super()._apply(fn, recurse)
+
+    def train(self, mode: bool = True) -> LeanLinear:
+        """Before it learns it holds no copy of what it was."""
+        if mode:
+            self._let_go()
+        return super().train(mode)
+
+    def _let_go(self) -> None:
         for holder in (self, self.beside):
             if holder is not None and holder.packed is not None:
                 holder.packed.let_go()
-        return super()._apply(fn, recurse)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -166,7 +185,8 @@ class LeanLinear(nn.Linear):
 class Beside:
     """Layers of one module that read the same input: when the first is asked all are computed, and the others have theirs.
 
-    Whoever is asked with another input than the first, or before it, ends that for good: each then computes by itself.
+    Whoever is asked with another input than the first, or before it, computes by itself; where that happens in one thread more
+    than `TRIES` times and never comes out right between, all do from then on.
 
     Args:
         layers: in the order in which they are asked; copies have none.
@@ -174,6 +194,9 @@ class Beside:
 
     def __init__(self, layers: Sequence[LeanLinear] = ()):
         self.layers, self.packed, self._now = tuple(layers), Packed(), threading.local()
+        self._traced: tuple[Tensor, Sequence[Tensor]] | None = None
+        if layers:
+            _TOGETHER[layers[0].weight] = self.packed
 
     def product(self, layer: LeanLinear, states: Float[Tensor, "*R D"]) -> Float[Tensor, "*R E"]:
         """What one of the layers gives."""
@@ -190,12 +213,30 @@ class Beside:
             own: Tensor = waiting.pop(id(layer))
             if not waiting:
                 del self._now.held
+                self._now.missed = 0
             return own
-        self.packed = Packed()
-        for each in (layer, *self.layers):
-            each.beside = None
+        self._now.missed = getattr(self._now, "missed", 0) + 1
+        if self._now.missed > TRIES or not self.layers:
+            self.packed = Packed()
+            for each in (layer, *self.layers):
+                each.beside = None
         assert layer.packed is not None
         return _product(states, layer.packed.of(layer.weight), layer.bias)
+
+    def in_graph(self, layer: LeanLinear, states: Float[Tensor, "*R D"]) -> Float[Tensor, "*R E"]:
+        """The same while a graph is traced; what the first one's product gave is forgotten when the last has its own."""
+        place = layer.place  # a number: which layer it is would make a graph for each block
+        if place == 0 and self.layers:
+            biases = [each.bias for each in self.layers if each.bias is not None]
+            whole = _operator(states, [each.weight for each in self.layers], biases)
+            self._traced = states, whole.split([each.out_features for each in self.layers], dim=-1)
+            return self._traced[1][0]
+        if self._traced is None or self._traced[0] is not states:
+            return _in_graph(layer, states)
+        own = self._traced[1][place]
+        if place == len(self.layers) - 1:
+            self._traced = None
+        return own
 
     def __reduce__(self) -> tuple[type[Beside], tuple[()]]:
         return Beside, ()
@@ -207,8 +248,8 @@ def _put_together(layers: Sequence[object]) -> None:
         every: Any = layers
         if len({(layer.in_features, layer.bias is None) for layer in every}) == 1:
             beside = Beside(every)
-            for layer in every:
-                layer.__dict__["beside"] = beside
+            for place, layer in enumerate(every):
+                layer.__dict__ |= {"beside": beside, "place": place}
 
 
 def product(
@@ -219,9 +260,10 @@ def product(
     return (_product if serving else nn.functional.linear)(states, weight, bias)
 
 
-def _quick(states: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN is to multiply these."""
-    return bool(ONEDNN and weight.dtype == torch.float32 and _plain(states) and torch.backends.mkldnn.enabled)
+def _quick(states: Tensor, weight: Tensor, copied: bool = False) -> bool:
+    """Whether oneDNN is to multiply these, in bf16 only where it has a copy of the weights."""
+    known = weight.dtype == torch.float32 or (copied and BF16 and weight.dtype == torch.bfloat16)
+    return bool(ONEDNN and known and states.dtype == weight.dtype and _alone(states) and torch.backends.mkldnn.enabled)
 
 
 def _product(states: Float[Tensor, "*R D"], weight: Tensor, bias: Float[Tensor, " E"] | None) -> Float[Tensor, "*R E"]:
@@ -246,18 +288,31 @@ def _filled(rows: Float[Tensor, "R D"], more: int) -> Float[Tensor, "S D"]:
 
 _COPIES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 """Of weights their layer's `Packed`: what a compiled graph hands over is the weight, not the layer."""
+_TOGETHER: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""Of the first layer's weights of some beside each other, the `Packed` of all of them."""
+
+
+def _in_graph(layer: LeanLinear, states: Float[Tensor, "*R D"]) -> Float[Tensor, "*R E"]:
+    return _operator(states, [layer.weight], [] if layer.bias is None else [layer.bias])
 
 
 @torch.library.custom_op("mmembed::linear", mutates_args=())
-def _operator(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`_product` as one operator, on the copy of the weights where one is kept."""
-    packed = _COPIES.get(weight)
-    return _product(states, weight if packed is None else packed.of(weight), bias)
+def _operator(states: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+    """What layers give that read the same input, one behind the other: one product, on a copy of their weights where one is kept.
+
+    Args:
+        biases: one a weight, or none.
+    """
+    packed: Packed | None = (_COPIES if len(weights) == 1 else _TOGETHER).get(weights[0])
+    if packed is not None and not weights[0].is_inference():
+        return _product(states, packed.of(*weights), torch.cat(biases) if biases else None)
+    each = [_product(states, weight, bias) for weight, bias in zip_longest(weights, biases)]
+    return torch.cat(each, dim=-1)
 
 
 @_operator.register_fake
-def _like(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return states.new_empty(*states.shape[:-1], weight.shape[0])
+def _like(states: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+    return states.new_empty(*states.shape[:-1], sum(weight.shape[0] for weight in weights))
 
 
 class Over:

@@ -12,7 +12,7 @@ door of attention, which keeps the keys and values that it is given and ends it 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,7 +29,9 @@ from ..nn.interventions import Intervention, Places
 from ..nn.spans import Spans
 
 FEW = 0.75
-"""Only the tokens that are read go through the deepest block where they are at most this share of all."""
+"""Only the tokens that are read go through the deepest block where they are at most this share of all,"""
+LEAST = 64
+"""and where so many go through at least: two goes of a block cost a row of 12 a thirtieth of all its time."""
 ROW = {"input_ids", "inputs_embeds", "position_ids", "spans", "recall", "use_cache"}
 """What a packed row of text is to a model's forward; another part of a model may do with its tokens what it will."""
 
@@ -242,11 +244,23 @@ def _install(model: PreTrainedModel, blocks: Sequence[int]) -> None:
             layer.read_by_mmembed = True  # type: ignore[assignment]
 
 
+def watched(hooks: Iterable[Mapping[int, Callable[..., Any]]]) -> bool:
+    """Whether hooks on a block and its parts, as these hold them, may do something now: those of this module only while something
+    is read by them."""
+    theirs = (hook for own in hooks for hook in own.values() if getattr(hook, "func", hook) not in OURS)
+    return any(hooks) and (_now.get() is not None or any(True for _ in theirs))
+
+
 def _narrows(model: PreTrainedModel, inputs: dict[str, Any], number: int, count: int) -> bool:
     """Whether only `count` tokens are to go through block `number` of a packed row: where it pays, and where on a probe they
     have the states that they have among all."""
     spans: Spans | None = inputs.get("spans")
-    if spans is None or not inputs.keys() <= ROW or not 0 < count <= FEW * len(spans.queries):
+    through = 0 if spans is None else len(spans.queries)
+    if spans is None or not inputs.keys() <= ROW or not 0 < count <= FEW * through:
+        return False
+    layer = layers_of(model)[number]
+    # Processes that hold parts of the weights must run the same blocks, whatever rows they have.
+    if through < LEAST and type(next(layer.parameters())) is nn.Parameter:
         return False
     known = _narrow.setdefault(model, {})
     key = number, spans.mask
@@ -255,7 +269,6 @@ def _narrows(model: PreTrainedModel, inputs: dict[str, Any], number: int, count:
         if not true and model.training:
             return False  # dropout: nothing was learnt of the block
         known[key] = true
-    layer = layers_of(model)[number]
     return known[key] and not (layer.training and getattr(layer, "gradient_checkpointing", False))
 
 
@@ -294,8 +307,13 @@ def has_output_projection(model: PreTrainedModel, layer: int) -> bool:
     return _output_projection(layers_of(model)[layer]) is not None
 
 
+def _reads() -> _Forward | None:
+    """What is read just now; nothing in a graph that torch compiles, which has no say in where it runs."""
+    return None if torch.compiler.is_compiling() else _now.get()
+
+
 def _entering(number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    forward = _now.get()
+    forward = _reads()
     if forward is None or forward.taking:
         return None
     if forward.few is not None and number + 1 in forward.wanted:
@@ -349,17 +367,17 @@ def _some(given: Any, few: Int[Tensor, " C"], through: int) -> Any:
 
 def _asking_one(_: nn.Module, args: tuple[Any, ...]) -> Any:
     """While a block runs for its keys and values alone, one query is made in place of all, which nothing reads."""
-    forward = _now.get()
+    forward = _reads()
     return None if forward is None or not forward.taking else (args[0][:, :1], *args[1:])
 
 
 def _asked_one(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
-    forward = _now.get()
+    forward = _reads()
     return None if forward is None or not forward.taking else out.expand(-1, forward.taking, -1)
 
 
 def _left(number: int, _: nn.Module, __: Any, out: Any) -> None:
-    forward = _now.get()
+    forward = _reads()
     if forward is None or forward.taking:
         return
     if number + 1 in forward.wanted:
@@ -369,7 +387,7 @@ def _left(number: int, _: nn.Module, __: Any, out: Any) -> None:
 
 
 def _attended(number: int, _: nn.Module, args: tuple[Any, ...]) -> Any:
-    forward = _now.get()
+    forward = _reads()
     if forward is None:
         return None
     if forward.attended == number:
@@ -380,6 +398,9 @@ def _attended(number: int, _: nn.Module, args: tuple[Any, ...]) -> Any:
     heads = args[0]
     changed = forward.change.by.attended(number, _flat(heads), forward.change.at, forward.change.other)
     return (changed.view(heads.shape), *args[1:])
+
+
+OURS = (_entering, _left, _attended, _asking_one, _asked_one)
 
 
 def _flat(states: Tensor) -> Float[Tensor, "R D"]:

@@ -129,20 +129,72 @@ def test_products_stay_onednn_s_on_packed_weights_in_a_graph(monkeypatch):
     packed.clear()
     assert np.abs(embedder.encode(texts) - due).max() < 1e-5
     assert all(packed)
-    assert len(packed) > plain  # layers beside each other are one product out of a graph, and one each inside
+    assert len(packed) == plain, "layers beside each other are one product, inside a graph too"
+    linear = [part for part in embedder.model.modules() if isinstance(part, lean.LeanLinear)]
+    assert all(part.beside is None or part.beside._traced is None for part in linear)
     again = pickle.loads(pickle.dumps(embedder.model))
     assert all(
         lean._COPIES[part.weight] is part.packed for part in again.modules() if isinstance(part, lean.LeanLinear)
     )
+    gate = layers_of(embedder.model.backbone)[0].mlp.gate_proj
+    gate.weight = torch.nn.Parameter(gate.weight * 2)  # no copy is known by it
+    assert np.abs(embedder.encode(texts) - due).max() > 1e-3
+    gate.weight = torch.nn.Parameter(gate.weight / 2)
+    assert np.abs(embedder.encode(texts) - due).max() < 1e-5
+
+
+@pytest.mark.usefixtures("_traced")
+def test_in_a_graph_a_layer_asked_with_another_input_computes_by_itself():
+    class Asking(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q_proj, self.k_proj, self.v_proj = (torch.nn.Linear(16, out) for out in (8, 4, 4))
+
+        def forward(self, x):
+            return torch.cat([self.q_proj(x), self.k_proj(x * 2), self.v_proj(x)], dim=-1)
+
+    own = [Asking() for _ in range(3)]
+    ours = [lean.lean(copy.deepcopy(each)) for each in own]
+    graph = torch.compile(Asking.forward, fullgraph=True, dynamic=True)
+    with torch.inference_mode():
+        for rows in (5, 9):
+            x = torch.randn(rows, 16)
+            for each, due in zip(ours, own, strict=True):
+                assert torch.allclose(graph(each, x), due(x), atol=1e-6)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert all(each.q_proj.beside._traced is None for each in ours if lean.ONEDNN)
 
 
 @pytest.mark.skipif(not lean.ONEDNN, reason="a torch without oneDNN")
-@pytest.mark.parametrize("bias", [None, torch.ones(8)])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("outs", [[8], [8, 4]])
 @pytest.mark.parametrize("shape", [(1, 7, 16), (3, 16), (1, 130, 16)])
-def test_a_product_is_an_operator_as_torch_wants_them(shape, bias):
-    given = torch.randn(shape), torch.randn(8, 16), bias
+def test_a_product_is_an_operator_as_torch_wants_them(shape, outs, bias):
+    x, weights, biases = torch.randn(shape), [torch.randn(out, 16) for out in outs], [torch.randn(out) for out in outs]
+    given = x, weights, biases if bias else []
     torch.library.opcheck(torch.ops.mmembed.linear.default, given)
-    assert torch.allclose(torch.ops.mmembed.linear(*given), torch.nn.functional.linear(*given), atol=1e-5)
+    due = torch.nn.functional.linear(x, torch.cat(weights), torch.cat(biases) if bias else None)
+    assert torch.allclose(torch.ops.mmembed.linear(*given), due, atol=1e-5)
+
+
+@pytest.mark.usefixtures("_traced")
+def test_a_short_row_goes_through_the_graph_in_the_deepest_block_too(monkeypatch):
+    """It has hooks, which do nothing while all tokens go through it; one of a caller's has the block run as it is."""
+    monkeypatch.setattr("mmembed.towers.reading.LEAST", 64)
+    embedder = tiny_embedder()
+    embedder.encode("words")
+    monkeypatch.setattr("mmembed.towers.reading.LEAST", 2)
+    due = embedder.encode("some words")
+    monkeypatch.setattr("mmembed.towers.reading.LEAST", 64)
+    embedder.compile()
+    calls, blocks = counted(monkeypatch), layers_of(embedder.model.backbone)
+    assert np.abs(embedder.encode("some words") - due).max() < 1e-5
+    assert calls["calls"] == len(blocks)
+    seen = []
+    blocks[-1].mlp.register_forward_hook(lambda *_: seen.append(1))
+    embedder.encode("some words")
+    assert seen == [1]
+    assert calls["calls"] == 2 * len(blocks) - 1
 
 
 @needs_compiler

@@ -75,8 +75,10 @@ def test_with_gradients_the_own_forward_runs():
         assert torch.equal(mine.grad, its.grad)
 
 
-def test_in_other_precisions_the_own_forward_runs():
-    own = tiny_backbone().to(torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_other_precisions_the_own_forward_runs(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lean_module, "BF16", False)
+    own = tiny_backbone().to(dtype)
     leaner = lean(copy.deepcopy(own))
     assert RowsAtATime in parts(leaner)
     with torch.no_grad():
@@ -236,13 +238,41 @@ def test_a_packed_weight_holds_nothing_of_its_own_but_the_copy_and_nothing_once_
     assert weight() is None
 
 
-def test_a_large_model_keeps_one_copy_of_its_weights(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("mmembed.towers.lean.PACKED", 48 * 32 * 4 - 1)
-    layer = lean(nn.Sequential(nn.Linear(48, 32)))[0]
-    assert layer.packed is None
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_large_model_keeps_a_second_copy_of_its_weights_where_there_is_memory_for_it(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(lean_module, "PACKED", 0)
+    for spare, copied in ((48 * 32 * dtype.itemsize - 1, False), (48 * 32 * dtype.itemsize, True)):
+        monkeypatch.setattr(lean_module, "spare", lambda spare=spare: spare)
+        layer = lean(nn.Sequential(nn.Linear(48, 32, dtype=dtype)))[0]
+        assert (layer.packed is not None) == copied
+        with torch.no_grad():
+            rows = torch.randn(10, 48, dtype=dtype)
+            due = nn.functional.linear(rows, layer.weight, layer.bias)
+            assert torch.allclose(layer(rows), due, atol=1e-6 if dtype == torch.float32 else 0.02)
+
+
+@pytest.mark.skipif(not lean_module.BF16, reason="no oneDNN in bf16 here")
+def test_in_bf16_products_are_of_a_copy_and_as_exact(products: list[int]):
+    """Held to fp64: both round sums of fp32 once."""
+    made = Attention().to(torch.bfloat16)
+    exact, leaner = copy.deepcopy(made).double(), lean(copy.deepcopy(made))
+    for rows in (1, 10, 200):
+        x = torch.randn(1, rows, 24, generator=torch.Generator().manual_seed(rows), dtype=torch.float32).bfloat16()
+        with torch.no_grad():
+            due = exact(x.double())
+            assert (leaner(x).double() - due).abs().max() <= 1.1 * (made(x).double() - due).abs().max()
+    assert products == [32] * 3
+
+
+def test_a_model_that_learns_holds_no_copy_of_what_it_was():
+    made = lean(Attention())
     with torch.no_grad():
-        rows = torch.randn(10, 48)
-        assert torch.allclose(layer(rows), nn.functional.linear(rows, layer.weight, layer.bias), atol=1e-6)
+        made(torch.randn(5, 24))
+    assert made.q_proj.beside.packed._held is not None
+    made.train()
+    assert made.q_proj.beside.packed._held is None
 
 
 class Attention(nn.Module):
@@ -295,7 +325,7 @@ def test_layers_asked_in_another_way_give_the_same(order: str, products: list[in
     own = Attention(order=order)
     leaner = lean(copy.deepcopy(own))
     with torch.no_grad():
-        for _ in range(3):
+        for _ in range(lean_module.TRIES + 2):
             x = torch.randn(5, 24)
             assert torch.allclose(leaner(x), own(x), atol=1e-6)
     assert max(products[-3:]) == (16 if order in ("kqv", "vkq") else 32)
@@ -311,7 +341,20 @@ def test_a_layer_asked_with_another_input_computes_by_itself(products: list[int]
             q, k = leaner.q_proj(x), leaner.k_proj(x)
             assert torch.allclose(q, own.q_proj(x[-1:]), atol=1e-6)
             assert torch.allclose(k, own.k_proj(x), atol=1e-6)
-    assert products == [32, 8, 16, 8]
+    assert products == [32, 8, 32, 8]
+
+
+def test_layers_that_are_now_and_then_asked_with_another_input_stay_together(products: list[int]):
+    own = Attention()
+    leaner = lean(copy.deepcopy(own))
+    x = torch.randn(5, 24)
+    with torch.no_grad():
+        for _ in range(lean_module.TRIES + 1):
+            leaner.q_proj(x[:1])
+            assert torch.allclose(leaner.k_proj(x), own.k_proj(x), atol=1e-6)
+            assert torch.allclose(leaner.v_proj(x), own.v_proj(x), atol=1e-6)
+            assert torch.allclose(leaner(x), own(x), atol=1e-6)
+    assert products == [32, 8, 8, 32] * (lean_module.TRIES + 1)
 
 
 def test_layers_beside_each_other_serve_many_threads():

@@ -152,6 +152,13 @@ def test_only_tokens_that_are_read_go_through_the_deepest_block(kind, layers):
     assert {out for out, _ in most.values()} == {16}, "where most are read, all go through once"
 
 
+def test_of_a_short_row_all_tokens_go_through_the_deepest_block(monkeypatch):
+    model, spans = prepared("qwen3")
+    for least, through in ((16, len(FEW)), (17, 16)):
+        monkeypatch.setattr("mmembed.towers.reading.LEAST", least)
+        assert {out for name, (out, _) in narrowed(model, spans).items() if "mlp" in name} == {through}
+
+
 def test_no_query_is_made_that_nothing_asks_for():
     model, spans = prepared("qwen3")
     seen = []
