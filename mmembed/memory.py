@@ -24,8 +24,8 @@ BUDGET = {"cpu": 4096, "cuda": 65536}
 """Tokens of one batch: on a CPU more falls out of cache, on a GPU the host takes longer to tell it what to do than it takes to
 do less."""
 SHARE = 0.5
-"""Of the memory that is free a batch on a GPU plans for so much, and copies of weights on the host take no more; the rest is for
-what nobody estimates."""
+"""Of the memory that is free a batch on a GPU plans for so much, and all processes of a host take no more for copies of weights;
+the rest is for what nobody estimates."""
 EVERY = 5.0
 """Seconds from one time that the host's free memory is given back to the next, which takes some 30 ms."""
 MAPPED, HELD = 2**26, 2**28
@@ -70,10 +70,10 @@ def bytes_per_token(width: int, inner: int, size: int) -> int:
 
 
 def spare() -> int:
-    """Bytes of the host's memory that this process may take beside what it needs: half of what is free, and of that the share
-    that its threads are of the cores, for several that divide the cores divide the memory too. 0 where nothing says what is free.
-    """
-    share = min(1.0, torch.get_num_threads() / (os.cpu_count() or 1))
+    """Bytes of the host's memory that one model may take beside what it needs: of half of what is free the share that this
+    process's threads are of the cores, for several that divide the cores divide the memory too; half of that half at most, for
+    it may not be the only model. 0 where nothing says what is free."""
+    share = min(0.5, torch.get_num_threads() / (os.cpu_count() or 1))
     return int(SHARE * share * free_on_host())
 
 

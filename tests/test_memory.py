@@ -53,13 +53,13 @@ def test_a_control_group_leaves_what_its_limit_and_those_above_it_leave(monkeypa
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="not Linux")
-def test_what_is_to_spare_is_the_share_of_the_threads_of_half_of_what_is_free(monkeypatch):
+def test_what_is_to_spare_is_a_quarter_of_what_is_free_or_the_share_of_the_threads_of_half(monkeypatch):
     assert 2**20 < memory.free_on_host() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
     monkeypatch.setattr(memory, "free_on_host", lambda: 1000)
     monkeypatch.setattr(memory.os, "cpu_count", lambda: 4 * memory.torch.get_num_threads())
     assert memory.spare() == 125
     monkeypatch.setattr(memory.os, "cpu_count", lambda: 1)
-    assert memory.spare() == 500
+    assert memory.spare() == 250
 
 
 @pytest.mark.skipif(memory._mallopt is None, reason="not glibc")
