@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from mmembed.nn import dense as own
 from mmembed.nn.attention import reference
-from mmembed.nn.dense import by_products, dense, products
+from mmembed.nn.dense import FEWEST, MOST, are_short, batched, by_products, dense, products
 from mmembed.nn.grouped import grouped
 from mmembed.nn.spans import Spans
 
@@ -54,6 +54,39 @@ def test_a_packed_row_by_products_is_what_the_reference_says(mask):
     lengths = (90, 90, 7, 130, 1)
     spans = Spans.of(lengths, mask)
     q, k, v = draw(1, 4, 2, sum(lengths), sum(lengths))
+    how = {"scaling": 0.4, "window": None, "softcap": None}
+    with torch.inference_mode():
+        assert (grouped(q, k, v, spans, **how) - reference(q, k, v, spans, **how)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("heads", "of_keys"), [(4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize(("m", "length"), [(1, 1), (12, 12), (16, 16), (1, 9), (5, 14)])
+def test_many_short_items_are_what_torch_says(m, length, heads, of_keys, causal):
+    if causal and m != length:
+        pytest.skip("each query of a causal item has a key")
+    q, k, v = draw(MOST + 3, heads, of_keys, m, length)
+    due = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=0.3, enable_gqa=heads != of_keys)
+    with torch.inference_mode():
+        for told in (batched(q, k, v, scaling=0.3, causal=causal), dense(q, k, v, scaling=0.3, causal=causal)):
+            assert told.shape == due.shape
+            assert (told - due).abs().max() <= 1e-5
+
+
+def test_short_items_are_multiplied_together_in_fp32_without_gradients():
+    with torch.inference_mode():
+        q, k, _ = draw(FEWEST, 4, 2, 16, 16)
+        assert are_short(q, k)
+        assert not are_short(q[1:], k[1:])
+        assert not are_short(q, draw(FEWEST, 4, 2, 17, 17)[1])
+        assert not are_short(q.bfloat16(), k.bfloat16())
+    assert not are_short(q, k)
+
+
+@pytest.mark.parametrize("mask", ["causal", "bidirectional"])
+def test_a_row_of_many_short_items_is_what_the_reference_says(mask):
+    spans = Spans.of((7,) * 5 + (30,) + (12,) * 4, mask)
+    q, k, v = draw(1, 4, 2, spans.tokens, spans.tokens)
     how = {"scaling": 0.4, "window": None, "softcap": None}
     with torch.inference_mode():
         assert (grouped(q, k, v, spans, **how) - reference(q, k, v, spans, **how)).abs().max() <= 1e-5
