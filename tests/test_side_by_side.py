@@ -34,7 +34,7 @@ def test_the_readme_shows_what_was_measured():
 
 
 def test_a_quick_run_measures_all_systems_on_all_workloads_and_their_vectors_are_the_same(shelf, tmp_path):
-    asked = [*workloads.TEXTS, *workloads.PICTURES]
+    asked = workloads.EVERY
     folders = ["--results", str(tmp_path), "--shelf", str(shelf)]
     main(["--quick", "--threads", "1", *folders, "--only", *asked, "--systems", *PEERS, "vllm"])
     for model, name, *_ in plan("cpu", quick=True):
@@ -78,9 +78,10 @@ def test_a_setting_of_a_peer_that_fails_is_told_and_left_out_and_ours_may_not_fa
             conductor.measure("tiny", "queries", "tiny", 1)
 
 
-@pytest.mark.parametrize("name", ["queries", "few-shot", "metaeol", "one query", "mixed"])
+@pytest.mark.parametrize("name", ["queries", "few-shot", "metaeol", "one query", "mixed", "sentences"])
 def test_a_plain_loop_over_transformers_gives_the_same_vectors(shelf, name):
-    folder = folder_of("tiny-vl" if name in workloads.PICTURES else "tiny", shelf)
+    kind = "tiny-vl" if name in workloads.PICTURES else "tiny" if name in workloads.TEXTS else "tiny-encoder"
+    folder = folder_of(kind, shelf)
     made = workloads.make(name, 6, shelf / "photographs")
     plain, ours = (SYSTEMS[system](folder, "cpu", "fp32", 1) for system in ("transformers", "mmembed"))
     setting = plain.settings(made)[0]
@@ -88,11 +89,15 @@ def test_a_plain_loop_over_transformers_gives_the_same_vectors(shelf, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["openvino", "onnxruntime", "llama.cpp"])
-def test_exported_models_give_the_same_vectors(shelf, name):
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [(name, "tiny") for name in ("openvino", "onnxruntime", "llama.cpp")]
+    + [(name, "tiny-encoder") for name in ("openvino", "onnxruntime")],
+)
+def test_exported_models_give_the_same_vectors(shelf, name, model):
     if SYSTEMS[name].missing():
         pytest.skip(f"{name} is not installed")
-    folder = folder_of("tiny", shelf)
+    folder = folder_of(model, shelf)
     made = workloads.make("documents", 6, shelf)
     other, ours = (SYSTEMS[system](folder, "cpu", "fp32", 1) for system in (name, "mmembed"))
     for setting in other.settings(made):
@@ -141,6 +146,18 @@ def test_useful_work_is_what_torch_counts_of_matrix_products(shelf):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.visual(pixels, grid_thw=torch.tensor([[1, 8, 12]]))
     assert sum(counter.get_flop_counts()["Global"].values()) == work.of_pictures(config, [96])
+
+
+def test_useful_work_of_an_encoder_is_what_torch_counts(shelf):
+    folder = folder_of("tiny-encoder", shelf)
+    model = AutoModel.from_pretrained(folder, attn_implementation="eager", add_pooling_layer=False).eval()
+    sequences = [list(range(100, 117)), list(range(50, 59)), list(range(50, 59))]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        for one in sequences[:2]:
+            model(input_ids=torch.tensor([one]))
+    config = work.config_of(folder)
+    assert sum(counter.get_flop_counts()["Global"].values()) == work.of_texts(config, sequences)
+    assert work.distinct(config, sequences) == 26
 
 
 def test_the_table_shows_how_many_times_as_long_each_peer_took():

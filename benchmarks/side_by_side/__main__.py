@@ -11,7 +11,7 @@ from pathlib import Path
 from . import start, table
 from .conductor import Conductor, file_of, fits, folder_here, write
 from .models import SHAPES
-from .workloads import PICTURES, TEXTS
+from .workloads import ENCODED, EVERY, PICTURES, TEXTS
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks/results/side_by_side"
@@ -23,14 +23,20 @@ LARGE = ("queries", "documents", "one query")
 def plan(device: str, quick: bool) -> list[tuple[str, str, str, int]]:
     """What is measured: (model, workload, size, rounds)."""
     if quick:
-        return [*(("tiny", name, "tiny", 1) for name in TEXTS), *(("tiny-vl", name, "tiny", 1) for name in PICTURES)]
+        return [
+            *(("tiny", name, "tiny", 1) for name in TEXTS),
+            *(("tiny-vl", name, "tiny", 1) for name in PICTURES),
+            *(("tiny-encoder", name, "tiny", 1) for name in ENCODED),
+        ]
     if device.startswith("cuda"):
         return [
             *(("0.6b", name, "cuda", 5) for name in TEXTS),
             *(("1.7b", name, "cuda", 3) for name in LARGE[:2]),
             *(("2b-vl", name, "cuda", 3) for name in PICTURES),
+            *(("encoder", name, "cuda", 3) for name in ENCODED),
         ]
     return [
+        *(("encoder", name, "cpu", 3) for name in ENCODED),
         *(("small", name, "cpu", 2 if name == "few-shot" else 3) for name in TEXTS),
         *(("small-vl", name, "cpu", 3) for name in PICTURES),
         *(("0.6b", name, "cpu, large", 2) for name in LARGE),
@@ -43,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--precision", default=None, help="fp32 (the default on a CPU) or bf16 (on a GPU)")
     parser.add_argument("--quick", action="store_true", help="tiny models, few items, one round: does it run?")
     parser.add_argument("--models", nargs="*", help=f"only these of {', '.join(SHAPES)}")
-    parser.add_argument("--only", nargs="*", help=f"only these workloads: {', '.join((*TEXTS, *PICTURES, start.NAME))}")
+    parser.add_argument("--only", nargs="*", help=f"only these workloads: {', '.join((*EVERY, start.NAME))}")
     parser.add_argument("--systems", nargs="*", default=PEERS, help="only these")
     parser.add_argument("--resume", action="store_true", help="leave out what has been written already")
     parser.add_argument("--rounds", type=int, help="other than the plan's")

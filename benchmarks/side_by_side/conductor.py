@@ -21,7 +21,7 @@ from . import work as useful
 from .models import SHAPES, folder_of
 from .systems import Words
 from .worker import Failed, Refused, Worker
-from .workloads import COUNTS, PICTURES, Workload, make
+from .workloads import COUNTS, ENCODED, PICTURES, TEXTS, Workload, make
 
 NEAR = 1.1
 """A setting that took more than so many times its system's best in the first round is not run again: it will not be the best."""
@@ -201,12 +201,13 @@ class Conductor:
             every = sum(useful.of_texts(config, [one]) for one in sequences)
             return every // len(sequences), total, total
         operations = useful.of_texts(config, sequences) + useful.of_pictures(config, patches)
-        return operations, total, useful.tree_of(sequences)[0]
+        return operations, total, useful.distinct(config, sequences)
 
 
 def fits(model: str, workload: str) -> bool:
     """Whether the workload is of the model's kind."""
-    return (workload in PICTURES) == bool(SHAPES[model].sight)
+    shape = SHAPES[model]
+    return workload in (ENCODED if shape.encodes else PICTURES if shape.sight else TEXTS)
 
 
 def folder_here(results: Path, device: str, precision: str) -> Path:

@@ -1,4 +1,4 @@
-"""The models: Qwen3 and Qwen3-VL shapes with random weights, written once as the folders that all systems load."""
+"""The models: shapes of Qwen3, Qwen3-VL and BERT with random weights, written once as the folders that all systems load."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Shape:
     """A model by name.
 
     Attributes:
-        sizes: of the configuration of transformers' Qwen3, or of the text part of its Qwen3-VL. sight: of the vision part;
-            none for a model of texts. pixels: the fewest and the most of a picture.
-        said: how a table names it.
+        sizes: of the configuration of transformers' Qwen3 or BERT, or of the text part of its Qwen3-VL. sight: of the vision
+            part; none for a model of texts. pixels: the fewest and the most of a picture.
+        said: how a table names it. encodes: whether it is a BERT, read both ways, the mean of all tokens pooled.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Shape:
     sizes: dict[str, int]
     sight: dict[str, Any] = field(default_factory=dict)
     pixels: tuple[int, int] = (64 * 64, 1024 * 1024)
+    encodes: bool = field(default=False, repr=False)  # so that folders of decoders are named as they were
 
 
 def _sizes(width: int, inner: int, layers: int, heads: int, key_heads: int, head: int) -> dict[str, int]:
@@ -45,6 +46,15 @@ def _sizes(width: int, inner: int, layers: int, heads: int, key_heads: int, head
         "num_attention_heads": heads,
         "num_key_value_heads": key_heads,
         "head_dim": head,
+    }
+
+
+def _bert(width: int, inner: int, layers: int, heads: int) -> dict[str, int]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
     }
 
 
@@ -66,6 +76,8 @@ SHAPES = {
     for shape in (
         Shape("tiny", "Qwen3 of 2 layers", _sizes(64, 128, 2, 4, 2, 16)),
         Shape("tiny-vl", "Qwen3-VL of 2+2 layers", _sizes(64, 128, 2, 4, 2, 16), _sight(2, 32, 64, 2, 64)),
+        Shape("tiny-encoder", "BERT of 2 layers", _bert(64, 128, 2, 4), encodes=True),
+        Shape("encoder", "BERT of 6 layers, 23 M", _bert(384, 1536, 6, 12), encodes=True),
         Shape("small", "Qwen3 of 8 layers, 41 M", _sizes(512, 1536, 8, 8, 4, 64)),
         Shape("small-vl", "Qwen3-VL of 4+4 layers, 39 M", _sizes(512, 1536, 4, 8, 4, 64), _sight(4, 384, 1536, 6, 512)),
         Shape("0.6b", "Qwen3-0.6B", _sizes(1024, 3072, 28, 16, 8, 128)),
@@ -73,12 +85,13 @@ SHAPES = {
         Shape("2b-vl", "Qwen3-VL-2B", _sizes(2048, 6144, 28, 16, 8, 128), _sight(24, 1024, 4096, 16, 2048)),
     )
 }
-"""Of the released ones all but the vocabulary, which is the benchmark's own: the words of a model take no time."""
+"""Of the released ones (the encoder's is all-MiniLM-L6's) all but the vocabulary, which is the benchmark's own: the words of a
+model take no time."""
 
 
 def folder_of(name: str, shelf: Path) -> Path:
     """The folder of a model, written under `shelf` if it is not there: a folder of sentence-transformers that `mmembed.load`
-    opens as well, with the last token pooled and the prompts of Qwen3-Embedding."""
+    opens as well. Of decoders the last token is pooled, and prompts are those of Qwen3-Embedding."""
     shape = SHAPES[name]
     folder = shelf / f"{name}-{_mark(shape)}"
     done = folder / "written"
@@ -114,12 +127,15 @@ def _write(shape: Shape, folder: Path) -> None:
 
     words = tokenizer(close=True)
     ids = {f"{end}_token_id": words.eos_token_id for end in ("pad", "bos", "eos")}
-    limits = {"vocab_size": len(words), "max_position_embeddings": 8192, "tie_word_embeddings": True}
+    longest = 512 if shape.encodes else 8192
+    limits = {"vocab_size": len(words), "max_position_embeddings": longest, "tie_word_embeddings": True}
+    before = "" if shape.encodes else QUERY
     mmembed.compose(
-        backbone=_random("qwen3", {**shape.sizes, **limits, **ids}),
+        backbone=_random("bert" if shape.encodes else "qwen3", {**shape.sizes, **limits, **ids}),
         tokenizer=words,
-        prompts={"query": {"text": QUERY + "{text}"}, "document": {"text": "{text}"}},
-        max_length=8192,
+        pooling="mean" if shape.encodes else "last",
+        prompts={"query": {"text": before + "{text}"}, "document": {"text": "{text}"}},
+        max_length=longest,
         name=shape.name,
         device="cpu",
     ).save_sentence_transformers(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -158,11 +159,19 @@ class Words:
 
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.processor = None
+        pooling = folder / "1_Pooling" / "config.json"
+        self.averages = pooling.exists() and json.loads(pooling.read_text()).get("pooling_mode_mean_tokens", False)
         if (folder / "preprocessor_config.json").exists():
             self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
 
+    def pooled(self, states: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """(N, T, D) and what of it is no padding -> (N, D): the mean or the last of each, not of unit length."""
+        if self.averages:
+            return (states * mask[..., None].astype(np.float32)).sum(1) / mask.sum(1, keepdims=True)
+        return states[np.arange(len(mask)), mask.sum(1) - 1]
+
     def texts(self, work: Workload) -> list[str]:
-        before = QUERY if work.side == "query" else work.prompt or ""
+        before = QUERY if work.side == "query" else work.prompt or ""  # no encoder is asked for a query with a prompt
         return [
             template.replace("{text}", before + (thing.text or ""))
             for thing in work.things
@@ -202,7 +211,7 @@ class Words:
 
 class Transformers(System):
     """A loop as one writes it by hand: texts tokenised at once, sorted by their number of tokens, padded in batches of a fixed
-    size, the last token's state taken by its place; with pictures, batches as they come."""
+    size, the last token's state taken by its place, or the mean of all; with pictures, batches as they come."""
 
     name = "transformers"
     module = "transformers"
@@ -232,7 +241,7 @@ class Transformers(System):
         return _unit(_mean(found, len(work.templates)) if work.templates else found)
 
     def read(self, ids: list[list[int]]) -> np.ndarray:
-        """States of the last tokens of texts (N, D), not yet of unit length."""
+        """What is pooled of texts (N, D), not yet of unit length."""
         return self.last(self.words.tokenizer.pad({"input_ids": ids}, return_tensors="pt", padding_side="right"))
 
     def seen(self, things: Sequence[Thing]) -> np.ndarray:
@@ -246,9 +255,13 @@ class Transformers(System):
         import torch
 
         padded = padded.to(self.device)
-        ends = padded["attention_mask"].sum(1) - 1
+        mask = padded["attention_mask"]
+        ends = mask.sum(1) - 1
         with torch.inference_mode():
             states = self.model(**padded).last_hidden_state
+            if self.words.averages:
+                own = mask[..., None].to(states.dtype)
+                return ((states * own).sum(1) / own.sum(1)).float().cpu().numpy()
             return states[torch.arange(len(ends), device=self.device), ends].float().cpu().numpy()
 
 
@@ -279,10 +292,8 @@ class OpenVINO(Transformers):
 
     def read(self, ids: list[list[int]]) -> np.ndarray:
         padded = self.words.tokenizer.pad({"input_ids": ids}, return_tensors="np", padding_side="right")
-        states = self.request.infer([padded["input_ids"].astype(np.int64), padded["attention_mask"].astype(np.int64)])[
-            0
-        ]
-        return states[np.arange(len(ids)), padded["attention_mask"].sum(1) - 1]
+        mask = padded["attention_mask"].astype(np.int64)
+        return self.words.pooled(self.request.infer([padded["input_ids"].astype(np.int64), mask])[0], mask)
 
 
 class OnnxRuntime(Transformers):
@@ -316,9 +327,9 @@ class OnnxRuntime(Transformers):
 
     def read(self, ids: list[list[int]]) -> np.ndarray:
         padded = self.words.tokenizer.pad({"input_ids": ids}, return_tensors="np", padding_side="right")
-        given = {"ids": padded["input_ids"].astype(np.int64), "mask": padded["attention_mask"].astype(np.int64)}
-        states = self.session.run(["states"], given)[0]
-        return states[np.arange(len(ids)), padded["attention_mask"].sum(1) - 1]
+        mask = padded["attention_mask"].astype(np.int64)
+        given = {"ids": padded["input_ids"].astype(np.int64), "mask": mask}
+        return self.words.pooled(self.session.run(["states"], given)[0], mask)
 
 
 class Vllm(System):
@@ -360,6 +371,8 @@ class LlamaCpp(System):
         self.words = Words(self.folder)
         if self.device != "cpu" or self.precision != "fp32" or self.words.processor is not None:
             raise NotHere("run here on the CPU in fp32 with models of texts")
+        if self.words.averages:
+            raise NotHere("run here with Qwen3 alone")
         self.file = self.folder / "llama.cpp" / "model.gguf"
         if not self.file.exists():
             self.file.parent.mkdir(exist_ok=True)
@@ -398,8 +411,6 @@ class LlamaCpp(System):
 
 def _write_gguf(folder: Path, file: Path) -> None:
     """A Qwen3 as llama.cpp reads it, in fp32 and without a vocabulary."""
-    import json
-
     import gguf
     from safetensors.numpy import load_file
 

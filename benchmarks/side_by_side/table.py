@@ -12,7 +12,7 @@ from .conductor import where
 from .models import SHAPES
 from .start import NAME as START
 from .start import STEPS
-from .workloads import PICTURES, TEXTS
+from .workloads import EVERY
 
 BEGIN, END = "<!-- speed -->\n", "<!-- /speed -->"
 PEER = "sentence-transformers"
@@ -22,7 +22,6 @@ PEER = "sentence-transformers"
 def read(results: Path) -> list[dict[str, Any]]:
     """Entries of all workloads, in the order of machines, models and workloads."""
     entries = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*/*/*/*.json"))]
-    order = (*TEXTS, *PICTURES)
     return sorted(
         entries,
         key=lambda e: (
@@ -30,7 +29,7 @@ def read(results: Path) -> list[dict[str, Any]]:
             e["precision"],
             where(e["machine"]),
             list(SHAPES).index(e["model"]["name"]),
-            order.index(e["workload"]),
+            EVERY.index(e["workload"]),
         ),
     )
 

@@ -23,9 +23,29 @@ def tree_of(sequences: Sequence[Sequence[int]]) -> tuple[int, int]:
     return tokens, pairs
 
 
+def distinct(config: dict[str, Any], sequences: Sequence[Sequence[int]]) -> int:
+    """Tokens that are left when those are counted once that several sequences may share: whole sequences, where later tokens are
+    read by earlier ones."""
+    return sum(map(len, set(map(tuple, sequences)))) if encodes(config) else tree_of(sequences)[0]
+
+
+def encodes(config: dict[str, Any]) -> bool:
+    return config["model_type"] == "bert"
+
+
+def of_encoder(config: dict[str, Any], sequences: Sequence[Sequence[int]]) -> int:
+    """Of a BERT over sequences all of whose tokens are pooled."""
+    width, layers = config["hidden_size"], config["num_hidden_layers"]
+    block = 4 * width * width + 2 * width * config["intermediate_size"]
+    lengths = [len(one) for one in set(map(tuple, sequences))]
+    return layers * sum(2 * count * block + 4 * count * count * width for count in lengths)
+
+
 def of_texts(config: dict[str, Any], sequences: Sequence[Sequence[int]]) -> int:
     """Of a causal decoder over sequences whose last tokens are pooled: in the last layer all tokens need keys and values, and
-    only the last ones queries, output and MLP."""
+    only the last ones queries, output and MLP; of an encoder `of_encoder`."""
+    if encodes(config):
+        return of_encoder(config, sequences)
     said = config.get("text_config", config)
     heads = said["num_attention_heads"] * said["head_dim"]
     tokens, pairs = tree_of(sequences)

@@ -52,11 +52,14 @@ class Workload:
 
 TEXTS = ("queries", "few-shot", "documents", "one query", "one query, no prompt", "metaeol")
 PICTURES = ("images", "mixed", "one image, eight prompts")
+ENCODED = ("sentences", "documents", "one query, no prompt")
+"""What an encoder is asked for."""
+EVERY = (*TEXTS, "sentences", *PICTURES)
 COUNTS = {
-    "tiny": dict(zip((*TEXTS, *PICTURES), (12, 6, 8, 3, 3, 2, 3, 6, 1), strict=True)),
-    "cpu": dict(zip((*TEXTS, *PICTURES), (192, 64, 96, 30, 30, 24, 16, 48, 4), strict=True)),
-    "cpu, large": dict(zip((*TEXTS, *PICTURES), (24, 8, 12, 5, 5, 3, 4, 12, 1), strict=True)),
-    "cuda": dict(zip((*TEXTS, *PICTURES), (8192, 2048, 4096, 200, 200, 512, 256, 1024, 64), strict=True)),
+    "tiny": dict(zip(EVERY, (12, 6, 8, 3, 3, 2, 12, 3, 6, 1), strict=True)),
+    "cpu": dict(zip(EVERY, (192, 64, 96, 30, 30, 24, 768, 16, 48, 4), strict=True)),
+    "cpu, large": dict(zip(EVERY, (24, 8, 12, 5, 5, 3, 48, 4, 12, 1), strict=True)),
+    "cuda": dict(zip(EVERY, (8192, 2048, 4096, 200, 200, 512, 16384, 256, 1024, 64), strict=True)),
 }
 """How many items each has, by size of run; of "one image, eight prompts" how many images."""
 ASKED = (
@@ -81,6 +84,8 @@ def make(name: str, count: int, pictures: Path) -> Workload:
         return Workload(
             name, "documents of 20 to 500 tokens", _texts(of_lengths(lognormal(count, 3, 20, 500), 3, words))
         )
+    if name == "sentences":
+        return Workload(name, "sentences of 5 to 40 tokens", _texts(of_lengths(lognormal(count, 9, 5, 40), 9, words)))
     if name == "one query":
         things = _texts(of_lengths(short, 4, words))
         return Workload(name, "one query a call, instruction of 54", things, side="query", alone=True)
@@ -108,7 +113,7 @@ def make(name: str, count: int, pictures: Path) -> Workload:
         return Workload(
             name, "a photograph under eight questions", tuple(Thing(text, file) for file in files for text in ASKED)
         )
-    raise ValueError(f"no workload {name!r}; known: {', '.join((*TEXTS, *PICTURES))}")
+    raise ValueError(f"no workload {name!r}; known: {', '.join(EVERY)}")
 
 
 def few_shot(words: PreTrainedTokenizerFast) -> str:
