@@ -7,7 +7,7 @@ time that transformers' modules take. Here three kinds of parts get another `for
   where there is memory for a copy, on weights laid out as oneDNN reads them, those of layers that read the same input in one
   piece: half the time of ten rows, a short query;
 - an RMS norm walks over its input three times instead of six, and on CUDA is one kernel of torch's instead of seven;
-- a block's MLP takes 512 rows at a time, so that what it widens to stays in the cache.
+- a block's MLP takes 512 rows at a time, so that what it widens to stays in the cache; BERT's and its kin's too.
 
 But for that kernel all of this is for fp32 on the CPU, copies of weights for bf16 there too. Nothing else of a part changes:
 names, weights, hooks, `isinstance`, what is saved. Wherever gradients are recorded, in other precisions and on other devices its
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import zip_longest
 from typing import Any, ClassVar, TypeVar
@@ -70,6 +70,7 @@ def lean(model: M) -> M:
             part.__dict__ |= {"packed": Packed() if doubled else None, "beside": None, "place": 0}
             part.tell_compilers()
         role = "mlp" if name.rpartition(".")[2] in MLPS else "norm" if _is_norm(part) else ""
+        role = "block" if hasattr(own, "feed_forward_chunk") else role
         if role and (own, role) not in forms:
             forms[own, role] = _form_of(part, role)
         if role and (form := forms[own, role]) is not None:
@@ -327,12 +328,21 @@ class RowsAtATime(Over):
     """A module that treats each row by itself, on `ROWS` of them at a time."""
 
     def forward(self, states: Float[Tensor, "*R D"]) -> Float[Tensor, "*R E"]:
-        if not serves(states) or states.numel() <= ROWS * states.shape[-1]:
-            return super().forward(states)  # type: ignore[misc]
-        own: Any = super()
-        rows = states.reshape(1, -1, states.shape[-1])
-        out = torch.cat([own.forward(some) for some in rows.split(ROWS, dim=1)], dim=1)
-        return out.view(*states.shape[:-1], -1)
+        return _at_a_time(super().forward, states)  # type: ignore[misc]
+
+
+class FeedForwardAtATime(Over):
+    """A block whose MLP is a method of its own, as BERT's and its kin's, residual and norm with it."""
+
+    def feed_forward_chunk(self, states: Float[Tensor, "*R D"]) -> Float[Tensor, "*R D"]:
+        return _at_a_time(super().feed_forward_chunk, states)  # type: ignore[misc]
+
+
+def _at_a_time(own: Callable[[Tensor], Tensor], states: Float[Tensor, "*R D"]) -> Float[Tensor, "*R E"]:
+    if not serves(states) or states.numel() <= ROWS * states.shape[-1]:
+        return own(states)
+    rows = states.reshape(1, -1, states.shape[-1])
+    return torch.cat([own(some) for some in rows.split(ROWS, dim=1)], dim=1).view(*states.shape[:-1], -1)
 
 
 class LeanNorm(Over):
@@ -397,7 +407,10 @@ def _form_of(part: nn.Module, role: str) -> type | None:
         return None
     if role == "norm":
         return _norm_form(part)
-    return RowsAtATime if _is_rowwise(part) else None
+    if role == "block":
+        mapped: Any = part.feed_forward_chunk
+        return FeedForwardAtATime if _is_rowwise(part, mapped) else None
+    return RowsAtATime if _is_rowwise(part, part) else None
 
 
 def _norm_form(part: nn.Module) -> type | None:
@@ -417,9 +430,10 @@ def _norm_form(part: nn.Module) -> type | None:
     return None
 
 
-def _is_rowwise(part: nn.Module) -> bool:
-    """Whether a module maps rows one by one, and nothing in it but linear layers has weights."""
+def _is_rowwise(part: nn.Module, mapped: Callable[..., Any]) -> bool:
+    """Whether what a module maps it maps row by row, and nothing in it but linear layers, and norms of rows, has weights."""
     layers = [module for module in part.modules() if list(module.parameters(False)) or isinstance(module, Int8Linear)]
+    layers = [layer for layer in layers if not isinstance(layer, nn.LayerNorm)]
     if len(layers) < 2 or not all(isinstance(layer, (nn.Linear, Int8Linear)) for layer in layers):
         return False
     first: Any = layers[0]
@@ -427,7 +441,7 @@ def _is_rowwise(part: nn.Module) -> bool:
     rows = torch.randn(1, 6, first.in_features, generator=torch.Generator().manual_seed(0)).to(like)
     with torch.no_grad():
         try:
-            whole, apart = part(rows), torch.cat([part(rows[:, :2]), part(rows[:, 2:])], dim=1)
+            whole, apart = mapped(rows), torch.cat([mapped(rows[:, :2]), mapped(rows[:, 2:])], dim=1)
         except (TypeError, RuntimeError, ValueError):
             return False
     return isinstance(whole, Tensor) and torch.allclose(whole, apart, rtol=1e-4, atol=1e-5)

@@ -15,11 +15,19 @@ from transformers import PreTrainedModel
 
 from mmembed.testing import BACKBONES, VLMS, tiny_backbone, tiny_embedder, tiny_vlm
 from mmembed.towers import lean as lean_module
-from mmembed.towers.lean import ROWS, LeanLinear, LeanNorm, LeanNormAroundOne, RowsAtATime, lean
+from mmembed.towers.lean import (
+    ROWS,
+    FeedForwardAtATime,
+    LeanLinear,
+    LeanNorm,
+    LeanNormAroundOne,
+    RowsAtATime,
+    lean,
+)
 
 IDS = torch.randint(0, 256, (3, 300), generator=torch.Generator().manual_seed(0))
 """More tokens than an MLP takes at a time."""
-FORMS = (LeanLinear, LeanNorm, LeanNormAroundOne, RowsAtATime)
+FORMS = (LeanLinear, LeanNorm, LeanNormAroundOne, RowsAtATime, FeedForwardAtATime)
 
 
 def states(model: PreTrainedModel) -> torch.Tensor:
@@ -62,6 +70,22 @@ def test_decoders_have_all_their_parts_lean(kind: str, norm: type):
         assert isinstance(layer.input_layernorm, norm)
         assert isinstance(layer.self_attn.q_proj, LeanLinear)
     assert isinstance(leaner.norm, norm)
+
+
+def test_blocks_of_encoders_widen_some_rows_at_a_time():
+    leaner, seen = lean(tiny_backbone("xlm-roberta")), []
+    (own, block) = leaner.encoder.layer
+    assert isinstance(block, FeedForwardAtATime)
+    block.intermediate.register_forward_hook(lambda _, args, out: seen.append(args[0].shape[1]))
+    with torch.no_grad():
+        states(leaner)
+    assert max(seen) == ROWS
+    assert sum(seen) == IDS.numel()
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(own)))
+    assert isinstance(twin, FeedForwardAtATime)
+    own.feed_forward_chunk = lambda states: states.cumsum(1)  # rows that know of each other
+    own.__class__ = type(own).__bases__[1]
+    assert not isinstance(lean(nn.Sequential(own))[0], FeedForwardAtATime)
 
 
 def test_with_gradients_the_own_forward_runs():
