@@ -11,7 +11,7 @@ failed=0
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv | tee "$out/gpu.csv"
 # Several workers: most of the time of a test is its kernels being compiled, each by one core.
 timeout "${TESTS_LIMIT:-240}" "$python" -m pytest -m gpu -n "${WORKERS:-8}" --dist worksteal -p no:cacheprovider 2>&1 | tee "$out/gpu-tests.log" || failed=1
-for options in "--precision fp32 --models 0.6b --only queries --rounds 1" "--models 0.6b --resume" "--models 1.7b --resume" "--models 2b-vl --resume"; do
+for options in "--precision fp32 --models 0.6b --only queries --rounds 1" "--models 0.6b --resume" "--models 1.7b --resume" "--models 2b-vl --resume" "--models encoder --resume"; do
   # shellcheck disable=SC2086
   "$python" -m benchmarks.side_by_side --device cuda $options --results "$out" 2>&1 | tee -a "$out/gpu-benchmark.log" || failed=1
 done
