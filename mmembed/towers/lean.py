@@ -43,7 +43,7 @@ PACKED = 2**28
 """Bytes of all linear layers of a model up to which a second copy of them, in oneDNN's own layout, is always kept; of more it is
 where the host has them to spare. 512 x 1536 weights on two cores: 10 rows take 95 us there, 171 us on the weights as they lie,
 233 us in torch's own product; 512 rows 3.6, 3.7 and 4.9 ms."""
-BF16 = ONEDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+BF16 = ONEDNN and bool(getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)())
 """Whether oneDNN multiplies in bf16 here. 12 rows of 1024 numbers by 3072 x 1024 weights that do not lie in a cache: torch reads
 20 GB/s of them, a copy in oneDNN's layout gives 32."""
 TRIES = 4
