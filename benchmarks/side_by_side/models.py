@@ -35,18 +35,7 @@ class Shape:
     sizes: dict[str, int]
     sight: dict[str, Any] = field(default_factory=dict)
     pixels: tuple[int, int] = (64 * 64, 1024 * 1024)
-    encodes: bool = field(default=False, repr=False)  # so that folders of decoders are named as they were
-
-
-def _sizes(width: int, inner: int, layers: int, heads: int, key_heads: int, head: int) -> dict[str, int]:
-    return {
-        "hidden_size": width,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": key_heads,
-        "head_dim": head,
-    }
+    encodes: bool = False
 
 
 def _bert(width: int, inner: int, layers: int, heads: int) -> dict[str, int]:
@@ -56,6 +45,10 @@ def _bert(width: int, inner: int, layers: int, heads: int) -> dict[str, int]:
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
     }
+
+
+def _sizes(width: int, inner: int, layers: int, heads: int, key_heads: int, head: int) -> dict[str, int]:
+    return {**_bert(width, inner, layers, heads), "num_key_value_heads": key_heads, "head_dim": head}
 
 
 def _sight(depth: int, width: int, inner: int, heads: int, out: int) -> dict[str, Any]:

@@ -66,8 +66,12 @@ def are_short(query: Float[Tensor, "N H M E"], key: Float[Tensor, "N K L E"]) ->
 
 
 def _plain(numbers: Tensor) -> bool:
-    on_host = numbers.dtype == torch.float32 and numbers.device.type == "cpu"
-    return on_host and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    return numbers.dtype == torch.float32 and alone(numbers)
+
+
+def alone(numbers: Tensor) -> bool:
+    """On a CPU, where neither gradients nor autocast have a say."""
+    return numbers.device.type == "cpu" and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
 @cache

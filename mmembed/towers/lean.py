@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..memory import spare
-from ..nn.dense import ONEDNN
+from ..nn.dense import ONEDNN, alone
 from ..nn.int8 import Int8Linear
 
 ROWS = 512
@@ -84,12 +84,7 @@ def lean(model: M) -> M:
 
 def serves(states: Tensor) -> bool:
     """Whether lean arithmetic is for these numbers: fp32 on a CPU, no gradients, nothing that watches the operators."""
-    return states.dtype == torch.float32 and _alone(states) and not torch.compiler.is_compiling()
-
-
-def _alone(states: Tensor) -> bool:
-    """On a CPU, where neither gradients nor autocast have a say."""
-    return states.device.type == "cpu" and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    return states.dtype == torch.float32 and alone(states) and not torch.compiler.is_compiling()
 
 
 def _fused(states: Tensor, weight: Tensor) -> bool:
@@ -232,12 +227,10 @@ class Beside:
             whole = _operator(states, [each.weight for each in self.layers], biases)
             self._traced = states, whole.split([each.out_features for each in self.layers], dim=-1)
             return self._traced[1][0]
-        if self._traced is None or self._traced[0] is not states:
-            return _in_graph(layer, states)
-        own = self._traced[1][place]
-        if place == len(self.layers) - 1:
+        traced = self._traced
+        if place == len(self.layers) - 1:  # whatever it is asked with: a graph would hold what is left at every call
             self._traced = None
-        return own
+        return traced[1][place] if traced is not None and traced[0] is states else _in_graph(layer, states)
 
     def __reduce__(self) -> tuple[type[Beside], tuple[()]]:
         return Beside, ()
@@ -264,7 +257,7 @@ def product(
 def _quick(states: Tensor, weight: Tensor, copied: bool = False) -> bool:
     """Whether oneDNN is to multiply these, in bf16 only where it has a copy of the weights."""
     known = weight.dtype == torch.float32 or (copied and BF16 and weight.dtype == torch.bfloat16)
-    return bool(ONEDNN and known and states.dtype == weight.dtype and _alone(states) and torch.backends.mkldnn.enabled)
+    return bool(ONEDNN and known and states.dtype == weight.dtype and alone(states) and torch.backends.mkldnn.enabled)
 
 
 def _product(states: Float[Tensor, "*R D"], weight: Tensor, bias: Float[Tensor, " E"] | None) -> Float[Tensor, "*R E"]:

@@ -247,8 +247,8 @@ def _install(model: PreTrainedModel, blocks: Sequence[int]) -> None:
 def watched(hooks: Iterable[Mapping[int, Callable[..., Any]]]) -> bool:
     """Whether hooks on a block and its parts, as these hold them, may do something now: those of this module only while something
     is read by them."""
-    theirs = (hook for own in hooks for hook in own.values() if getattr(hook, "func", hook) not in OURS)
-    return any(hooks) and (_now.get() is not None or any(True for _ in theirs))
+    found = [hook for own in hooks for hook in own.values()]
+    return bool(found) and (_now.get() is not None or any(getattr(hook, "func", hook) not in OURS for hook in found))
 
 
 def _narrows(model: PreTrainedModel, inputs: dict[str, Any], number: int, count: int) -> bool:
