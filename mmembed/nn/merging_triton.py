@@ -13,18 +13,19 @@ if TYPE_CHECKING:
 
 
 def merge(whole: Part, parts: Sequence[Part], places: Places) -> None:
-    """Merge the parts into the first, a row at a time."""
+    """Merge the parts into the first, a row at a time.
+
+    No number of a batch's tokens is told but `count`: Triton makes the kernel anew where 16 divides one that it did not divide
+    before.
+    """
     heads, width = whole.out.shape[1:]
     heads_up, width_up = triton.next_power_of_2(heads), triton.next_power_of_2(width)
     _merge[(len(places.rows),)](
         whole.out,
-        whole.lse,
+        whole.lse.contiguous(),
         *whole.out.stride(),
-        *whole.lse.stride(),
         tuple(part.out.contiguous() for part in parts),
-        tuple(part.lse for part in parts),
-        tuple(part.lse.stride(0) for part in parts),
-        tuple(part.lse.stride(1) for part in parts),
+        tuple(part.lse.contiguous() for part in parts),
         places.rows,
         places.among,
         len(places.rows),
@@ -36,11 +37,9 @@ def merge(whole: Part, parts: Sequence[Part], places: Places) -> None:
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _merge(  # type: ignore[no-untyped-def]
-    out, lse, out_row, out_head, out_one, lse_row, lse_head,
-    part_outs, part_lses, part_lse_rows, part_lse_heads,
-    rows, among, count,
+    out, lse, out_row, out_head, out_one, part_outs, part_lses, rows, among, count,
     heads: tl.constexpr, width: tl.constexpr, heads_up: tl.constexpr, width_up: tl.constexpr,
 ):  # fmt: skip
     """One row: all heads of it, (heads, width) numbers, in fp32."""
@@ -52,13 +51,12 @@ def _merge(  # type: ignore[no-untyped-def]
     inside = is_head[:, None] & (one < width)[None, :]
     at = out + row * out_row + head[:, None] * out_head + one[None, :] * out_one
     sum_out = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    most = tl.load(lse + row * lse_row + head * lse_head, mask=is_head, other=0.0).to(tl.float32)
+    most = tl.load(lse + row * heads + head, mask=is_head, other=0.0).to(tl.float32)
     total = tl.full((heads_up,), 1.0, tl.float32)
     for k in tl.static_range(len(part_outs)):
         own = tl.load(among + k * count + place).to(tl.int64)
         if own >= 0:
-            told = part_lses[k] + own * part_lse_rows[k] + head * part_lse_heads[k]
-            there = tl.load(told, mask=is_head, other=0.0).to(tl.float32)
+            there = tl.load(part_lses[k] + own * heads + head, mask=is_head, other=0.0).to(tl.float32)
             higher = tl.maximum(most, there)
             before, after = tl.exp(most - higher), tl.exp(there - higher)
             block = part_outs[k] + own * heads * width + head[:, None] * width + one[None, :]
