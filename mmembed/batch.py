@@ -366,6 +366,7 @@ class Sampler:
             return InputError("this model reads text only, and the item holds an image")
         try:
             picture = self.prepare(image.load())
+            _ = picture.digest  # here, where threads share the work
             return picture, self.image_ids(picture)
         except InputError as error:
             return error

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from mmembed import Image
 from mmembed.testing import tiny_embedder
@@ -16,6 +17,9 @@ from mmembed.testing import tiny_embedder
 from .parity import Held, holder
 
 torch.set_num_threads(1)  # two workers share two cores
+# On top of what hypothesis itself sets where it finds that it runs for CI: no test fails for the time that it takes.
+settings.register_profile("untimed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="torch compiles for a CPU by a C++ compiler"

@@ -44,7 +44,7 @@ def links_as_groups(vectors, threshold):
     return {frozenset(rows) for rows in members.values() if len(rows) > 1}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), count=st.integers(2, 60), block=st.integers(1, 70), threshold=st.floats(0.3, 0.99))
 def test_groups_are_those_of_comparing_all_with_all(seed, count, block, threshold):
     draw = np.random.default_rng(seed)

@@ -64,7 +64,7 @@ def test_search_equals_the_exact_ranking_in_numpy(index, tiny):
         assert {hit.text for hit in hits[:30]} <= {texts[row] for row in order}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.data())
 def test_search_is_exact_for_any_collection(tmp_path_factory, tiny, data):
     some = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
