@@ -259,7 +259,7 @@ class Sampler:
         # Where a text is cut, spans say what of it is its own.
         located = self._locates or any(len(text) > CHARACTERS * self.max_length for text in texts)
         tokens = iter(self.tokenizer.encode(texts, located=located))
-        by_part = self.counted in BY_PART
+        by_part = self._by_part
         alone = (
             self.tokenizer.encode([_alone(self.counted, runs) for runs in items]) if by_part else [None] * len(items)
         )
@@ -269,9 +269,27 @@ class Sampler:
             own = [(run, next(tokens)) if isinstance(run, TextRun) else run for run in texted]
             try:
                 sample = self._sample(own if self.mark is None else _split(own, runs, self.mark), truncate, seen)
-                yield self._read(sample if part is None else _counted_by(self.counted, sample, len(part.ids)), runs)
+                yield self._read(sample if part is None else self._less(sample, len(part.ids)), runs)
             except InputError as error:
                 yield error
+
+    @property
+    def _by_part(self) -> bool:
+        """Whether it counts by how many tokens a part of the text makes by itself."""
+        return self.counted in BY_PART
+
+    def _less(self, sample: Sample, alone: int) -> Sample:
+        """The sample, less the tokens that do not count by the number of those that a part of it makes by itself."""
+        kept = sample.counted.copy()
+        if self.counted == "tail":
+            kept[: len(sample) + sample.truncated - alone] = False
+        elif self.counted == "rest":
+            kept[:alone] = False
+        elif alone:
+            kept[: len(self._prefix) + alone] = False
+        if not kept.any():
+            raise InputError("the item is empty: it has no token of its own")
+        return replace(sample, counted=kept)
 
     def _read(self, sample: Sample, runs: Sequence[Run]) -> Sample:
         if self.narrow is not None:
@@ -394,10 +412,8 @@ class Sampler:
         if self.counted == "all":
             return _every(len(ids))
         every = np.ones(len(ids), dtype=bool)
-        if self.counted in ("content", "unprompted") and _present(copies):
-            first = next(k for k, copy in enumerate(copies) if copy > 0)
-            if self.counted == "content" or first > len(self._prefix):
-                every[:first] = False
+        if self.counted == "content" and _present(copies):
+            every[: next(k for k, copy in enumerate(copies) if copy > 0)] = False
         elif self.counted == "repeat" and _present(copies):
             every[: copies.index(max(copies))] = False
         elif self.counted == "marked":
@@ -434,6 +450,18 @@ class ChunkSampler(Sampler):
     @property
     def _locates(self) -> bool:
         return True
+
+    @property
+    def _by_part(self) -> bool:
+        return False  # whose words a token holds is known here
+
+    def _count(self, ids: NDArray[np.int64], copies: list[int]) -> NDArray[np.bool_]:
+        counted = super()._count(ids, copies)
+        if self.counted == "unprompted" and _present(copies):
+            first = next(k for k, copy in enumerate(copies) if copy > 0)
+            if first > len(self._prefix):
+                counted = np.arange(len(ids)) >= first
+        return counted
 
     def _sample(self, runs: Sequence[Laid], truncate: str, seen: Seen) -> Sample:
         ids, images = self._laid(runs, seen)
@@ -550,9 +578,9 @@ def _split(whole: Sequence[Laid], runs: Sequence[Run], mark: Mark) -> list[Laid]
     return [*parts, (text, tokens[last:])]
 
 
-BY_COPY = ("content", "unprompted", "repeat", "marked")
+BY_COPY = ("content", "repeat", "marked")
 """Ways of counting that ask whose words a token holds."""
-BY_PART = ("tail", "rest")
+BY_PART = ("tail", "rest", "unprompted")
 """Ways of counting by how many tokens a part of the text makes by itself."""
 
 
@@ -564,15 +592,6 @@ def _alone(counted: str, runs: Sequence[Run]) -> str:
         return ""
     begin = run.content[0][0]
     return run.text[begin:] if counted == "tail" else run.text[:begin]
-
-
-def _counted_by(counted: str, sample: Sample, alone: int) -> Sample:
-    """The sample, less the tokens that do not count by the number of those that a part of it makes by itself."""
-    kept = sample.counted.copy()
-    kept[: len(sample) + sample.truncated - alone if counted == "tail" else alone] = False
-    if not kept.any():
-        raise InputError("the item is empty: it has no token of its own")
-    return replace(sample, counted=kept)
 
 
 def _copy_of(span: tuple[int, int], content: list[tuple[int, int, int]]) -> int:

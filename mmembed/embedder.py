@@ -52,7 +52,8 @@ if TYPE_CHECKING:
 __all__ = ["Embedder", "EncodeOptions", "Report", "SelfTest", "Skipped"]
 
 PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
-"""The names that the prompt of a side goes by, the first that a spec has."""
+"""The names that the prompt of a side goes by, the first that a spec has. sentence-transformers says the same, but as of 6.2 lays
+an empty "query" and "document" beneath a folder's prompts, so that it never comes to the others, nor to a default prompt."""
 Given = TypeVar("Given", bound=WalkOptions)
 GOLDEN_FILE = "golden.json"
 NO_PARTS = ("eos", "span", "marked", "tail", "rest")

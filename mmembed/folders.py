@@ -492,11 +492,15 @@ def _of_transformer(backbone: Path) -> dict[str, Any]:
 
 
 def _max_length(backbone: Path, config: Any) -> int:
-    """As sentence-transformers: its own limit, else the tokenizer's, never more than there are positions."""
-    own = _of_transformer(backbone)
-    limit = own.get("max_seq_length") or _optional(backbone / "tokenizer_config.json").get("model_max_length")
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    known = [int(n) for n in (limit, positions) if n and 0 < n < UNBOUNDED]
+    """As sentence-transformers: its own limit; else the tokenizer's, which positions end that are turned (rotary), and may go
+    further, too. Where they are learned, nothing goes further."""
+    text = config.get_text_config()
+    own = _of_transformer(backbone).get("max_seq_length")
+    turned = getattr(text, "rope_parameters", None) is not None
+    if own and turned:
+        return int(own)
+    limit = own or _optional(backbone / "tokenizer_config.json").get("model_max_length")
+    known = [int(n) for n in (limit, getattr(text, "max_position_embeddings", None)) if n and 0 < n < UNBOUNDED]
     return min(known, default=512)
 
 

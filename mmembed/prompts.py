@@ -7,7 +7,7 @@ import string
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -193,6 +193,7 @@ CLEANINGS: Mapping[str, Callable[[str], str]] = {
     "ended_sentence": ended_sentence,
     "full_stop": full_stop,
     "punctuation": punctuation,
+    "nfc": partial(unicodedata.normalize, "NFC"),
     "strip": str.strip,
     "strip_end": str.rstrip,
 }
@@ -238,8 +239,7 @@ def check_text(text: str) -> None:
 
 def _own(part: Text, cleaning: str | None) -> str:
     check_text(part.text)
-    own = unicodedata.normalize("NFC", part.text)
-    return CLEANINGS[cleaning](own) if cleaning else own
+    return CLEANINGS[cleaning](part.text) if cleaning else part.text
 
 
 def wrap(
@@ -250,7 +250,7 @@ def wrap(
     joint: str = " ",
     apart: bool = False,
 ) -> list[Run]:
-    """The item inside its template, as runs of text and images in order; its own texts are NFC-normalised here, once.
+    """The item inside its template, as runs of text and images in order. Its own texts stay as they are, but for `cleaning`.
 
     Texts that follow each other are joined by `joint`. A template may put the item more than once. `apart`: each piece
     of the template, and each text, is a run of its own.

@@ -74,12 +74,12 @@ class ModelSpec:
         pooling: `{"kind": ...}`, see `mmembed.nn.pooling`; None: no one vector for an item, but what follows.
         tokens, sparse: token vectors and sparse weights beside it, see `mmembed.outputs`.
         counted: what pooling reads: "all" tokens of an item; "content": what stands before the item's own content (the
-            instruction) left out; "unprompted": as that where words stand before it, else all, what opens an item too
-            (sentence-transformers' include_prompt=false); "repeat": from the last place where a template puts the item on
-            (echo embeddings); "marked": the words of the template from {counted} on (GenEOL); "eos": the closing token;
-            "span": from `span[0]` to `span[1]`, both included; "tail": as many tokens at the end as the content and what
-            follows it make by themselves (LLM2Vec); "rest": all but as many at the front as the words before the content make
-            by themselves, so that the last of them stays where BOS opens an item (NV-Embed, INSTRUCTOR).
+            instruction) left out; "repeat": from the last place where a template puts the item on (echo embeddings); "marked":
+            the words of the template from {counted} on (GenEOL); "eos": the closing token; "span": from `span[0]` to `span[1]`,
+            both included; "tail": as many tokens at the end as the content and what follows it make by themselves (LLM2Vec);
+            "rest": all but as many at the front as the words before the content make by themselves, so that the last of them
+            stays where BOS opens an item (NV-Embed, INSTRUCTOR); "unprompted": all but these and what opens the item, or all
+            where no words stand before it (sentence-transformers' include_prompt=false).
         heads: layers after pooling, in order, see `mmembed.nn.heads`.
         normalize: bring vectors to unit length.
         dimension: width of a vector; without pooling, of sparse weights or else of token vectors. dimensions: the shorter

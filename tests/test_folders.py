@@ -13,6 +13,8 @@ from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 import mmembed
 from mmembed.errors import LoadError, SpecError, UnknownName
@@ -69,6 +71,53 @@ def test_the_prompt_is_left_out_of_pooling_where_the_folder_says_so(tmp_path):
     assert ours.spec.counted == "unprompted"
     texts = [text for text in TEXTS if text]
     assert np.abs(ours.encode_query(texts) - theirs.encode_query(texts)).max() <= 1e-5
+
+
+def test_a_prompt_that_ends_within_a_word_is_left_out_by_the_tokens_that_it_makes_alone(tmp_path):
+    """Of "ask: red" with a space before its words: the prompt by itself ends in a token that "red" takes with it."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    seen = ["ask: red two words", *TEXTS] * 3
+    begins = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(seen, trainers.BpeTrainer(vocab_size=300, initial_alphabet=begins, show_progress=False))
+    words = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="!", model_max_length=512)
+    assert len(words.tokenize("ask: ")) == len(words.tokenize("ask: red")) == len(words.tokenize("ask:")) + 1
+    tiny_backbone("qwen3", vocab_size=len(words)).save_pretrained(tmp_path / "plain")
+    words.save_pretrained(tmp_path / "plain")
+    body = Transformer(str(tmp_path / "plain"))
+    pooling = Pooling(body.get_embedding_dimension(), pooling_mode="mean", include_prompt=False)
+    prompts = {"query": "ask: ", "document": ""}
+    SentenceTransformer(modules=[body, pooling], prompts=prompts, device="cpu").save_pretrained(str(tmp_path / "st"))
+    theirs = SentenceTransformer(str(tmp_path / "st"), device="cpu", local_files_only=True)
+    ours = mmembed.load(tmp_path / "st", device="cpu")
+    texts = ["red two", "two words", "eine Katze"]
+    for name in ("encode_query", "encode_document"):
+        assert np.abs(getattr(ours, name)(texts) - getattr(theirs, name)(texts)).max() <= 1e-5, name
+    assert np.isfinite(ours.encode_chunks([("red two", "words")], prompt_name="query")[0]).all()
+
+
+def test_letters_stay_as_they_were_written(tmp_path):
+    """Taken apart (NFD), put together, and those that NFC takes apart: each is another text to a tokenizer of bytes."""
+    theirs = st_folder(tmp_path, "qwen3", "lasttoken")
+    ours = mmembed.load(tmp_path / "st", device="cpu")
+    texts = ["caf\u00e9", "cafe\u0301", "\u09af\u09bc", "\u09df", "\u0915\u093c", "\u0958"]
+    vectors = ours.encode(texts)
+    assert np.abs(vectors - theirs.encode(texts)).max() <= 1e-5
+    assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(vectors[::2], vectors[1::2], strict=True))
+    composed = mmembed.load(tmp_path / "st", device="cpu").respecified(cleaning="nfc").encode(texts)
+    assert all(np.abs(a - b).max() <= 1e-6 for a, b in zip(composed[::2], composed[1::2], strict=True))
+
+
+def test_a_folder_is_read_as_far_as_it_says_where_positions_are_turned(tmp_path):
+    theirs = st_folder(tmp_path, "qwen3", "lasttoken", max_position_embeddings=64)
+    changed_json(tmp_path / "st" / "sentence_bert_config.json", max_seq_length=200)
+    theirs.max_seq_length = 200
+    ours = mmembed.load(tmp_path / "st", device="cpu")
+    assert ours.spec.max_length == 200
+    texts = ["x" * 150, "a b" * 100]
+    with pytest.warns(UserWarning, match="were cut"):
+        vectors = ours.encode(texts)
+    assert np.abs(vectors - theirs.encode(texts)).max() <= 1e-5
 
 
 OLD = {

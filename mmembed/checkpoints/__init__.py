@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LoadError, SpecError, UnknownName
+from ..prompts import Templates
 from ..spec import ModelSpec
 from .not_here import NOT_HERE
 
@@ -98,7 +99,9 @@ class Checkpoint:
         """
         fields = {key: self.said[key] for key in SPEC if key in self.said}
         around = {key: self.said[key] for key in ("prefix", "suffix") if key in self.said}
-        fields["prompts"] = {**spec.prompts, **fields.get("prompts", {})}
+        declared = fields.get("prompts", {})
+        fields["prompts"] = {**spec.prompts, **declared}
+        fields["instructions"] = {**fields.get("instructions", {}), **_instructions(spec.prompts, declared)}
         if self.said.get("dense") is False:
             fields["pooling"] = None
         fields["languages"] = tuple(fields.get("languages", ()))
@@ -113,6 +116,19 @@ class Checkpoint:
         return dataclasses.replace(
             spec, **{**fields, "name": self.repository, "tokenizer": {**spec.tokenizer, **around}}
         )
+
+
+def _instructions(folder: Templates, declared: Templates) -> dict[str, str]:
+    """What the folder's own prompts say where declared ones of their names have {instruction}."""
+    found = {}
+    for name, by_modality in declared.items():
+        template, own = by_modality.get("text"), folder.get(name, {}).get("any")
+        if isinstance(template, str) and isinstance(own, str) and "{instruction}" in template:
+            before, _, behind = template.replace("{text}", "{content}").partition("{instruction}")
+            if len(own) > len(before + behind) and own.startswith(before) and own.endswith(behind):
+                words = own[len(before) : len(own) - len(behind)]
+                found[name] = words.replace("{{", "{").replace("}}", "}")
+    return found
 
 
 @cache

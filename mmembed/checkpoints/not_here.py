@@ -85,14 +85,14 @@ NOT_HERE: Mapping[str, str] = {
         "the original and TEI divide by 8^(2/d)), so its vectors would differ"
     ),
     "Snowflake/snowflake-arctic-embed-m-v2.0": _OWN_CODE,
-    "Snowflake/snowflake-arctic-embed-m-long": _OWN_CODE,
+    "Snowflake/snowflake-arctic-embed-m-long": (
+        "its settings have the names of its repository's own code, which transformers' nomic_bert does not read"
+    ),
     "jinaai/jina-clip-v1": _OWN_CODE,
     "jinaai/jina-clip-v2": _OWN_CODE,
     "nomic-ai/nomic-embed-text-v2-moe": (f"{_OWN_CODE}; transformers' nomic_bert has no mixture of experts"),
-    "nomic-ai/nomic-embed-code": (
-        "no source of ours tells its prompts, its pooling and whether its repository's code reads both ways"
-    ),
-    "nomic-ai/CodeRankEmbed": "no source of ours tells its prompt and its pooling",
+    "nomic-ai/nomic-embed-code": "no source of ours tells its pooling and whether its repository's code reads both ways",
+    "nomic-ai/CodeRankEmbed": "no source of ours tells its pooling and whether its settings have the names of transformers",
     "jinaai/jina-embeddings-v3": (
         f"{_ADAPTERS}; jinaai/jina-embeddings-v3-hf has its body in transformers' class, without the adapters"
     ),

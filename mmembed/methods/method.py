@@ -15,6 +15,7 @@ class Method:
         name: as it is called here. paper: where it is from.
         templates: `{modality or "any": template, or several whose vectors are averaged}`; None leaves the prompts alone.
         besides: prompts of other names that the method has, such as one that an intervention compares with.
+        instructions: what {instruction} says in them unless the caller says otherwise.
         cleaning, layers, norm_layers, counted, pooling, mask, bidirectional_from, intervention: as in `ModelSpec`; a mask of
             None leaves the embedder's own.
         opened: whether the tokenizer's opening token (BOS) stands before the prompt; not where the prompt writes it.
@@ -29,6 +30,7 @@ class Method:
     paper: str
     templates: Mapping[str, str | Sequence[str]] | None = None
     besides: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    instructions: Mapping[str, str] = field(default_factory=dict)
     cleaning: str | None = None
     layers: tuple[int, ...] = (-1,)
     norm_layers: bool = False
@@ -65,7 +67,7 @@ class Method:
         if self.templates is not None:
             said["prompts"] = {self.name: dict(self.templates), **self.besides}
             said["default_prompt_name"] = self.name
-            said["instructions"] = {}
+            said["instructions"] = dict(self.instructions)
         if self.mask is not None:
             said["mask"] = self.mask
         if not self.opened:

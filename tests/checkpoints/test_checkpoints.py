@@ -430,6 +430,22 @@ def test_an_instruction_has_a_default_where_the_authors_have_one(tmp_path):
                 ours.encode_query(TEXTS)
 
 
+def test_an_instruction_that_the_folder_says_itself_goes_without_saying(tmp_path):
+    repository = "codefuse-ai/F2LLM-v2-0.6B"
+    row = Row(kind="qwen3", query=e5, words={"eos": False}, after=("</s>",), templates=T_E5I)
+    folder = released(tmp_path, repository, row, tiny_body(row), modules=True)
+    declared = mmembed.load(folder, device="cpu")
+    assert "answer the question" in declared.spec.instructions["query"]
+    for said, due in (
+        ("Instruct: Find {it}\nQuery: ", "Find {it}"),
+        ("Search: ", declared.spec.instructions["query"]),  # another shape says nothing of it
+    ):
+        changed_json(folder / "config_sentence_transformers.json", prompts={"query": said})
+        ours = mmembed.load(folder, device="cpu")
+        assert ours.spec.instructions["query"] == due
+        assert np.array_equal(ours.encode_query(TEXTS), ours.encode_query(TEXTS, instruction=due))
+
+
 def test_a_declared_closing_token_outlives_saving(tmp_path):
     repository = "intfloat/e5-mistral-7b-instruct"
     row = ROWS[repository]

@@ -110,6 +110,8 @@ MORE: Mapping[str, Row] = {
     **{f"BAAI/bge-{size}-zh{v}": BGE_ZH for size in ("base", "large", "small") for v in ("", "-v1.5")},
     **{f"Snowflake/snowflake-arctic-embed-{size}": BGE for size in ("l", "m", "s", "xs")},
     "mixedbread-ai/mxbai-embed-large-v1": BGE,
+    "WhereIsAI/UAE-Large-V1": BGE,
+    **{f"intfloat/e5-{size}-v2": encoder("bert", mean, "query: ", "passage: ") for size in ("small", "base", "large")},
     **{f"ibm-granite/granite-embedding-{n}-english": encoder("roberta", first, said=False) for n in ("30m", "125m")},
     **{
         f"ibm-granite/granite-embedding-{n}-multilingual": encoder("xlm-roberta", first, said=False)

@@ -9,20 +9,21 @@ from transformers import PreTrainedTokenizerFast
 
 import mmembed
 from mmembed.methods import apply
+from mmembed.testing import byte_tokenizer
 
 from ..conftest import picture
 from .plain import LONG, TEXTS, Plain, Reference, backbone
 
 
-def second_copy(plain: Plain, text: str, *, closed: bool) -> Tensor:
-    """(T, D): states from the second time on that the text is said."""
+def second_copy(plain: Plain, text: str) -> Tensor:
+    """(T, D): states from the second time on that the text is said, that of the closing token too."""
     front = f"Document:{text}\nDocument again:"
-    return plain.hidden(front + text, closed=closed)[-1][0, len(front.encode()) :]
+    return plain.hidden(front + text, closed=True)[-1][0, len(front.encode()) :]
 
 
 REFERENCE: dict[str, Reference] = {
-    "echo": lambda p, t: second_copy(p, t, closed=False).mean(0),
-    "echo-last": lambda p, t: second_copy(p, t, closed=True)[-1],
+    "echo": lambda p, t: second_copy(p, t).mean(0),
+    "echo-last": lambda p, t: second_copy(p, t)[-1],
 }
 
 
@@ -45,6 +46,32 @@ def merging_tokenizer() -> PreTrainedTokenizerFast:
     texts = ["Document:red fox\nDocument again:red fox", *TEXTS] * 3
     core.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=280, special_tokens=["<unk>"]))
     return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+
+
+def test_a_query_is_asked_with_an_instruction(tiny):
+    ours = apply(tiny, "echo")
+    said = "Retrieve passages that answer the question"
+    query = ours.encode(["x"], prompt=f"Instruct:{said},\nQuery:x\nQuery again:")
+    assert abs(ours.encode_query(["x"]) - query).max() <= 1e-6
+    asked = ours.encode_query(["x"], instruction=said)
+    assert abs(ours.encode_query(["x"]) - asked).max() <= 1e-6
+    assert abs(ours.encode_document(["x"]) - asked).max() > 1e-4
+
+
+def test_the_pieces_of_a_query_are_those_of_its_authors(held):
+    words = byte_tokenizer(eos=True)
+    ours = mmembed.compose(
+        backbone=backbone("llama", 4), tokenizer=words, max_length=LONG, normalize=False, device="cpu"
+    )
+    due = []
+    for text in TEXTS:
+        front = f"Instruct:Find it,\nQuery:{text}\nQuery again:"
+        with torch.inference_mode():
+            states = backbone("llama", 4)(words(front + text, return_tensors="pt")["input_ids"]).last_hidden_state
+        due.append(states[0, len(front.encode()) :].mean(0))
+    told = apply(ours, "echo").encode_query(TEXTS, instruction="Find it")
+    says = {"against": "the authors' formula over transformers", "kind": "method", "family": "echo"}
+    held("echo", told, torch.stack(due), relative=True, **says)
 
 
 def test_the_pieces_of_a_template_are_tokenised_apart(held):
