@@ -70,7 +70,7 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     causal = bool(getattr(module, "is_causal", False))
     if spans is None:
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_dynamo_compiling():
             raise TypeError(f"{type(module).__name__} was handed no spans of its row")
         return row.attend(query, key, value, scale, sliding_window, softcap, causal), None
     layer = getattr(module, "layer_idx", None)
@@ -144,7 +144,7 @@ def within(
     **_: Any,
 ) -> tuple[Float[Tensor, "1 T H E"], None]:
     """Attention within the segments of one row, each read both ways, as the towers of vision-language models ask for it."""
-    if torch.compiler.is_compiling() and not torch.is_grad_enabled():  # the operator has no gradient
+    if torch.compiler.is_dynamo_compiling() and not torch.is_grad_enabled():  # the operator has no gradient
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return row.within(query, key, value, cu_seq_lens_q, scale), None
     spans = _SEGMENTS.get(cu_seq_lens_q)

@@ -104,7 +104,7 @@ def _plain(args: tuple[Any, ...], told: dict[str, Any]) -> bool:
     return (
         states.shape[-2] > 1
         and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
+        and not torch.compiler.is_dynamo_compiling()
         and not torch.is_autocast_enabled(states.device.type)
     )
 

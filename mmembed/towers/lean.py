@@ -84,7 +84,7 @@ def lean(model: M) -> M:
 
 def serves(states: Tensor) -> bool:
     """Whether lean arithmetic is for these numbers: fp32 on a CPU, no gradients, nothing that watches the operators."""
-    return states.dtype == torch.float32 and alone(states) and not torch.compiler.is_compiling()
+    return states.dtype == torch.float32 and alone(states) and not torch.compiler.is_dynamo_compiling()
 
 
 def _fused(states: Tensor, weight: Tensor) -> bool:
@@ -93,7 +93,7 @@ def _fused(states: Tensor, weight: Tensor) -> bool:
         states.is_cuda
         and states.dtype == weight.dtype
         and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
+        and not torch.compiler.is_dynamo_compiling()
         and not torch.is_autocast_enabled("cuda")
     )
 
@@ -145,7 +145,7 @@ class LeanLinear(nn.Linear):
         if not _quick(input, self.weight, copied=self.packed is not None):
             return nn.functional.linear(input, self.weight, self.bias)
         beside = self.beside  # another thread may end it
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return _in_graph(self, input) if beside is None else beside.in_graph(self, input)
         if beside is not None and not self.weight.is_inference():  # such weights are not packed
             return beside.product(self, input)
@@ -225,8 +225,9 @@ class Beside:
         if place == 0 and self.layers:
             biases = [each.bias for each in self.layers if each.bias is not None]
             whole = _operator(states, [each.weight for each in self.layers], biases)
-            self._traced = states, whole.split([each.out_features for each in self.layers], dim=-1)
-            return self._traced[1][0]
+            parts = whole.split([each.out_features for each in self.layers], dim=-1)
+            self._traced = states, parts
+            return parts[0]
         traced = self._traced
         if place == len(self.layers) - 1:  # whatever it is asked with: a graph would hold what is left at every call
             self._traced = None
@@ -250,7 +251,7 @@ def product(
     states: Float[Tensor, "*R D"], weight: Float[Tensor, "E D"], bias: Float[Tensor, " E"] | None
 ) -> Float[Tensor, "*R E"]:
     """What `torch.nn.functional.linear` gives, through oneDNN where that serves."""
-    serving = _quick(states, weight) and not torch.compiler.is_compiling()
+    serving = _quick(states, weight) and not torch.compiler.is_dynamo_compiling()
     return (_product if serving else nn.functional.linear)(states, weight, bias)
 
 

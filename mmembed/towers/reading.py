@@ -309,7 +309,7 @@ def has_output_projection(model: PreTrainedModel, layer: int) -> bool:
 
 def _reads() -> _Forward | None:
     """What is read just now; nothing in a graph that torch compiles, which has no say in where it runs."""
-    return None if torch.compiler.is_compiling() else _now.get()
+    return None if torch.compiler.is_dynamo_compiling() else _now.get()
 
 
 def _entering(number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
