@@ -36,6 +36,7 @@ OPEN_CLIP = "open_clip:"
 """Before the name of a model that open_clip, not we, finds."""
 
 
+@torch.inference_mode(False)  # a caller's own would make weights that nobody may count the changes of, nor learn from
 def load(
     name: str | os.PathLike[str] | None = None,
     *,
@@ -75,6 +76,7 @@ def load(
     return Embedder(_held(model, precision, device), tokenizer, entries)
 
 
+@torch.inference_mode(False)
 def compose(
     *,
     backbone: PreTrainedModel | Mapping[str, Any] | str | os.PathLike[str],

@@ -41,8 +41,8 @@ from .towers.language_head import LanguageHead, build_language_model, load_langu
 from .towers.native import NativeTower
 from .towers.reading import Change
 from .towers.retriever import is_retriever, load_retriever
-from .towers.sight import Sight, SightKey, sights
-from .towers.starts import Starts, Taking
+from .towers.sight import Sight, SightKey, SightScope, sights
+from .towers.starts import Starts, Taking, generation
 from .towers.vision import Preprocess, VisionTower, build_vision
 from .weights import WEIGHTS_FILE, Model, Undrawn, fill, fill_by_name, fill_over
 
@@ -76,8 +76,7 @@ class EmbeddingModel(Model):
 
     Attributes:
         sights_kept: what the tower made of earlier pictures, nothing unless it is given a limit; shared by all specs of the
-            same parts. Those who change weights clear it; `train()` does.
-
+            same parts. Where a weight is changed nothing that was made before is found again.
         starts: keys and values of how earlier items began, nothing unless `starts.kept` is given a limit in bytes: 2**28 holds
             two instructions of 500 tokens for a Qwen3 of 0.6 billion parameters in fp32. What is found there changes vectors by
             rounding, as company does.
@@ -244,7 +243,8 @@ class EmbeddingModel(Model):
     def token_sizes(self) -> tuple[int, int, int]:
         config = backbones.text_config(self.backbone)
         width = folders.width(self.backbone.config)
-        return width, int(getattr(config, "intermediate_size", None) or 4 * width), self.dtype.itemsize
+        inner = getattr(config, "intermediate_size", None) or 4 * width
+        return width, int(max(inner) if isinstance(inner, Sequence) else inner), self.dtype.itemsize
 
     @property
     def sees(self) -> bool:
@@ -433,7 +433,7 @@ class EmbeddingModel(Model):
         # At slots, ids are those of the tokens of pictures, which not every table has.
         embeds: Tensor = table(batch.ids.index_fill(0, batch.slots, 0))
         if batch.pictures:
-            looked = sights(batch.pictures, self._look, self.sights_kept, self.dtype, self.device)
+            looked = sights(batch.pictures, self._look, self.sights_kept, self._looks)
             tokens = torch.cat([sight.tokens for sight in looked])
             if len(tokens) != len(batch.slots):
                 raise SpecError(
@@ -517,6 +517,8 @@ class EmbeddingModel(Model):
             )
         if first is not None and self.layout == "padded":
             raise SpecError("bidirectional_from needs a packed backbone: transformers gives all its layers one mask")
+        if self.layout == "padded" and any(layer not in (-1, depth) for layer in spec.layers):
+            backbones.check_layers(self.backbone, str(self.spec.mask), spec.layers)
 
     def _check_sight(self, native: NativeTower) -> None:
         """Hold what the decoder is handed of a picture between words to what the model's own forward hands it.
@@ -540,6 +542,13 @@ class EmbeddingModel(Model):
             raise SpecError(
                 f"a {self.backbone.config.model_type} backbone does not see packed what it should: use layout='padded'"
             )
+
+    def _looks(self) -> SightScope | None:
+        """What looks now, by its weights, and where and in what precision; None: what it gives is not to be kept."""
+        parts = (self.vision, self.projector) if self.native is None else (self.backbone,)
+        weights = tuple(generation(part) for part in parts if part is not None)
+        known = not torch.is_grad_enabled() and not torch.is_autocast_enabled(self.device.type) and None not in weights
+        return (weights, self.dtype, self.device) if known else None
 
     def _look(self, pictures: Sequence[Picture]) -> list[Sight]:
         """What the tower makes of pictures; those of one size go through a composed one together."""

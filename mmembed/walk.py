@@ -445,6 +445,11 @@ class _Computing(Generic[Result]):
             bad = InputError(f"{what} do not fit into the memory of {self._model.device}: {exhausted}", rows[0])
         if bad is None:
             return True
+        if bad.item is None:  # whose it is shows alone
+            if len(places) > 1:
+                self.waiting.extendleft([place] for place in reversed(places))
+                return False
+            bad.item = rows[0]
         if self._raises or bad.item not in rows:
             self._error = self._error or bad  # raised when those before it are given
             self.waiting.clear()

@@ -7,7 +7,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from transformers import (
+    AutoConfig,
     AutoModel,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
@@ -163,3 +165,46 @@ def test_the_spec_says_what_was_composed(tmp_path):
     assert said["backbone"]["config"]["model_type"] == "qwen3"
     assert said["vision"]["preprocess"]["size"] == 32
     assert said["prompts"] == {"query": {"any": "q: {content}"}}
+
+
+def test_a_backbone_whose_values_are_narrower_than_its_keys():
+    """DeepSeek's attention, alone, beside others, behind what others share, and long."""
+    config = AutoConfig.for_model(
+        "deepseek_v3",
+        **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+        **{"num_key_value_heads": 4, "vocab_size": 300, "q_lora_rank": 12, "kv_lora_rank": 12, "qk_nope_head_dim": 8},
+        **{"qk_rope_head_dim": 4, "v_head_dim": 6, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1},
+        **{"topk_group": 1, "moe_intermediate_size": 24, "first_k_dense_replace": 1},
+    )
+    model = AutoModel.from_config(config).eval()
+    texts = ["abc", "abd", "xbd", "xyz", "a" * 30 + "b" * 9, "a" * 30 + "c" * 9, "a" * 700]
+    words = byte_tokenizer()
+    with torch.inference_mode():
+        due = torch.stack([model(words(t, return_tensors="pt")["input_ids"]).last_hidden_state[0, -1] for t in texts])
+    ours = mmembed.compose(backbone=model, tokenizer=words, device="cpu", normalize=False, max_length=800)
+    assert np.abs(ours.encode(texts) - due.numpy()).max() <= 1e-5
+    assert np.abs(np.concatenate([ours.encode([text]) for text in texts]) - due.numpy()).max() <= 1e-5
+
+
+def test_a_width_of_each_layer_of_its_own():
+    """Gemma 3n says how wide its MLPs are layer by layer."""
+    config = AutoConfig.for_model(
+        "gemma3n_text",
+        **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4},
+        **{"vocab_size": 300, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 9, "laurel_rank": 4},
+        **{"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 300, "num_kv_shared_layers": 0},
+        layer_types=["sliding_attention"] * 3 + ["full_attention"],
+        **{"altup_num_inputs": 2, "activation_sparsity_pattern": [0.0] * 4},
+    )
+    model = AutoModel.from_config(config).eval()
+    ours = mmembed.compose(backbone=model, tokenizer=byte_tokenizer(), device="cpu")
+    texts = ["a", "some words that are longer", "b"]
+    assert ours.model.token_sizes == (32, 64, 4)
+    assert np.abs(ours.encode(texts) - np.concatenate([ours.encode([text]) for text in texts])).max() <= 1e-5
+
+
+def test_what_is_made_in_a_callers_inference_mode_is_as_ever():
+    with torch.inference_mode():
+        ours = mmembed.load(device="cpu")
+    assert not any(weight.is_inference() for weight in ours.model.parameters())
+    assert ours.self_test().greatest_difference <= ours.self_test().tolerance

@@ -12,13 +12,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModel
 
-from mmembed import Image, Report, walk
+from mmembed import Image, Report, compose, walk
 from mmembed.ahead import Ahead, Crew
 from mmembed.errors import InputError
 from mmembed.memory import budget, bytes_per_token, is_out_of_memory
 from mmembed.report import Progress
-from mmembed.testing import WIDTH, tiny_embedder
+from mmembed.testing import WIDTH, byte_tokenizer, tiny_embedder
 
 from .conftest import picture
 
@@ -416,3 +417,24 @@ def test_time_of_an_item_and_memory_do_not_grow_with_the_number_of_items():
     print(f"microseconds an item {each}; peak KiB {memory}")
     assert each[100_000] <= 1.1 * min(each[1000], each[10_000])
     assert memory[100_000] <= memory[10_000] + 32 * 1024
+
+
+def test_an_item_that_the_model_refuses_is_named_or_skipped():
+    """Phi-3 turns the positions of a batch by its longest item: one beyond what it was made for is refused, by the model."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64}
+    config = AutoConfig.for_model(
+        "phi3",
+        **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+        **{"vocab_size": 300, "pad_token_id": 256, "eos_token_id": 257, "max_position_embeddings": 512},
+        original_max_position_embeddings=64,
+        rope_parameters={**rope, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
+    )
+    model = AutoModel.from_config(config).eval()
+    ours = compose(backbone=model, tokenizer=byte_tokenizer(), device="cpu", max_length=512)
+    texts = ["ab", "c" * 100, "d"]
+    with pytest.raises(InputError, match="item 1: an item of 101 tokens"):
+        ours.encode(texts)
+    report = Report()
+    rows = ours.encode(texts, on_error="skip", report=report)
+    assert [skipped.row for skipped in report.skipped] == [1]
+    assert np.abs(rows[[0, 2]] - ours.encode(["ab", "d"])).max() <= 1e-6

@@ -119,6 +119,7 @@ def in_row(
         heads = _one_key_a_head(query, key, value)
         out = extended(query, *heads, spans, told.extension, scaling=scaling, window=window)
         return out.transpose(1, 2).contiguous()
+    query, key, value, width = _of_one_width(query, key, value)
     name = room or choose(query, spans, window, softcap, dropout)
     try:
         chosen = ROOMS[name]
@@ -127,7 +128,7 @@ def in_row(
     if dropout and name not in DROPPING:
         raise NotImplementedError(f"the attention room {name!r} has no dropout; {' and '.join(DROPPING)} have")
     more = {"dropout": dropout} if dropout else {}
-    out = chosen(query, key, value, spans, scaling=scaling, window=window, softcap=softcap, **more)
+    out = chosen(query, key, value, spans, scaling=scaling, window=window, softcap=softcap, **more)[..., :width]
     return out.transpose(1, 2).contiguous()  # some models take a view of it
 
 
@@ -187,6 +188,17 @@ def reference(
     scores = scores.masked_fill(~spans.may_look(spans.queries[:, None], row[None, :], window), float("-inf"))
     weights = torch.nn.functional.dropout(scores.softmax(-1), dropout)
     return (weights @ value.float()).to(query.dtype)
+
+
+def _of_one_width(query: Query, key: Key, value: Key) -> tuple[Query, Key, Key, int]:
+    """Filled up with zeros to one width, as kernels have it, and the width of a value: DeepSeek's values are narrower than its
+    keys."""
+    width, wide = value.shape[-1], query.shape[-1]
+    if width < wide:
+        value = torch.nn.functional.pad(value, (0, wide - width))
+    elif width > wide:
+        query, key = (torch.nn.functional.pad(x, (0, width - wide)) for x in (query, key))
+    return query, key, value, width
 
 
 def _one_key_a_head(query: Query, key: Key, value: Key) -> tuple[Query, Query]:

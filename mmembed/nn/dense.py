@@ -149,12 +149,12 @@ def _up(count: int) -> int:
 @cache
 def _ahead(count: int) -> Float[Tensor, "B B"]:
     """What is added to the scores of neighbours, so that none sees those behind it."""
-    return torch.full((count, count), -torch.inf, device="cpu").triu_(1)
+    return torch.full((count, count), -torch.inf, dtype=torch.float32, device="cpu").triu_(1)
 
 
 @cache
 def _unseen(length: int, causal: bool) -> Float[Tensor, "S S"]:
     """What is added to the scores of a short item, so that no query sees what it is filled up with."""
-    ahead = _ahead(SHORT).clone() if causal else torch.zeros(SHORT, SHORT, device="cpu")
+    ahead = _ahead(SHORT).clone() if causal else torch.zeros(SHORT, SHORT, dtype=torch.float32, device="cpu")
     ahead[:, length:] = -torch.inf
     return ahead

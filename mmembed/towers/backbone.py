@@ -330,6 +330,25 @@ def layer_states(
     return reading.read(_body(model), inputs, rows, layers, change, only)
 
 
+def check_layers(model: PreTrainedModel, mask: str, layers: Sequence[int]) -> None:
+    """Hold the states of layers of a padded backbone to be those of the tokens that they are given for.
+
+    Raises:
+        SpecError: blocks that hold their tokens in an order of their own, as XLNet's do.
+    """
+    texts = probe(model)
+    together = Spans.of([len(ids) for ids in texts], mask).to(model.device)  # type: ignore[arg-type]
+    with torch.no_grad():
+        both = layer_states(model, torch.cat(texts), None, together, layers).float()
+        alone = [layer_states(model, ids, None, Spans.of([len(ids)], mask).to(ids.device), layers) for ids in texts]  # type: ignore[arg-type]
+    due = torch.cat(alone, dim=1).float()
+    if not (both - due).norm() / due.norm() <= (1e-4 if model.dtype == torch.float32 else 0.2):
+        kind = model.config.model_type
+        raise SpecError(
+            f"blocks of a {kind} backbone hold tokens in an order of their own: only the last layer is read"
+        )
+
+
 def attended(
     model: PreTrainedModel,
     ids: Int[Tensor, " T"],

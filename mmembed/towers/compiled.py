@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import cache
 from inspect import signature
+from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -110,6 +111,16 @@ def _plain(args: tuple[Any, ...], told: dict[str, Any]) -> bool:
 
 
 @cache
-def _compiled(own: type) -> Callable[..., Tensor]:
-    """The forward of a class of blocks, for rows of any length."""
-    return compiled(own.forward, KINDS, dynamic=True)  # type: ignore[attr-defined]
+def _compiled(own: Any) -> Callable[..., Tensor]:
+    """The forward of a class of blocks, for rows of any length. torch counts forms by code, and in transformers all classes wrap
+    their forwards in one: this one is its own."""
+    forward = own.forward
+    alone = FunctionType(
+        forward.__code__.replace(co_name=f"{own.__name__}_forward"),
+        forward.__globals__,
+        forward.__name__,
+        forward.__defaults__,
+        forward.__closure__,
+    )
+    alone.__kwdefaults__ = forward.__kwdefaults__
+    return compiled(alone, KINDS, dynamic=True)

@@ -33,6 +33,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..memory import spare
 from ..nn.dense import ONEDNN, alone
 from ..nn.int8 import Int8Linear
+from ..nn.stamps import Stamp, stamp
 
 ROWS = 512
 """Rows that an MLP takes at a time: 512 x 3072 numbers in fp32 are 6 MB, what two cores keep near. 256 to 1024 differ little."""
@@ -99,25 +100,23 @@ def _fused(states: Tensor, weight: Tensor) -> bool:
 
 
 class Packed:
-    """Weights, one below the other, in oneDNN's own layout: made when asked for and again when one is another; copies hold none.
-
-    A weight that is written to through `.data` is not seen to change: nothing counts that. One that takes its place is: the
-    weights that were packed are held too, so that none that comes later lies where they lay.
+    """Weights, one below the other, in oneDNN's own layout: made when asked for and again when one is another, or holds other
+    numbers; copies hold none. The weights that were packed are held too, so that none that comes later lies where they lay.
     """
 
     def __init__(self) -> None:
-        self._held: tuple[list[tuple[int, int]], list[Tensor], Tensor] | None = None
+        self._held: tuple[list[Stamp], list[Tensor], Tensor] | None = None
 
     def of(self, *weights: Tensor) -> Tensor:
         """The weights as oneDNN reads them."""
         if any(weight.is_inference() for weight in weights):  # no one counts its changes
             return weights[0] if len(weights) == 1 else torch.cat(weights)
-        stamp = [(weight.data_ptr(), weight._version) for weight in weights]
+        stamps = [stamp(weight) for weight in weights]
         held = self._held
-        if held is None or held[0] != stamp:
+        if held is None or held[0] != stamps:
             own = [weight.detach() for weight in weights]
             whole = own[0] if len(own) == 1 else torch.cat(own)
-            held = self._held = stamp, own, torch.ops.mkldnn._reorder_linear_weight(whole, ROWS)
+            held = self._held = stamps, own, torch.ops.mkldnn._reorder_linear_weight(whole, ROWS)
         return held[2]
 
     def let_go(self) -> None:
@@ -314,8 +313,12 @@ class Over:
     """Put over a part's own class; copies and pickles are made of that class again."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        form, own = type(self).__bases__
-        return _made, (form, own), self.__dict__
+        forms: list[type] = []
+        own: Any = type(self)
+        while len(own.__bases__) == 2 and issubclass(own.__bases__[0], Over):  # `over` made it
+            form, own = own.__bases__
+            forms.append(form)
+        return _made, (tuple(forms), own), self.__dict__
 
 
 class RowsAtATime(Over):
@@ -373,9 +376,10 @@ def over(form: Any, own: Any) -> type:
     return type(own.__name__, (form, own), {"__module__": own.__module__, "__doc__": form.__doc__})
 
 
-def _made(form: type, own: type) -> Any:
-    kind: Any = over(form, own)
-    return kind.__new__(kind)
+def _made(forms: tuple[type, ...], own: Any) -> Any:
+    for form in reversed(forms):
+        own = over(form, own)
+    return own.__new__(own)
 
 
 @cache

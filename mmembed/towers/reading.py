@@ -258,7 +258,10 @@ def _narrows(model: PreTrainedModel, inputs: dict[str, Any], number: int, count:
     through = 0 if spans is None else len(spans.queries)
     if spans is None or not inputs.keys() <= ROW or not 0 < count <= FEW * through:
         return False
-    layer = layers_of(model)[number]
+    try:
+        layer = layers_of(model)[number]
+    except SpecError:  # ALBERT's blocks are one, that runs again and again
+        return False
     # Processes that hold parts of the weights must run the same blocks, whatever rows they have.
     if through < LEAST and type(next(layer.parameters())) is nn.Parameter:
         return False

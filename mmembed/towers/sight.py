@@ -30,33 +30,34 @@ class Sight(NamedTuple):
         return sum(part.numel() * part.element_size() for part in (self.tokens, *self.deep))
 
 
-SightKey = tuple[bytes, torch.dtype, torch.device]
-"""The pixels of a picture by their digest, and where and in what precision it was looked at."""
+SightScope = tuple[tuple[int | None, ...], torch.dtype, torch.device]
+"""What looked at a picture: weights by their generation, in what precision and where."""
+SightKey = tuple[bytes, SightScope]
+"""The pixels of a picture by their digest, and what looked at it."""
 
 
 def sights(
     pictures: Sequence[Picture],
     look: Callable[[Sequence[Picture]], Sequence[Sight]],
     kept: Kept[SightKey, Sight],
-    dtype: torch.dtype,
-    device: torch.device,
+    looks: Callable[[], SightScope | None],
 ) -> list[Sight]:
     """What the tower makes of each picture, in order; equal ones are looked at once, all that are new together.
 
     Args:
-        look: pictures -> what the tower makes of them. kept: what it made of earlier ones; never read or written where a
-            gradient is wanted.
+        look: pictures -> what the tower makes of them. kept: what it made of earlier ones. looks: what looks now; None: nothing
+            is taken from there and put there.
     """
-    distinct = {(picture.digest, dtype, device): picture for picture in pictures}
-    holds = kept.limit > 0 and not torch.is_grad_enabled()
-    found = {key: old for key in distinct if (old := kept.get(key)) is not None} if holds else {}
-    new = [key for key in distinct if key not in found]
+    scope = looks() if kept.limit > 0 else None
+    distinct = {picture.digest: picture for picture in pictures}
+    found: dict[bytes, Sight] = {}
+    if scope is not None:
+        found = {digest: old for digest in distinct if (old := kept.get((digest, scope))) is not None}
+    new = [digest for digest in distinct if digest not in found]
     if new:
-        for key, sight in zip(new, look([distinct[key] for key in new]), strict=True):
-            found[key] = sight
-            if holds:
-                own = Sight(
-                    sight.tokens.clone(), tuple(part.clone() for part in sight.deep)
-                )  # not a view of all others
-                kept.put(key, own, own.size)
-    return [found[picture.digest, dtype, device] for picture in pictures]
+        for digest, sight in zip(new, look([distinct[digest] for digest in new]), strict=True):
+            found[digest] = sight
+            if scope is not None:  # not a view of all others
+                own = Sight(sight.tokens.clone(), tuple(part.clone() for part in sight.deep))
+                kept.put((digest, scope), own, own.size)
+    return [found[picture.digest] for picture in pictures]

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from ..kept import Kept
 from ..nn.spans import Spans
+from ..nn.stamps import Stamp, stamp
 from . import backbone
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class Starts:
             body: what the row goes through, and `blocks`, how many of its blocks run. ids: (T,) of the row; counted: its tokens
                 whose states are read, in order; both on the host.
         """
-        roots = [root for root in _roots(spans, counted) if root[1] >= LEAST]
+        roots = [root for root in _roots(spans, counted) if root[1] >= LEAST] if len(counted) else []
         if self.kept.limit <= 0 or not roots:
             return None
         weights = generation(body)
@@ -209,7 +210,7 @@ class _Weights:
     inner: list[dict[str, Any]]
     children: list[int]
     tensors: list[dict[str, Any]]
-    told: list[tuple[int, int, int]] = field(default_factory=list)
+    told: list[tuple[int, Stamp]] = field(default_factory=list)
     generation: int = 0
     held: list[Tensor] = field(default_factory=list)
 
@@ -233,7 +234,7 @@ def generation(body: nn.Module) -> int | None:
             _seen[body] = known
         every = [tensor for own in known.tensors for tensor in own.values() if tensor is not None]
         try:
-            told = [(id(tensor), tensor._version, tensor.data_ptr()) for tensor in every]
+            told = [(id(tensor), stamp(tensor)) for tensor in every]
         except (RuntimeError, NotImplementedError):
             return None
         if told != known.told:

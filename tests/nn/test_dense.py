@@ -112,3 +112,16 @@ def test_products_are_for_many_numbers_in_fp32_without_gradients(monkeypatch):
     leaf = q.clone().requires_grad_()
     dense(leaf, k.clone(), v.clone(), scaling=0.3, causal=True).sum().backward()
     assert leaf.grad is not None
+
+
+def test_what_a_process_makes_things_in_by_default_has_no_say():
+    own._ahead.cache_clear(), own._unseen.cache_clear()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        query, key, value = (torch.randn(6, 4, 5, 8, dtype=torch.float32) for _ in range(3))
+        with torch.no_grad():
+            out = dense(query, key, value, scaling=0.3, causal=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    due = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.3)
+    assert (out - due).abs().max() <= 1e-5

@@ -321,3 +321,11 @@ def test_kernels_of_half_precision_are_as_near_to_fp32_as_the_block_s_own(kind):
             own, off = ((layer_states(m, ids, None, spans) - due).abs().max() for m in (half, ours))
             assert off <= 2 * own + 1e-3, (lengths, own, off)
     assert is_compiled(ours)
+
+
+def test_the_blocks_of_each_class_are_counted_by_themselves():
+    """torch counts forms by code, and transformers' wrapper of a block's forward is one for all."""
+    own = [type(layers_of(tiny_backbone(kind))[0]) for kind in ("qwen3", "llama")]
+    assert own[0].forward.__code__ is own[1].forward.__code__
+    codes = {compiled._compiled(kind)._torchdynamo_orig_callable.__code__ for kind in own}
+    assert len(codes) == 2

@@ -7,14 +7,19 @@ import gc
 import pickle
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
+import numpy as np
+import peft
 import pytest
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mmembed.testing import BACKBONES, VLMS, tiny_backbone, tiny_embedder, tiny_vlm
+from mmembed import compose
+from mmembed.testing import BACKBONES, VLMS, byte_tokenizer, tiny_backbone, tiny_embedder, tiny_vlm
 from mmembed.towers import lean as lean_module
+from mmembed.towers.compiled import CompiledBlock
 from mmembed.towers.lean import (
     ROWS,
     FeedForwardAtATime,
@@ -24,6 +29,7 @@ from mmembed.towers.lean import (
     RowsAtATime,
     lean,
 )
+from mmembed.towers.reading import layers_of
 
 IDS = torch.randint(0, 256, (3, 300), generator=torch.Generator().manual_seed(0))
 """More tokens than an MLP takes at a time."""
@@ -438,3 +444,32 @@ def test_norms_on_cuda_are_as_exact_as_their_own(dtype: torch.dtype, kind: str):
             there = norm.to("cuda", dtype)
             far = (own.forward(there, rows).double() - due).abs().max()
             assert (there(rows).double() - due).abs().max() <= 1.1 * far + 1e-6
+
+
+def test_an_adapter_that_peft_merges_is_seen():
+    """It writes through `.data`, of which torch keeps no count."""
+    ours = tiny_embedder()
+    texts = ["abc", "d" * 80]
+    before, told = ours.encode(texts), ours.fingerprint
+    targets = ["q_proj", "v_proj", "gate_proj", "o_proj"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        lora = peft.LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
+        ours.model.backbone = peft.get_peft_model(ours.model.backbone, lora).merge_and_unload().eval()
+    merged = ours.encode(texts)
+    assert np.abs(merged - before).max() > 1e-2
+    assert np.abs(merged - copy.deepcopy(ours).encode(texts)).max() <= 1e-6
+    assert ours.fingerprint == ours.model.fingerprint() != told
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_forms_over_forms_are_pickled_and_copied(compiled: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    ours = compose(backbone=tiny_backbone("xlm-roberta"), tokenizer=byte_tokenizer(), device="cpu")
+    if compiled:
+        ours.compile()
+    block = layers_of(ours.model.backbone)[0]
+    for other in (pickle.loads(pickle.dumps(block)), copy.deepcopy(block)):
+        assert type(other) is type(block)
+        assert isinstance(other, lean_module.FeedForwardAtATime)
+        assert isinstance(other, CompiledBlock) is compiled

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModel
 
+from mmembed import compose
 from mmembed.errors import SpecError
 from mmembed.nn.interventions import Places, build_intervention
 from mmembed.nn.spans import Spans
-from mmembed.testing import BACKBONES, PADDED, tiny_backbone
+from mmembed.testing import BACKBONES, PADDED, byte_tokenizer, tiny_backbone, tiny_embedder
 from mmembed.towers.backbone import attended, final_norm, layer_states, natural_mask, prepare_backbone, states
 from mmembed.towers.reading import Change, layers_of
 
@@ -199,3 +204,56 @@ def test_blocks_that_are_run_again_for_their_gradients_run_whole():
     assert {out for name, (out, _) in narrowed(model, spans).items() if "mlp" in name} == {4}
     model.train()
     assert {out for out, _ in narrowed(model, spans).values()} == {16}
+
+
+def test_a_thread_that_compiles_says_nothing_of_what_others_read():
+    """torch's own flag that something is being compiled is one for all threads."""
+    texts = [f"query number {k}, of more than the tokens from which only some are read" for k in range(3)]
+    embedders = [tiny_embedder(), tiny_embedder().respecified(layers=(1,))]
+    due = [embedder.encode(texts) for embedder in embedders]
+    going = True
+
+    def compiles():
+        factor = 0
+        while going:
+            factor += 1
+            torch.compile(lambda x, by=factor: (x * by).sin().sum(-1), backend="eager")(torch.randn(8, 8))
+
+    other = threading.Thread(target=compiles)
+    other.start()
+    try:
+        for _ in range(20):
+            for embedder, expected in zip(embedders, due, strict=True):
+                assert np.abs(embedder.encode(texts) - expected).max() <= 1e-5
+    finally:
+        going = False
+        other.join()
+        torch.compiler.reset()
+
+
+def test_a_block_that_runs_again_and_again_is_read_at_its_end():
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    albert = AutoConfig.for_model("albert", vocab_size=300, pad_token_id=256, embedding_size=16, **shape)
+    for pooling in ("first", "mean"):
+        model = AutoModel.from_config(copy.deepcopy(albert)).eval()
+        due = model(byte_tokenizer()("x", return_tensors="pt")["input_ids"]).last_hidden_state[0]
+        due = due[0] if pooling == "first" else due.mean(0)
+        ours = compose(backbone=model, tokenizer=byte_tokenizer(), device="cpu", pooling=pooling, normalize=False)
+        alone, together = ours.encode(["x"]), ours.encode(["a text of some more words", "x"])[1:]
+        for vectors in (alone, together):
+            assert np.abs(vectors - due.detach().numpy()).max() <= 1e-5
+    with pytest.raises(SpecError, match="cannot be told"):
+        ours.respecified(layers=(1,)).encode(["x"])
+
+
+def test_blocks_that_hold_tokens_in_an_order_of_their_own_are_read_at_their_end():
+    config = AutoConfig.for_model(
+        "xlnet", vocab_size=300, pad_token_id=256, d_model=32, n_layer=2, n_head=4, d_inner=64
+    )
+    ours = compose(
+        backbone=AutoModel.from_config(config).eval(), tokenizer=byte_tokenizer(), device="cpu", pooling="mean"
+    )
+    texts = ["abc", "something else of more tokens", "xyz"]
+    assert np.abs(ours.encode(texts) - np.concatenate([ours.encode([text]) for text in texts])).max() <= 1e-5
+    with pytest.raises(SpecError, match="order of their own"):
+        ours.respecified(layers=(1,))

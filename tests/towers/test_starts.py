@@ -263,3 +263,14 @@ def test_an_embedder_keeps_what_it_is_told_to_and_nothing_else():
     embedder.keep()
     embedder.encode_query(["five"])
     assert len(embedder.model.starts.kept) == 0
+
+
+def test_an_item_of_which_nothing_is_read_is_no_start():
+    ours = compose(
+        backbone=tiny_backbone("qwen3"),
+        tokenizer=byte_tokenizer(),
+        tokens={"head": {"kind": "states"}, "skip": ["!", "</s>"]},
+        device="cpu",
+    ).keep(starts=2**22)
+    for _ in range(4):
+        assert ours.encode_tokens(["!" * 40])[0].shape == (0, 32)
