@@ -67,6 +67,20 @@ def test_pictures_alone_have_a_relevance_too():
     assert np.exp(near) > 0.9 > 0.01 > np.exp(far)
 
 
+def test_things_that_are_alike_tell_nothing_beside_others_that_vary():
+    """Notes about one thing, beside pictures of everything: by cosine, no note may go before the picture that is asked for."""
+    pictures, near = _units(0, 100), _units(1, 1)[0]
+    notes = near + 0.1 * _units(2, 40)
+    notes /= np.linalg.norm(notes, axis=1, keepdims=True)
+    samples = {"text": notes.astype(np.float32), "image": pictures}
+    both = Background(samples, {kind: len(sample) for kind, sample in samples.items()})
+    asked = pictures[3]
+    assert both.log_relevance(asked, "text", samples["text"] @ asked) is None
+    assert np.exp(both.log_relevance(asked, "image", pictures @ asked)).argmax() == 3
+    alone = Background({"text": samples["text"]}, {"text": 40})  # all that there is, and so what is usual
+    assert alone.log_relevance(asked, "text", samples["text"] @ asked) is not None
+
+
 def test_too_few_things_tell_nothing():
     sample = _units(0, LEAST - 1)
     assert (
@@ -80,30 +94,31 @@ def test_too_few_things_tell_nothing():
 
 @pytest.fixture(scope="module")
 def mixed(tiny, tmp_path_factory):
-    """Thirty texts and thirty pictures, far from each other: a tiny model with random weights has a wide modality gap."""
+    """Thirty texts and seventy pictures, far from each other: a tiny model with random weights has a wide modality gap. Of the
+    pictures, which vary less, many are alike."""
     index = Index.create(tmp_path_factory.mktemp("mixed") / "index", tiny)
     words = [
         f"{a} {b}" for a in ("red", "blue", "old", "new", "big", "odd") for b in ("cat", "dog", "sun", "hat", "car")
     ]
-    ids = [f"t{n}" for n in range(30)] + [f"i{n}" for n in range(30)]
-    index.add([*words, *(picture(n) for n in range(30))], ids=ids)
+    ids = [f"t{n}" for n in range(30)] + [f"i{n}" for n in range(70)]
+    index.add([*words, *(picture(n) for n in range(70))], ids=ids)
     return index
 
 
 def test_balanced_hits_are_those_of_each_modality_merged_by_relevance(mixed):
-    hits = mixed.search("red cat", k=60)
-    assert {hit.id for hit in hits} == {hit.id for hit in mixed.search("red cat", k=60, balanced=False)}
+    hits = mixed.search("red cat", k=100)
+    assert {hit.id for hit in hits} == {hit.id for hit in mixed.search("red cat", k=100, balanced=False)}
     told = [hit.log_relevance for hit in hits]
     assert told == sorted(told, reverse=True)
-    assert [hit.rank for hit in hits] == list(range(1, 61))
+    assert [hit.rank for hit in hits] == list(range(1, 101))
     for kind in ("text", "image"):
-        alone = mixed.search("red cat", k=60, modality=kind)
+        alone = mixed.search("red cat", k=100, modality=kind)
         assert [hit.id for hit in hits if hit.modality == kind] == [hit.id for hit in alone]
     assert [hit.id for hit in mixed.search("red cat", k=7)] == [hit.id for hit in hits[:7]]
 
 
 def test_raw_hits_are_by_cosine_and_the_gap_shows(mixed):
-    raw = mixed.search("red cat", k=60, balanced=False)
+    raw = mixed.search("red cat", k=100, balanced=False)
     scores = [hit.score for hit in raw]
     assert scores == sorted(scores, reverse=True)
     first = {how: [hit.modality for hit in mixed.search("red cat", k=10, balanced=how)] for how in (True, False)}
@@ -126,7 +141,7 @@ def test_more_like_an_item_begins_with_itself(mixed):
 
 def test_a_map_holds_every_item_once_and_hides_the_gap(mixed):
     rows = mixed.layout()
-    assert {row["id"] for row in rows} == {hit.id for hit in mixed.search("a", k=60)}
+    assert {row["id"] for row in rows} == {hit.id for hit in mixed.search("a", k=100)}
     places = np.array([[row["x"], row["y"]] for row in rows])
     assert np.abs(places).max() == pytest.approx(1)
     for kind in ("text", "image"):
