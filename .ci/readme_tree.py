@@ -26,7 +26,7 @@ def lines(folder: Path, depth: int) -> list[str]:
         name = "  " * depth + (f"{path.name}/" if is_room else path.name)
         told = sentence(path / "__init__.py" if is_room else path)
         wrapped = textwrap.wrap(told, 90)
-        out.append(f"{name:<29}{wrapped[0]}")
+        out.append(f"{name:<28} {wrapped[0]}")
         out += [" " * 29 + line for line in wrapped[1:]]
         if is_room:
             out += lines(path, depth + 1)

@@ -26,6 +26,8 @@ _WHERE = {
     "Query": "search.query",
     "Quantizer": "search.quantizer",
 }
+_ROOMS = ("display", "errors", "methods", "search", "serve", "testing", "train")
+"""Modules that are there by their name, without an import of their own."""
 __all__ = ["__version__", *_WHERE]
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f".{name}", __name__)
     if name not in _WHERE:
         raise AttributeError(f"module 'mmembed' has no attribute {name!r}")
     value = getattr(import_module(f".{_WHERE[name]}", __name__), name)
@@ -52,4 +56,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_ROOMS])

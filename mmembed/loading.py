@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,6 +97,7 @@ def compose(
         vision: `{"library": "timm", "name": ...}`, `{"library": "open_clip", "name": ...}` or
             `{"library": "transformers", "path": ...}`, see the `compose` of each in `mmembed.towers`; `{"library":
             "native"}` where the backbone is a vision-language model, see `mmembed.towers.native`; None: text only.
+            A tower whose settings name no weights has random ones, of which a warning tells.
         projector: `{"kind": ...}` or a kind; "mlp" where there is a tower.
         device, precision: as in `load`.
         spec: other fields of `ModelSpec`: name, mask, pooling, prompts, max_length, ...
@@ -116,6 +118,9 @@ def compose(
         seeing["vision"] = {**vision, "processor": _image_processor(backbone, vision.get("processor", {}))}
     elif vision is not None:
         tower, entry = compose_vision(vision)
+        if not any(vision.get(said) for said in ("pretrained", "weights", "path")):
+            told = f"the vision tower {vision.get('name')!r} has random weights"
+            warnings.warn(f"{told}: give 'weights' (a file) or 'pretrained' (which fetches them), or train it", stacklevel=3)
         seeing = {"vision": entry, "projector": _kind(projector or "mlp")}
     pooling = spec.pop("pooling", "last")
     width = next((h["out"] for h in reversed(spec.get("heads", ())) if "out" in h), folders.width(body.config))

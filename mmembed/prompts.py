@@ -80,6 +80,9 @@ Run = TextRun | ImageRun | Placeholder
 def check(templates: Templates) -> None:
     """Raise `SpecError` for a template with an unknown slot or with no place for the item."""
     for name, by_modality in templates.items():
+        if not isinstance(by_modality, Mapping):
+            written = {name: {"any": f"{by_modality}{PLAIN}"}}
+            raise SpecError(f"prompt {name!r} is a template for each modality, or for 'any': {written}")
         for key, template in ((key, each) for key, given in by_modality.items() for each in _several(given)):
             try:
                 slots = {slot for _, slot in pieces(template) if slot is not None}

@@ -4,10 +4,12 @@ alone and together, before and after a folder."""
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -208,3 +210,22 @@ def test_what_is_made_in_a_callers_inference_mode_is_as_ever():
         ours = mmembed.load(device="cpu")
     assert not any(weight.is_inference() for weight in ours.model.parameters())
     assert ours.self_test().greatest_difference <= ours.self_test().tolerance
+
+
+def test_a_tower_that_is_given_no_weights_is_told_of(tmp_path):
+    parts = {"backbone": tiny_backbone(), "tokenizer": byte_tokenizer(), "device": "cpu", "projector": "linear"}
+    with pytest.warns(UserWarning, match="has random weights: give 'weights'") as told:
+        made = mmembed.compose(**parts, vision=TINY_VIT)
+    assert told[0].filename == __file__
+    weights = {name: weight.contiguous() for name, weight in made.model.vision.model.state_dict().items()}
+    save_file(weights, tmp_path / "tower.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mmembed.compose(**parts, vision={**TINY_VIT, "weights": tmp_path / "tower.safetensors"})
+
+
+def test_a_prompt_is_a_template_for_each_modality():
+    with pytest.raises(SpecError, match=r"\{'query': \{'any': 'Query: \{content\}'\}\}"):
+        mmembed.compose(
+            backbone=tiny_backbone(), tokenizer=byte_tokenizer(), device="cpu", prompts={"query": "Query: "}
+        )

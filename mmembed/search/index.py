@@ -84,10 +84,12 @@ class Index:
         Raises:
             StoreError: there is an index already, or nothing can be written there.
             SpecError: the model was not trained for vectors of that many numbers.
-            UnknownName: another way to keep them.
+            UnknownName: another way to keep them. InputError: no embedder.
         """
         if store not in STORES:
             raise UnknownName("store", store, STORES)
+        if not hasattr(embedder, "fingerprint"):
+            raise InputError(f"an index is made for an embedder, as mmembed.load gives it, not for {embedder!r}")
         width = embedder.encode([], truncate_dim=truncate_dim).shape[1]
         made = {
             "model": embedder.spec.name,
@@ -220,7 +222,10 @@ class Index:
 
         Raises:
             LoadError: a file of many things that is not there, or a column that is in none of its rows.
+            InputError: one source, where many are taken.
         """
+        if isinstance(sources, (str, os.PathLike)):
+            raise InputError(f"add_files takes many sources; one goes in a list: [{str(sources)!r}]")
         entries = read(sources, columns=columns)
         return self.add_entries(entries, reread=reread, on_error=on_error, show_progress_bar=show_progress_bar)
 
@@ -569,8 +574,8 @@ class Index:
 
 def _check_asked(k: int, kind: str | None) -> None:
     of_modality(kind)
-    if k < 1:
-        raise InputError(f"k is the number of hits wanted, at least 1, not {k}")
+    if not isinstance(k, (int, np.integer)) or k < 1:
+        raise InputError(f"k is the number of hits wanted, at least 1, not {k!r}")
 
 
 def _item(row: dict[str, Any]) -> Hit:

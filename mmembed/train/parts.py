@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ..errors import MissingExtra, SpecError
+from ..errors import MissingExtra, SpecError, UnknownName
 from ..model import EmbeddingModel
 from .recipe import Lora, Stage
 
@@ -37,7 +37,7 @@ def put_lora(model: nn.Module, lora: Lora) -> None:
     """LoRA beside the layers of the backbone, untrained: it adds nothing yet.
 
     Raises:
-        MissingExtra: no `peft`. SpecError: a model without a backbone, or no layer of that name.
+        MissingExtra: no `peft`. SpecError: a model without a backbone. UnknownName: a target that no layer is called.
     """
     if find_spec("peft") is None:
         raise MissingExtra("peft", "train")
@@ -45,6 +45,11 @@ def put_lora(model: nn.Module, lora: Lora) -> None:
 
     if not isinstance(model, EmbeddingModel):
         raise SpecError("LoRA goes into a shared backbone, and a dual encoder has none")
+    names = [name for name, _ in model.backbone.named_modules()]
+    for target in () if lora.targets == ("all-linear",) else lora.targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):  # as peft tells them
+            layers = [name for name, part in model.backbone.named_modules() if isinstance(part, nn.Linear)]
+            raise UnknownName("layer for LoRA", target, sorted({name.rpartition(".")[2] for name in layers}))
     try:
         inject_adapter_in_model(lora_config(lora), model.backbone)
     except ValueError as error:

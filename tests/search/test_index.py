@@ -383,3 +383,14 @@ def test_a_copied_folder_is_the_same_index(index, tmp_path, tiny):
 def test_the_names_stand_at_the_top():
     assert mmembed.Index is Index
     assert mmembed.Hits.__name__ == "Hits"
+
+
+def test_one_thing_where_many_are_taken_is_an_error_that_says_so(tiny, tmp_path):
+    index = Index.create(tmp_path / "index", tiny)
+    for source in ("notes.jsonl", tmp_path):
+        with pytest.raises(InputError, match="one goes in a list"):
+            index.add_files(source)
+    with pytest.raises(InputError, match="at least 1, not '3'"):
+        index.search("a", k="3")
+    with pytest.raises(InputError, match="as mmembed.load gives it, not for 'pico'"):
+        Index.create(tmp_path / "other", "pico")

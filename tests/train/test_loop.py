@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import mmembed
 from mmembed.batch import pack
-from mmembed.errors import InputError, LoadError, SpecError, TrainingError
+from mmembed.errors import InputError, LoadError, SpecError, TrainingError, UnknownName
 from mmembed.testing import BACKBONES, tiny_embedder
 from mmembed.train import checkpoints, learning
 from mmembed.train.loop import Run
@@ -267,6 +267,12 @@ def test_a_recipe_of_two_stages_with_held_out_data_and_lora(tmp_path):
     before, after = load_file(tmp_path / "tiny" / "weights.safetensors"), weights(output)
     assert before.keys() == after.keys()
     assert run.embedder.self_test().passed
+
+
+def test_a_layer_for_lora_that_is_not_there_is_named_beside_one_that_is(tmp_path):
+    recipe = lay(tmp_path, RECIPE + STAGES)
+    with pytest.raises(UnknownName, match="'q_prj'. Did you mean 'q_proj'"):
+        trained(recipe, tmp_path / "out", "stage.1.lora={ r = 2, targets = ['q_prj', 'v_proj'] }")
 
 
 STAGES = """
