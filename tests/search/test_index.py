@@ -392,5 +392,5 @@ def test_one_thing_where_many_are_taken_is_an_error_that_says_so(tiny, tmp_path)
             index.add_files(source)
     with pytest.raises(InputError, match="at least 1, not '3'"):
         index.search("a", k="3")
-    with pytest.raises(InputError, match="as mmembed.load gives it, not for 'pico'"):
+    with pytest.raises(InputError, match=r"as mmembed.load gives it, not for 'pico'"):
         Index.create(tmp_path / "other", "pico")

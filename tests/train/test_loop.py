@@ -271,7 +271,7 @@ def test_a_recipe_of_two_stages_with_held_out_data_and_lora(tmp_path):
 
 def test_a_layer_for_lora_that_is_not_there_is_named_beside_one_that_is(tmp_path):
     recipe = lay(tmp_path, RECIPE + STAGES)
-    with pytest.raises(UnknownName, match="'q_prj'. Did you mean 'q_proj'"):
+    with pytest.raises(UnknownName, match=r"'q_prj'. Did you mean 'q_proj'"):
         trained(recipe, tmp_path / "out", "stage.1.lora={ r = 2, targets = ['q_prj', 'v_proj'] }")
 
 
