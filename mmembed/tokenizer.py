@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import string
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -219,7 +221,16 @@ class TransformersTokenizer:
             words = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise LoadError(f"{folder} holds no tokenizer: {error}") from None
-        return cls(words, **settings)
+        made = cls(words, **settings)
+        said = Path(folder) / "tokenizer_config.json"
+        closes = said.is_file() and json.loads(said.read_text(encoding="utf-8")).get("add_eos_token") is True
+        if closes and not made.suffix and "suffix" not in settings:
+            warnings.warn(
+                f"{said} says add_eos_token, and transformers as installed puts no token behind a text for it: if the model was "
+                'trained with one, save the embedder and write "suffix": ["{eos}"] under "tokenizer" into its spec.json',
+                stacklevel=2,
+            )
+        return made
 
     def __len__(self) -> int:
         return len(self.tokenizer)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import warnings
 
 import pytest
 import sentencepiece
@@ -119,3 +121,14 @@ def test_a_slow_tokenizer_is_refused():
 
     with pytest.raises(SpecError, match="slow tokenizer"):
         TransformersTokenizer(Slow())
+
+
+def test_a_closing_token_that_the_folder_asks_for_and_does_not_get_is_told_of(tmp_path):
+    byte_tokenizer(eos=False).save_pretrained(tmp_path)
+    said = tmp_path / "tokenizer_config.json"
+    said.write_text(json.dumps({**json.loads(said.read_text()), "add_eos_token": True}))
+    with pytest.warns(UserWarning, match="add_eos_token, and transformers as installed puts no token"):
+        load_tokenizer(tmp_path, {"kind": "transformers"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_tokenizer(tmp_path, {"kind": "transformers", "suffix": ["</s>"]})
