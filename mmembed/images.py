@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -314,19 +314,16 @@ def _from_bytes(data: bytes, draft: int | None = None) -> tuple[np.ndarray, Imag
 @contextmanager
 def _opened(data: bytes) -> Iterator[tuple[Any, int]]:
     """A picture whose header is within the limits, and its frames; no pixel of it is decoded yet."""
-    import PIL
-    import PIL.Image
-
     pages = 1
     if data[:2] == b"\xff\xd8":
         _check_jpeg(data)
     elif data[:4] in _TIFF_HEADS:
         pages = _check_tiff(data)
-    try:
-        picture: Any = PIL.Image.open(_Metered(data), formats=FORMATS)
-    except PIL.UnidentifiedImageError:
-        known = ", ".join(FORMATS)
-        raise ImageError(f"its content is none of {known}, or its header is broken; it begins {data[:12]!r}") from None
+    elif data[:4] == b"GIF8":
+        _check_gif(data)
+    elif data[:4] == b"RIFF":
+        _check_webp(data)
+    picture = _identified(data)
     with picture:
         _check_size(*picture.size)
         if picture.format in ("JPEG", "MPO"):
@@ -339,6 +336,31 @@ def _opened(data: bytes) -> Iterator[tuple[Any, int]]:
         if frames > MAX_FRAMES:
             raise ImageError(f"it has more than {MAX_FRAMES} frames")
         yield picture, frames
+
+
+def _identified(data: bytes) -> Any:
+    """What `PIL.Image.open` makes of the bytes, less PIL's own check of the size at its end: that one warns of other limits than
+    ours, and refuses by them. The caller checks the size."""
+    import PIL.Image
+
+    file = _Metered(data)
+    for name in FORMATS:
+        if name not in PIL.Image.OPEN:
+            PIL.Image.init()
+        make, accepts = PIL.Image.OPEN[name]
+        accepted = accepts is None or accepts(data[:16])
+        if isinstance(accepted, str):  # what this build of PIL lacks
+            raise ImageError(accepted)
+        if accepted:
+            file.seek(0)
+            try:
+                return make(file, "")
+            except PIL.Image.DecompressionBombError:  # of what the checks above read otherwise than PIL
+                raise ImageError(f"its pixels are over {MAX_PIXELS // 10**6} million") from None
+            except (SyntaxError, IndexError, TypeError, struct.error):  # not of this format, as PIL has it
+                continue
+    known = ", ".join(FORMATS)
+    raise ImageError(f"its content is none of {known}, or its header is broken; it begins {data[:12]!r}")
 
 
 _SCAN = b"\xff\xda"
@@ -363,6 +385,37 @@ def _scans(data: bytes) -> int:
         scans += found[0] == _SCAN
         at = found.end() + max(2, int.from_bytes(data[found.end() : found.end() + 2]))
     raise ImageError(f"it has more than {MAX_READS} parts")
+
+
+def _check_gif(data: bytes) -> None:
+    """PIL makes room for the first frame of a GIF while it opens it, and for a screen that holds it."""
+    with suppress(struct.error, IndexError):  # cut off: the decoder says so
+        width, height, flags = struct.unpack_from("<HHB", data, 6)
+        at = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0)
+        for _ in range(MAX_READS):
+            if data[at] == 0x2C:  # a frame
+                left, top, wide, high = struct.unpack_from("<4H", data, at + 1)
+                return _check_size(max(width, left + wide), max(height, top + high))
+            if data[at] != 0x21:  # no extension: stray bytes are passed over
+                at += 1
+                continue
+            at += 2
+            while data[at]:
+                at += data[at] + 1
+            at += 1
+
+
+def _check_webp(data: bytes) -> None:
+    """PIL makes room for the whole canvas of a WEBP while it opens it."""
+    kind, head = data[12:16], data[20:30].ljust(10, b"\0")
+    if kind == b"VP8X":
+        _check_size(int.from_bytes(head[4:7], "little") + 1, int.from_bytes(head[7:10], "little") + 1)
+    elif kind == b"VP8L" and head[0] == 0x2F:
+        sides = int.from_bytes(head[1:5], "little")
+        _check_size((sides & 0x3FFF) + 1, (sides >> 14 & 0x3FFF) + 1)
+    elif kind == b"VP8 " and head[3:6] == b"\x9d\x01\x2a":
+        sides = int.from_bytes(head[6:10], "little")
+        _check_size(sides & 0x3FFF, sides >> 16 & 0x3FFF)
 
 
 def _check_tiff(data: bytes) -> int:

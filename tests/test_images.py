@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +26,7 @@ from PIL import ImageCms, ImageFile
 
 from mmembed import images
 from mmembed.errors import ImageError
-from mmembed.images import FORMATS, Image, ImageInfo, open_image
+from mmembed.images import FORMATS, Image, ImageInfo, measure, open_image
 
 from .mutations import bombs, gradient, mutated, pictures, png_chunk
 
@@ -386,6 +387,53 @@ def test_bombs_are_refused_in_little_time_and_memory(tmp_path):
 )
 def test_a_limit_is_named_where_it_is_passed(name, reason):
     assert reason in refused(bombs()[name])
+
+
+def _png(data: bytearray, width: int, height: int) -> None:
+    struct.pack_into(">II", data, 16, width, height)
+    struct.pack_into(">I", data, 29, zlib.crc32(data[12:29]))
+
+
+def _lossy(data: bytearray, width: int, height: int) -> None:
+    data[12:] = b"VP8 \x12\0\0\0\x30\1\0\x9d\x01\x2a" + struct.pack("<HH", width, height) + bytes(8)
+
+
+RESIZED = {  # a picture of `pictures()`, and what writes another size into its header
+    "png": _png,
+    "jpeg": lambda data, w, h: struct.pack_into(">HH", data, data.index(b"\xff\xc0") + 5, h, w),
+    "jpeg progressive": lambda data, w, h: struct.pack_into(">HH", data, data.index(b"\xff\xc2") + 5, h, w),
+    "gif": lambda data, w, h: struct.pack_into("<HH", data, 6, w, h),
+    "gif animated": lambda data, w, h: struct.pack_into("<HH", data, data.index(b"\0,\0\0\0\0") + 6, w, h),
+    "bmp": lambda data, w, h: struct.pack_into("<ii", data, 18, w, h),
+    "webp": lambda data, w, h: data.__setitem__(
+        slice(24, 30), struct.pack("<II", w - 1, h - 1).replace(b"\0\0", b"\0")
+    ),
+    "webp lossless alpha": lambda data, w, h: struct.pack_into("<I", data, 21, w - 1 | (h - 1) << 14),
+    "webp lossy": _lossy,
+    "tiff": lambda data, w, h: data.__setitem__(slice(18, 34), struct.pack("<IHHII", w, 257, 4, 1, h)),
+}
+
+
+@pytest.mark.parametrize("side", [9_000, 10_000, 16_000])
+@pytest.mark.parametrize("name", RESIZED)
+@pytest.mark.parametrize("read", [open_image, lambda data: measure(Image(data))], ids=["open", "measure"])
+def test_too_many_pixels_are_told_by_our_limit_and_without_a_warning(read, name, side):
+    """PIL's own limits lie at 89 megapixels, for a warning, and at 179."""
+    data = bytearray(pictures()[name.replace(" lossy", "")])
+    RESIZED[name](data, side, side)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ImageError, match=f": {side}x{side} pixels are over 64 million$"):
+            read(bytes(data))
+
+
+def test_a_frame_that_its_gif_hides_from_us_is_refused_too():
+    """PIL reads on behind an empty extension where others end it."""
+    gif, huge = pictures()["gif"], struct.pack("<HHHH", 0, 0, 20_000, 20_000)
+    start = 13 + (3 << (gif[10] & 7) + 1)
+    frame = b"," + struct.pack("<HHHH", 0, 0, 4, 4) + b"\0\2\0"
+    hidden = gif[:start] + b"!\1\0" + bytes([len(frame)]) + frame + b"\0," + huge + b"\0\2\2\x44\1\0;"
+    assert "over 64 million" in refused(hidden)
 
 
 def test_the_limits_hold_where_another_package_lifts_those_of_pil(monkeypatch):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -28,6 +29,7 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.text import Annotation
     from numpy.typing import NDArray
 
 INK, SOFT, LINE = "#202124", "#5f6368", "#dadce0"
@@ -37,6 +39,17 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DPI = 110
 SIDE = 96
 """Pixels of the longer side of a picture on an axis."""
+SIDES = {
+    "e": (1, 0, "left", "center"),
+    "ne": (1, 1, "left", "bottom"),
+    "se": (1, -1, "left", "top"),
+    "w": (-1, 0, "right", "center"),
+    "nw": (-1, 1, "right", "bottom"),
+    "sw": (-1, -1, "right", "top"),
+    "n": (0, 1, "center", "bottom"),
+    "s": (0, -1, "center", "top"),
+}
+"""Sides of a point that a label may stand at: which way they lie, and what of the label is next to the point."""
 
 
 class Plot(Figure):
@@ -118,11 +131,16 @@ def faces(things: Sequence[Thing | Hit], room: int) -> list[tuple[str, NDArray[n
 
 def _face(thing: Thing | Hit, room: int) -> tuple[str, NDArray[np.uint8] | None]:
     if isinstance(thing, Hit):
-        return ("", small(Image(thing.thumbnail))) if thing.thumbnail else (words(thing.label, room), None)
+        return ("", small(Image(thing.thumbnail))) if thing.thumbnail else (_told(thing.label, room), None)
     item = to_item(thing)
     text = " ".join(part.text for part in item if isinstance(part, Text))
     picture = next((part for part in item if isinstance(part, Image)), None)
-    return words(text, room), None if picture is None else small(picture)
+    return (_told(text, room), None) if picture is None else (words(text, room), small(picture))
+
+
+def _told(text: str, room: int) -> str:
+    """A text that stands alone: one without a letter is seen by its marks of quotation."""
+    return words(text if text.strip() else f'"{text}"', room)
 
 
 def small(picture: Image) -> NDArray[np.uint8]:
@@ -132,6 +150,53 @@ def small(picture: Image) -> NDArray[np.uint8]:
     read = PIL.Image.fromarray(open_image(picture)[0])
     read.thumbnail((SIDE, SIDE), PIL.Image.Resampling.LANCZOS)
     return np.asarray(read)
+
+
+class Room:
+    """Where labels may still stand on axes: within, on no marker, no curve and no other label. Everything else is drawn before
+    and stays where it is.
+
+    Args:
+        places: (N, 2), the middles of the markers. radius: of the markers, in points.
+    """
+
+    def __init__(self, axes: Axes, pen: Any, places: NDArray[Any], radius: float):
+        self.axes, self.pen, self.radius = axes, pen, radius
+        self.inside = axes.get_window_extent(pen)
+        self.taken = np.empty((0, 4))  # left, bottom, right, top of boxes, in pixels
+        self._take(axes.transData.transform(places), radius)
+
+    def fill(self, places: NDArray[Any]) -> None:
+        """Take what lies under a curve through places (N, 2)."""
+        corners = self.axes.transData.transform(places)
+        for (x, y), (to_x, to_y) in pairwise(corners):
+            steps = int(np.hypot(to_x - x, to_y - y) / 2) + 2
+            self._take(np.linspace((x, y), (to_x, to_y), steps), 0.75)
+
+    def put(self, label: Annotation, *, far: Sequence[float] = (2,), sides: Sequence[str] = tuple(SIDES)) -> bool:
+        """Move a label to the first free place beside its point and take that; False: there is none.
+
+        Args:
+            far: points between the marker and the label, tried in order. sides: of `SIDES`, tried in order at each distance.
+        """
+        extent = label.get_window_extent(self.pen)
+        size, point = np.array([extent.width, extent.height]), self.axes.transData.transform(label.xy)
+        for gap, (dx, dy, ha, va) in product(far, (SIDES[side] for side in sides)):
+            way, away = np.array([dx, dy]), self.radius + gap
+            low = point + way * self.pen.points_to_pixels(away) - size * (1 - way) / 2
+            if self._is_free(low - 1, low + size + 1):
+                label.set(position=(away * dx, away * dy), ha=ha, va=va)
+                self.taken = np.concatenate([self.taken, [[*low, *(low + size)]]])
+                return True
+        return False
+
+    def _is_free(self, low: NDArray[Any], high: NDArray[Any]) -> bool:
+        within = (self.inside.min <= low).all() and (high <= self.inside.max).all()
+        return bool(within and not ((self.taken[:, :2] < high) & (self.taken[:, 2:] > low)).all(1).any())
+
+    def _take(self, middles: NDArray[Any], points: float) -> None:
+        reach = self.pen.points_to_pixels(points)
+        self.taken = np.concatenate([self.taken, np.concatenate([middles - reach, middles + reach], axis=1)])
 
 
 def put_picture(axes: Axes, pixels: NDArray[np.uint8], *, at: float, axis: str, points: float) -> None:

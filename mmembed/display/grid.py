@@ -81,7 +81,7 @@ def _draw_hit(picture: PIL.Image.Image, canvas: ImageDraw.ImageDraw, hit: Hit, l
         below = draw_text(canvas, box, hit.label, size=16, language=hit.metadata.get("language"))
         note = str(hit.metadata.get("note", ""))
         draw_text(canvas, (left + 10, below, left + width - 10, top + 108), note, size=12, fill="#5f6368")
-    draw_text(canvas, (left, top + 111, left + width, top + ROW), f"{hit.score:.3f}", size=12, fill="#5f6368")
+    draw_text(canvas, (left, top + 111, left + width, top + ROW), f"{hit.score:z.3f}", size=12, fill="#5f6368")
 
 
 def _paste(picture: PIL.Image.Image, data: bytes, left: int, top: int, side: int) -> None:

@@ -97,7 +97,7 @@ def _write(axes: Axes, values: NDArray[np.float64], seen: Any) -> None:
             red, green, blue, _ = seen.cmap(seen.norm(value))
             light = 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.45
             axes.text(
-                column, row, f"{value:.2f}", ha="center", va="center", fontsize=9, color=INK if light else "white"
+                column, row, f"{value:z.2f}", ha="center", va="center", fontsize=9, color=INK if light else "white"
             )
         else:
             axes.text(column, row, "–", ha="center", va="center", fontsize=9, color=SOFT)

@@ -24,6 +24,7 @@ def draw_text(
     language: str | None = None,
 ) -> int:
     """Draw a text into a box (left, top, right, bottom), as many lines as fit; returns where the next line would start.
+    Where not all fit, the last that does ends in an ellipsis.
 
     A text of a right-to-left script is set against the right edge. A character that no bundled font has is written as
     its code point, <1F600>. Without Raqm in Pillow, Arabic, Hindi, Tamil, ... come out unshaped.
@@ -33,9 +34,11 @@ def draw_text(
     """
     left, top, right, bottom = box
     step = round(size * 1.4)
-    for line in wrapped(legible(text), right - left, size):
-        if top + step > bottom:
-            break
+    lines = wrapped(legible(text), right - left, size)
+    fit = max(0, (bottom - top) // step)
+    if 0 < fit < len(lines):
+        lines[fit - 1] = elided(lines[fit - 1], right - left, size)
+    for line in lines[:fit]:
         runs = _runs(line)
         backwards = is_rtl(line)
         pieces = list(reversed(runs)) if backwards else runs
@@ -99,6 +102,14 @@ def _clusters(word: str) -> list[str]:
         else:
             pieces.append(character)
     return pieces
+
+
+def elided(line: str, width: float, size: int) -> str:
+    """As much of a line as leaves room for an ellipsis, and that."""
+    kept = _clusters(line)
+    while kept and _width("".join(kept) + "…", size) > width:
+        kept.pop()
+    return "".join(kept).rstrip() + "…"
 
 
 def _width(text: str, size: int) -> float:

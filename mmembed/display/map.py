@@ -11,11 +11,10 @@ import numpy as np
 
 from ..errors import InputError
 from ..search.plane import plane
-from .figures import INK, LINE, SOFT, Plot, plotting, style, words
+from .figures import INK, LINE, SOFT, Plot, Room, plotting, style, words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.transforms import Bbox
     from numpy.typing import NDArray
 
     from ..search.index import Index
@@ -26,13 +25,6 @@ LABELS = 80
 """Labels at most; which of them are written is a matter of room."""
 ROOM = 20
 WIDTH, HEIGHT = 8.5, 6.0
-SIDES: tuple[dict[str, Any], ...] = tuple(
-    {"position": (4 * dx, 4 * dy), "ha": ha, "va": va}
-    for dx, ha in ((1, "left"), (-1, "right"), (0, "center"))
-    for dy, va in ((0, "center"), (1, "bottom"), (-1, "top"))
-    if dx or dy
-)
-"""Places of a label about its point."""
 
 
 def draw_map(
@@ -111,34 +103,24 @@ def _draw(places: NDArray[np.float32], groups: Sequence[str], labels: Sequence[s
         if title:
             axes.set_title(words(title, 80), fontsize=12)
         figure.draw_without_rendering()  # sizes are known now
-        _write(axes, places, labels, figure.pen)
+        _write(axes, places, labels, figure.pen, 0.71 * size**0.5 + 0.5)  # half a diamond's diagonal, and its edge
     return figure
 
 
-def _write(axes: Axes, places: NDArray[np.float32], labels: Sequence[str], pen: Any) -> None:
-    """Write each label at the first of eight sides of its point where it covers no label and no other point, in the axes."""
+def _write(axes: Axes, places: NDArray[np.float32], labels: Sequence[str], pen: Any, radius: float) -> None:
+    """Write each label at the first of eight sides of its point where there is room for it."""
     from matplotlib.patheffects import withStroke
 
-    taken: list[Bbox] = []
-    inside = axes.get_window_extent(pen)
-    points = axes.transData.transform(places)
+    room, written = Room(axes, pen, places, radius), 0
     for place, label in zip(places, labels, strict=False):
-        if not label or len(taken) == LABELS:
+        if not label or written == LABELS:
             continue
         halo = [withStroke(linewidth=2, foreground="white")]
         text = axes.annotate(
             words(label, ROOM), place, (0, 0), textcoords="offset points", fontsize=9, color=INK, path_effects=halo
         )
         text.set_snap(False)  # strokes of Han are moved onto pixels one by one else
-        for side in SIDES:
-            text.set(**side)
-            box = text.get_window_extent(pen)
-            within = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
-            covers = (
-                any(box.overlaps(other) for other in taken) or ((points > box.min) & (points < box.max)).all(1).any()
-            )
-            if within and not covers:
-                taken.append(box)
-                break
+        if room.put(text):
+            written += 1
         else:
             text.remove()

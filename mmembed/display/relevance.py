@@ -11,8 +11,8 @@ from ..errors import InputError
 from ..images import Image, open_image
 from ..inputs import Text, Thing, to_item
 from ..search.hits import Hit
-from ..search.why import GRID, Covered, why_picture, why_text
-from .figures import SOFT, Plot, plotting, words
+from ..search.why import GRID, MOST_WORDS, Covered, why_picture, why_text
+from .figures import SOFT, Plot, plotting, small, words
 from .lettering import is_rtl, legible
 
 if TYPE_CHECKING:
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from ..embedder import Embedder
 
 WIDTH = 7.2
-PICTURE = 3.2
+ROOM = WIDTH - 1.7
+"""Inches of a figure, and of a line of words in it, which leaves room for a bar and its numbers."""
+PICTURE, ASKED = 3.2, 0.9
+"""Inches of a row of pictures: of what was found, and of the query."""
 LETTERS = 15
 """Points of the words."""
 LINE, MARGIN = 0.36, 0.75
@@ -35,6 +38,7 @@ COLOURS = "PuOr"
 def draw_relevance(embedder: Embedder, query: Thing, found: Thing | Hit, *, grid: int = GRID) -> Plot:
     """Draw what each place of a picture and each word of a text gives to its cosine with a query, see `mmembed.search.why`:
     for models of one vector an item, by what goes away when it is covered. Parts of a mixed item are asked each by itself.
+    The query stands above: its words as the title, its pictures small.
 
     Args:
         query: what was asked. found: a picture, a text, both, or a hit, of which the index keeps a small picture.
@@ -52,7 +56,7 @@ def draw_relevance(embedder: Embedder, query: Thing, found: Thing | Hit, *, grid
     pictures = [part for part in item if isinstance(part, Image)]
     seen = [(open_image(picture)[0], why_picture(embedder, vector, picture, grid=grid)) for picture in pictures]
     read = [why_text(embedder, vector, part.text) for part in item if isinstance(part, Text)]
-    return _draw(seen, read, " + ".join(part.text for part in to_item(query) if isinstance(part, Text)))
+    return _draw(seen, read, to_item(query))
 
 
 def _parts_of(found: Thing | Hit) -> tuple[Text | Image, ...]:
@@ -65,20 +69,34 @@ def _parts_of(found: Thing | Hit) -> tuple[Text | Image, ...]:
     return tuple(parts)
 
 
-def _draw(seen: list[tuple[NDArray[np.uint8], NDArray[np.float32]]], read: list[Covered], asked: str) -> Plot:
+def _draw(
+    seen: list[tuple[NDArray[np.uint8], NDArray[np.float32]]], read: list[Covered], query: tuple[Text | Image, ...]
+) -> Plot:
+    asked = " + ".join(part.text for part in query if isinstance(part, Text))
+    pictures = [small(part) for part in query if isinstance(part, Image)]
     with plotting(WIDTH, 1) as figure:
         lined = [_lines(figure, covered) for covered in read]
         heights = [PICTURE] * len(seen) + [MARGIN + LINE * len(lines) for lines in lined]
-        head = 0.4 if asked else 0
-        figure.set_size_inches(WIDTH, sum(heights) + head)
-        rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+        heads = [ASKED] if pictures else []
+        figure.set_size_inches(WIDTH, sum(heads + heights) + (0.4 if asked else 0))
+        rows = figure.subfigures(len(heads + heights), 1, height_ratios=heads + heights, squeeze=False)[:, 0]
+        for row in rows[: len(heads)]:
+            _draw_query(row, pictures)
+        rows = rows[len(heads) :]
         for row, (pixels, relevance) in zip(rows, seen, strict=False):
             _draw_picture(row, pixels, relevance)
-        for row, lines in zip(rows[len(seen) :], lined, strict=True):
-            _draw_text(row, lines)
+        for row, lines, covered in zip(rows[len(seen) :], lined, read, strict=True):
+            _draw_text(row, lines, len(covered.parts) == MOST_WORDS)
         if asked:
             figure.suptitle(words(asked, 70), fontsize=12)
     return figure
+
+
+def _draw_query(figure: SubFigure, pictures: list[NDArray[np.uint8]]) -> None:
+    for axes, pixels in zip(figure.subplots(1, len(pictures), squeeze=False)[0], pictures, strict=True):
+        axes.imshow(pixels)
+        axes.set_axis_off()
+        axes.set_title("query", fontsize=8, color=SOFT, pad=2)
 
 
 def _draw_picture(figure: SubFigure, pixels: NDArray[np.uint8], relevance: NDArray[np.float32]) -> None:
@@ -109,13 +127,11 @@ class _Piece:
 def _lines(figure: Plot, covered: Covered) -> list[list[_Piece]]:
     """Parts of a text in lines, in the order of reading; a space stands between those that a space stood between."""
     probe = figure.text(0, 0, "", fontsize=LETTERS)
-    room, rtl = WIDTH - 1.4, is_rtl(covered.text)
+    room, rtl = ROOM, is_rtl(covered.text)
     lines: list[list[_Piece]] = [[]]
     at, before = 0.0, 0
     for begin, end, change in covered.parts:
-        text = legible(covered.text[begin:end])
-        probe.set_text(text)
-        width = probe.get_window_extent(figure.pen).width / figure.dpi
+        text, width = _fitted(probe, figure, legible(covered.text[begin:end]), room)
         at += 0.07 if begin > before and lines[-1] else 0
         if lines[-1] and at + width > room:
             lines.append([])
@@ -126,25 +142,44 @@ def _lines(figure: Plot, covered: Covered) -> list[list[_Piece]]:
     return lines
 
 
-def _draw_text(figure: SubFigure, lines: list[list[_Piece]]) -> None:
+def _fitted(probe: Any, figure: Plot, text: str, room: float) -> tuple[str, float]:
+    """A part that is longer than a line is cut; and how wide it is, in inches."""
+
+    def width(shown: str) -> float:
+        probe.set_text(shown)
+        return float(probe.get_window_extent(figure.pen).width / figure.dpi)
+
+    if len(text) < 400 and (wide := width(text)) <= room:
+        return text, wide
+    low, high = 0, min(len(text), 400)  # letters that are kept; no line holds 400
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if width(text[:middle] + "…") <= room else (low, middle - 1)
+    cut = text[:low].rstrip() + "…"
+    return cut, width(cut)
+
+
+def _draw_text(figure: SubFigure, lines: list[list[_Piece]], long: bool) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.patches import Rectangle
 
     axes = figure.subplots()
     axes.set_axis_off()
-    room = WIDTH - 1.4
-    axes.set(xlim=(-0.1, room + 0.1), ylim=(len(lines) + MARGIN / LINE, 0))
+    axes.set(xlim=(-0.1, ROOM + 0.1), ylim=(len(lines) + MARGIN / LINE, 0))
     reach = _reach(np.array([piece.change for line in lines for piece in line]))
     colour = ScalarMappable(Normalize(-reach, reach), COLOURS)
     for number, line in enumerate(lines):
         for piece in line:
-            left = room - piece.at - piece.width if piece.rtl else piece.at
+            left = ROOM - piece.at - piece.width if piece.rtl else piece.at
             (ground,) = colour.to_rgba(np.array([piece.change]))
             axes.add_patch(Rectangle((left, number + 0.1), piece.width, 0.8, facecolor=ground, edgecolor="none"))
             light = np.dot(ground[:3], (0.2126, 0.7152, 0.0722)) > 0.45
             letters = "black" if light else "white"
             axes.text(left, number + 0.68, piece.text, fontsize=LETTERS, color=letters, va="baseline")
+    if long:
+        note = f"what follows the first {MOST_WORDS - 1} words is one part"
+        axes.text(0, len(lines) + 0.2, note, fontsize=8, color=SOFT, va="top")
     _bar(figure, colour, axes)
 
 

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..errors import InputError
 from ..search.tradeoff import Cost
-from .figures import LINE, SOFT, Plot, plotting, style, words
+from .figures import LINE, SOFT, Plot, Room, plotting, style, words
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MARKER = 7
+"""Points across a marker."""
 
 
 def draw_tradeoff(costs: Sequence[Cost], *, title: str = "") -> Plot:
@@ -23,22 +32,11 @@ def draw_tradeoff(costs: Sequence[Cost], *, title: str = "") -> Plot:
         raise InputError("nothing was measured: tradeoff(queries, documents, embedder.spec.dimensions)")
     with plotting(7.2, 4.4) as figure:
         axes = figure.add_subplot()
-        for number, kind in enumerate(dict.fromkeys(cost.kind for cost in costs)):
-            above = number % 2  # so that numbers of neighbours lie apart
+        ways = {kind: style(number) for number, kind in enumerate(dict.fromkeys(cost.kind for cost in costs))}
+        for kind, way in ways.items():
             own = sorted((cost for cost in costs if cost.kind == kind), key=lambda cost: cost.size)
-            way = style(number)
-            axes.plot([c.size for c in own], [c.overlap for c in own], label=kind, markersize=7, linewidth=1.5, **way)
-            for cost in own:
-                axes.annotate(
-                    str(cost.numbers),
-                    (cost.size, cost.overlap),
-                    (0, 7 if above else -7),
-                    textcoords="offset points",
-                    ha="center",
-                    va="bottom" if above else "top",
-                    fontsize=8,
-                    color=way["color"],
-                )
+            shares = [cost.overlap for cost in own]
+            axes.plot([cost.size for cost in own], shares, label=kind, markersize=MARKER, linewidth=1.5, **way)
         sizes = sorted({cost.size for cost in costs})
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
@@ -51,7 +49,24 @@ def draw_tradeoff(costs: Sequence[Cost], *, title: str = "") -> Plot:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(SOFT)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))  # beside the axes, where no label is
         if title:
             axes.set_title(words(title, 80), fontsize=12)
+        figure.draw_without_rendering()  # sizes are known now
+        _write(axes, costs, ways, figure.pen)
     return figure
+
+
+def _write(axes: Axes, costs: Sequence[Cost], ways: dict[str, dict[str, Any]], pen: Any) -> None:
+    """Write the length of each point where it lies on no curve, point or other length: above it, below, beside, then farther
+    away. One that finds no room among very many is left out."""
+    room = Room(axes, pen, np.array([(cost.size, cost.overlap) for cost in costs]), 0.71 * MARKER)
+    for line in axes.lines:
+        room.fill(np.asarray(line.get_xydata()))
+    for cost in sorted(costs, key=lambda cost: (-cost.overlap, cost.size)):
+        colour = ways[cost.kind]["color"]
+        text = axes.annotate(
+            str(cost.numbers), (cost.size, cost.overlap), (0, 0), textcoords="offset points", fontsize=8, color=colour
+        )
+        if not room.put(text, far=(1, 5, 10, 16, 24), sides=("n", "s", "nw", "se", "e", "w", "ne", "sw")):
+            text.remove()

@@ -29,6 +29,13 @@ def test_a_search_is_a_row_and_its_pictures_are_in_it():
     assert is_red[ROW:].sum() == 2 * 84 * 42
 
 
+def test_a_score_that_rounds_to_nought_has_no_sign():
+    def with_score(score: float) -> np.ndarray:
+        return np.asarray(draw_grid([Search(Hits([Hit(1, score, "a", "text", "a")]), "words")]))
+
+    np.testing.assert_array_equal(with_score(-0.0001), with_score(0.0))
+
+
 def test_no_search_and_no_hit_make_a_picture():
     assert draw_grid([]).width > 0
     assert draw_grid([Search(Hits([]), "nothing")], title="title", foot="foot").height > ROW

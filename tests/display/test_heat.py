@@ -33,6 +33,17 @@ def test_cells_hold_their_values_and_axes_their_things():
     assert [a.xy[0] for a in pictures] == [0, 1]
 
 
+def test_what_rounds_to_nought_has_no_sign():
+    texts = drawn(scores=np.array([[-0.001, -0.0049], [-0.0051, -0.0], [0.004, 1e-9]])).axes[0].texts
+    assert [t.get_text() for t in texts] == ["0.00", "0.00", "-0.01", "0.00", "0.00", "0.00"]
+
+
+def test_an_empty_text_is_named_by_its_quotes():
+    axes = drawn(rows=["", "cat", " "], across=[("", RED), ""]).axes[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ['""', "cat", '" "']
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["", '""']
+
+
 def test_nothing_of_it_is_cut_off():
     figure = drawn(rows=["a very long label that has to be cut", "b", "c"], across=["another of the long labels", "d"])
     figure.draw_without_rendering()

@@ -11,7 +11,7 @@ from PIL import ImageDraw, features
 
 import mmembed
 from mmembed.demo import DATA
-from mmembed.display.lettering import draw_text, font_of, wrapped
+from mmembed.display.lettering import draw_text, elided, font_of, wrapped
 
 SENTENCES = [
     entry["text"]
@@ -70,6 +70,35 @@ def test_a_text_is_wrapped_whole_and_no_line_starts_with_a_stop(text):
     lines = wrapped(text, 90, 16)
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
     assert not any(line[0] in "。、.," for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("snow capped mountain", "snow capped…"),
+        ("teacup without handle", "teacup without…"),
+        ("short", "short"),
+    ],
+)
+def test_a_text_that_is_cut_ends_in_an_ellipsis(text, same):
+    def line(shown: str) -> np.ndarray:
+        picture = PIL.Image.new("L", (122, 18), 255)
+        draw_text(ImageDraw.Draw(picture), (0, 0, 122, 18), shown, size=12, fill="black")
+        return np.asarray(picture)
+
+    np.testing.assert_array_equal(line(text), line(same))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["an apple on the table", "abcdefghijklmnopqrstuvwxyz", "猫が雪の中で遊んでいる", "قطة تنام على السطح في الليل"],
+)
+def test_a_cut_line_keeps_to_its_width(text):
+    (line, *_) = wrapped(text, 80, 16)
+    cut = elided(line, 80, 16)
+    assert cut.endswith("…")
+    assert line.startswith(cut[:-1])
+    assert wrapped(cut.replace(" ", "\u00a0"), 80, 16) == [cut.replace(" ", "\u00a0")]
 
 
 def test_text_stays_in_its_box():

@@ -37,12 +37,20 @@ def test_each_group_has_its_vectors_and_a_line_of_the_legend():
     assert figure.axes[0].get_title() == "languages"
 
 
-def test_labels_lie_on_no_other_and_within_the_axes():
-    figure = draw_map(VECTORS, LANGUAGES, labels=LABELS)
+@pytest.mark.parametrize(("many", "least"), [(10, 8), (60, 20), (400, 20)])
+def test_labels_lie_on_no_point_and_no_other_and_within_the_axes(many, least):
+    vectors = np.random.default_rng(1).normal(size=(many, 8)).astype(np.float32)
+    figure = draw_map(vectors, ["a", "b"] * (many // 2), labels=["a word", "قطة"] * (many // 2))
+    figure.draw_without_rendering()
     axes = figure.axes[0]
     boxes = [text.get_window_extent() for text in axes.texts]
-    assert len(boxes) > 20
+    assert len(boxes) >= least
     assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    for dotted in axes.collections:
+        points = axes.transData.transform(dotted.get_offsets())
+        radius = dotted.get_sizes()[0] ** 0.5 / 2 * figure.dpi / 72
+        for box in boxes:
+            assert not ((points + radius > box.min) & (points - radius < box.max)).all(1).any()
     inside = axes.get_window_extent().padded(1)
     assert all(inside.x0 <= b.x0 and b.x1 <= inside.x1 and inside.y0 <= b.y0 and b.y1 <= inside.y1 for b in boxes)
 

@@ -65,11 +65,44 @@ def test_long_texts_go_on_in_lines_that_do_not_touch(pico):
     assert max(box.x1 for box in boxes) < axes.get_window_extent().x1
 
 
+@pytest.mark.filterwarnings("error:constrained_layout")
+@pytest.mark.parametrize(
+    "rest", ["a cat and " * 60, "猫在屋顶上睡觉" * 30, "a word " * 95 + "w" * 3000, "قطة على السطح " * 50]
+)
+def test_the_rest_of_a_long_text_is_cut_to_a_line_and_told(pico, rest):
+    figure = draw_relevance(pico, "cat", rest)
+    figure.draw_without_rendering()
+    axes = axes_of(figure, 0)[0]
+    *_, last, note = axes.texts
+    assert last.get_text().endswith("…")
+    assert note.get_text() == "what follows the first 95 words is one part"
+    assert last.get_window_extent().x1 <= axes.get_window_extent().x1
+    assert last.get_window_extent().x0 >= axes.get_window_extent().x0
+
+
+def test_a_text_that_is_asked_whole_has_no_note(pico):
+    figure = draw_relevance(pico, "cat", "a word " * 40)
+    assert not [t for t in axes_of(figure, 0)[0].texts if "95" in t.get_text()]
+
+
+def test_the_picture_of_a_query_stands_above(pico):
+    cat = Image(DATA / "pictographs" / "cat.png")
+    figure = draw_relevance(pico, cat, "a cat")
+    (query,) = axes_of(figure, 0)
+    assert query.get_title() == "query"
+    assert query.images[0].get_array().shape == (96, 96, 3)
+    assert [t.get_text() for t in axes_of(figure, 1)[0].texts] == ["a", "cat"]
+    assert figure.get_suptitle() == ""
+    both = draw_relevance(pico, ("with snow", cat), "a cat")
+    assert both.get_suptitle() == "with snow"
+    assert len(both.subfigs) == 2
+
+
 def test_a_mixed_item_and_a_hit_show_all_their_parts(pico):
     cat = DATA / "pictographs" / "cat.png"
     assert len(draw_relevance(pico, "cat", ("a cat", Image(cat)), grid=2).subfigs) == 2
     hit = Hit(1, 0.9, "x", "image+text", text="a cat", thumbnail=cat.read_bytes())
-    assert len(draw_relevance(pico, Image(cat), hit, grid=2).subfigs) == 2
+    assert len(draw_relevance(pico, "cat", hit, grid=2).subfigs) == 2
     with pytest.raises(InputError, match="'x' holds neither"):
         draw_relevance(pico, "cat", Hit(1, 0.9, "x", "text"))
     with pytest.raises(InputError, match="3 bytes"):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
 
 from mmembed.display import draw_tradeoff
+from mmembed.display.tradeoff import MARKER
 from mmembed.errors import InputError
 from mmembed.search.tradeoff import Cost
 
@@ -19,6 +22,40 @@ def test_points_lie_at_bytes_and_overlap():
     assert sorted(text.get_text() for text in axes.texts) == ["32", "64", "64"]
     assert "bytes" in axes.get_xlabel()
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["float32", "binary"]
+
+
+def measured(kinds: int, shares: list[float]) -> list[Cost]:
+    """Lengths 32, 64, ... of so many kinds, which keep the same share whatever the kind: their curves lie close together."""
+    widths = {"float32": 32, "float16": 16, "int8": 8, "binary": 1}
+    return [
+        Cost(32 << n, kind, (32 << n) * bits // 8, share)
+        for kind, bits in [*widths.items()][:kinds]
+        for n, share in enumerate(shares)
+    ]
+
+
+@pytest.mark.parametrize(
+    "costs",
+    [
+        measured(4, [0.64, 0.85, 0.934, 1.0]),
+        measured(4, [0.99, 0.995, 0.998, 1.0]),
+        measured(3, [1.0] * 6),
+        [Cost(32 * n, kind, 512, 0.5) for n, kind in enumerate(("float32", "float16", "int8", "binary"), 1)],
+    ],
+    ids=["as pico", "nearly flat", "flat", "one point"],
+)
+def test_lengths_lie_on_no_point_and_on_no_other_length(costs):
+    figure = draw_tradeoff(costs)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert sorted(text.get_text() for text in axes.texts) == sorted(str(cost.numbers) for cost in costs)
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    points, radius = axes.transData.transform([(c.size, c.overlap) for c in costs]), MARKER / 2 * figure.dpi / 72
+    for box in boxes:
+        assert not ((points + radius > box.min) & (points - radius < box.max)).all(1).any()
+    legend = axes.get_legend().get_window_extent()
+    assert not any(legend.overlaps(box) for box in [*boxes, axes.get_window_extent()])
 
 
 def test_nothing_measured_is_told():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 import shutil
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
 import mmembed
@@ -168,7 +170,7 @@ class TestInABrowser:
     def test_a_picture_is_picked_dropped_with_words_and_taken_away(self, page):
         page.set_input_files("#file", DATA / "pictographs" / "cat.png")
         page.wait_for_selector(".card")
-        assert page.is_visible("#picked")
+        page.wait_for_selector("#picked:not([hidden])")
         assert "cat" in page.locator(".card .label").first.text_content()
         page.click("#unpick")
         _until(page, "document.querySelectorAll('.card').length === 0")
@@ -255,16 +257,45 @@ class TestInABrowser:
 
     def test_a_file_that_is_no_picture_or_too_large_is_refused_here(self, page):
         page.set_input_files("#file", {"name": "a.svg", "mimeType": "image/svg+xml", "buffer": b"<svg/>"})
-        assert page.text_content("#message") == "This file is no picture that can be read."
+        assert page.text_content("#message") == "a.svg · This file is no picture that can be read."
         page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"x" * (12 * 2**20 + 1)})
-        assert page.text_content("#message") == "This picture is larger than 12 MiB."
+        assert page.text_content("#message") == "a.png · This picture is larger than 12 MiB."
         assert not page.is_visible("#picked")
 
-    def test_a_broken_picture_is_told(self, page):
+    @pytest.mark.parametrize("language", SPOKEN)
+    def test_a_file_that_the_server_cannot_read_is_named_and_dropped(self, page, language):
         page.expected += ["400 (Bad Request)", "ERR_INVALID"]
-        page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"no picture at all"})
+        page.select_option("#language", language)
+        _until(page, "l => document.documentElement.lang === l", language)
+        words = json.loads((WORDS / f"words.{language}.json").read_text(encoding="utf-8"))
+        page.set_input_files("#file", {"name": "نص notes.png", "mimeType": "image/png", "buffer": b"no picture at all"})
         _until(page, "document.querySelector('#message').classList.contains('bad')")
-        assert "item 0" in page.text_content("#message") or "picture" in page.text_content("#message")
+        assert page.text_content("#message") == f"نص notes.png · {words['not_a_picture']}"
+        assert not any(page.is_visible(part) for part in ("#picked", "#named", "#unpick"))
+        assert page.is_visible("#examples")
+        page.fill("#text", "cat")
+        page.press("#text", "Enter")
+        page.wait_for_selector(".card")
+        assert page.text_content("#message") == ""
+        page.go_back()
+        _until(page, "document.querySelectorAll('.card').length === 0")
+        assert page.text_content("#message") == ""
+
+    def test_a_picture_that_only_the_server_can_read_stands_by_its_name(self, page):
+        data = io.BytesIO()
+        PIL.Image.open(DATA / "pictographs" / "cat.png").save(data, "TIFF")
+        file = {"name": "a very long name of a cat.tiff", "mimeType": "image/tiff", "buffer": data.getvalue()}
+        page.expected += ["ERR_INVALID"]
+        page.set_input_files("#file", file)
+        page.wait_for_selector(".card")
+        page.wait_for_selector("#named:not([hidden])")
+        assert "cat" in page.locator(".card .label").first.text_content()
+        assert page.text_content("#named") == file["name"]
+        assert not page.is_visible("#picked")
+        page.set_input_files("#file", DATA / "pictographs" / "dog.png")
+        page.wait_for_selector("#picked:not([hidden])")
+        assert not page.is_visible("#named")
+        assert page.get_attribute("#picked", "alt") == "dog.png"
 
     def test_only_the_keyboard(self, page):
         page.keyboard.press("/")
@@ -306,6 +337,24 @@ class TestInABrowser:
             page.click("#show-map")
             page.wait_for_selector("#map:not([hidden])")
             assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+    @pytest.mark.parametrize("width", [320, 360, 400, 480])
+    def test_a_phone_keeps_what_is_asked_in_one_line(self, browser, url, width):
+        with _watched(browser, url, viewport={"width": width, "height": 740}) as page:
+            page.goto(url)
+            _until(page, "document.querySelector('#model').textContent !== ''")
+            page.set_input_files("#file", DATA / "pictographs" / "cat.png")
+            page.wait_for_selector("#picked:not([hidden])")
+            for language in SPOKEN:
+                page.select_option("#language", language)
+                _until(page, "l => document.documentElement.lang === l", language)
+                boxes = page.evaluate(
+                    "[...document.querySelectorAll('#box > *')].map(e => e.getBoundingClientRect().toJSON())"
+                )
+                middles = [box["top"] + box["height"] / 2 for box in boxes if box["width"]]
+                assert max(middles) - min(middles) < 2, language
+                assert page.evaluate("document.documentElement.scrollWidth") <= width, language
+                assert page.locator("#text").bounding_box()["width"] >= 60, language
 
     def test_dark_is_dark(self, browser, url):
         with _watched(browser, url, color_scheme="dark") as page:

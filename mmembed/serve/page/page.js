@@ -15,10 +15,11 @@ const made = (tag, into, set = {}) => {
 };
 
 let words = {};
-let asked = { text: "", like: null, image: null, tab: "all", balanced: true };
+let asked = { text: "", like: null, image: null, name: "", tab: "all", balanced: true };
 let hits = [];
 let running = null;
 let points = null;
+let sees = true;
 const pictures = new Map();
 
 // ---- words ----------------------------------------------------------------------------------------------------------
@@ -35,8 +36,10 @@ async function speak(language) {
   show();
 }
 
-function say(text, bad = false) {
-  at("message").textContent = text;
+function say(text, bad = false, file = "") {
+  at("message").replaceChildren();
+  if (file) made("bdi", at("message"), { textContent: file });
+  at("message").append(file ? ` · ${text}` : text);
   at("message").classList.toggle("bad", bad);
 }
 
@@ -60,7 +63,7 @@ async function call(path, body, signal) {
   if (answer.status === 429) throw new Refused(words.busy);
   if (!answer.ok) {
     const told = await answer.json().catch(() => null);
-    throw new Refused(told?.error?.message ?? `${answer.status}`);
+    throw Object.assign(new Refused(told?.error?.message ?? `${answer.status}`), { status: answer.status, param: told?.error?.param });
   }
   return answer;
 }
@@ -96,9 +99,19 @@ async function search() {
   } catch (error) {
     if (error.name === "AbortError") return;
     hits = [];
-    say(error.message, true);
+    if (body.image && sees && error.status === 400 && error.param === "input") drop();
+    else say(error.message, true);
   }
   show();
+}
+
+// What is a picture is for the server to say: it reads some that browsers do not show, and the other way round.
+function drop() {
+  say(words.not_a_picture, true, asked.name);
+  asked = { ...asked, image: null };
+  history.replaceState({ image: null }, "");
+  at("examples").hidden = Boolean(asked.text.trim());
+  reflect();
 }
 
 // ---- what was asked, in the address ----------------------------------------------------------------------------------
@@ -111,7 +124,7 @@ function ask(change, { remember = true } = {}) {
     if (asked.like) told.set("like", asked.like);
     if (asked.tab !== "all") told.set("tab", asked.tab);
     if (!asked.balanced) told.set("raw", "1");
-    history.pushState({ image: asked.image }, "", told.size ? `?${told}` : location.pathname);
+    history.pushState({ image: asked.image, name: asked.name }, "", told.size ? `?${told}` : location.pathname);
   }
   reflect();
   if (Object.keys(change).join() === "tab") show();
@@ -121,17 +134,26 @@ function ask(change, { remember = true } = {}) {
 function recall(state) {
   const told = new URLSearchParams(location.search);
   const tab = told.get("tab") in SHOWN ? told.get("tab") : "all";
-  asked = { text: told.get("q") ?? "", like: told.get("like"), image: state?.image ?? null, tab, balanced: !told.has("raw") };
+  asked = { text: told.get("q") ?? "", like: told.get("like"), image: state?.image ?? null, name: state?.name ?? "", tab, balanced: !told.has("raw") };
   reflect();
   search();
 }
 
 function reflect() {
   if (at("text").value !== asked.text) at("text").value = asked.text;
-  at("picked").hidden = at("unpick").hidden = !asked.image;
-  if (asked.image) at("picked").src = asked.image;
+  reflectPicture();
   at("balanced").checked = asked.balanced;
   for (const tab of document.querySelectorAll("[role=tab]")) tab.setAttribute("aria-selected", String(tab.dataset.tab === asked.tab));
+}
+
+function reflectPicture() {
+  const shown = at("picked");
+  at("unpick").hidden = !asked.image;
+  if (shown.getAttribute("src") === asked.image) return;
+  shown.hidden = at("named").hidden = true; // until it is known which of the two can be shown
+  shown.alt = at("named").textContent = asked.image ? asked.name : "";
+  if (asked.image) shown.src = asked.image;
+  else shown.removeAttribute("src");
 }
 
 // ---- hits ------------------------------------------------------------------------------------------------------------
@@ -282,11 +304,11 @@ function under(event) {
 
 function take(file) {
   if (!file) return;
-  if (!file.type.startsWith("image/") || file.type === "image/svg+xml") return say(words.not_a_picture, true);
-  if (file.size > LARGEST) return say(words.too_large, true);
+  if (!file.type.startsWith("image/") || file.type === "image/svg+xml") return say(words.not_a_picture, true, file.name);
+  if (file.size > LARGEST) return say(words.too_large, true, file.name);
   const reader = new FileReader();
-  reader.onload = () => ask({ image: reader.result, like: null });
-  reader.onerror = () => say(words.not_a_picture, true);
+  reader.onload = () => ask({ image: reader.result, name: file.name, like: null });
+  reader.onerror = () => say(words.not_a_picture, true, file.name);
   reader.readAsDataURL(file);
 }
 
@@ -307,6 +329,8 @@ at("file").addEventListener("change", () => {
   take(at("file").files[0]);
   at("file").value = "";
 });
+at("picked").addEventListener("load", () => (at("picked").hidden = !asked.image));
+at("picked").addEventListener("error", () => (at("named").hidden = !asked.image));
 at("unpick").addEventListener("click", () => ask({ image: null }));
 at("balanced").addEventListener("change", () => ask({ balanced: at("balanced").checked }));
 at("tabs").addEventListener("click", (event) => {
@@ -378,6 +402,7 @@ function beside(card, rows) {
 async function begin() {
   try {
     const told = await (await call("/v1/models")).json();
+    sees = told.data[0].modalities.includes("image");
     at("model").textContent = `${told.data[0].id} · ${told.data[0].dimensions[0]}`;
     recall(history.state);
   } catch (error) {
