@@ -23,7 +23,10 @@ from .cli_shared import (
     column_option,
     columns_said,
     device_option,
+    entries_of,
+    escape_unknown,
     json_option,
+    lines_option,
     load_model,
     model_option,
     on_error_option,
@@ -52,6 +55,7 @@ cli.add_command(cli_index.search)
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; an error that we know is one line on stderr, never a traceback."""
+    escape_unknown()
     try:
         sys.exit(cli.main(args=arguments, prog_name="mmembed", standalone_mode=False) or 0)
     except click.ClickException as error:
@@ -81,7 +85,7 @@ def _fail(reason: str, code: int) -> NoReturn:
 
 
 @cli.command()
-@model_option
+@model_option("pico")
 @device_option
 @click.option(
     "--output", type=click.Path(dir_okay=False, path_type=Path), default="mmembed-demo.png", show_default=True,
@@ -152,7 +156,7 @@ def _print_answer(answer: Answer) -> None:
 @click.argument("files", nargs=-1)
 @click.option("--text", "texts", multiple=True, help="A text; as often as you like.")
 @click.option("--image", "images", multiple=True, help="Path of a picture; as often as you like.")
-@click.option("--lines", is_flag=True, help="Each line of .txt files and of stdin is one text.")
+@lines_option
 @column_option
 @click.option(
     "--out",
@@ -162,8 +166,8 @@ def _print_answer(answer: Answer) -> None:
 @click.option("--prompt-name", help='A prompt of the model, such as "query" or "document".')
 @click.option("--truncate-dim", type=click.IntRange(min=1), help="Keep the first so many numbers.")
 @click.option("--batch-tokens", type=click.IntRange(min=1), help="Tokens of one batch.")
-@on_error_option
-@model_option
+@on_error_option("raise")
+@model_option("pico")
 @device_option
 @json_option
 def embed(
@@ -176,18 +180,18 @@ def embed(
     prompt_name: str | None,
     truncate_dim: int | None,
     batch_tokens: int | None,
-    on_error: Literal["raise", "skip"] | None,
+    on_error: Literal["raise", "skip"],
     model: str | None,
     device: str | None,
     as_json: bool,
 ) -> int:
     """Embed FILES, then texts, then images.
 
-    A folder gives its pictures and .txt files, all the way down. A .txt file is one text; a .jsonl file and - (stdin) hold an
-    item a line: a text, or {"text": ..., "image": PATH, "id": NAME}; a .parquet file and a folder of datasets' save_to_disk an
-    item a row, in columns of these names; a .tar of webdataset an item for all files of one name; any other file is a picture.
-    "photos/**/*.jpg" is a pattern. Without --out, one line of JSON an item: its row, id and vector, or its error. With it,
-    the same command after a kill goes on where it was.
+    A folder gives its pictures and .txt files, all the way down, but not hidden ones (.NAME). A .txt file is one text; a .jsonl
+    file and - (stdin) hold an item a line: a text, or {"text": ..., "image": PATH, "id": NAME}; a .parquet file and a folder of
+    datasets' save_to_disk an item a row, in columns of these names; a .tar of webdataset an item for all files of one name; any
+    other file is a picture. "photos/**/*.jpg" is a pattern. Without --out, one line of JSON an item: its row, id and vector, or
+    its error. With it, the same command after a kill goes on where it was.
     """
     if not files and not texts and not images:
         raise click.UsageError("nothing to embed: give files, - for stdin, --text or --image")
@@ -203,21 +207,22 @@ def embed(
         "prompt_name": prompt_name,
         "truncate_dim": truncate_dim,
         "batch_tokens": batch_tokens,
-        "on_error": on_error or "raise",
+        "on_error": on_error,
         "report": report,
         "show_progress_bar": watched(),
     }
     entries, again = tee(_entries(files, texts, images, lines, columns_said(columns)))
     names, things = (entry.id or entry.name for entry in entries), (entry.thing for entry in again)
-    if out is not None:
-        embedder.encode_to(out, things, ids=names, **options)
-        about = json.loads(out.with_name(f"{out.name}.json").read_text(encoding="utf-8"))
-        items, width, failed = about["rows"], about["made"]["dimension"], about["failed"]
-        done = {"out": str(out), "items": items, "dimension": width, "failed": failed, "resumed": report.resumed}
-        said = f"{items - failed} of {items} items, {width} numbers each: {out}"
-        print_json(done) if as_json else click.echo(said)
-    else:
-        failed = _print_vectors(embedder.stream(things, **options), names, report)
+    try:
+        if out is not None:
+            embedder.encode_to(out, things, ids=names, **options)
+            failed = _print_written(out, report.resumed, as_json)
+        else:
+            failed = _print_vectors(embedder.stream(things, **options), names, report)
+    except InputError as error:
+        if error.item is None:
+            raise
+        raise InputError(f"{error.reason}; --on-error skip leaves it out and goes on", error.item) from None
     for skipped in report.skipped:
         click.echo(f"mmembed: item {skipped.row}: {skipped.reason}", err=True)
     if report.truncated:
@@ -229,11 +234,21 @@ def _entries(
     files: Iterable[str], texts: Iterable[str], images: Iterable[str], lines: bool, columns: Columns | None
 ) -> Iterator[Entry]:
     from .images import Image
-    from .sources import Entry, read
+    from .sources import Entry
 
-    yield from read(files, sys.stdin.buffer, lines=lines, columns=columns)
+    yield from entries_of(files, lines, columns)
     yield from (Entry(text, text) for text in texts)
     yield from (Entry(path, Image(path)) for path in images)
+
+
+def _print_written(out: Path, resumed: int, as_json: bool) -> int:
+    """Say what `encode_to` wrote; returns how many items have no vector."""
+    about = json.loads(out.with_name(f"{out.name}.json").read_text(encoding="utf-8"))
+    items, width, failed = about["rows"], about["made"]["dimension"], about["failed"]
+    done = {"out": str(out), "items": items, "dimension": width, "failed": failed, "resumed": resumed}
+    said = f"{items - failed} of {items} items, {width} numbers each: {out}"
+    print_json(done) if as_json else click.echo(said)
+    return failed
 
 
 def _print_vectors(stream: Iterable[Any], names: Iterator[str], report: Report) -> int:
@@ -264,7 +279,7 @@ def _print_vectors(stream: Iterable[Any], names: Iterator[str], report: Report) 
     help="File with the key that requests must bear (Authorization: Bearer ...).  [env: MMEMBED_KEY_FILE]",
 )  # fmt: skip
 @click.option("--allow-url", is_flag=True, help="Fetch pictures by URL, from the public internet only.")
-@model_option
+@model_option("that of the index, else pico")
 @device_option
 def serve(
     index: str | None,
@@ -380,7 +395,7 @@ def train(
     "--margin", type=float, default=0.0, show_default=True, help="Nearer to the positive than this is left out."
 )
 @click.option("--relative", type=float, default=0.05, show_default=True, help="The same, in parts of its similarity.")
-@model_option
+@model_option("pico")
 @device_option
 @json_option
 def mine(
@@ -496,7 +511,7 @@ def models(as_json: bool) -> None:
 
 
 @cli.command()
-@model_option
+@model_option("pico")
 @device_option
 @json_option
 def doctor(model: str | None, device: str | None, as_json: bool) -> int:

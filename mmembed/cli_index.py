@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
-from itertools import chain, islice
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,7 +16,9 @@ from .cli_shared import (
     column_option,
     columns_said,
     device_option,
+    entries_of,
     json_option,
+    lines_option,
     load_model,
     modality_option,
     model_option,
@@ -25,12 +28,13 @@ from .cli_shared import (
     print_pairs,
     watched,
 )
-from .errors import StoreError
+from .errors import InputError, StoreError
 
 if TYPE_CHECKING:
     from .inputs import Thing
     from .search.adding import AddReport
     from .search.index import Mode
+    from .sources import Entry
 
 
 where_option = click.option("--where", help='Only items for which this is true, in SQL: "year >= 2020".')
@@ -41,9 +45,22 @@ def index() -> None:
     """Make an index and look after it."""
 
 
+@contextmanager
+def usage() -> Iterator[None]:
+    """Inside, an `InputError` that is of no item is wrong usage: a condition that is none, parts of a query that cancel each
+    other."""
+    try:
+        yield
+    except InputError as error:
+        if error.item is not None:
+            raise
+        raise click.UsageError(error.reason) from None
+
+
 @index.command("add")
 @click.argument("index", metavar="INDEX")
 @click.argument("paths", nargs=-1, required=True)
+@lines_option
 @column_option
 @click.option("--truncate-dim", type=click.IntRange(min=1), help="Numbers of a vector, for a new index.")
 @click.option(
@@ -51,44 +68,52 @@ def index() -> None:
 )
 @click.option("--reread", is_flag=True, help="Read also the files whose size and time are as they were.")
 @click.option("--remove-gone", is_flag=True, help="Take out the items of files that are in a folder of PATHS no more.")
-@on_error_option
-@model_option
+@on_error_option("skip")
+@model_option("that of the index, else pico")
 @device_option
 @json_option
 def index_add(
     index: str,
     paths: tuple[str, ...],
+    lines: bool,
     columns: tuple[str, ...],
     truncate_dim: int | None,
     store: Literal["float32", "float16"] | None,
     reread: bool,
     remove_gone: bool,
-    on_error: Literal["raise", "skip"] | None,
+    on_error: Literal["raise", "skip"],
     model: str | None,
     device: str | None,
     as_json: bool,
 ) -> int:
     """Add PATHS to INDEX, which is made if need be.
 
-    They are those of `embed`: folders, patterns, .txt, .jsonl, .parquet, folders of datasets' save_to_disk, .tar of webdataset,
-    - (stdin), pictures. Rows keep their id, and their other columns as metadata. What is in the index already stays as it is; a
-    file that has other content by now is replaced.
+    They are those of `embed`: folders without what is hidden in them (.NAME), patterns, .txt, .jsonl, .parquet, folders of
+    datasets' save_to_disk, .tar of webdataset, - (stdin), pictures. Rows keep their id, and their other columns as metadata. What
+    is in the index already stays as it is; a file that has other content by now is replaced.
     """
+    from .search.adding import AddReport, Skipped
     from .search.index import Index
     from .search.table import exists
-    from .sources import read
 
     named = columns_said(columns)
     folders = [path for path in paths if Path(path).is_dir()]
     if remove_gone and not folders:
         raise click.UsageError("--remove-gone looks for files of a folder, and PATHS names none")
-    entries = iter(read(paths, sys.stdin.buffer, columns=named))
+    entries = entries_of(paths, lines, named)
     if exists(index):
         if truncate_dim is not None or store is not None:
             raise click.UsageError(f"{index} exists: --truncate-dim and --store are for a new index")
         opened = open_index(index, model, device)
     else:
-        found = list(islice(entries, 1))  # what cannot be read at all leaves no empty index behind
+        _check_free(index)
+        found = list(_to_first(entries))
+        bad = [Skipped(row, e.name, e.thing.reason) for row, e in enumerate(found) if isinstance(e.thing, InputError)]
+        if len(bad) == len(found):  # what cannot be read at all, or is nothing, leaves no empty index behind
+            if bad and on_error == "raise":
+                raise InputError(bad[0].reason, 0)
+            _print_added(AddReport(skipped=bad), [], 0, as_json)
+            return SOME_FAILED if bad else 0
         entries = chain(found, entries)
         try:
             opened = Index.create(index, load_model(model, device), truncate_dim=truncate_dim, store=store or "float32")
@@ -99,12 +124,41 @@ def index_add(
     report = opened.add_entries(
         entries,
         reread=reread,
-        on_error=on_error or "skip",
+        on_error=on_error,
         show_progress_bar=watched(),
     )
     gone = [path for folder in folders for path in opened.remove_gone(folder)] if remove_gone else []
     _print_added(report, gone, len(opened), as_json)
     return SOME_FAILED if report.skipped else 0
+
+
+def _to_first(entries: Iterator[Entry]) -> Iterator[Entry]:
+    """Entries up to the first one that could be read."""
+    for entry in entries:
+        yield entry
+        if not isinstance(entry.thing, InputError):
+            return
+
+
+def _check_free(index: str) -> None:
+    """Before an index is made: where its name was forgotten, the first of the paths stands in its place.
+
+    Raises:
+        click.UsageError: a file, or a folder with anything in it but the beginnings of an index.
+    """
+    from .search.table import NAME, place
+
+    at = place(index)
+    if isinstance(at, str):
+        return
+    if at.is_dir():
+        what = "a folder with other files in it" if any(each.name != f"{NAME}.lance" for each in at.iterdir()) else ""
+    else:
+        what = "a file" if at.exists() else ""
+    if what:
+        raise click.UsageError(
+            f"{index} is {what} and no index: say first where the index is to be, as in `mmembed index add NAME.index {index}`"
+        )
 
 
 def _print_added(report: AddReport, gone: list[str], items: int, as_json: bool) -> None:
@@ -172,7 +226,8 @@ def index_dups(index: str, threshold: float, modality: str | None, out: Path | N
     from .search.hits import isolated
     from .search.index import Index
 
-    groups = Index.open(index).duplicates(threshold, modality=modality)
+    with usage():
+        groups = Index.open(index).duplicates(threshold, modality=modality)
     told = [{"same": group.same, "items": group.hits.as_dicts()} for group in groups]
     if out is not None:
         out.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in told), encoding="utf-8")
@@ -191,13 +246,17 @@ def index_dups(index: str, threshold: float, modality: str | None, out: Path | N
 @json_option
 def index_diagnose(index: str, as_json: bool) -> None:
     """Say how the vectors of INDEX lie, modality by modality, and what to do about it."""
+    from .search.background import LEAST
     from .search.index import Index
 
     told = Index.open(index).diagnose()
     if as_json:
         print_json(told.as_dict())
-    else:
-        click.echo(str(told))
+        return
+    header, _, below = str(told).partition("\n")
+    is_small = not told.modalities and not told.languages
+    click.echo(f"no table: it needs {LEAST} items of a modality" if is_small else header)
+    click.echo(below)
 
 
 @index.command("list")
@@ -213,16 +272,18 @@ def index_list(index: str, where: str | None, limit: int, as_json: bool) -> None
     """
     from .search.hits import isolated
     from .search.index import Index
+    from .search.table import Table
 
-    opened = Index.open(index)
-    hits = opened.items(where=where, limit=limit)
+    with usage():
+        hits = Index.open(index).items(where=where, limit=limit)
+        total = Table.open(index).count(where) if len(hits) == limit else len(hits)
     if as_json:
         print_json([{"id": hit.id, "modality": hit.modality, "text": hit.text, "path": hit.path, "metadata": hit.metadata}
                     for hit in hits])  # fmt: skip
         return
     for hit in hits:
         click.echo(f"{isolated(hit.id, 64)}  {hit.modality:10}  {isolated(hit.path or hit.label, 80, keep='end')}")
-    click.echo(f"{len(hits)} items{f', the first {limit}' if len(hits) == limit else ''}", err=True)
+    click.echo(f"the first {len(hits)} of {total} items" if total > len(hits) else f"{total} items", err=True)
 
 
 @index.command("rm")
@@ -238,7 +299,8 @@ def index_rm(index: str, ids: tuple[str, ...], where: str | None, as_json: bool)
         raise click.UsageError("give ids, or --where")
     opened = Index.open(index)
     wanted = list(dict.fromkeys(ids))
-    removed = opened.remove(wanted) if where is None else opened.remove(where=where)
+    with usage():
+        removed = opened.remove(wanted) if where is None else opened.remove(where=where)
     missing = max(0, len(wanted) - removed)
     if as_json:
         print_json({"removed": removed, "not_found": missing, "items": len(opened)})
@@ -250,7 +312,7 @@ def index_rm(index: str, ids: tuple[str, ...], where: str | None, as_json: bool)
 @index.command("verify")
 @click.argument("index", metavar="INDEX")
 @click.option("--sample", type=click.IntRange(min=0), default=0, help="So many items are embedded anew and compared.")
-@model_option
+@model_option("that of the index")
 @device_option
 @json_option
 def index_verify(index: str, sample: int, model: str | None, device: str | None, as_json: bool) -> int:
@@ -313,7 +375,7 @@ def index_compact(index: str, now: bool, as_json: bool) -> None:
 @click.option("--mode", default="vector", show_default=True, help='"vector", "text" (its words) or "hybrid" (both).')
 @click.option("--exact", is_flag=True, help="Scan all vectors, also where a large index has codes.")
 @click.option("--diversity", type=click.FloatRange(0, 1), default=0, show_default=True, help="Hits unlike each other.")
-@model_option
+@model_option("that of the index")
 @device_option
 @json_option
 def search(
@@ -349,7 +411,8 @@ def search(
         parts.append(Image(image))
     asked = Query([(tuple(parts), 1.0), *((text, weight) for weight, text in more)])
     opened = Index.open(index) if mode == "text" else open_index(index, model, device)
-    hits = opened.search(asked, k=5 * k if diversity else k, mode=mode, modality=modality, where=where, exact=exact)
+    with usage():
+        hits = opened.search(asked, k=5 * k if diversity else k, mode=mode, modality=modality, where=where, exact=exact)
     if diversity:
         hits = opened.diversify(hits, k=k, diversity=diversity)
     if as_json:

@@ -120,7 +120,9 @@ def compose(
         tower, entry = compose_vision(vision)
         if not any(vision.get(said) for said in ("pretrained", "weights", "path")):
             told = f"the vision tower {vision.get('name')!r} has random weights"
-            warnings.warn(f"{told}: give 'weights' (a file) or 'pretrained' (which fetches them), or train it", stacklevel=3)
+            warnings.warn(
+                f"{told}: give 'weights' (a file) or 'pretrained' (which fetches them), or train it", stacklevel=3
+            )
         seeing = {"vision": entry, "projector": _kind(projector or "mlp")}
     pooling = spec.pop("pooling", "last")
     width = next((h["out"] for h in reversed(spec.get("heads", ())) if "out" in h), folders.width(body.config))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .batch import Sample
+
+PACKAGE = str(Path(__file__).parent) + os.sep
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +60,9 @@ class Report:
         self.batch_tokens = max(tokens // 2, 1)
         self.halved += 1
         if self.halved == 1:
-            warnings.warn(
+            _warn(
                 f"memory ran out at a batch of {tokens} tokens; going on with {self.batch_tokens}, or half of that again "
-                f"(batch_tokens={self.batch_tokens} begins there, Report.batch_tokens says where it ended)",
-                stacklevel=5,
+                f"(batch_tokens={self.batch_tokens} begins there, Report.batch_tokens says where it ended)"
             )
 
 
@@ -129,8 +133,15 @@ def warn(told: Report, before: tuple[int, int], asked: bool, longest: int) -> No
     skipped, cut = told.skipped[before[0] :], told.truncated[before[1] :]
     if skipped and not asked:
         shown = "; ".join(f"item {s.row}: {s.reason}" for s in skipped[:3])
-        warnings.warn(f"{len(skipped)} items were skipped, their rows are NaN: {shown}", stacklevel=4)
+        _warn(f"{len(skipped)} items were skipped, their rows are NaN: {shown}")
     if cut and not asked:
-        warnings.warn(
-            f"{len(cut)} items were longer than {longest} tokens and were cut (first: {cut[0]})", stacklevel=4
-        )
+        _warn(f"{len(cut)} items were longer than {longest} tokens and were cut (first: {cut[0]})")
+
+
+def _warn(message: str) -> None:
+    """Warn at the line outside the package that called into it: Python shows a warning once a line, and calls of other lines are
+    to be told too."""
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -20,6 +21,8 @@ ROWS = 64
 """Rows of a table that are read at once: they may hold pictures."""
 MAX_LINE = 2 * MAX_BYTES
 """Bytes of a line, which may hold a picture in base64."""
+UNREAD = {".csv": "CSV", ".tsv": "TSV"}
+"""Tables that are not read, and would else be taken for pictures."""
 
 Source: TypeAlias = "str | os.PathLike[str] | Any"
 """A path, a pattern, "-", or a dataset of Hugging Face."""
@@ -81,6 +84,8 @@ def read(
             file and "-" hold an item a line, a JSON string or an object; a .parquet file, a folder that `save_to_disk` of
             datasets wrote and a dataset itself an item a row; a .tar file an item for all files of one name (webdataset), see
             `Shard`; any other file is a picture. A path with * ? or [ that is no file is a pattern; ** goes all the way down.
+            What is hidden, by a dot that its name begins with, is passed over below a folder and by * ? and [; it is read where
+            its name is said.
         stdin: what "-" reads. lines: each line of a .txt file, and of "-", is one text.
         columns: of rows; None: text, image and id, those of them that are there. A path of a picture starts from the folder of
             the file that says it.
@@ -100,7 +105,8 @@ def read(
 
 
 def files_of(path: str | os.PathLike[str]) -> list[Path]:
-    """The one file or folder of that path, or all that a pattern fits, in order.
+    """The one file or folder of that path, or all that a pattern fits, in order; as in a shell, what is hidden is fitted by a
+    part of the pattern that begins with a dot too, and by no other.
 
     Raises:
         LoadError: it fits none.
@@ -110,8 +116,14 @@ def files_of(path: str | os.PathLike[str]) -> list[Path]:
     if not any(is_pattern) or os.path.lexists(whole):
         return [whole]
     fixed = is_pattern.index(True)
-    anchor = Path(*whole.parts[:fixed])
-    fitting = sorted(path for path in anchor.glob(str(Path(*whole.parts[fixed:]))) if not path.is_dir())
+    anchor, parts = Path(*whole.parts[:fixed]), whole.parts[fixed:]
+    dotted = [part for part in parts if _is_hidden(part)]
+
+    def said(path: Path) -> bool:
+        hidden = filter(_is_hidden, path.parts[len(anchor.parts) :])
+        return all(any(fnmatchcase(name, part) for part in dotted) for name in hidden)
+
+    fitting = sorted(path for path in anchor.glob(str(Path(*parts))) if said(path) and not path.is_dir())
     if not fitting:
         raise LoadError(f"no such file or folder: {printable(whole)}")
     return fitting
@@ -119,10 +131,11 @@ def files_of(path: str | os.PathLike[str]) -> list[Path]:
 
 def walk(folder: Path, endings: Sequence[str]) -> Iterator[Path | InputError]:
     """The files of a folder with one of these endings, all the way down, in the order of their paths; a folder that cannot be
-    looked into is an error. Links to folders are not followed."""
+    looked into is an error. Links to folders are not followed, and hidden files and folders (.git, .cache, ._x.jpg) are passed
+    over; the folder itself may be hidden."""
     try:
         with os.scandir(folder) as inside:
-            every = sorted(inside, key=lambda entry: entry.name)
+            every = sorted((entry for entry in inside if not _is_hidden(entry.name)), key=lambda entry: entry.name)
     except OSError as error:
         yield InputError(f"{printable(folder)}: cannot be looked into: {error.strerror}")
         return
@@ -132,6 +145,11 @@ def walk(folder: Path, endings: Sequence[str]) -> Iterator[Path | InputError]:
             yield from walk(path, endings)
         elif path.suffix.lower() in endings and not _is_dir(entry):
             yield path
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a file or folder of that name is one that people do not see."""
+    return name.startswith(".")
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:
@@ -166,6 +184,11 @@ def _file(path: Path, lines: bool, columns: Columns | None) -> Iterator[Entry]:
         yield from _parquet(path, columns)
     elif path.suffix == ".tgz" or ".tar" in path.suffixes[-2:]:
         yield from _shard(path, columns)
+    elif path.suffix.lower() in UNREAD and path.is_file():
+        kind = UNREAD[path.suffix.lower()]
+        yield _bad(
+            printable(path), f"{kind} is not read; .jsonl and .parquet are: an item a row, in columns text, image, id"
+        )
     else:
         yield _single(path)
 
@@ -213,7 +236,9 @@ def _lines(file: IO[bytes], name: str, folder: Path, plain: bool, columns: Colum
         except InputError as error:
             yield _bad(here, error.reason)
         except (ValueError, RecursionError) as error:
-            yield _bad(here, f"no JSON: {error}")
+            is_words = name == "stdin" and text.lstrip()[0] not in '{["'
+            hint = "; with --lines each line is a text as it is" if is_words else ""
+            yield _bad(here, f"no JSON: {error}{hint}")
 
 
 def _bounded(file: IO[bytes]) -> Iterator[bytes | None]:
@@ -409,7 +434,11 @@ def _of_row(row: Mapping[str, Any], name: str, folder: Path, columns: Columns) -
     if image is not None:
         parts["image"] = _picture(image, folder)
     if not parts:
-        wanted = " nor ".join(repr(column) for column in (columns.text, columns.image) if column is not None)
+        items = [column for column in (columns.text, columns.image) if column is not None]
+        nulls = " and ".join(repr(column) for column in items if column in row)
+        if nulls:
+            raise InputError(f"{nulls} {'are' if ' and ' in nulls else 'is'} null: there is nothing to embed")
+        wanted = " nor ".join(map(repr, items))
         raise InputError(f"it has neither {wanted}; it has {', '.join(map(repr, row)) or 'nothing'}")
     given = None if columns.id is None else row.get(columns.id)
     if isinstance(given, bool) or not isinstance(given, (str, int, type(None))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -297,7 +298,7 @@ def test_index_export_and_dups_need_no_model(run, things, tmp_path):
     assert out.startswith("alike\n")
     assert (len(out.splitlines()), "cat.png" in out) == (4, True)
     assert json.loads(run("index", "dups", things, "--threshold", "0.99999", "--json")[1]) == []
-    assert run("index", "dups", things, "--threshold", "2")[0] == 1
+    assert run("index", "dups", things, "--threshold", "2")[0] == 2
 
 
 def test_models_are_listed(run):
@@ -349,6 +350,9 @@ def test_items_are_listed_searched_and_removed_by_a_condition(run, notes, model)
     assert (code, [hit["id"] for hit in json.loads(out)["hits"]]) == (0, ["n1999"])
     code, _, err = run("index", "list", notes, "--where", "yaer > 2000")
     assert (code, "Did you mean 'year'?" in err) == (2, True)
+    for arguments in (["index", "list", notes], ["index", "rm", notes], ["search", notes, "a", "--model", model]):
+        code, _, err = run(*arguments, "--where", "year >")
+        assert (code, "is no condition in SQL" in err) == (2, True)
     assert run("index", "rm", notes)[0] == 2
     code, out, _ = run("index", "rm", notes, "--where", "year < 2000")
     assert (code, out.strip()) == (0, "1 removed, 0 not found; 1 items")
@@ -399,3 +403,142 @@ def test_an_index_is_not_begun_for_what_is_not_there(run, model, tmp_path):
     code, _, err = run("index", "add", tmp_path / "new", tmp_path / "none.jsonl", "--model", model)
     assert code == 2, err
     assert not (tmp_path / "new").exists()
+
+
+def test_no_index_is_made_among_other_files(run, model, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.png").write_bytes(b"a picture")
+    for name, said in ((photos, "a folder with other files in it"), (photos / "a.png", "a file")):
+        code, _, err = run("index", "add", name, CAT, "--model", model)
+        assert (code, f"{name} is {said} and no index" in err) == (2, True), err
+        assert f"mmembed index add NAME.index {name}" in err
+    assert [file.name for file in photos.iterdir()] == ["a.png"]
+    (tmp_path / "empty").mkdir()
+    for _ in range(2):
+        assert run("index", "add", tmp_path / "empty", CAT, "--model", model)[0] == 0
+    assert [file.name for file in (tmp_path / "empty").iterdir()] == ["items.lance"], "all that stands in an index"
+    (tmp_path / "begun/items.lance").mkdir(parents=True)  # as a kill leaves it
+    assert run("index", "add", tmp_path / "begun", CAT, "--model", model)[0] == 0
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "cp1252", "ascii"])
+def test_what_an_encoding_lacks_is_escaped_and_stays_json(run, model, tmp_path, encoding):
+    words = "猫 😀 é"
+    (tmp_path / "lines.jsonl").write_text(json.dumps(words), encoding="utf-8")
+    assert run("index", "add", tmp_path / "i", tmp_path / "lines.jsonl", "--model", model)[0] == 0
+
+    def told(*arguments):
+        command = [sys.executable, "-m", "mmembed", *map(str, arguments), "--model", model]
+        env = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"}
+        done = subprocess.run(command, capture_output=True, env=env, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+        return done.stdout.decode("utf-8" if encoding == "ascii" else encoding)  # click takes ASCII for a mistake
+
+    found = json.loads(told("search", tmp_path / "i", words, "--json"))
+    assert (found["query"], found["hits"][0]["text"]) == (words, words)
+    shown = told("search", tmp_path / "i", words)
+    assert ("猫" in shown, "\\u732b" in shown) == ((True, False) if encoding in ("utf-8", "ascii") else (False, True))
+    assert "é" in shown
+
+
+def test_where_nothing_was_found_is_told_and_no_index_is_made_for_it(run, model, tmp_path, monkeypatch):
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "folder/.hidden").mkdir(parents=True)
+    (tmp_path / "folder/.hidden/a.txt").write_text("a")
+    (tmp_path / "lines.jsonl").write_text("\n")
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "t.parquet")
+    names = [tmp_path / "folder", tmp_path / "lines.jsonl", tmp_path / "t.parquet", "-"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    code, out, err = run("embed", *names, "--text", "a", "--model", model)
+    assert (code, len(out.splitlines())) == (0, 1)
+    for name, line in zip([*names[:3], "stdin"], err.splitlines(), strict=True):
+        assert line.startswith(f"mmembed: nothing was found in {name}")
+    assert (tmp_path / "folder/.hidden").name not in out
+    code, out, err = run("index", "add", tmp_path / "new", *names[:3], "--model", model)
+    assert (code, out) == (0, "0 added, 0 replaced, 0 unchanged, 0 skipped, 0 removed; 0 items\n")
+    assert len(err.splitlines()) == 3
+    assert not (tmp_path / "new").exists()
+    assert json.loads(run("index", "add", tmp_path / "new", names[0], "--model", model, "--json")[1])["items"] == 0
+
+
+def test_words_on_stdin_and_tables_of_commas_are_told_what_to_do(run, model, tmp_path, monkeypatch):
+    import io
+
+    def embed(command, *arguments):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"hi\nyou\n")))
+        return run(*command, "-", *arguments, "--model", model)
+
+    code, _, err = embed(["embed"])
+    assert (code, "with --lines each line is a text" in err) == (1, True), err
+    code, out, _ = embed(["embed"], "--lines")
+    assert (code, len(out.splitlines())) == (0, 2)
+    code, out, _ = embed(["index", "add", tmp_path / "i"], "--lines", "--json")
+    assert (code, json.loads(out)["items"]) == (0, 2)
+    (tmp_path / "a.csv").write_text("text\na cat\n")
+    code, out, err = run("index", "add", tmp_path / "new", tmp_path / "a.csv", "--model", model, "--json")
+    assert (code, len(json.loads(out)["skipped"])) == (3, 1)
+    assert not (tmp_path / "new").exists(), "which would be an empty index"
+    code, out, _ = run("index", "add", tmp_path / "new", tmp_path / "a.csv", CAT, "--model", model, "--json")
+    assert (code, len(json.loads(out)["skipped"]), json.loads(out)["items"]) == (3, 1, 1)
+    for arguments in (["embed"], *(["index", "add", tmp_path / name, "--on-error", "raise"] for name in ("i", "none"))):
+        code, _, err = run(*arguments, tmp_path / "a.csv", "--model", model)
+        assert (code, "CSV is not read; .jsonl and .parquet are" in err) == (1, True), err
+
+
+def test_a_bad_file_that_ends_embed_names_the_way_on(run, model, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    (tmp_path / "b.txt").write_text("b")
+    for more in ([], ["--out", tmp_path / "v.npy"]):
+        code, _, err = run("embed", tmp_path, *more, "--model", model)
+        assert (code, "--on-error skip" in err) == (1, True), err
+    code, out, _ = run("embed", tmp_path, "--on-error", "skip", "--model", model)
+    assert (code, len(out.splitlines())) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("command", "model", "on_error"),
+    [
+        ("demo", "pico", None),
+        ("doctor", "pico", None),
+        ("mine", "pico", None),
+        ("embed", "pico", "raise"),
+        ("index add", "that of the index, else pico", "skip"),
+        ("index verify", "that of the index", None),
+        ("search", "that of the index", None),
+        ("serve", "that of the index, else pico", None),
+    ],
+)
+def test_help_says_the_defaults_of_the_command(run, command, model, on_error):
+    told = " ".join(run(*command.split(), "--help")[1].split())
+    assert f"name of the model. [default: {model}]" in told
+    assert ("--on-error" in told) == (on_error is not None)
+    if on_error is not None:
+        assert f"or skip it. [default: {on_error}]" in told
+        assert "(.NAME)" in told, "what is hidden is not read"
+
+
+def test_a_query_whose_parts_cancel_each_other_is_asked_wrongly(run, things, model, tmp_path):
+    code, _, err = run("search", things, "a", "--and", "-1", "a", "--model", model)
+    assert (code, "cancel each other" in err) == (2, True), err
+    code, _, err = run("search", things, "--image", tmp_path / "none.png", "--model", model)
+    assert (code, "none.png" in err) == (1, True), err
+
+
+def test_a_list_that_is_cut_says_how_many_there_are(run, notes):
+    for arguments, said in (
+        (["--limit", 1], "the first 1 of 2 items"),
+        (["--limit", 2], "2 items"),
+        (["--limit", 1, "--where", "year < 2000"], "1 items"),
+    ):
+        assert run("index", "list", notes, *arguments)[2] == f"{said}\n"
+
+
+def test_a_diagnosis_of_few_items_has_no_empty_table(run, things):
+    out = run("index", "diagnose", things)[1]
+    assert "same among 10 nearest" not in out
+    assert out.startswith("no table: it needs 20 items of a modality\nhubness")

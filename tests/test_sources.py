@@ -82,6 +82,50 @@ def test_a_pattern_gives_files_in_order_and_a_file_of_that_very_name_is_itself(t
     assert [entry.path for entry in read([tmp_path / "?/[12].png"])] == [tmp_path / "a/1.png", tmp_path / "b/2.png"]
 
 
+def test_what_is_hidden_is_read_where_it_is_named_alone(tmp_path):
+    for name in ("a.png", ".git/b.png", "c/.cache/d.png", "c/._e.png", "c/.f.txt", ".g/h.png", ".g/.i/j.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"t")
+
+    def found(*sources):
+        return [str(entry.path.relative_to(tmp_path)) for entry in read(tmp_path / source for source in sources)]
+
+    assert found("") == ["a.png"]
+    assert found(".g", "c/.f.txt", "c/.cache") == [".g/h.png", "c/.f.txt", "c/.cache/d.png"]
+    assert found("**/*.png") == ["a.png"]
+    assert found(".g/*.png", "*/.cache/*", "**/.*.png") == [".g/h.png", "c/.cache/d.png", "c/._e.png"]
+    with pytest.raises(LoadError, match="no such file or folder"):
+        found("c/*.png")
+
+
+def test_a_table_of_commas_is_told_what_is_read_in_its_place(tmp_path):
+    for name in ("a.csv", "a.TSV", "a.png"):
+        (tmp_path / name).write_text("text\na cat\n")
+    first, second, picture, missing = read([tmp_path / "a.csv", tmp_path / "*.TSV", tmp_path, tmp_path / "none.csv"])
+    assert first.thing.reason.startswith(f"{tmp_path}/a.csv: CSV is not read; .jsonl and .parquet are")
+    assert "TSV is not read" in second.thing.reason
+    assert [picture.path, missing.path] == [tmp_path / "a.png", tmp_path / "none.csv"]
+
+
+def test_a_text_that_is_null_is_told_so(tmp_path):
+    rows = [{"text": "a", "image": b"p", "id": 1}, {"text": None, "image": None, "id": 2}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    (tmp_path / "t.jsonl").write_text('{"text": null, "id": "a"}\n{"txt": null}\n')
+    for columns, said in ((None, "'text' and 'image' are null"), (Columns(image=None), "'text' is null")):
+        assert list(read([tmp_path / "t.parquet"], columns=columns))[1].thing.reason.startswith(
+            f"{tmp_path}/t.parquet:1: {said}"
+        )
+    null, lacking = read([tmp_path / "t.jsonl"])
+    assert null.thing.reason.endswith("t.jsonl:1: 'text' is null: there is nothing to embed")
+    assert "it has neither 'text' nor 'image'; it has 'txt'" in lacking.thing.reason
+
+
+def test_words_on_stdin_are_told_of_lines():
+    words, broken = read(["-"], io.BytesIO(b"hi\n{bad\n"))
+    assert words.thing.reason.endswith("; with --lines each line is a text as it is")
+    assert "--lines" not in broken.thing.reason
+
+
 def test_a_folder_is_walked_in_the_order_of_paths_and_says_what_it_cannot_look_into(tmp_path, monkeypatch):
     for name in ("b.png", "a/2.png", "a.png", "a/1.PNG", "a.b/3.png", "x.jpg/4.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..errors import InputError
 from ..inputs import Thing
@@ -39,6 +40,17 @@ class Request(BaseModel):
     input_type: Literal["query", "document", "passage"] | None = None
     prompt_name: str | None = None
     instruction: str | None = None
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        """Refuses an item that is no text by its number, which pydantic does not say of a field of several types."""
+        many = given if isinstance(given, list) else []
+        if not all(map(_is_ids, many)):  # of which `_texts` says more
+            for row, one in enumerate(many):
+                if not isinstance(one, str):
+                    raise Refused(f"item {row}: a text is wanted, not {json.dumps(one)[:60]}", param="input")
+        return given
 
 
 def read(request: Request, pictures: Pictures, longest: int) -> Asked:
@@ -81,6 +93,11 @@ def read(request: Request, pictures: Pictures, longest: int) -> Asked:
         truncate_dim=request.dimensions,
         truncate="error" if cut is None else "end",
     )
+
+
+def _is_ids(one: Any) -> bool:
+    """Whether it is a token id, or a text as token ids."""
+    return type(one) is int or (isinstance(one, list) and all(type(each) is int for each in one))
 
 
 def _texts(given: Any) -> list[Thing]:

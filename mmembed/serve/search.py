@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..errors import InputError
 from ..images import Image
@@ -31,6 +32,19 @@ class Query(BaseModel):
     model_config = ConfigDict(extra="forbid")
     text: str | None = None
     image: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given: Any) -> Any:
+        """Refuses a field of another name by naming the nearest one, or `text`, which most who guess at a name mean."""
+        for name in given if isinstance(given, dict) else ():
+            if name not in cls.model_fields:
+                near = (*difflib.get_close_matches(name[:60], cls.model_fields, n=1, cutoff=0.5), "text")[0]
+                known = ", ".join(cls.model_fields)
+                raise Refused(
+                    f"no field is called {name[:60]!r}. Did you mean {near!r}? Known: {known}.", param=name[:60]
+                )
+        return given
 
 
 class Request(Query):

@@ -517,11 +517,21 @@ def _change(values: dict[str, Any], change: str) -> None:
     key, found, value = change.partition("=")
     if not found:
         raise SpecError(f"--set takes KEY=VALUE, not {change!r}")
-    *path, last = key.strip().split(".")
+    *path, last = steps = key.strip().split(".")
     table: Any = values
     try:
-        for part in path:
-            table = table[int(part)] if isinstance(table, list) else table.setdefault(part, {})
+        for at, part in enumerate(steps):
+            if isinstance(table, list) and not (part.isdecimal() and int(part) < len(table)):
+                raise IndexError(_no_such(steps[:at], part, len(table)))
+            if at < len(path):
+                table = table[int(part)] if isinstance(table, list) else table.setdefault(part, {})
         table[int(last) if isinstance(table, list) else last] = tomllib.loads(f"x = {value}")["x"]
     except (tomllib.TOMLDecodeError, ValueError, IndexError, AttributeError, TypeError) as error:
         raise SpecError(f"--set {change}: {error}") from None
+
+
+def _no_such(path: typing.Sequence[str], part: str, count: int) -> str:
+    """That a list has none of that number, and which it has."""
+    name = ".".join(path)
+    numbered = f"{name}.0" if count == 1 else f"{name}.0 to {name}.{count - 1}"
+    return f"there is no {name}.{part}: the recipe has {f'{count}, {numbered}' if count else 'none'}"

@@ -155,6 +155,17 @@ def test_search_takes_a_negative_full_text_and_diversity(pico, index, url):
     assert _ask(url, "/search", {"text": "cat", "mode": "hibrid"}).status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("field", "meant"), [("query", "text"), ("txt", "text"), ("negativ", "negative"), ("top_k", "text")]
+)
+def test_search_names_a_field_that_it_does_not_know_and_the_one_that_is_meant(url, field, meant):
+    answer = _ask(url, "/search", {field: "x"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, field)
+    assert error["message"].startswith(f"no field is called {field!r}. Did you mean {meant!r}? Known: text, image, ")
+    assert "'id'" in _ask(url, "/why", {"text": "x", "ids": "t/0"}).json()["error"]["message"]
+
+
 def test_an_index_of_shorter_vectors_is_asked_in_them(pico, tmp_path):
     short = Index.create(tmp_path / "short", pico, truncate_dim=64)
     short.add(["a cat", "a rocket"], ids=["cat", "rocket"])
@@ -203,6 +214,11 @@ LONG = "word " * 5000
         ({"input": "a", "prompt_name": "qery"}, 400, "query"),
         ({"input": LONG}, 400, "tokens are more"),
         ({"input": {"a": 1}}, 400, "input"),
+        ({"input": [None]}, 400, "item 0: a text is wanted, not null"),
+        ({"input": ["a", 5]}, 400, "item 1: a text is wanted, not 5"),
+        ({"input": [5, "a", {"text": "b"}]}, 400, "item 0: a text is wanted"),
+        ({"input": [[5], [None]]}, 400, "item 0: a text is wanted, not [5]"),
+        ({"input": [5, 6]}, 400, "token ids"),
         ({"input": "a", "encoding_format": "int8"}, 400, "encoding_format"),
         ({"input": ["x"] * 2049}, 413, "2049"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, 400, "role"),

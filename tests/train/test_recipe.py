@@ -103,6 +103,17 @@ def test_set_changes_a_value_and_says_where_it_cannot(tmp_path):
             read(tmp_path, RECIPE, change)
 
 
+def test_set_of_a_stage_that_is_not_there_says_which_are(tmp_path):
+    for change, said in (
+        ("stage.1.steps=3", "there is no stage.1: the recipe has 1, stage.0"),
+        ("stage.words.steps=3", "there is no stage.words: the recipe has 1, stage.0"),
+        ("stage.0.task.4.batch=3", "there is no stage.0.task.4: the recipe has 1, stage.0.task.0"),
+    ):
+        with pytest.raises(SpecError) as caught:
+            read(tmp_path, RECIPE, change)
+        assert str(caught.value) == f"--set {change}: {said}"
+
+
 def test_lines_are_known_of_nested_and_repeated_tables():
     nested = 'a = 1\n"b.c" = """x\n[y]\n"""\n[d.x]\np = [1,\n  {z = 2},\n]\n'
     text = nested + '[[s]]\nn = 1.5\n[s.o]\nl = 1\n[[s.t]]\nq = 2\n[[s]]\nn = "#"\n[[s.t]]\nq = 5\n'
