@@ -493,7 +493,7 @@ def _inputs(
             f"an item of {longest} tokens: beyond {steady} a {model.config.model_type} backbone turns its positions by "
             f"the longest item of the batch, and a vector would hang on its company; compose with max_length={steady}"
         )
-    numbers = spans.positions if spans.numbers is None else spans.numbers
+    numbers = _numbers(model, ids, embeds, spans)
     if is_packed(model):
         if spans.asking is not None:
             ids, numbers = ids[spans.asking], numbers[..., spans.asking]
@@ -537,6 +537,20 @@ def _padded(
         row = torch.zeros(cells, dtype=numbers.dtype, device=ids.device)
         inputs["position_ids"] = row.index_copy(0, where, numbers).view(-1, longest) + first
     return {**inputs, "attention_mask": mask.view(-1, longest)}, where
+
+
+def _numbers(
+    model: PreTrainedModel, ids: Int[Tensor, " T"], embeds: Float[Tensor, "T D"] | None, spans: Spans
+) -> Tensor:
+    """How tokens are numbered before the first position is added; RoBERTa's family passes over padding that is a text's own word,
+    and puts it where its padding stands."""
+    numbers = spans.positions if spans.numbers is None else spans.numbers
+    pad = _first_position(model) - 1
+    if pad < 0 or embeds is not None or spans.numbers is not None or spans.shared:
+        return numbers
+    padding = (ids == pad).long()
+    before = padding.cumsum(0) - padding
+    return torch.where(padding > 0, -1, numbers - before + before[spans.start])
 
 
 def _first_position(model: PreTrainedModel) -> int:

@@ -346,3 +346,12 @@ def test_a_folder_gives_the_same_states_and_a_broken_one_an_error(tmp_path):
     model.save_pretrained(tmp_path / "broken", state_dict=state)
     with pytest.raises(LoadError, match=r"lacks weights: encoder\.layer\.1\.output\.dense"):
         load_backbone(tmp_path / "broken")
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_padding_that_a_text_says_itself_is_passed_over_as_the_model_does(layout):
+    kind = "xlm-roberta"
+    rows = items((6, 1, 9))
+    rows[0][2] = rows[2][0] = rows[2][4] = rows[2][5] = made(kind).config.pad_token_id
+    model = prepare_backbone(made(kind), "bidirectional", layout)
+    assert (ours(model, rows, "bidirectional") - alone(made(kind), rows)).abs().max() <= 1e-5
