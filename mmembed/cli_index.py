@@ -246,17 +246,13 @@ def index_dups(index: str, threshold: float, modality: str | None, out: Path | N
 @json_option
 def index_diagnose(index: str, as_json: bool) -> None:
     """Say how the vectors of INDEX lie, modality by modality, and what to do about it."""
-    from .search.background import LEAST
     from .search.index import Index
 
     told = Index.open(index).diagnose()
     if as_json:
         print_json(told.as_dict())
         return
-    header, _, below = str(told).partition("\n")
-    is_small = not told.modalities and not told.languages
-    click.echo(f"no table: it needs {LEAST} items of a modality" if is_small else header)
-    click.echo(below)
+    click.echo(str(told))
 
 
 @index.command("list")

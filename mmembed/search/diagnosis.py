@@ -104,6 +104,8 @@ class Diagnosis:
     def __str__(self) -> str:
         lines = [
             f"{'':<14}{'vectors':>8}{'cosine':>9}{'+-':>7}{'dimensions':>12}{'same among 10 nearest':>24}{'by chance':>11}"
+            if self.modalities or self.languages
+            else f"no table: it needs {LEAST} items of a modality"
         ]
         for name, group in [*self.modalities.items(), *(("  " + n, g) for n, g in self.languages.items())]:
             lines.append(
