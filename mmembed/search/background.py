@@ -74,10 +74,9 @@ class Background:
         varied = {kind: float(sample.var(0).sum()) for kind, sample in ordered.items()}
         found = {}
         for kind, sample in ordered.items():
-            others = max((of for other, of in varied.items() if other != kind), default=0.0)
-            if (
-                _unlike(sample, ALIKE * 2 * others) >= LEAST
-            ):  # two things lie as far apart as twice the variance, as a rule
+            # Two things lie as far apart (squared) as twice the variance, as a rule.
+            apart = 2 * max((of for other, of in varied.items() if other != kind), default=0.0)
+            if _unlike(sample, ALIKE * apart) >= LEAST:
                 found[kind] = sample
         return found
 
