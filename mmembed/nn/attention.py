@@ -128,7 +128,8 @@ def in_row(
     if dropout and name not in DROPPING:
         raise NotImplementedError(f"the attention room {name!r} has no dropout; {' and '.join(DROPPING)} have")
     more = {"dropout": dropout} if dropout else {}
-    out = chosen(query, key, value, spans, scaling=scaling, window=window, softcap=softcap, **more)[..., :width]
+    out = chosen(query, key, value, spans, scaling=scaling, window=window, softcap=softcap, **more)
+    out = out if out.shape[-1] == width else out[..., :width]
     return out.transpose(1, 2).contiguous()  # some models take a view of it
 
 

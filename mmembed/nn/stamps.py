@@ -13,10 +13,10 @@ _eight_bytes = ctypes.c_uint64.from_address
 
 
 def stamp(tensor: Tensor) -> Stamp:
-    """Equal as long as a tensor lies where it lay, torch counted no write to it, and its first and its middle numbers are what
-    they were.
+    """Equal as long as a tensor lies where it lay, torch counted no write to it, and the numbers in its middle are what they
+    were.
 
-    Of writes through `.data`, as peft merges adapters by, torch keeps no count; on a CPU these numbers are read past torch, in
+    Of writes through `.data`, as peft merges adapters by, torch keeps no count; on a CPU eight bytes are read past torch, in
     half a microsecond. On other devices, and of tensors that do not lie in one piece, such writes are not seen.
 
     Raises:
@@ -24,6 +24,5 @@ def stamp(tensor: Tensor) -> Stamp:
     """
     place, size = tensor.data_ptr(), tensor.nbytes
     if place and size >= 16 and type(tensor) in PLAIN and tensor.is_cpu and tensor.is_contiguous():
-        middle = place + size // 2 // 8 * 8
-        return place, tensor._version, _eight_bytes(place).value, _eight_bytes(middle).value
+        return place, tensor._version, _eight_bytes(place + size // 16 * 8).value
     return place, tensor._version
