@@ -23,7 +23,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
         ("-m", "ruff", "check", "."),
         ("-m", "ruff", "format", "--check", "."),
         ("-m", "mypy"),
-        (".ci/readme_tree.py", "--check"),
+        (".ci/house_tree.py", "--check"),
         ("-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"),
     ],
     ids=["ruff", "format", "mypy", "tree", "rooms"],

@@ -1,4 +1,4 @@
-"""The benchmark beside peers: it runs whole, all give the same vectors, and the README shows what was written down."""
+"""The benchmark beside peers: it runs whole, all give the same vectors, and the pages show what was written down."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def shelf(tmp_path_factory):
     return tmp_path_factory.mktemp("shelf")
 
 
-def test_the_readme_shows_what_was_measured():
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = page.split(table.BEGIN)[1].split(table.END)[0]
-    assert shown == table.written(RESULTS), "run python -m benchmarks.side_by_side --table"
+@pytest.mark.parametrize(("page", "tables"), [("README.md", table.shortened), ("docs/benchmarks.md", table.written)])
+def test_the_pages_show_what_was_measured(page, tables):
+    shown = (ROOT / page).read_text(encoding="utf-8").split(table.BEGIN)[1].split(table.END)[0]
+    assert shown == tables(RESULTS), "run python -m benchmarks.side_by_side --table"
 
 
 def test_a_quick_run_measures_all_systems_on_all_workloads_and_their_vectors_are_the_same(shelf, tmp_path):
@@ -46,6 +46,7 @@ def test_a_quick_run_measures_all_systems_on_all_workloads_and_their_vectors_are
         assert entry["absent"]["vllm"]
         assert entry["distinct_tokens"] <= entry["tokens"]
         assert f"| {entry['said']} |" in table.written(tmp_path)
+        assert f"| {entry['said']} |" in table.shortened(tmp_path)
 
 
 def test_a_setting_of_a_peer_that_fails_is_told_and_left_out_and_ours_may_not_fail(shelf):

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.side_by_side`: measures mmembed and its peers in turn, and writes results and the README's table."""
+"""`python -m benchmarks.side_by_side`: measures mmembed and its peers in turn, and writes results and their tables."""
 
 from __future__ import annotations
 
@@ -59,11 +59,14 @@ def main(arguments: list[str] | None = None) -> None:
         "--shelf", type=Path, default=Path(tempfile.gettempdir()) / "mmembed-side-by-side", help="models"
     )
     parser.add_argument(
-        "--table", action="store_true", help="write the README's table from the results, and measure nothing"
+        "--table",
+        action="store_true",
+        help="write the tables of README.md and docs/benchmarks.md from the results, and measure nothing",
     )
     args = parser.parse_args(arguments)
     if args.table:
-        table.into(ROOT / "README.md", args.results)
+        table.into(ROOT / "README.md", table.shortened(args.results))
+        table.into(ROOT / "docs/benchmarks.md", table.written(args.results))
         return
     precision = args.precision or ("bf16" if args.device.startswith("cuda") else "fp32")
     asked = [

@@ -1,4 +1,4 @@
-"""Results as tables: the README's between its marks, and what a run says as it goes."""
+"""Results as tables: the README's and the one of all rows, between marks of their pages, and what a run says as it goes."""
 
 from __future__ import annotations
 
@@ -140,10 +140,34 @@ def _machine(entry: dict[str, Any]) -> str:
     return where(machine) if "gpu" in machine else f"{where(machine)}, {machine['threads']} threads"
 
 
-def into(page: Path, results: Path) -> None:
-    """Write the tables between the marks of a page."""
+def shortened(results: Path) -> str:
+    """The README's: of each device the machine that was measured last, `encode` as it is beside sentence-transformers and the
+    fastest of all others."""
+    lines: list[str] = []
+    entries = read(results)
+    for device in dict.fromkeys(entry["device"] for entry in entries):
+        of_device = [entry for entry in entries if entry["device"] == device]
+        newest = where(max(of_device, key=lambda entry: entry["when"])["machine"])
+        shown = [entry for entry in of_device if where(entry["machine"]) == newest]
+        head = ["model", "workload", "mmembed", f"{PEER}, default / best", "fastest other peer"]
+        rows = []
+        for entry in shown:
+            ours, alone = row_of(entry, "mmembed"), entry["workload"].startswith("one query")
+            assert ours is not None
+            default, best = row_of(entry, PEER), best_of(entry, PEER)
+            ratios = " / ".join(_ratio(row, ours) for row in (default, best) if row is not None)
+            others = [row for row in entry["systems"] if row["system"] not in ("mmembed", PEER)]
+            other = min(others, key=lambda row: row["median_s"], default=None)
+            said = "" if other is None else f"{other['system']} {_ratio(other, ours)}"
+            rows.append([entry["model"]["said"], entry["said"], speed(ours, alone), ratios, said])
+        lines += [f"**{_machine(shown[0])}**, {shown[0]['precision']}, random weights", "", *_rows(head, rows), ""]
+    return "\n".join(lines[:-1]) + "\n"
+
+
+def into(page: Path, tables: str) -> None:
+    """Write tables between the marks of a page."""
     before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    page.write_text(f"{before}{BEGIN}{written(results)}{END}{rest.split(END)[1]}", encoding="utf-8")
+    page.write_text(f"{before}{BEGIN}{tables}{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
 def told(entry: dict[str, Any]) -> list[str]:

@@ -1,4 +1,5 @@
-"""Writes the README's tree of the house from the first sentence of each file; --check only says whether it is right."""
+"""Writes the tree of docs/house.md, and the rooms of the README, from the first sentence of each file; --check only says whether
+they are right."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ def sentence(path: Path) -> str:
     return first[:-1] if first.endswith(".") else first
 
 
-def lines(folder: Path, depth: int) -> list[str]:
+def lines(folder: Path, depth: int, deepest: int) -> list[str]:
     files = sorted(p for p in folder.glob("*.py") if p.name not in ("__init__.py", "__main__.py"))
     rooms = sorted(p.parent for p in folder.glob("*/__init__.py"))
     out = []
@@ -28,21 +29,25 @@ def lines(folder: Path, depth: int) -> list[str]:
         wrapped = textwrap.wrap(told, 90)
         out.append(f"{name:<28} {wrapped[0]}")
         out += [" " * 29 + line for line in wrapped[1:]]
-        if is_room:
-            out += lines(path, depth + 1)
+        if is_room and depth < deepest:
+            out += lines(path, depth + 1, deepest)
     return out
 
 
+def right(page: Path, deepest: int) -> str:
+    """What a page should say, with as many levels of folders as it shows."""
+    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+    tree = "\n".join(["```", "mmembed/", *lines(ROOT / "mmembed", 1, deepest), "```"])
+    return f"{before}{BEGIN}{tree}\n{END}{rest.split(END)[1]}"
+
+
 def main() -> int:
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    tree = "\n".join(["```", "mmembed/", *lines(ROOT / "mmembed", 1), "```"])
-    right = f"{before}{BEGIN}{tree}\n{END}{after}"
+    pages = {ROOT / "README.md": 1, ROOT / "docs/house.md": 9}
+    wrong = {page: text for page, deepest in pages.items() if (text := right(page, deepest)) != page.read_text("utf-8")}
     if "--check" in sys.argv:
-        return int(text != right)
-    readme.write_text(right, encoding="utf-8")
+        return len(wrong)
+    for page, text in wrong.items():
+        page.write_text(text, encoding="utf-8")
     return 0
 
 
