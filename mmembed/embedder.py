@@ -20,7 +20,7 @@ from scipy.sparse import coo_array, csr_array, vstack
 
 from .batch import Sample
 from .dual import DualEncoder
-from .errors import InputError, LoadError, SpecError, StoreError
+from .errors import InputError, LoadError, SpecError, StoreError, UnknownName
 from .inputs import Image, Thing
 from .kept import Kept
 from .model import EmbeddingModel
@@ -168,7 +168,7 @@ class Embedder:
             UnknownName: no such prompt.
             SpecError: dimensions that the model was not trained for, or not one prompt or instruction an item.
         """
-        width = self._width(truncate_dim)
+        width = self.width(truncate_dim)
         options = Options(
             prompt_name=prompt_name,
             prompt=prompt,
@@ -319,7 +319,7 @@ class Embedder:
     ) -> NDArray[np.float32]:
         """What `encode` returns, (N, D), of prepared things and the vectors that `compute` gave of their samples."""
         window = Window(0, prepared.count, list(vectors), np.asarray(prepared.rows, dtype=np.int64))
-        return self._finish(window, self._width(truncate_dim))
+        return self._finish(window, self.width(truncate_dim))
 
     def encode_chunks(
         self,
@@ -377,7 +377,7 @@ class Embedder:
             raise SpecError("an intervention looks at the last token of an item, and in windows there are several")
         if window is None and overlap:
             raise SpecError(f"overlap={overlap} is of windows: pass window=... too")
-        width = self._width(truncate_dim)
+        width = self.width(truncate_dim)
         options = Options(
             prompt_name=prompt_name,
             prompt=prompt,
@@ -435,13 +435,9 @@ class Embedder:
         """
         if self.model.intervention is not None and self.model.intervention.against is not None:
             raise SpecError(f"{self.spec.name!r} runs an item against another prompt: it has no one sample")
-        read: Output[Any] = (
-            self.reader.vectors
-            if output == "vectors"
-            else self.reader.tokens(side)
-            if output == "tokens"
-            else self.reader.sparse(side)
-        )
+        if output not in ("vectors", "tokens", "sparse"):
+            raise UnknownName("output", output, ("vectors", "tokens", "sparse"))
+        read: Output[Any] = self.reader.vectors if output == "vectors" else getattr(self.reader, output)(side)
         told = Report()
         options = Options(
             prompt_name=prompt_name,
@@ -660,6 +656,8 @@ class Embedder:
         return self.tokenizer.token_of(term) if term < len(self.tokenizer) else f"<{term}>"
 
     def _of(self, side: Literal["query", "document"] | None, options: WalkOptions) -> Options:
+        if side is not None and side not in PROMPTS:
+            raise UnknownName("side", side, PROMPTS)
         return Options(**(options if side is None else self._sided(PROMPTS[side], options)))
 
     def _finish(self, window: Window[NDArray[np.float32]], width: int) -> NDArray[np.float32]:
@@ -677,7 +675,7 @@ class Embedder:
     def _split(self, options: EncodeOptions) -> tuple[int, Options]:
         """Numbers of a vector, and what the walk is told."""
         said: dict[str, Any] = dict(options)
-        width = self._width(said.pop("truncate_dim", None))
+        width = self.width(said.pop("truncate_dim", None))
         return width, Options(**said)
 
     def _made(self, options: Options) -> dict[str, Any]:
@@ -691,7 +689,12 @@ class Embedder:
             said["prompt_name"] = self.spec.default_prompt_name
         return {"model": self.spec.name, "fingerprint": self.fingerprint, "precision": self.precision, **said}
 
-    def _width(self, truncate_dim: int | None) -> int:
+    def width(self, truncate_dim: int | None = None) -> int:
+        """How many numbers a vector has that is cut to `truncate_dim`, or not.
+
+        Raises:
+            SpecError: a number that the model was not trained for.
+        """
         spec = self.spec
         if truncate_dim is None:
             return spec.dimension

@@ -212,12 +212,7 @@ def _sentence_transformers(
     chats = known is None and "message" in how.get("modality_config", {})
     if known is None and not chats:
         _check_transformer(folder, _of_transformer(backbone), body.config)
-    if settings.get("truncate_dim"):
-        told = f"{folder} gives its first {settings['truncate_dim']} numbers in sentence-transformers: here"
-        warnings.warn(f"{told} encode(..., truncate_dim={settings['truncate_dim']}) does", stacklevel=2)
-    if not normalize and settings.get("similarity_fn_name") not in (None, "cosine"):
-        told = f"vectors of {folder} are compared by {settings['similarity_fn_name']!r} in sentence-transformers"
-        warnings.warn(f"{told}; similarity() is their cosine here", stacklevel=2)
+    _warn_of_settings(folder, settings, normalize)
     sight = None if chats else _native(backbone, body.config, known)
     spec = _spec(folder, backbone, body.config, pooling, tuple(heads), wide, said, normalize, counted, sight)
     if chats:
@@ -339,6 +334,16 @@ def _multi_vector_encoder(
     spec = replace(spec, pooling=None, tokens=tokens)
     found = Found(spec, body.folder, body.config, (), body.adapters, body.tokenizer, {"tokens": weights})
     return _laid_over(found, folder, known)
+
+
+def _warn_of_settings(folder: Path, settings: Mapping[str, Any], normalize: bool) -> None:
+    """What sentence-transformers does by itself with vectors of a folder, and here its caller asks for."""
+    if settings.get("truncate_dim"):
+        told = f"{folder} gives its first {settings['truncate_dim']} numbers in sentence-transformers: here"
+        warnings.warn(f"{told} encode(..., truncate_dim={settings['truncate_dim']}) does", stacklevel=3)
+    if not normalize and settings.get("similarity_fn_name") not in (None, "cosine"):
+        told = f"vectors of {folder} are compared by {settings['similarity_fn_name']!r} in sentence-transformers"
+        warnings.warn(f"{told}; similarity() is their cosine here", stacklevel=3)
 
 
 def _prompts(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -684,6 +689,7 @@ def _transformers_dual(folder: Path, body: Path, known: Checkpoint | None, norma
     preprocess = preprocess_of(processor, int(config.vision_config.patch_size))
     words = _optional(body / "tokenizer_config.json").get("tokenizer_class", "")
     settings = _optional(folder / "config_sentence_transformers.json")
+    _warn_of_settings(folder, settings, normalize)
     spec = ModelSpec(
         name=folder.resolve().name,
         backbone={"dual": "transformers", "config": described(config), "preprocess": preprocess},
@@ -694,9 +700,7 @@ def _transformers_dual(folder: Path, body: Path, known: Checkpoint | None, norma
         normalize=normalize,
         dimension=dual_transformers.width_of(config),
         dimensions=(settings["truncate_dim"],) if settings.get("truncate_dim") else (),
-        prompts={
-            name: {"any": prompts.literal(text)} for name, text in (settings.get("prompts") or {}).items() if text
-        },
+        prompts={name: {"any": prompts.literal(text)} for name, text in _prompts(settings).items()},
         default_prompt_name=settings.get("default_prompt_name"),
     )
     towers = dual_transformers.load(body, config, Preprocess.of(preprocess))

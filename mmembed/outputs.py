@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from .errors import SpecError, UnknownName
+from .nn.similarity import MAXSIM
 from .prompts import WORDS
 
 COUNTED = ("all", "content", "unprompted", "repeat", "marked", "eos", "span", "tail", "rest")
@@ -77,8 +78,8 @@ class TokenOutput(Read):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.similarity not in ("maxsim", "meanmaxsim"):
-            raise UnknownName("similarity of token vectors", self.similarity, ("maxsim", "meanmaxsim"))
+        if self.similarity not in MAXSIM:
+            raise UnknownName("similarity of token vectors", self.similarity, MAXSIM)
 
 
 @dataclass(frozen=True, kw_only=True)

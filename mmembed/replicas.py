@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import count
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import torch
 
+from .ahead import cores
 from .batch import Sample
 from .embedder import Embedder
 from .errors import ReplicaLost, SpecError
@@ -45,7 +46,8 @@ PATIENCE = 5.0
 class Replicas(Embedder):
     """An embedder whose batches are computed by copies of itself, one process on each device.
 
-    It has all that an `Embedder` has, and gives the same. Texts are tokenised and batches planned here, once; each goes to the
+    It encodes as an `Embedder` does, and gives the same; what makes another embedder of it (`respecified`, `with_head`, a method)
+    comes before. Texts are tokenised and batches planned here, once; each goes to the
     copy that has least to do, and results come back in the caller's order. A process that dies (out of memory, a driver's
     fault) is left out from then on, and its batches go to the others.
 
@@ -90,6 +92,18 @@ class Replicas(Embedder):
     def compile(self) -> NoReturn:
         """Raises: SpecError, always: its processes run already."""
         raise SpecError("replicas of a compiled embedder are compiled: call compile() before they are made")
+
+    def respecified(self, **changed: Any) -> NoReturn:
+        """Raises: SpecError, always: its processes hold the spec that they were begun with."""
+        raise SpecError(
+            "replicas keep the spec that they were made with: change the embedder, then make replicas of it"
+        )
+
+    def with_head(self, settings: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> NoReturn:
+        """Raises: SpecError, always: its processes hold the heads that they were begun with."""
+        raise SpecError(
+            "replicas keep the heads that they were made with: change the embedder, then make replicas of it"
+        )
 
     def _walk(
         self,
@@ -139,7 +153,7 @@ class _Crew:
         self._lost = ""
         with tempfile.TemporaryDirectory(prefix="mmembed-replicas-") as folder:  # gone as soon as all have read it
             _write(embedder, Path(folder))
-            threads = max(1, (os.cpu_count() or 1) // len(devices))
+            threads = max(1, cores() // len(devices))
             try:
                 self._living = [_started(folder, device, embedder, threads) for device in devices]
                 for replica in self._living:

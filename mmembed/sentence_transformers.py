@@ -17,6 +17,7 @@ from .nn.heads import Dense, LayerNorm, Whiten
 from .prompts import Templates
 from .spec import ModelSpec
 from .tokenizer import Tokenizer, TransformersTokenizer
+from .weights import write_tensors
 
 _PLAIN: Mapping[str, Any] = {
     "vision": None,
@@ -54,6 +55,8 @@ def write(folder: Path, model: EmbeddingModel, tokenizer: Tokenizer) -> None:
     assert isinstance(tokenizer, TransformersTokenizer)
     folder.mkdir(parents=True, exist_ok=True)
     model.backbone.save_pretrained(folder)
+    for path in folder.glob("*.safetensors"):
+        path.chmod((folder / "config.json").stat().st_mode)  # safetensors leaves them to their owner alone
     _write_tokenizer(folder, spec, tokenizer)
     lower = bool(spec.tokenizer.get("lower"))
     _json(folder / "sentence_bert_config.json", {"max_seq_length": spec.max_length, "do_lower_case": lower})
@@ -141,8 +144,6 @@ def _pooling(spec: ModelSpec, width: int) -> dict[str, Any]:
 
 
 def _write_head(folder: Path, head: torch.nn.Module) -> None:
-    from safetensors.torch import save_file
-
     if isinstance(head, LayerNorm):
         settings: dict[str, Any] = {"dimension": head.out}
         state = head.state_dict()
@@ -156,7 +157,8 @@ def _write_head(folder: Path, head: torch.nn.Module) -> None:
         settings |= {"use_residual": True} if head.adds else {}
         state = head.state_dict()
     _json(folder / "config.json", settings)
-    save_file({name: t.detach().cpu().contiguous().clone() for name, t in state.items()}, folder / "model.safetensors")
+    own = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
+    write_tensors(folder / "model.safetensors", own)
 
 
 def _dense(width: int, out: int, *, bias: bool, activation: str) -> dict[str, Any]:

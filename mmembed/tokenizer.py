@@ -150,7 +150,8 @@ class SentencePieceTokenizer:
     def id_of(self, token: str) -> int:
         number = self.processor.piece_to_id(token)
         if self.processor.id_to_piece(number) != token:
-            raise UnknownName("piece of the sentencepiece model", token, ())
+            known = (self.processor.id_to_piece(each) for each in range(len(self)))
+            raise UnknownName("piece of the sentencepiece model", token, known)
         return number
 
     def token_of(self, number: int) -> str:
@@ -317,7 +318,7 @@ class OpenClipTokenizer:
 
     def id_of(self, token: str) -> int:
         if token not in self.tokenizer.encoder:
-            raise UnknownName("token of open_clip's tokenizer", token, ())
+            raise UnknownName("token of open_clip's tokenizer", token, self.tokenizer.encoder)
         return int(self.tokenizer.encoder[token])
 
     def token_of(self, number: int) -> str:

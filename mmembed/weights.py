@@ -129,8 +129,6 @@ class Model(nn.Module):
         Raises:
             SpecError: a model in int8.
         """
-        from safetensors.torch import save_file
-
         self.check_whole()
         dtype, twins = dtype_of(self.spec.weights), _tied(self)
         state = {
@@ -138,9 +136,19 @@ class Model(nn.Module):
             for name, t in self.state_dict().items()
             if name not in twins
         }
-        save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors leaves it to its owner alone
+        write_tensors(folder / WEIGHTS_FILE, state)
         (folder / SPEC_FILE).write_text(self.spec.to_json(), encoding="utf-8")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file that whoever may read other new files may read: safetensors leaves it to its owner alone."""
+    from safetensors.torch import save_file
+
+    path.unlink(missing_ok=True)
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 class Undrawn(TorchFunctionMode):

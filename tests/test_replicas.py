@@ -21,6 +21,7 @@ import mmembed
 import mmembed.testing
 from mmembed import Replicas, errors
 from mmembed.errors import InputError, ReplicaLost, SpecError
+from mmembed.methods import apply
 
 from .conftest import needs_compiler, picture
 
@@ -60,6 +61,16 @@ def test_replicas_of_a_compiled_embedder_are_compiled():
         (process,) = processes(replicas)
         assert process.args[-1] == "compiled"
         assert np.abs(replicas.encode(TEXTS[:9]) - embedder.encode(TEXTS[:9])).max() <= 1e-5
+
+
+def test_what_would_make_another_embedder_of_them_comes_before(two):
+    for change in (
+        lambda: two.respecified(normalize=False),
+        lambda: apply(two, "prompteol"),
+        lambda: two.with_head({}, {}),
+    ):
+        with pytest.raises(SpecError, match="change the embedder, then make replicas of it"):
+            change()
 
 
 def test_both_have_work_to_do(two):

@@ -75,6 +75,7 @@ def test_sentence_transformers_gives_our_vectors_of_what_we_wrote(tmp_path, held
             system = f"written for sentence-transformers: {which}"
             held(system, due, vectors, against=against, kind="folder", family="sentence_transformers", relative=True)
     assert np.abs(theirs.encode(TEXTS) - ours.encode(TEXTS)).max() <= 1e-5
+    assert {path.stat().st_mode for path in folder.rglob("*.safetensors")} == {(folder / "modules.json").stat().st_mode}
     modules = json.loads((folder / "modules.json").read_text())
     assert {m["type"].rpartition(".")[0] for m in modules} == {"sentence_transformers.models"}
     assert "pooling_mode_mean_tokens" in json.loads((folder / "1_Pooling" / "config.json").read_text())

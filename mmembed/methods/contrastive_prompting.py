@@ -46,8 +46,9 @@ METHODS = (
     _method("contrastive-prompting-ck", (KNOWLEDGE, PRETENDED_COT)),
 )
 
-SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    "Llama-2-7b": {"layers": (27,), "intervention": _contrast(0.5, 4)},
-    "Meta-Llama-3-8B": {"layers": (-2,), "intervention": _contrast(0.25, 6)},
+SETTINGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "Llama-2-7b": ("contrastive-prompting", {"layers": (27,), "intervention": _contrast(0.5, 4)}),
+    "Meta-Llama-3-8B": ("contrastive-prompting", {"layers": (-2,), "intervention": _contrast(0.25, 6)}),
 }
-"""What the authors choose for a backbone (their run_intervention_eval.sh), for `apply(embedder, method, **choice)`."""
+"""The authors' choice for a backbone (their run_intervention_eval.sh): a method, here any of the four, and what
+`apply(embedder, method, **choice)` changes."""

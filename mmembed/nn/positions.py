@@ -14,8 +14,6 @@ from ..registry import Registry
 
 positionings: Registry[Callable[..., Positioning]] = Registry("kind of positions")
 
-PAPER = "LongEmbed, arXiv 2404.12096"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Positioning:

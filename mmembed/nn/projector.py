@@ -78,7 +78,9 @@ class PixelShuffle(Projector):
 
     def tokens(self, grid: Grid) -> int:
         if grid[0] % self.ratio or grid[1] % self.ratio:
-            raise SpecError(f"pixel_shuffle of ratio {self.ratio} cannot halve a grid of {grid[0]} x {grid[1]} patches")
+            raise SpecError(
+                f"pixel_shuffle: a side of {grid[0]} x {grid[1]} patches is no multiple of its ratio {self.ratio}"
+            )
         return grid[0] * grid[1] // self.ratio**2
 
     def forward(self, features: Features, grid: Grid) -> Tokens:

@@ -48,7 +48,7 @@ class Diagnosis:
     """What `Index.diagnose` measured. Prints as a short report.
 
     Attributes:
-        modalities, languages: by name; languages are the "lang" of the metadata, empty where items have none.
+        modalities, languages: by name; languages are the "language" of the metadata, empty where items have none.
         between: {(a, b): mean cosine of things of two modalities}.
         gaps: {(a, b): distance of the means of their unit vectors} (the modality gap of Liang et al. 2022, arXiv 2203.02053).
         hubness: skewness of how often an item is among the ten nearest of others (Radovanovic et al. 2010); 0 is even.

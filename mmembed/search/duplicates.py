@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InputError
 from .hits import Hit, Hits
 from .table import IDS, Table, among, matrix
 
@@ -40,12 +39,7 @@ def duplicates(table: Table, threshold: float, where: str | None = None) -> list
     at least `threshold` with some other thing of it; two ends of a chain may lie further apart.
 
     Every two vectors are compared, block by block; meanwhile they lie in a file without a name, not in memory.
-
-    Raises:
-        InputError: the threshold is no cosine above 0.
     """
-    if not 0 < threshold <= 1:
-        raise InputError(f"a threshold is a cosine above 0 and of at most 1, not {threshold:g}")
     ids: list[str] = []
     contents: list[str] = []
     with tempfile.TemporaryFile() as file:

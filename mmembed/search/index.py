@@ -23,12 +23,14 @@ from .export import export
 from .hits import Hit, Hits
 from .known import gone
 from .languages import LanguageReport
+from .metadata import LANGUAGE
 from .plane import plane
 from .query import Query
 from .ranking import MODALITIES, both, by_text, by_vector, fused, of_modality
 from .rerank import reranked
 from .rows import not_one_text, together
-from .table import HELD, IDS, STORES, Table, among, unit
+from .table import HELD, IDS, STORES, Table, among
+from .vectors import unit
 from .verify import Verified, verify
 from .words import terms
 
@@ -273,6 +275,7 @@ class Index:
         Raises:
             InputError: the threshold is no such. UnknownName: no such modality.
         """
+        _check_threshold(threshold)
         return duplicates(self._table, threshold, of_modality(modality))
 
     def remove(self, ids: Iterable[str] | None = None, *, where: str | None = None) -> int:
@@ -291,7 +294,12 @@ class Index:
         return sum(self._table.remove(among(named[first : first + IDS])) for first in range(0, len(named), IDS))
 
     def items(self, *, where: str | None = None, limit: int = 100) -> Hits:
-        """Items in the order of their ids, as hits of no search, of which `where` is true, see `search`."""
+        """Items in the order of their ids, as hits of no search, of which `where` is true, see `search`; the first `limit`.
+
+        Raises:
+            InputError: no such limit, or `where` is no condition.
+        """
+        _check_count("limit", limit)
         columns = ["id", "modality", "text", "path", "thumbnail", "metadata"]
         ids = sorted(row["id"] for row in self._table.read(["id"], where))[:limit]
         rows = [
@@ -361,7 +369,7 @@ class Index:
             UnknownName: no such modality or mode, or column in `where`.
             StoreError: the index was opened without an embedder, which "text" alone does without.
         """
-        _check_asked(k, modality)
+        _check_count("k", k)
         if mode not in MODES:
             raise UnknownName("mode", mode, MODES)
         asked = Query.of(query)
@@ -394,11 +402,12 @@ class Index:
         Raises:
             InputError: the vector has another width, or is not finite. UnknownName: no such modality.
         """
-        _check_asked(k, modality)
+        _check_count("k", k)
+        vector = np.asarray(vector, dtype=np.float32)
         if vector.shape != (self.dimension,) or not np.isfinite(vector).all():
             raise InputError(f"a query of this index is {self.dimension} finite numbers, not {vector.shape}")
         where = both(where, of_modality(modality))
-        asked = unit(vector[None])[0]
+        asked = unit(vector)
         even = balanced and modality is None
         if words is None:
             return Hits(by_vector(self._table, self.background, asked, k, where, even, exact), query)
@@ -425,12 +434,17 @@ class Index:
         Args:
             diversity: 0 keeps the order; 1 asks for nothing but difference.
         """
-        _check_asked(k, None)
+        _check_count("k", k)
         return Hits(diversified(hits, self._vectors_of(hits), k, diversity), hits.query)
 
     def group(self, hits: Hits, *, threshold: float = 0.97) -> Hits:
         """Hits without near-duplicates: those whose cosine with a better one is at least `threshold` go behind it, into its
-        `duplicates`."""
+        `duplicates`.
+
+        Raises:
+            InputError: the threshold is no cosine above 0.
+        """
+        _check_threshold(threshold)
         return Hits(grouped(hits, self._vectors_of(hits), threshold), hits.query)
 
     def compare_languages(
@@ -454,11 +468,11 @@ class Index:
         return LanguageReport(found, next(iter(queries)) if reference is None else reference)
 
     def diagnose(self, most: int = 2000) -> Diagnosis:
-        """How the vectors lie: modality gap, anisotropy, hubs, and languages where the metadata has a "lang"; of more than `most`
-        items a fair sample. Print it.
+        """How the vectors lie: modality gap, anisotropy, hubs, and languages where the metadata has a "language"; of more than
+        `most` items a fair sample. Print it.
         """
         rows = self._sample(["id", "modality", "metadata", "vector"], most)
-        said = [json.loads(row["metadata"]).get("lang") for row in rows]
+        said = [json.loads(row["metadata"]).get(LANGUAGE) for row in rows]
         return diagnosed(
             [row["id"] for row in rows],
             np.array([row["vector"] for row in rows], dtype=np.float32).reshape(-1, self.dimension),
@@ -572,10 +586,14 @@ class Index:
             )
 
 
-def _check_asked(k: int, kind: str | None) -> None:
-    of_modality(kind)
-    if not isinstance(k, (int, np.integer)) or k < 1:
-        raise InputError(f"k is the number of hits wanted, at least 1, not {k!r}")
+def _check_count(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise InputError(f"{name} is the number of hits wanted, at least 1, not {value!r}")
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 < threshold <= 1:
+        raise InputError(f"a threshold is a cosine above 0 and of at most 1, not {threshold!r}")
 
 
 def _item(row: dict[str, Any]) -> Hit:

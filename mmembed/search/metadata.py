@@ -8,6 +8,8 @@ from typing import TypeAlias
 
 from ..errors import InputError
 
+LANGUAGE = "language"
+"""The name under which metadata says of what language a thing is."""
 MOST = 256
 """Columns that metadata may make."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError, LoadError, SpecError, UnknownName
+from .vectors import unit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -117,7 +118,7 @@ class Quantizer:
         """Cosine of every float query (N, D) with what every code (M, width) stands for: (N, M), for rescoring what a
         search over codes found."""
         left, right = _floats(queries, self.dimension), self.decode(codes)
-        return _unit(left) @ _unit(right).T
+        return unit(left) @ unit(right).T
 
     def hamming(self, a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.int64]:
         """How many signs differ between every code of `a` (N, width) and every code of `b` (M, width): (N, M).
@@ -190,7 +191,3 @@ def _floats(vectors: NDArray[Any], dimension: int | None = None) -> NDArray[np.f
     if len(bad):
         raise InputError("a vector with a number that is none has no code (a skipped item?)", int(bad[0]))
     return given.astype(np.float32, copy=False)
-
-
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

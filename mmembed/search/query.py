@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import InputError
 from ..inputs import Text, Thing, to_item
 from .rows import described
+from .vectors import unit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -82,8 +83,7 @@ class Query:
 def weighted(vectors: NDArray[np.float32], weights: Sequence[float]) -> NDArray[np.float32] | None:
     """The sum of unit vectors (N, D) by their weights, brought to unit length; None: they cancel each other, and what is left is
     rounding, which would point anywhere."""
-    wide = vectors.astype(np.float64)
     shares = np.array(weights, dtype=np.float64) / np.abs(weights).sum()
-    total = shares @ (wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-30))
+    total = shares @ unit(vectors)
     length = float(np.linalg.norm(total))
     return (total / length).astype(np.float32) if length >= 1e-4 else None

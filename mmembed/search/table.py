@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import InputError, MissingExtra, MmembedError, StoreError, UnknownName
 from .metadata import NUMBER, TEXT, TRUTH, Kind, columns_of, kind_of
+from .vectors import unit
 
 try:
     import lancedb
@@ -383,12 +384,6 @@ def quoted(text: str) -> str:
 def among(ids: Iterable[str]) -> str:
     """Rows of these ids, in SQL."""
     return f"id IN ({', '.join(map(quoted, ids))})"
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows (N, D) of unit length, in float32."""
-    wide = vectors.astype(np.float64)
-    return (wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-30)).astype(np.float32)
 
 
 _KEY = "lance-schema:unenforced-primary-key"

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import InputError, UnknownName
 from .quantizer import Quantizer
+from .vectors import unit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -86,8 +87,7 @@ def _scores(asked: NDArray[np.float32], kept: NDArray[np.float32], kind: str) ->
 
 
 def _cut(vectors: NDArray[np.float32], length: int) -> NDArray[np.float32]:
-    short = vectors[:, :length].astype(np.float32)
-    return short / np.maximum(np.linalg.norm(short, axis=1, keepdims=True), 1e-12)
+    return unit(vectors[:, :length])
 
 
 def _nearest(scores: NDArray[np.float32], k: int) -> NDArray[np.intp]:

@@ -14,6 +14,7 @@ from ..inputs import Thing
 from .known import Look
 from .metadata import columns_of
 from .table import OWN, Table, checksum
+from .vectors import unit
 
 if TYPE_CHECKING:
     from ..embedder import Embedder
@@ -135,8 +136,8 @@ def _embed(some: Sequence[dict[str, Any]], table: Table, embedder: Embedder, tol
         return
     told.embedded = len(some)
     for row, vector in zip(some, fresh, strict=True):
-        unit = vector.astype(np.float64) / max(np.linalg.norm(vector.astype(np.float64)), 1e-30)
-        difference = float(np.abs(unit - row["vector"]).max())
+        direction = unit(vector)
+        difference = float(np.abs(direction - row["vector"]).max())
         told.difference = max(told.difference, difference)
-        if difference > CLOSE and float(unit @ row["vector"]) < ALIKE:
+        if difference > CLOSE and float(direction @ row["vector"]) < ALIKE:
             told.problems.append(Problem(row["id"], f"embedded anew its vector differs by {difference:.2g}"))

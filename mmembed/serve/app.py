@@ -8,9 +8,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import FingerprintMismatch, InputError, MissingExtra, MmembedError, StoreError, UnknownName
+from ..errors import FingerprintMismatch, InputError, MissingExtra, MmembedError, ReplicaLost, StoreError, UnknownName
 from . import cohere, openai, search, tei
-from .asked import Answer, Asked, Limits, Pictures, Refused
+from .asked import Limits, Pictures, Refused
 from .desk import Desk
 from .files import page_routes
 from .guard import Guard
@@ -84,7 +84,7 @@ class _Served:
             Route("/metrics", self.told, methods=["GET"]),
         ]
         routes += page_routes() if self.index is not None else []
-        handlers: Any = {404: _no_such_route, 405: _no_such_route}
+        handlers: Any = {404: _no_such_route, 405: _no_such_route, 500: _failed}
         return Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=handlers)
 
     @contextlib.asynccontextmanager
@@ -102,16 +102,18 @@ class _Served:
         form = await _form(request, openai.Request)
         self._check_model(form.model)
         longest = self.embedder.spec.max_length
-        return _json(openai.write(form, await self._answer(openai.read, form, self._pictures(), longest), self.name))
+        return _json(
+            openai.write(form, await self._desk.answer(openai.read, form, self._pictures(), longest), self.name)
+        )
 
     async def cohere(self, request: Request) -> Response:
         form = await _form(request, cohere.Request)
         self._check_model(form.model)
-        return _json(cohere.write(form, await self._answer(cohere.read, form, self._pictures(), self.prompts)))
+        return _json(cohere.write(form, await self._desk.answer(cohere.read, form, self._pictures(), self.prompts)))
 
     async def tei(self, request: Request) -> Response:
         form = await _form(request, tei.Request)
-        return _json(tei.write(await self._answer(tei.read, form)))
+        return _json(tei.write(await self._desk.answer(tei.read, form)))
 
     async def search(self, request: Request) -> Response:
         form = await _form(request, search.Request)
@@ -120,13 +122,13 @@ class _Served:
             raise Refused("give like, or a query", param="like")
         answer = None
         if form.like is None:
-            answer = await self._answer(search.read, form, self._pictures(), index.dimension)
+            answer = await self._desk.answer(search.read, form, self._pictures(), index.dimension)
         return _json(search.write(await self._desk.reading(search.find, index, form, answer)))
 
     async def why(self, request: Request) -> Response:
         form = await _form(request, search.WhyRequest)
         index = self._index
-        answer = await self._answer(search.read, form, self._pictures(), index.dimension)
+        answer = await self._desk.answer(search.read, form, self._pictures(), index.dimension)
         return _json(await self._desk.reading(search.why, index, self.embedder, form, answer))
 
     async def map(self, request: Request) -> Response:
@@ -179,29 +181,28 @@ class _Served:
         if name is not None and name != self.name:
             raise Refused(str(UnknownName("model", name, [self.name])), 404, "model")
 
-    async def _answer(self, read: Callable[..., Asked], *given: Any) -> Answer:
-        return await self._desk.answer(read, *given)
-
     def _route(
         self, serve: Callable[[Request], Awaitable[Response]], write: Callable[[Refused], Any]
     ) -> Callable[[Request], Awaitable[Response]]:
         """A route whose errors are told in the words of its form, and that ends when its client goes away."""
 
         async def route(request: Request) -> Response:
-            began = time.perf_counter()
+            began, response = time.perf_counter(), None
             try:
                 response = await _unless_gone(request, serve)
             except Refused as refused:
                 response = _refusal(refused, write)
             except InputError as error:
                 response = _refusal(Refused(str(error), 400, "input"), write)
-            except StoreError as error:
+            except (StoreError, ReplicaLost) as error:
                 response = _refusal(Refused(str(error), 503, wait=1), write)
             except MmembedError as error:
                 response = _refusal(Refused(str(error), 400), write)
             except ClientDisconnect:
                 response = Response(status_code=CLOSED)
-            self.metrics.served(request.url.path, response.status_code, time.perf_counter() - began)
+            finally:
+                status = 500 if response is None else response.status_code
+                self.metrics.served(request.url.path, status, time.perf_counter() - began)
             return response
 
         return route
@@ -256,3 +257,8 @@ def _refusal(refused: Refused, write: Callable[[Refused], Any]) -> Response:
 async def _no_such_route(request: Request, error: Any) -> Response:
     reason = f"{request.method} {request.url.path} is not served here"
     return _refusal(Refused(reason[:300], error.status_code), openai.error)
+
+
+async def _failed(request: Request, error: Any) -> Response:
+    """What a client hears of a fault of ours; the error itself goes to the server's log."""
+    return _refusal(Refused("the server failed at this request; its log says how", 500), openai.error)

@@ -28,6 +28,13 @@ class Busy(Exception):
         self.seconds = seconds
 
 
+class Stopping(Exception):
+    """The server ends: nothing more is computed."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is stopping")
+
+
 @dataclass(eq=False)
 class _Job:
     """Samples of one request, their vectors as they come, and who waits for them."""
@@ -75,14 +82,14 @@ class Batcher:
         """The vectors (B, D) of samples, in order. Cancelled, it takes its samples back.
 
         Raises:
-            Busy: others wait already, and this would be too much beside them.
+            Busy: others wait already, and this would be too much beside them. Stopping: it was closed.
             Exception: what the model raised; an InputError names its place among the samples.
         """
         loop = asyncio.get_running_loop()
         job = _Job(samples, [None] * len(samples), loop, loop.create_future())
         with self._ready:
             if self._closed:
-                raise RuntimeError("the server is stopping")
+                raise Stopping
             if self._waiting and self._waiting + len(samples) > self.most:  # coming again would help no request alone
                 raise Busy(max(1, round(self._waiting / self._rate)))
             self._waiting += len(samples)
@@ -119,7 +126,7 @@ class Batcher:
                 batch = self._gather()
             self._serve(batch)
         for job in stopped:
-            self._tell(job, RuntimeError("the server is stopping"))
+            self._tell(job, Stopping())
 
     def _gather(self) -> list[tuple[_Job, int]]:
         batch: list[tuple[_Job, int]] = []

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
+from ..ahead import cores
 from ..embedder import Embedder
 from ..errors import InputError
 from ..walk import Prepared, budget
 from .asked import Answer, Asked, Limits, Refused
-from .batcher import Batcher, Busy
+from .batcher import Batcher, Busy, Stopping
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
@@ -31,7 +31,7 @@ class Desk:
     def __init__(self, embedder: Embedder, *, limits: Limits, waiting: int = 4096, seconds: float = 60.0):
         self.embedder, self.limits, self.seconds = embedder, limits, seconds
         self.batcher = Batcher(embedder.compute, budget=budget(embedder.model), most=waiting)
-        self._readers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="mmembed-reader")
+        self._readers = ThreadPoolExecutor(min(4, cores()), thread_name_prefix="mmembed-reader")
         self._preparing = 0
         self._most_preparing = 64
 
@@ -54,6 +54,8 @@ class Desk:
             raise Refused(f"the answer took more than {self.seconds:.0f} s", 503, wait=5) from None
         except Busy as busy:
             raise Refused(str(busy), 429, wait=busy.seconds) from None
+        except Stopping as stopping:
+            raise Refused(str(stopping), 503, wait=5) from None
 
     async def reading(self, work: Callable[Given, Made], *given: Given.args, **named: Given.kwargs) -> Made:
         """What `work` gives, run by a thread that reads requests.

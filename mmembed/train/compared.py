@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import SpecError, UnknownName
+from ..nn.similarity import MAXSIM
 
 BLOCK = 1 << 26
 """Scores that stand at once (256 MB in fp32); more are made block by block, and again in the backward pass."""
@@ -243,7 +244,7 @@ def sparse(a: Embedded, b: Embedded) -> Float[Tensor, "A B"]:
 
 def maxsim(a: Embedded, b: Embedded) -> Float[Tensor, "A B"]:
     """Sum over the tokens of `a` of the greatest dot product with a token of `b` (ColBERT, arXiv 2004.12832); nothing is
-    padded. Where `b` has no token it is 0."""
+    padded. Where `b` has no token it is 0: the -inf that `nn.similarity` gives it has no gradient."""
     asked, told = a.of("tokens"), b.of("tokens")
     whose, where = a.of("token_of"), b.of("token_of")
 
@@ -287,7 +288,7 @@ def paired(compared: Compared, name: str) -> Float[Tensor, " N"]:
     """The similarity of each document and the query it was given for."""
     similarity = similarity_of(name)
     queries, documents = compared.queries, compared.documents
-    if name in ("maxsim", "meanmaxsim"):  # of all, some of which are asked for
+    if name in MAXSIM:  # of all, some of which are asked for
         return similarity(queries, documents)[
             compared.owner, torch.arange(len(documents), device=compared.owner.device)
         ]

@@ -22,7 +22,7 @@ from ..model import EmbeddingModel
 from ..nn.precision import dtype_of
 from ..spec import FILE as SPEC_FILE
 from ..towers.adapters import WEIGHTS_FILE as ADAPTER_WEIGHTS
-from ..weights import WEIGHTS_FILE
+from ..weights import WEIGHTS_FILE, write_tensors
 from .data import Examples
 from .held_out import measure
 from .recipe import Recipe
@@ -82,7 +82,6 @@ def export(
 def _save_adapter(recipe: Recipe, embedder: Embedder, part: Path, output: Path, trained: Mapping[str, Tensor]) -> None:
     """LoRA in PEFT's layout, and what else was trained beside it; the base is named, not written."""
     from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
 
     model = embedder.model
     assert isinstance(model, EmbeddingModel)
@@ -100,7 +99,7 @@ def _save_adapter(recipe: Recipe, embedder: Embedder, part: Path, output: Path, 
     config: Any = model.backbone.peft_config["default"]
     config.base_model_name_or_path, config.inference_mode = named, True
     config.save_pretrained(part)
-    save_file(low, part / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    write_tensors(part / ADAPTER_WEIGHTS, low)
     dtype = dtype_of(embedder.spec.weights)
     fresh = ("vision.", "projector.") if recipe.model.vision is not None else ()
     trained = {**trained, **{name: own for name, own in model.state_dict().items() if name.startswith(fresh)}}
@@ -112,9 +111,7 @@ def _save_adapter(recipe: Recipe, embedder: Embedder, part: Path, output: Path, 
         for name, tensor in trained.items()
         if "lora_" not in name
     }
-    save_file(whole, part / WEIGHTS_FILE, metadata={"format": "pt"})
-    for name in (ADAPTER_WEIGHTS, WEIGHTS_FILE):
-        (part / name).chmod(0o644)  # safetensors leaves it to its owner alone
+    write_tensors(part / WEIGHTS_FILE, whole)
 
 
 def merge_lora(model: nn.Module) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..embedder import Embedder
 from ..errors import InputError, SpecError
 from ..inputs import Item
+from ..search.vectors import unit
 from ..walk import WalkOptions
 from .data import Example, Examples, digest
 from .recipe import HeldOut
@@ -31,8 +32,7 @@ def check(embedder: Embedder, examples: Examples, held: HeldOut) -> None:
     if held.truncate_dim is not None:
         if embedder.spec.pooling is None:
             raise SpecError(f"{embedder.spec.name!r} has no one vector for an item that truncate_dim could shorten")
-        if not 0 < held.truncate_dim <= embedder.dimension:
-            raise SpecError(f"truncate_dim={held.truncate_dim} lies between 1 and the {embedder.dimension} of a vector")
+        embedder.width(held.truncate_dim)
 
 
 def measure(embedder: Embedder, examples: Examples, held: HeldOut) -> dict[str, float]:
@@ -98,9 +98,7 @@ def mean_of_groups(embedder: Embedder | Teacher, examples: Examples, classes: Ma
         asked, _ = examples.source.prompts(embedder.spec)
         told = examples.source.instruction
         vectors = embedder.encode([row.query for row in rows], prompt_name=asked, instruction=told)
-    np.add.at(
-        found, [classes[str(row.group)] for row in rows], vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    )
+    np.add.at(found, [classes[str(row.group)] for row in rows], unit(vectors))
     check_groups(examples, {str(row.group) for row in rows}, classes)
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import loading
 from ..embedder import Embedder
-from ..errors import LoadError, SpecError
+from ..errors import LoadError, MissingExtra, SpecError
 from . import checkpoints, parts
 from .building import build
 from .export import export
@@ -156,7 +157,10 @@ class Run:
             self.shards.join()
         if self.world.leads:
             if self.recipe.watch.plot:
-                plot(log.records, self.folder / PLOT)
+                try:
+                    plot(log.records, self.folder / PLOT)
+                except MissingExtra as missing:  # the model matters more
+                    warnings.warn(f"the run is not drawn: {missing}", stacklevel=2)
             export(self.recipe, self.embedder, self.data, self.output, log.records, changed)
         self.world.wait()
         return loading.load(self.output, device=self.device)

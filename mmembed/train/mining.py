@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..embedder import Embedder
 from ..errors import SpecError
 from ..inputs import Item
+from ..search.vectors import unit
 from .checkpoints import write_whole
 from .data import Example, Examples, digest
 from .held_out import readable
@@ -81,7 +82,7 @@ def mine(
         of_item.setdefault(digest(row.positives[0]), row.row)
     place = {key: k for k, key in enumerate(items)}
     vectors = embedder.encode([*items.values()], prompt_name=told, show_progress_bar=show_progress_bar)
-    queries, vectors = (own / np.linalg.norm(own, axis=1, keepdims=True) for own in (queries, vectors))
+    queries, vectors = unit(queries), unit(vectors)
     candidates = np.array([of_item.get(key, -1) for key in items])
     answers = _answers(rows, place)
     found: list[Mined] = []

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ..errors import MissingExtra, TrainingError
 from .checkpoints import write_whole
@@ -17,6 +18,16 @@ from .recipe import Watch
 
 LOG = "log.jsonl"
 PLOT = "plot.png"
+WANDB = "wandb.id"
+"""The run of W&B that a run which goes on is told to."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """Who else is told: the step and numbers by name; closed, it has them all."""
+
+    tell: Callable[[int, Mapping[str, float]], None]
+    close: Callable[[], None]
 
 
 class Log:
@@ -32,9 +43,9 @@ class Log:
 
         self.records: list[dict[str, Any]] = []
         self._file = None
-        self._boards: list[Any] = []
+        self._boards: list[Board] = []
         self._bar = tqdm(total=steps, initial=step, desc=name, unit="step", disable=not shown or folder is None)
-        self._began, self._first, self._tokens, self._images = time.perf_counter(), step, 0, 0
+        self._began, self._tokens, self._images = time.perf_counter(), 0, 0
         if folder is None:
             return
         path = folder / LOG
@@ -46,9 +57,9 @@ class Log:
         except OSError as error:
             raise _unwritten(path, error) from None
         if watch.tensorboard:
-            self._boards.append(_tensorboard(folder))
+            self._boards.append(_tensorboard(folder, step))
         if watch.wandb is not None:
-            self._boards.append(_wandb(watch.wandb, name))
+            self._boards.append(_wandb(watch.wandb, name, folder, step))
 
     def step(self, record: dict[str, Any]) -> None:
         """Tell of one step: its number, losses, rate, tokens and images."""
@@ -75,7 +86,7 @@ class Log:
         if self._file is not None:
             self._write(record)
         for board in self._boards:
-            board(record["step"], _flat(record))
+            board.tell(record["step"], _flat(record))
 
     def _write(self, record: Mapping[str, Any]) -> None:
         assert self._file is not None
@@ -87,6 +98,8 @@ class Log:
 
     def close(self) -> None:
         self._bar.close()
+        for board in self._boards:
+            board.close()
         if self._file is not None:
             with suppress(OSError):  # said when it was written to
                 self._file.close()
@@ -123,36 +136,42 @@ def _flat(record: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(folder: Path, begun: int) -> Board:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingExtra("tensorboard", "tensorboard") from error
-    writer = SummaryWriter(str(folder / "tensorboard"))
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=begun + 1 if begun else None)
 
     def tell(step: int, values: Mapping[str, float]) -> None:
         for key, value in values.items():
             writer.add_scalar(key, value, step)
 
-    return tell
+    return Board(tell, writer.close)
 
 
-def _wandb(project: str, name: str) -> Any:
+def _wandb(project: str, name: str, folder: Path, begun: int) -> Board:
     try:
         import wandb
     except ImportError as error:
         raise MissingExtra("wandb", "wandb") from error
-    run = wandb.init(project=project, name=name, resume="allow")
-    return lambda step, values: run.log(dict(values), step=step)
+    known = folder / WANDB
+    if not begun or not known.exists():
+        write_whole(known, uuid4().hex.encode())
+    run = wandb.init(project=project, name=name, id=known.read_text(), resume="allow")
+    return Board(lambda step, values: run.log(dict(values), step=step), run.finish)
 
 
-def plot(records: list[dict[str, Any]], path: Path) -> bool:
-    """Draw loss, rate and scores of a run by step; whether matplotlib is there to do it."""
+def plot(records: list[dict[str, Any]], path: Path) -> None:
+    """Draw loss, rate and scores of a run by step.
+
+    Raises:
+        MissingExtra: without matplotlib.
+    """
     try:
-        os.environ.setdefault("MPLBACKEND", "Agg")
         from matplotlib.figure import Figure
-    except ImportError:
-        return False
+    except ImportError as error:
+        raise MissingExtra("matplotlib", "train") from error
     steps = [r for r in records if "loss" in r]
     looks = [r for r in records if "scores" in r]
     figure = Figure(figsize=(9, 3.2 * (1 + bool(looks))), layout="constrained")
@@ -178,4 +197,3 @@ def plot(records: list[dict[str, Any]], path: Path) -> bool:
         axes[1].legend(fontsize=8)
     axes[-1].set_xlabel("step")
     figure.savefig(path, dpi=120)
-    return True

@@ -15,7 +15,6 @@ from torch import Tensor
 import mmembed
 from mmembed.errors import SpecError, UnknownName
 from mmembed.methods import apply
-from mmembed.methods.long_positions import SETTINGS
 from mmembed.testing import byte_tokenizer, tiny_backbone
 
 from .plain import BACKBONES, LAYOUTS, LONG, Plain, Reference, backbone
@@ -216,8 +215,3 @@ def test_what_does_not_go_together_is_refused():
     gemma = mmembed.compose(backbone=tiny_backbone("gemma3_text"), tokenizer=byte_tokenizer(), device="cpu")
     with pytest.raises(SpecError, match="no rotary positions of one base"):
         apply(gemma, "ntk")
-
-
-def test_the_choices_of_the_authors_are_specs():
-    for method, choice in SETTINGS.values():
-        apply(short("llama", "packed"), method, **choice).encode("red")

@@ -110,6 +110,18 @@ def test_every_method_is_saved_and_loaded(name, tmp_path):
     assert np.array_equal(again.encode(TEXTS), ours.encode(TEXTS))
 
 
+CHOICES = [(name, *choice) for file in FILES for name, choice in getattr(file, "SETTINGS", {}).items()]
+
+
+@pytest.mark.parametrize(("method", "choice"), [each[1:] for each in CHOICES], ids=[each[0] for each in CHOICES])
+def test_what_the_authors_choose_for_a_backbone_is_what_runs(method, choice):
+    layers = {"layers": (min(choice["layers"][0], 4),)} if "layers" in choice else {}
+    ours = apply(embedder("llama", "packed"), method, **{**choice, **layers})
+    for key, value in {**choice, **layers}.items():
+        assert getattr(ours.spec, key) == value, key
+    assert np.isfinite(ours.encode(TEXTS)).all()
+
+
 def test_a_method_leaves_the_embedder_as_it_was():
     tiny = embedder("qwen3", "packed")
     before, fingerprint = tiny.encode(TEXTS), tiny.model.fingerprint()

@@ -11,7 +11,6 @@ from torch import Tensor
 from mmembed.errors import InputError
 from mmembed.methods import apply
 from mmembed.methods.in_one_word import _META
-from mmembed.methods.token_prepending import SETTINGS
 from mmembed.prompts import one_sentence
 
 from ..conftest import picture
@@ -91,12 +90,6 @@ def test_the_placeholder_changes_what_comes_out():
     idle = {"kind": "token_prepending", "start": 9, "stop": 9}
     assert abs(ours - apply(base, "token-prepending", intervention=idle).encode(TEXTS)).max() > 1e-2
     assert abs(ours - apply(base, "pretended-cot").encode(TEXTS)).max() > 1e-2
-
-
-def test_the_choices_of_the_authors_are_specs():
-    for method, choice in SETTINGS.values():
-        layer = choice["layers"][0]
-        apply(embedder("llama", "packed"), method, **{**choice, "layers": (min(layer, 4),)}).encode("red")
 
 
 def test_a_picture_takes_a_placeholder_too(tiny):

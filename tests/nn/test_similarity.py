@@ -8,7 +8,7 @@ import torch
 from scipy.sparse import csr_array, random_array
 from sentence_transformers.util.similarity import maxsim
 
-from mmembed.errors import SpecError
+from mmembed.errors import SpecError, UnknownName
 from mmembed.nn import similarity as module
 from mmembed.nn.similarity import kind_of, similarity
 
@@ -34,6 +34,11 @@ def test_token_vectors_are_compared_by_maxsim(held):
     held("MaxSim over the number of query tokens", mean, maxsim(*as_tensors, length_normalize=True), **AGAINST)
     assert np.abs(ours.numpy() - plain(queries, documents)).max() <= 1e-5
     assert (mean - ours / torch.tensor([[3.0], [1.0], [7.0]])).abs().max() <= 1e-6
+
+
+def test_no_other_similarity_of_tokens_is_taken_for_maxsim():
+    with pytest.raises(UnknownName, match="Did you mean 'meanmaxsim'"):
+        similarity(tokens([2], 0), tokens([2], 1), maxsim="mean-maxsim")
 
 
 def test_a_document_whose_tokens_all_point_away_is_not_lifted_to_zero_by_its_company():

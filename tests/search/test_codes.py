@@ -10,7 +10,8 @@ from mmembed.errors import UnknownName
 from mmembed.search import codes
 from mmembed.search.index import MODALITIES
 from mmembed.search.rows import read_row
-from mmembed.search.table import STORES, Table, unit
+from mmembed.search.table import STORES, Table
+from mmembed.search.vectors import unit
 from mmembed.sources import Entry
 
 COUNTS = {"text": 3000, "image": 300, "image+text": 5}

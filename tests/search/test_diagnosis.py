@@ -73,10 +73,10 @@ def test_languages_that_keep_to_themselves_are_told():
 def test_an_index_is_diagnosed_without_a_model(tiny, tmp_path):
     index = Index.create(tmp_path / "index", tiny)
     texts = [f"text {n}" for n in range(30)]
-    index.add([*texts, *(picture(n) for n in range(25))], metadata=[{"lang": "en"}] * 30 + [{}] * 25)
+    index.add([*texts, *(picture(n) for n in range(25))], metadata=[{"language": "en"}] * 30 + [{}] * 25)
     told = Index.open(tmp_path / "index").diagnose()
     assert {kind: group.count for kind, group in told.modalities.items()} == {"text": 30, "image": 25}
-    assert told.languages["en"].count == 30
+    assert told.languages["en"].count == 30  # by the name that the README and the demo give it
     assert json.loads(json.dumps(told.as_dict()))["between"][0]["modalities"] == ["image", "text"]
     assert "modality gap" in str(told)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mmembed import Index
 from mmembed.errors import InputError, UnknownName
 from mmembed.search import duplicates as module
-from mmembed.search.table import unit
+from mmembed.search.vectors import unit
 from tests.conftest import picture
 
 
@@ -81,6 +81,13 @@ def test_nothing_alike_is_no_group_and_odd_thresholds_are_told(index):
     for threshold in (0, -1, 1.01, float("nan")):
         with pytest.raises(InputError, match="a threshold is a cosine"):
             index.duplicates(threshold)
+        with pytest.raises(InputError, match="a threshold is a cosine"):
+            index.group(index.search("a"), threshold=threshold)
+    for count in (0, -1, True, 1.5, "2"):
+        with pytest.raises(InputError, match="the number of hits wanted"):
+            index.items(limit=count)
+        with pytest.raises(InputError, match="the number of hits wanted"):
+            index.search("a", k=count)
     with pytest.raises(UnknownName):
         index.duplicates(modality="pictures")
 

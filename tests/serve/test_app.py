@@ -17,9 +17,11 @@ from langchain_openai import OpenAIEmbeddings
 
 import mmembed
 from mmembed import Query
+from mmembed.errors import ReplicaLost
 from mmembed.search.index import Index
 from mmembed.serve.app import build_app
 from mmembed.serve.asked import Asked, Limits, Refused
+from mmembed.serve.batcher import Stopping
 from mmembed.serve.desk import Desk
 
 from .served import served
@@ -292,6 +294,25 @@ def test_many_clients_get_their_own_vectors(pico, url):
     with ThreadPoolExecutor(16) as pool:
         for n, got in enumerate(pool.map(ask, range(len(words)))):
             _near(got, want[[n, (n * 7 + 3) % len(words)]])
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ReplicaLost("gone"), 503), (Stopping(), 503), (RuntimeError("out of luck"), 500)],
+    ids=["lost", "stopping", "ours"],
+)
+def test_a_fault_of_the_server_is_none_of_the_clients_and_is_counted(pico, monkeypatch, error, status):
+    async def fail(*_):
+        raise error
+
+    app = build_app(pico)
+    with served(app) as url:
+        monkeypatch.setattr("mmembed.serve.batcher.Batcher.vectors", fail)
+        answer = _ask(url, "/v1/embeddings", {"input": "a"})
+        assert answer.status_code == status
+        assert "out of luck" not in answer.json()["error"]["message"]
+        lines = httpx.get(url + "/metrics").text
+    assert f'mmembed_requests_total{{route="/v1/embeddings",status="{status}"}} 1.0' in lines
 
 
 def test_a_full_queue_says_when_to_come_again(pico):

@@ -80,7 +80,8 @@ def test_what_cannot_be_measured_is_told_before(tiny):
     pairs = of(positive=Column(text="one"))
     for held, said in (
         (HeldOut(data="x", measure="sts"), "no scores to measure by"),
-        (HeldOut(data="x", truncate_dim=10_000), "truncate_dim=10000 lies between"),
+        (HeldOut(data="x", truncate_dim=10_000), "was not trained for vectors of 10000 numbers"),
+        (HeldOut(data="x", truncate_dim=3), "was not trained for vectors of 3 numbers"),  # as `encode` says
     ):
         with pytest.raises(SpecError, match=said):
             check(tiny, pairs, held)
