@@ -57,7 +57,8 @@ an empty "query" and "document" beneath a folder's prompts, so that it never com
 Given = TypeVar("Given", bound=WalkOptions)
 GOLDEN_FILE = "golden.json"
 NO_PARTS = ("eos", "span", "marked", "tail", "rest")
-"""Ways to count tokens that say nothing of which part of an item each is of; the last two are told by a number of tokens."""
+"""Ways to count tokens under which a part of an item has no tokens of its own: those that count a closing token, a span or a
+mark, and "tail" and "rest", which count so many tokens from an end of the row."""
 
 
 class EncodeOptions(WalkOptions, total=False):

@@ -70,9 +70,9 @@ def bytes_per_token(width: int, inner: int, size: int) -> int:
 
 
 def spare() -> int:
-    """Bytes of the host's memory that one model may take beside what it needs: of half of what is free the share that this
-    process's threads are of the cores, for several that divide the cores divide the memory too; half of that half at most, for
-    it may not be the only model. 0 where nothing says what is free."""
+    """Bytes of the host's memory that one model may take beside what it needs: half of what is free, times half (it may not be
+    the only model) or the share that this process's threads are of the machine's cores, if that is less (processes that divide the
+    cores divide the memory too). 0 where nothing says what is free."""
     share = min(0.5, torch.get_num_threads() / (os.cpu_count() or 1))
     return int(SHARE * share * free_on_host())
 

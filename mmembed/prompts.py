@@ -147,7 +147,7 @@ def one_sentence(text: str) -> str:
     return line[:-1] + "." if line.endswith("?") else line
 
 
-_STOP_WORDS = """
+_ENGLISH = """
 i me my myself we our ours ourselves you your yours yourself yourselves he him his himself she her hers herself it its itself
 they them their theirs themselves what which who whom this that these those am is are was were be been being have has had having
 do does did doing a an the and but if or because as until while of at by for with about against between into through during
@@ -155,6 +155,7 @@ before after above below to from up down in out on off over under again further 
 both each few more most other some such no nor not only own same so than too very s t can will just don should now d ll m o re
 ve y ain aren couldn didn doesn hadn hasn haven isn ma mightn mustn needn shan shouldn wasn weren won wouldn
 """
+_STOP_WORDS = frozenset(_ENGLISH.split())
 
 
 def english_words(text: str) -> list[str]:
@@ -166,7 +167,7 @@ def english_words(text: str) -> list[str]:
     """
     apart = re.sub(r"(n['’]t|['’](?:s|m|re|ve|ll|d))\b", lambda found: " " + found[0].replace("’", "'"), text.lower())
     found = re.findall(r"n't|'\w+|\w+(?:[-.]\w+)*", apart)
-    return [word for word in found if word not in _STOP_WORDS.split()]
+    return [word for word in found if word not in _STOP_WORDS]
 
 
 WORDS: dict[str, Callable[[str], list[str]]] = {"english": english_words}

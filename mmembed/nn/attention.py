@@ -22,8 +22,8 @@ from .varlen import serves, varlen
 NAME = "mmembed"
 """What `config._attn_implementation` is set to: `spans=` given to a model's forward then reaches every layer."""
 WITHIN = "mmembed_flash_within"
-"""The same for a tower, see `within`; with "flash" in its name transformers hands over a row of pictures whole, and says where
-each ends."""
+"""What it is set to in a tower, whose attention is `within`; with "flash" in its name transformers hands over a row of pictures
+whole, and says where each ends."""
 
 Query = Float[Tensor, "1 H Q E"]
 Key = Float[Tensor, "1 K T E"]

@@ -18,7 +18,7 @@ def to_device(x: Tensor, device: torch.device | str, *, keep: bool = False) -> T
     that memory is not used again before it is done (torch sees to both).
 
     Args:
-        keep: for `numbers`, which then need not come back.
+        keep: the tensor keeps its copy on the host, so that `numbers` need not wait for the device.
     """
     if torch.device(device).type != "cuda" or x.device.type != "cpu":
         return x.to(device)

@@ -48,7 +48,8 @@ class Index:
 
     Made by `Index.create` and `Index.open`. One LanceDB table holds everything: each row an id, the text, the path, a
     thumbnail, metadata and a unit vector in float32; what model the vectors belong to stands in the table's schema.
-    A search scans all vectors, so it is exact; a large index has codes, which are searched first.
+    Up to 20,000 rows a search scans all vectors and is exact; beyond, it looks through codes of two bits a number and compares
+    the vectors of the best, unless `exact=True`.
 
     Example:
         >>> index = Index.create("photos.index", mmembed.load())

@@ -8,6 +8,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -242,18 +243,13 @@ def plain_attention(model: PreTrainedModel, *wanted: str) -> None:
 
 
 def _no_cache(model: PreTrainedModel) -> dict[str, bool]:
-    return {"use_cache": False} if "use_cache" in _told_by(model) else {}
+    return {"use_cache": False} if "use_cache" in _arguments(type(model)) else {}
 
 
-_arguments: dict[type, frozenset[str]] = {}
-
-
-def _told_by(model: PreTrainedModel) -> frozenset[str]:
+@cache
+def _arguments(kind: Any) -> frozenset[str]:
     """What the forward of a model is told by name; reading a signature takes as long as a layer of a small model."""
-    kind = type(model)
-    if kind not in _arguments:
-        _arguments[kind] = frozenset(inspect.signature(kind.forward).parameters)
-    return _arguments[kind]
+    return frozenset(inspect.signature(kind.forward).parameters)
 
 
 def packable(model: PreTrainedModel) -> bool:
@@ -532,7 +528,7 @@ def _padded(
     else:
         grid = embeds.new_zeros(cells, embeds.shape[-1]).index_copy(0, where, embeds)
         inputs = {"inputs_embeds": grid.view(-1, longest, embeds.shape[-1])}
-    if "position_ids" in _told_by(model):
+    if "position_ids" in _arguments(type(model)):
         first = _first_position(model)
         row = torch.zeros(cells, dtype=numbers.dtype, device=ids.device)
         inputs["position_ids"] = row.index_copy(0, where, numbers).view(-1, longest) + first

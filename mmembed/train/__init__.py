@@ -1,1 +1,6 @@
 """Training: what a model gave is compared, a loss measures it, and the gradient goes back."""
+
+from .loop import Run, train
+from .recipe import Recipe, read_recipe
+
+__all__ = ["Recipe", "Run", "read_recipe", "train"]
