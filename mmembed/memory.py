@@ -71,8 +71,8 @@ def bytes_per_token(width: int, inner: int, size: int) -> int:
 
 def spare() -> int:
     """Bytes of the host's memory that one model may take beside what it needs: half of what is free, times half (it may not be
-    the only model) or the share that this process's threads are of the machine's cores, if that is less (processes that divide the
-    cores divide the memory too). 0 where nothing says what is free."""
+    the only model) or the share that this process's threads are of the machine's cores, if that is less (processes that divide
+    the cores divide the memory too). 0 where nothing says what is free."""
     share = min(0.5, torch.get_num_threads() / (os.cpu_count() or 1))
     return int(SHARE * share * free_on_host())
 

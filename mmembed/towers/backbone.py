@@ -243,13 +243,13 @@ def plain_attention(model: PreTrainedModel, *wanted: str) -> None:
 
 
 def _no_cache(model: PreTrainedModel) -> dict[str, bool]:
-    return {"use_cache": False} if "use_cache" in _arguments(type(model)) else {}
+    return {"use_cache": False} if "use_cache" in _arguments(type(model).forward) else {}
 
 
 @cache
-def _arguments(kind: Any) -> frozenset[str]:
-    """What the forward of a model is told by name; reading a signature takes as long as a layer of a small model."""
-    return frozenset(inspect.signature(kind.forward).parameters)
+def _arguments(forward: Callable[..., Any]) -> frozenset[str]:
+    """What a model's forward is told by name; reading a signature takes as long as a layer of a small model."""
+    return frozenset(inspect.signature(forward).parameters)
 
 
 def packable(model: PreTrainedModel) -> bool:
@@ -528,7 +528,7 @@ def _padded(
     else:
         grid = embeds.new_zeros(cells, embeds.shape[-1]).index_copy(0, where, embeds)
         inputs = {"inputs_embeds": grid.view(-1, longest, embeds.shape[-1])}
-    if "position_ids" in _arguments(type(model)):
+    if "position_ids" in _arguments(type(model).forward):
         first = _first_position(model)
         row = torch.zeros(cells, dtype=numbers.dtype, device=ids.device)
         inputs["position_ids"] = row.index_copy(0, where, numbers).view(-1, longest) + first
