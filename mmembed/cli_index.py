@@ -268,11 +268,11 @@ def index_list(index: str, where: str | None, limit: int, as_json: bool) -> None
     """
     from .search.hits import isolated
     from .search.index import Index
-    from .search.table import Table
 
     with usage():
-        hits = Index.open(index).items(where=where, limit=limit)
-        total = Table.open(index).count(where) if len(hits) == limit else len(hits)
+        opened = Index.open(index)
+        hits = opened.items(where=where, limit=limit)
+        total = opened.count(where) if len(hits) == limit else len(hits)
     if as_json:
         print_json([{"id": hit.id, "modality": hit.modality, "text": hit.text, "path": hit.path, "metadata": hit.metadata}
                     for hit in hits])  # fmt: skip
@@ -395,6 +395,7 @@ def search(
     mmembed search pictures.index "a cat" --and 0.5 "at night" --and -1 "a drawing"
     """
     from .images import Image
+    from .search.diversity import SPARE
     from .search.index import Index
     from .search.query import Query
 
@@ -408,7 +409,9 @@ def search(
     asked = Query([(tuple(parts), 1.0), *((text, weight) for weight, text in more)])
     opened = Index.open(index) if mode == "text" else open_index(index, model, device)
     with usage():
-        hits = opened.search(asked, k=5 * k if diversity else k, mode=mode, modality=modality, where=where, exact=exact)
+        hits = opened.search(
+            asked, k=SPARE * k if diversity else k, mode=mode, modality=modality, where=where, exact=exact
+        )
     if diversity:
         hits = opened.diversify(hits, k=k, diversity=diversity)
     if as_json:

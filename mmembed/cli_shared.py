@@ -72,7 +72,7 @@ def open_index(path: str, model: str | None, device: str | None) -> Index:
     """An index with its embedder: the one that is named, or the one it was made with."""
     from .search.index import Index
 
-    made = Index.open(path).info()
+    made = Index.open(path).made
     try:
         embedder = load_model(model or made["model"], device, made["precision"])
     except UnknownName:

@@ -78,8 +78,11 @@ def _from_mapping(thing: Mapping[str, Thing]) -> Item:
     return tuple(parts)
 
 
+MODALITIES = ("text", "image", "image+text")
+
+
 def modality(item: Item) -> str:
-    """The modality of an item: "text", "image" or "image+text", as prompts and balanced search name it."""
+    """The modality of an item, one of `MODALITIES`, as prompts and balanced search name it."""
     if len(item) == 1:
         return "image" if isinstance(item[0], Image) else "text"
     kinds = {"image" if isinstance(part, Image) else "text" for part in item}

@@ -11,6 +11,7 @@ from typing import Any
 
 from . import prompts
 from .errors import LoadError, SpecError, UnknownName
+from .inputs import MODALITIES
 from .outputs import COUNTED, SparseOutput, TokenOutput
 
 FILE = "spec.json"
@@ -186,8 +187,8 @@ class ModelSpec:
     @property
     def modalities(self) -> tuple[str, ...]:
         if self.dual is not None:
-            return ("text", "image") if self.fuse is None else ("text", "image", "image+text")
-        return ("text",) if self.vision is None else ("text", "image", "image+text")
+            return MODALITIES[:2] if self.fuse is None else MODALITIES
+        return MODALITIES[:1] if self.vision is None else MODALITIES
 
     def to_json(self) -> str:
         return json.dumps({"mmembed": FORMAT, **dataclasses.asdict(self)}, indent=1, ensure_ascii=False) + "\n"

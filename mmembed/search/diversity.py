@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+SPARE = 5
+"""Hits that differ are chosen among so many times as many, where nobody says among how many."""
+
+
 def diversified(hits: Sequence[Hit], vectors: NDArray[np.float32], k: int, diversity: float) -> list[Hit]:
     """Maximal marginal relevance (Carbonell & Goldstein, SIGIR 1998): `k` of `n` hits, one after the other the one with the
     greatest

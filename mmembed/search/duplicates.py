@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -103,9 +102,4 @@ def _told(table: Table, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
 def _hits(ids: Sequence[str], scores: NDArray[np.float64], known: dict[str, dict[str, Any]]) -> Hits:
     order = [0, *sorted(range(1, len(ids)), key=lambda at: (-scores[at], ids[at]))]
     told = [(known[ids[at]], float(scores[at])) for at in order]
-    return Hits(
-        [
-            Hit(rank, score, **{**row, "metadata": json.loads(row["metadata"])})
-            for rank, (row, score) in enumerate(told, 1)
-        ]
-    )
+    return Hits([Hit.of(row, rank=rank, score=score) for rank, (row, score) in enumerate(told, 1)])

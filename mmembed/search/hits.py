@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import html
+import json
 import math
 import shutil
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -41,6 +42,15 @@ class Hit:
     metadata: dict[str, Any] = field(default_factory=dict)
     log_relevance: float | None = None
     duplicates: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, row: Mapping[str, Any], *, rank: int = 0, score: float = 0.0, log_relevance: float | None = None
+    ) -> Hit:
+        """A row of the index, its columns by name; rank and score are 0 for a hit of no search."""
+        named = {name: row[name] for name in ("id", "modality", "text", "path", "thumbnail") if name in row}
+        metadata = json.loads(row["metadata"])
+        return cls(rank, score, metadata=metadata, log_relevance=log_relevance, **named)
 
     @property
     def relevance(self) -> float | None:

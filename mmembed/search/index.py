@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..errors import FingerprintMismatch, InputError, StoreError, UnknownName
-from ..inputs import Thing
+from ..inputs import MODALITIES, Thing
 from ..sources import Columns, Entry, Source, read
 from .adding import AddReport, OnError, add
 from .background import SAMPLE, Background
@@ -26,7 +26,7 @@ from .languages import LanguageReport
 from .metadata import LANGUAGE
 from .plane import plane
 from .query import Query
-from .ranking import MODALITIES, both, by_text, by_vector, fused, of_modality
+from .ranking import both, by_text, by_vector, fused, of_modality
 from .rerank import reranked
 from .rows import not_one_text, together
 from .table import HELD, IDS, STORES, Table, among
@@ -121,7 +121,20 @@ class Index:
         return cls(Table.open(path, storage_options), embedder)
 
     def __len__(self) -> int:
-        return self._table.count()
+        return self.count()
+
+    def count(self, where: str | None = None) -> int:
+        """How many items there are, or of how many a condition in SQL is true, see `search`.
+
+        Raises:
+            InputError: `where` is no condition. UnknownName: it names a column that is not there.
+        """
+        return self._table.count(where)
+
+    @property
+    def made(self) -> Mapping[str, Any]:
+        """What its vectors are of: "model", "spec", "fingerprint", "precision", "dimension" and "store"."""
+        return self._table.made
 
     def __repr__(self) -> str:
         made = self._table.made
@@ -308,7 +321,7 @@ class Index:
             for first in range(0, len(ids), IDS)
             for row in self._table.read(columns, among(ids[first : first + IDS]))
         ]
-        return Hits([_item(row) for row in sorted(rows, key=lambda row: row["id"])], query=where or "")
+        return Hits([Hit.of(row) for row in sorted(rows, key=lambda row: row["id"])], query=where or "")
 
     def verify(self, *, sample: int = 0) -> Verified:
         """Read all of it: vectors finite and of unit length, no id twice, every row as it was written, by its checksum, and
@@ -490,9 +503,7 @@ class Index:
             for kind in MODALITIES:
                 where = of_modality(kind)
                 counts[kind] = self._table.count(where)
-                if counts[kind] > SAMPLE:  # contents are hashes: those below a bound are a fair sample
-                    where = both(where, f"content < '{int(SAMPLE / counts[kind] * 16**8):08x}'")
-                samples[kind] = self._table.vectors(where)
+                samples[kind] = self._table.vectors(both(where, _fair(counts[kind], SAMPLE)))
             self._background = version, Background(samples, counts)
         return self._background[1]
 
@@ -517,7 +528,7 @@ class Index:
             {
                 "id": row["id"],
                 "modality": row["modality"],
-                "label": Hit(0, 0.0, metadata=json.loads(row.pop("metadata")), **row).label,
+                "label": Hit.of(row).label,
                 "x": float(x),
                 "y": float(y),
             }
@@ -528,12 +539,11 @@ class Index:
         """An item by its id, as a hit of no search: rank 0 and score 0; None: there is no such item."""
         columns = ["id", "modality", "text", "path", "thumbnail", "metadata"]
         found = self._table.read(columns, among([name]))
-        return _item(found[0]) if found else None
+        return Hit.of(found[0]) if found else None
 
     def _sample(self, columns: Sequence[str], most: int) -> list[dict[str, Any]]:
-        """Rows; of more than `most` about so many: contents are hashes, and those below a bound are a fair sample."""
-        count = len(self)
-        return self._table.read(columns, f"content < '{int(most / count * 16**8):08x}'" if count > most else None)
+        """Rows; of more than `most` a fair sample of about so many."""
+        return self._table.read(columns, _fair(len(self), most))
 
     def _vectors_of(self, hits: Hits) -> NDArray[np.float32]:
         """Vectors (N, D) of hits.
@@ -587,6 +597,11 @@ class Index:
             )
 
 
+def _fair(count: int, most: int) -> str | None:
+    """A fair sample of about `most` of so many rows, in SQL: contents are hashes, and it is those below a bound. None: all."""
+    return f"content < '{int(most / count * 16**8):08x}'" if count > most else None
+
+
 def _check_count(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise InputError(f"{name} is the number of hits wanted, at least 1, not {value!r}")
@@ -595,10 +610,6 @@ def _check_count(name: str, value: int) -> None:
 def _check_threshold(threshold: float) -> None:
     if not 0 < threshold <= 1:
         raise InputError(f"a threshold is a cosine above 0 and of at most 1, not {threshold!r}")
-
-
-def _item(row: dict[str, Any]) -> Hit:
-    return Hit(0, 0.0, metadata=json.loads(row.pop("metadata")), **row)
 
 
 def _other(made: Mapping[str, Any], embedder: Embedder) -> str:

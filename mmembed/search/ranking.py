@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError, UnknownName
+from ..inputs import MODALITIES
 from .background import Background
 from .fusion import fuse_ranks
 from .hits import Hit
@@ -19,7 +19,6 @@ from .table import Table, quoted
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MODALITIES = ("text", "image", "image+text")
 DEPTH = 200
 """So many of each ranking are fused, or as many as hits are wanted, where these are more."""
 
@@ -157,16 +156,5 @@ def _hits(
             for place, value in zip(at, [None] * len(at) if known is None else known.tolist(), strict=True):
                 told[place] = value
     return [
-        Hit(
-            rank=0,
-            score=score,
-            id=row["id"],
-            modality=row["modality"],
-            log_relevance=relevance,
-            text=row["text"],
-            path=row["path"],
-            thumbnail=row["thumbnail"],
-            metadata=json.loads(row["metadata"]),
-        )
-        for (score, row), relevance in zip(found, told, strict=True)
+        Hit.of(row, score=score, log_relevance=relevance) for (score, row), relevance in zip(found, told, strict=True)
     ]

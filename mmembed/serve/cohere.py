@@ -6,11 +6,11 @@ import base64
 import uuid
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import InputError
 from ..inputs import Thing
+from ..search.quantizer import Quantizer
 from .asked import Answer, Asked, Pictures, Refused, Side, text
 from .content import Part, at
 
@@ -90,8 +90,7 @@ def write(request: Request, answer: Answer) -> dict[str, Any]:
         elif kind == "base64":
             made[kind] = [base64.b64encode(v.astype("<f4").tobytes()).decode() for v in answer.vectors]
         else:
-            packed = np.packbits(answer.vectors > 0, axis=1)
-            made[kind] = packed.tolist() if kind == "ubinary" else (packed.astype(np.int16) - 128).tolist()
+            made[kind] = Quantizer(kind, answer.vectors.shape[1]).encode(answer.vectors).tolist()
     return {
         "id": str(uuid.uuid4()),
         "embeddings": made,

@@ -11,6 +11,7 @@ from ..errors import InputError
 from ..images import Image
 from ..inputs import Thing
 from ..search.background import NO_MATCH
+from ..search.diversity import SPARE
 from ..search.query import weighted
 from ..search.why import why_picture, why_text
 from .asked import Answer, Asked, Pictures, Refused, text
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 NEGATIVE = -0.5
 """Weight of a negative, as Qdrant's average of vectors has it: it turns hits away without becoming the whole question."""
-SPARE = 5
-"""Hits that differ are chosen among so many times as many."""
 
 
 class Query(BaseModel):

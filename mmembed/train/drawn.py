@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..batch import Batch
-from ..inputs import Item, modality
+from ..inputs import MODALITIES, Item, modality
 from ..model import EmbeddingModel
 from ..nn.spans import Counted
 from .compared import Compared, Embedded
@@ -23,7 +23,6 @@ from .world import World
 Output = Literal["vectors", "layers", "tokens", "sparse"]
 """What a model gives of an item and losses read; "layers" have vectors with them."""
 OUTPUTS: tuple[Output, ...] = get_args(Output)
-MODALITIES = ("text", "image", "image+text")
 
 
 @dataclass(frozen=True)
