@@ -13,7 +13,7 @@ import numpy as np
 
 from .errors import InputError, SpecError, UnknownName
 from .images import Image
-from .inputs import Item, Text, modality
+from .inputs import MODALITIES, Item, Text, modality
 
 PLAIN = "{content}"
 """The template of no prompt: the parts of the item in their order."""
@@ -36,6 +36,8 @@ LONGEST = 4096
 Templates = Mapping[str, Mapping[str, str | Sequence[str]]]
 """{prompt name: {modality, or modality@language, or "any": template, or several whose vectors are averaged}}; "empty" is
 the modality of an item without a word or an image, where a template says it."""
+KINDS = (*MODALITIES, "any", "empty")
+"""What templates are told apart by, each with or without a language."""
 
 
 @dataclass
@@ -84,6 +86,9 @@ def check(templates: Templates) -> None:
             written = {name: {"any": f"{by_modality}{PLAIN}"}}
             raise SpecError(f"prompt {name!r} is a template for each modality, or for 'any': {written}")
         for key, template in ((key, each) for key, given in by_modality.items() for each in _several(given)):
+            kind = key.partition("@")[0]
+            if kind not in KINDS:
+                raise UnknownName(f"modality of prompt {name!r}", kind, KINDS)
             try:
                 slots = {slot for _, slot in pieces(template) if slot is not None}
             except ValueError as error:
@@ -205,8 +210,17 @@ CLEANINGS: Mapping[str, Callable[[str], str]] = {
 
 @lru_cache(maxsize=1024)
 def pieces(template: str) -> tuple[tuple[str, str | None], ...]:
-    """A template as pairs: words, and the slot behind them, None at the end."""
-    return tuple((before, slot) for before, slot, _, _ in string.Formatter().parse(template))
+    """A template as pairs: words, and the slot behind them, None at the end.
+
+    Raises:
+        ValueError: a brace alone, or a slot with a format.
+    """
+    found = []
+    for before, slot, form, conversion in string.Formatter().parse(template):
+        if form or conversion:
+            raise ValueError(f"{{{slot}}} takes no format and no conversion")
+        found.append((before, slot))
+    return tuple(found)
 
 
 def _around(template: str, instruction: str | None) -> tuple[str, str] | None:

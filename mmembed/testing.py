@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from .embedder import Embedder
+from .errors import UnknownName
 from .loading import compose
 
 WIDTH = 32
@@ -233,7 +234,13 @@ def tiny_vlm(
     **changed: Any,
 ) -> PreTrainedModel:
     """A tiny random vision-language model, written with tokenizer and image processor as transformers writes them;
-    `changed` goes over its configuration."""
+    `changed` goes over its configuration.
+
+    Raises:
+        UnknownName: a kind that is not in `VLMS`.
+    """
+    if kind not in VLMS:
+        raise UnknownName("tiny vision-language model", kind, VLMS)
     tokenizer = tokenizer or byte_tokenizer(eos=False, special=VLM_TOKENS[kind])
     number = tokenizer.get_vocab()
     marks = {key: number[token] for key, token in VLM_MARKS[kind].items()}
@@ -249,7 +256,13 @@ def tiny_vlm(
 
 def tiny_backbone(kind: str = "qwen3", seed: int = 0, **changed: Any) -> PreTrainedModel:
     """A tiny random backbone. Norm weights lie away from 1 and attention is sharp: with the usual small initialisation a
-    mistake of mask, norm or position would move vectors by less than rounding does."""
+    mistake of mask, norm or position would move vectors by less than rounding does.
+
+    Raises:
+        UnknownName: a kind that is not in `BACKBONES`.
+    """
+    if kind not in BACKBONES:
+        raise UnknownName("tiny backbone", kind, BACKBONES)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModel.from_config(AutoConfig.for_model(kind, **{**BACKBONES[kind], **changed}))

@@ -7,9 +7,9 @@ import tracemalloc
 import pytest
 
 from mmembed import prompts
-from mmembed.errors import InputError
+from mmembed.errors import InputError, SpecError, UnknownName
 from mmembed.inputs import to_item
-from mmembed.prompts import TextRun, literal, one_sentence, wrap
+from mmembed.prompts import TextRun, check, literal, one_sentence, wrap
 
 from .conftest import picture
 
@@ -61,6 +61,21 @@ def test_a_template_may_put_the_item_twice():
 )
 def test_one_sentence_is_written_as_the_authors_write_it(given, clean):
     assert one_sentence(given) == clean
+
+
+@pytest.mark.parametrize(
+    ("by_modality", "said"),
+    [
+        ({"any": "{content:>40}"}, "takes no format"),
+        ({"any": "{content!r}"}, "takes no format and no conversion"),
+        ({"any": "{content}", "imgae": "picture: {content}"}, "Did you mean 'image'"),
+        ({"any": "{content}", "txt@de": "{content}"}, "Did you mean 'text'"),
+    ],
+)
+def test_what_a_template_would_not_do_is_refused(by_modality, said):
+    with pytest.raises((SpecError, UnknownName), match=said):
+        check({"query": by_modality})
+    check({"query": {"any@de": "{content}", "image+text": "{image} {text}", "empty": "{content}"}})
 
 
 def test_instructions_that_are_long_are_not_kept():

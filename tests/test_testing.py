@@ -8,7 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmembed.errors import UnknownName
 from mmembed.testing import BACKBONES, WIDTH, byte_tokenizer, tiny_backbone, tiny_embedder
+
+
+def test_a_kind_that_is_not_there_is_told():
+    with pytest.raises(UnknownName, match="qwen3"):
+        tiny_backbone("qwen33")
+
 
 BYTES = byte_tokenizer(eos=False)
 

@@ -67,7 +67,18 @@ def draw_similarity(
             _write(axes, values, seen)
         if title:
             figure.suptitle(words(title, 100), fontsize=12)
+        _make_room(figure, axes)
     return figure
+
+
+def _make_room(figure: Plot, axes: Axes) -> None:
+    """Grow the figure until no slanted label of a column ends above it: how high they reach is known when they are laid out."""
+    for _ in range(3):
+        figure.draw_without_rendering()
+        beyond = max(label.get_window_extent().y1 for label in axes.get_xticklabels()) - figure.bbox.y1
+        if beyond <= 0:
+            return
+        figure.set_figheight(figure.get_figheight() + (beyond + 2) / figure.dpi)
 
 
 def _label(axes: Axes, shown: Sequence[tuple[str, Any]], axis: str, points: float) -> None:
@@ -91,13 +102,16 @@ def _label(axes: Axes, shown: Sequence[tuple[str, Any]], axis: str, points: floa
             put_picture(axes, pixels, at=at, axis=axis, points=points)
 
 
+def _said(value: float) -> str:
+    """A cosine to two places; larger scores, as MaxSim's, to three digits, so that they stay in their cells."""
+    return f"{value:z.2f}" if abs(value) < 10 else f"{value:.3g}"
+
+
 def _write(axes: Axes, values: NDArray[np.float64], seen: Any) -> None:
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
             red, green, blue, _ = seen.cmap(seen.norm(value))
             light = 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.45
-            axes.text(
-                column, row, f"{value:z.2f}", ha="center", va="center", fontsize=9, color=INK if light else "white"
-            )
+            axes.text(column, row, _said(value), ha="center", va="center", fontsize=9, color=INK if light else "white")
         else:
             axes.text(column, row, "–", ha="center", va="center", fontsize=9, color=SOFT)

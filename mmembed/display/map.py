@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +29,7 @@ WIDTH, HEIGHT = 8.5, 6.0
 
 def draw_map(
     vectors: NDArray[np.float32],
-    groups: Sequence[str],
+    groups: Sequence[Hashable],
     *,
     modalities: Sequence[str] | None = None,
     labels: Sequence[str] | None = None,
@@ -39,28 +39,29 @@ def draw_map(
     """Draw vectors (N, D) where `plane` lays them.
 
     Args:
-        groups: what each is coloured by, such as its modality or its language.
+        groups: what each is coloured by, such as its modality, its language or the number of its cluster; None: nothing is known.
         modalities: a name for each: those of one name are moved to the mean of all first (the modality gap); None: as they are.
         labels: a word for each, "" for none. Written where it covers nothing, those in the front of the list first.
         method: "pca" or "umap", see `plane`.
 
     Raises:
-        InputError: none, lists of other lengths, or a vector that is not finite, by its row.
+        InputError: none, vectors of one number, lists of other lengths, or a vector that is not finite, by its row.
         UnknownName, MissingExtra: as `plane`.
 
     Example:
         >>> draw_map(embedder.encode(things), ["text", "image", "image"], labels=["cat", "", ""])
     """
     given = np.asarray(vectors)
-    if given.ndim != 2 or not len(given):
-        raise InputError(f"a map is of vectors (N, D), not of {given.shape}")
+    if given.ndim != 2 or not len(given) or given.shape[1] < 2:
+        raise InputError(f"a map is of vectors (N, D) with two numbers or more, not of {given.shape}")
     for name, own in (("groups", groups), ("modalities", modalities), ("labels", labels)):
         if own is not None and len(own) != len(given):
             raise InputError(f"{len(own)} {name} for {len(given)} vectors")
     bad = np.flatnonzero(~np.isfinite(given).all(1))
     if len(bad):
         raise InputError("a vector with a number that is none has no place (a skipped item?)", int(bad[0]))
-    return _draw(plane(given, modalities, method=method), groups, labels or (), title)
+    named = ["" if group is None else str(group) for group in groups]
+    return _draw(plane(given, modalities, method=method), named, labels or (), title)
 
 
 def draw_index(index: Index, *, title: str = "") -> Plot:

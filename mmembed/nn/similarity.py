@@ -63,10 +63,14 @@ def similarity(a: Any, b: Any, *, maxsim: str = "maxsim") -> Float[Tensor, "N M"
     return max_similarity([torch.as_tensor(x) for x in a], [torch.as_tensor(x) for x in b], mean=maxsim == "meanmaxsim")
 
 
-def _rows(vectors: Any) -> Tensor:
-    """As a tensor; torch warns of an array that is not to be written to, such as a file that is mapped into memory."""
-    found = np.atleast_2d(vectors)
-    return torch.as_tensor(found if found.flags.writeable else found.copy())
+def _rows(vectors: Any) -> Float[Tensor, "N D"]:
+    """As a tensor on the host, of whatever layout, byte order or type they are."""
+    if isinstance(vectors, Tensor):
+        return torch.atleast_2d(vectors.detach().float().cpu())
+    found = np.require(np.atleast_2d(vectors), np.float32, "C")
+    return torch.from_numpy(
+        found if found.flags.writeable else found.copy()
+    )  # torch warns of a file that is mapped into memory
 
 
 def dot(a: Any, b: Any) -> Float[Tensor, "N M"]:

@@ -64,6 +64,11 @@ def test_modalities_are_moved_together_where_they_are_named():
     assert np.linalg.norm(near["text (30)"] - near["image (30)"]) < 1e-5
 
 
+def test_groups_may_be_numbers_of_clusters_and_nothing():
+    figure = draw_map(VECTORS, [None if k % 4 == 3 else np.int64(k % 4) for k in range(60)])
+    assert sorted(dots(figure)) == ["(none) (15)", "0 (15)", "1 (15)", "2 (15)"]
+
+
 def test_small_groups_beyond_the_largest_are_grey():
     many = [f"g{n % (GROUPS + 5)}" for n in range(60)]
     found = dots(draw_map(VECTORS, many))
@@ -93,6 +98,7 @@ def test_an_index_is_drawn_by_modality(tmp_path, tiny):
         ({"groups": ["a"]}, "1 groups for 60 vectors"),
         ({"labels": ["a"]}, "1 labels for 60 vectors"),
         ({"vectors": VECTORS[0]}, r"not of \(8,\)"),
+        ({"vectors": VECTORS[:, :1]}, r"not of \(60, 1\)"),
         ({"vectors": np.where(np.arange(60)[:, None] == 7, np.nan, VECTORS)}, "item 7"),
     ],
 )

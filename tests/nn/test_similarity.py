@@ -36,6 +36,26 @@ def test_token_vectors_are_compared_by_maxsim(held):
     assert (mean - ours / torch.tensor([[3.0], [1.0], [7.0]])).abs().max() <= 1e-6
 
 
+def test_vectors_of_any_layout_and_type_are_compared():
+    vectors = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+    due = similarity(vectors, vectors).numpy()
+    read_only = vectors.copy()
+    read_only.flags.writeable = False
+    learnt = torch.tensor(vectors, requires_grad=True)
+    for same in (
+        vectors.astype(">f4"),
+        vectors.astype(np.float64),
+        read_only,
+        [*vectors],
+        learnt,
+        np.asfortranarray(vectors),
+    ):
+        assert np.abs(similarity(same, vectors).numpy() - due).max() <= 1e-6
+    assert np.abs(similarity(vectors[::-1], vectors).numpy() - due[::-1]).max() <= 1e-6
+    assert np.abs(similarity(learnt.bfloat16(), vectors).numpy() - due).max() <= 1e-2
+    assert np.abs(similarity(vectors[0], vectors).numpy() - due[:1]).max() <= 1e-6
+
+
 def test_no_other_similarity_of_tokens_is_taken_for_maxsim():
     with pytest.raises(UnknownName, match="Did you mean 'meanmaxsim'"):
         similarity(tokens([2], 0), tokens([2], 1), maxsim="mean-maxsim")
