@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -67,7 +67,11 @@ def usage() -> Iterator[None]:
     "--store", type=click.Choice(["float32", "float16"]), help="How a new index keeps them.  [default: float32]"
 )
 @click.option("--reread", is_flag=True, help="Read also the files whose size and time are as they were.")
-@click.option("--remove-gone", is_flag=True, help="Take out the items of files that are in a folder of PATHS no more.")
+@click.option(
+    "--remove-gone",
+    is_flag=True,
+    help="Take out the items of files that are in a folder of PATHS no more; name the folders of their copies in PATHS too.",
+)
 @on_error_option("skip")
 @model_option("that of the index, else pico")
 @device_option
@@ -223,6 +227,7 @@ def index_export(index: str, out: Path, modality: str | None, as_json: bool) -> 
 @json_option
 def index_dups(index: str, threshold: float, modality: str | None, out: Path | None, as_json: bool) -> None:
     """List groups of items in INDEX that are alike, those of the same content first. Nothing is taken out."""
+    from .files import whole
     from .search.hits import isolated
     from .search.index import Index
 
@@ -230,7 +235,8 @@ def index_dups(index: str, threshold: float, modality: str | None, out: Path | N
         groups = Index.open(index).duplicates(threshold, modality=modality)
     told = [{"same": group.same, "items": group.hits.as_dicts()} for group in groups]
     if out is not None:
-        out.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in told), encoding="utf-8")
+        with whole(out) as fresh:
+            fresh.write_bytes(b"".join(map(_line, told)))
     if as_json:
         print_json(told)
         return
@@ -239,6 +245,22 @@ def index_dups(index: str, threshold: float, modality: str | None, out: Path | N
         for hit in group.hits:
             click.echo(f"  {hit.score:6.3f}  {isolated(hit.id, 12)}  {isolated(hit.path or hit.label, 80, keep='end')}")
     click.echo(f"{len(groups)} groups of {sum(len(group.hits) for group in groups)} items")
+
+
+def _line(group: Mapping[str, Any]) -> bytes:
+    """A group as a line of a file.
+
+    Raises:
+        StoreError: an item that no file of text can hold, as earlier versions took it.
+    """
+    try:
+        return (json.dumps(group, ensure_ascii=False) + "\n").encode("utf-8")
+    except UnicodeEncodeError:
+        names = ", ".join(repr(item["id"]) for item in group["items"])
+        raise StoreError(
+            f"the metadata of one of the items {names} holds half a surrogate pair, which no file of text can: add it again with "
+            "other metadata, or remove it"
+        ) from None
 
 
 @index.command("diagnose")
@@ -406,7 +428,8 @@ def search(
         parts.append(query)
     if image is not None:
         parts.append(Image(image))
-    asked = Query([(tuple(parts), 1.0), *((text, weight) for weight, text in more)])
+    with usage():
+        asked = Query([(tuple(parts), 1.0), *((text, weight) for weight, text in more)])
     opened = Index.open(index) if mode == "text" else open_index(index, model, device)
     with usage():
         hits = opened.search(

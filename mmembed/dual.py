@@ -17,9 +17,9 @@ from . import folders, hub
 from .batch import Batch, Picture
 from .errors import SpecError
 from .nn.interventions import Intervention
-from .nn.transfer import to_device
-from .spec import ModelSpec
+from .spec import ModelSpec, copied
 from .towers.dual import DualTowers, build_dual
+from .towers.vision import by_size
 from .weights import Model
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class DualEncoder(Model):
     """
 
     def __init__(self, spec: ModelSpec, *, towers: DualTowers | None = None):
-        towers = build_dual(spec.backbone) if towers is None else towers
+        towers = build_dual(copied(spec.backbone)) if towers is None else towers
         if spec.mask not in (None, towers.mask):
             raise SpecError(f"the text tower is {towers.mask} by make; the spec says mask={spec.mask!r}")
         for f in dataclasses.fields(ModelSpec):
@@ -101,15 +101,10 @@ class DualEncoder(Model):
 
     def _pictures(self, batch: Batch) -> Float[Tensor, "S D"]:
         """Features of all pictures in order; pictures of one size go through the tower together."""
+        towers = self.towers
         pixels = [picture.pixels for picture in batch.pictures]
-        places: dict[tuple[int, ...], list[int]] = {}
-        for place, image in enumerate(pixels):
-            places.setdefault(image.shape, []).append(place)
-        out = torch.empty(len(pixels), self.towers.width, device=self.device)
-        for of_shape in places.values():
-            stacked = to_device(torch.from_numpy(np.stack([pixels[place] for place in of_shape])), self.device)
-            out[torch.tensor(of_shape, device=self.device)] = self.towers.image(self.towers.normalised(stacked)).float()
-        return out
+        found = by_size(lambda stacked: towers.image(towers.normalised(stacked)).float(), pixels, self.device)
+        return torch.stack(found)
 
     @property
     def intervention(self) -> Intervention | None:

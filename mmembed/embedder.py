@@ -329,14 +329,8 @@ class Embedder:
         joint: str = " ",
         window: int | None = None,
         overlap: int = 0,
-        prompt_name: str | None = None,
-        prompt: str | Sequence[str] | None = None,
-        instruction: str | Sequence[str] | None = None,
-        language: str | None = None,
         truncate_dim: int | None = None,
-        truncate: Literal["end", "error"] = "error",
-        batch_tokens: int | None = None,
-        report: Report | None = None,
+        **options: Unpack[WalkOptions],
     ) -> list[NDArray[np.float32]]:
         """A vector for every part of things, each of tokens that have read the other parts: late chunking (arXiv 2409.04701).
 
@@ -351,49 +345,38 @@ class Embedder:
                 longer than `spec.max_length` is taken.
             overlap: tokens at the front of a later window that the one before has read too: what they give there is kept, and
                 what follows has them to look back at.
-            truncate: without a window, what to do with longer things: raise, or "end" cuts them; parts of which nothing is
-                left are rows of NaN, and `report` tells.
-            prompt_name, prompt, instruction, language, truncate_dim, batch_tokens, report: as in `encode`.
+            truncate_dim, options: those of `encode`, but that truncate="error" is what is done with longer things, without a
+                window; "end" cuts them, parts of which nothing is left are rows of NaN, and `report` tells.
 
         Returns:
-            float32 (number of parts, D), one a thing.
+            float32 (number of parts, D), one a thing, and one row of NaN for a skipped thing.
 
         Raises:
             As `encode`; InputError also for a part without a token of its own; SpecError also for a model that does not pool
             several tokens, for a prompt of several templates, and for windows that do not fit.
         """
-        said = self.spec
-        kind = None if said.pooling is None else said.pooling["kind"]
-        kinds = (kind,) if said.pooling is None else said.pooling.get("kinds", (kind,))
-        if {None, "last", "first"} & set(kinds) or said.counted in NO_PARTS:
+        spec = self.spec
+        kind = None if spec.pooling is None else spec.pooling["kind"]
+        kinds = (kind,) if spec.pooling is None else spec.pooling.get("kinds", (kind,))
+        if {None, "last", "first"} & set(kinds) or spec.counted in NO_PARTS:
             raise SpecError(
-                f"{said.name!r} does not pool several tokens of an item that parts could share out (pooling {kind!r}, counted "
-                f"{said.counted!r}): embedder.respecified(pooling={{'kind': 'mean'}}, counted='all')"
+                f"{spec.name!r} does not pool several tokens of an item that parts could share out (pooling {kind!r}, counted "
+                f"{spec.counted!r}): embedder.respecified(pooling={{'kind': 'mean'}}, counted='all')"
             )
-        if window is not None and not 0 <= overlap < window <= said.max_length:
+        if window is not None and not 0 <= overlap < window <= spec.max_length:
             raise SpecError(
-                f"window={window}, overlap={overlap}: 0 <= overlap < window <= max_length={said.max_length}"
+                f"window={window}, overlap={overlap}: 0 <= overlap < window <= max_length={spec.max_length}"
             )
         if window is not None and self.model.intervention is not None:
             raise SpecError("an intervention looks at the last token of an item, and in windows there are several")
         if window is None and overlap:
             raise SpecError(f"overlap={overlap} is of windows: pass window=... too")
         width = self.width(truncate_dim)
-        options = Options(
-            prompt_name=prompt_name,
-            prompt=prompt,
-            instruction=instruction,
-            language=language,
-            truncate=truncate,
-            batch_tokens=batch_tokens,
-            report=report,
-            joint=joint,
-        )
+        options.setdefault("truncate", "error")
+        said = Options(**options, joint=joint)
         found: list[NDArray[np.float32]] = []
-        for each in self._walk(inputs, self.reader.chunks(width, window, overlap), options):
-            if len(set(each.places)) < len(each.places):
-                raise SpecError("a prompt of several templates has no one vector for a part; name another prompt")
-            found += _apart(each.results)
+        for each in self._walk(inputs, self.reader.chunks(width, window, overlap), said):
+            found += self._one_a_thing(each, width, said)
         return found
 
     def count_tokens(
@@ -449,8 +432,7 @@ class Embedder:
             report=told,
         )
         prepared = prepare(self.model, _each(inputs), read.sampler, options)
-        if len(set(prepared.rows)) < len(prepared.rows):
-            raise SpecError(f"the prompt {prompt_name!r} puts an item in several ways; name another prompt")
+        self._check_one_way(prepared.rows, options)
         made: list[Sample | InputError] = [*prepared.samples]
         for skipped in told.skipped:  # in the order of their rows
             made.insert(skipped.row, InputError(skipped.reason))
@@ -478,15 +460,10 @@ class Embedder:
         Raises:
             As `encode`; SpecError also for a prompt that puts a thing in several ways.
         """
-        width = int(self.model.tokens.out)  # type: ignore[arg-type]
+        width, said = int(self.model.tokens.out), self._of(side, options)  # type: ignore[arg-type]
         found: list[NDArray[np.float32]] = []
-        for window in self._walk(inputs, self.reader.tokens(side), self._of(side, options)):
-            if len(set(window.places)) < len(window.places):
-                raise SpecError("a prompt of several templates has no one list of token vectors; name another prompt")
-            rows = [np.full((1, width), np.nan, dtype=np.float32) for _ in range(window.count)]
-            for place, own in zip(window.places, _apart(window.results), strict=True):
-                rows[place] = own
-            found += rows
+        for window in self._walk(inputs, self.reader.tokens(side), said):
+            found += self._one_a_thing(window, width, said)
         return found
 
     def encode_sparse(
@@ -673,6 +650,24 @@ class Embedder:
         mean = torch.from_numpy(raw)[:, :width]
         return (unit(mean) if self.spec.normalize else mean).numpy()
 
+    def _one_a_thing(
+        self, window: Window[NDArray[np.float32]], width: int, options: Options
+    ) -> list[NDArray[np.float32]]:
+        """The array of each thing of a window, one row of NaN where it was skipped."""
+        self._check_one_way(window.places.tolist(), options)
+        rows = [np.full((1, width), np.nan, dtype=np.float32) for _ in range(window.count)]
+        for place, own in zip(window.places, _apart(window.results), strict=True):
+            rows[place] = own
+        return rows
+
+    def _check_one_way(self, rows: Sequence[int], options: Options) -> None:
+        """Raise `SpecError` where a thing, by its row, has more than one sample."""
+        if len(set(rows)) < len(rows):
+            name = options.prompt_name or self.spec.default_prompt_name
+            raise SpecError(
+                f"the prompt {name!r} is of several templates, and only vectors of things are averaged; name another prompt"
+            )
+
     def _split(self, options: EncodeOptions) -> tuple[int, Options]:
         """Numbers of a vector, and what the walk is told."""
         said: dict[str, Any] = dict(options)
@@ -730,9 +725,9 @@ def _named(things: Iterable[Thing], ids: Iterable[str] | None) -> Iterator[tuple
         raise StoreError("more ids were given than things")
 
 
-def _each(things: Iterable[Thing]) -> list[Thing]:
+def _each(things: Iterable[Thing]) -> Iterable[Thing]:
     """Things one by one; a string is one, and no letters."""
-    return [things] if isinstance(things, str) else list(things)
+    return [things] if isinstance(things, str) else things
 
 
 def _apart(results: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:

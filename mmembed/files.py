@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
@@ -143,8 +144,9 @@ class VectorFile:
 
 
 def chained(digest: bytes, name: str, thing: Thing | InputError) -> bytes:
-    """The digest of rows one longer. Texts, paths and bytes are told by all that they are, pixels that are in memory by their
-    shape: whoever goes on with other pictures of equal sizes is not found out."""
+    """The digest of rows one longer. Texts and bytes are told by all that they are, a picture in a file by its path, its size and
+    the time at which it was last written, one at a URL by that alone, pixels that are in memory by their shape: whoever goes on
+    with other pixels of equal shapes is not found out."""
     told = hashlib.blake2b(digest, digest_size=16)
     told.update(name.encode("utf-8", "surrogatepass") + b"\0" + _told(thing))
     return told.digest()
@@ -159,10 +161,20 @@ def _told(thing: Any) -> bytes:
     if isinstance(thing, (tuple, list)):
         return b"(" + b"".join(_measured(_told(part)) for part in thing)
     if isinstance(thing, Mapping):
-        return b"{" + b"".join(_measured(str(key).encode() + b" " + _told(part)) for key, part in thing.items())
+        return b"{" + b"".join(
+            _measured(str(key).encode() + b" " + _told_part(key, part)) for key, part in thing.items()
+        )
     if isinstance(thing, InputError):
         return b"error " + thing.reason.encode("utf-8", "surrogatepass")
     return _told_source(thing)
+
+
+def _told_part(key: str, part: Any) -> bytes:
+    """A part of a mapping; under "image" a text is the path or URL of a picture."""
+    if key != "image" or isinstance(part, Image):
+        return _told(part)
+    many = part if isinstance(part, list) else [part]
+    return b"".join(_measured(_told(each) if isinstance(each, Image) else _told_source(each)) for each in many)
 
 
 def _measured(told: bytes) -> bytes:
@@ -173,12 +185,22 @@ def _measured(told: bytes) -> bytes:
 def _told_source(source: Any) -> bytes:
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
-        return b"path " + (path if isinstance(path, bytes) else path.encode("utf-8", "surrogatepass"))
+        told = path if isinstance(path, bytes) else path.encode("utf-8", "surrogatepass")
+        return b"path " + told + _told_file(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return b"bytes " + hashlib.blake2b(bytes(source), digest_size=16).digest()
     if isinstance(source, np.ndarray):
         return f"array {source.dtype} {source.shape}".encode()
     return f"{type(source).__name__} {getattr(source, 'mode', '')} {getattr(source, 'size', '')}".encode()
+
+
+def _told_file(path: str | os.PathLike[str]) -> bytes:
+    """What tells a file from what it was before; nothing of a URL, or of what is not there."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - a str will do
+    except (OSError, ValueError):
+        return b""
+    return f" {found.st_size} {found.st_mtime_ns}".encode()
 
 
 # ---- formats ---------------------------------------------------------------------------------------------------------
@@ -225,7 +247,7 @@ class NpySink:
     def roll_back(self, rows: int) -> bool:
         assert self._file is not None
         assert self._told is not None
-        self._begin(0)
+        write_header(self._file, 0, self.dimension)
         end = self._file.tell() + 4 * rows * self.dimension
         if self._file.seek(0, os.SEEK_END) < end:
             return False
@@ -252,7 +274,7 @@ class NpySink:
 
     def finish(self, rows: int, path: Path) -> None:
         assert self._file is not None
-        self._begin(rows)
+        write_header(self._file, rows, self.dimension)
         _flush(self._file)
         self.close()
         self.part.replace(path)
@@ -265,13 +287,6 @@ class NpySink:
         for file in (self._file, self._told):
             if file is not None:
                 file.close()
-
-    def _begin(self, rows: int) -> None:
-        """The header, which numpy makes as long whatever the number of rows, so that a file can grow under it."""
-        assert self._file is not None
-        self._file.seek(0)
-        said = {"descr": "<f4", "fortran_order": False, "shape": (rows, self.dimension)}
-        np.lib.format.write_array_header_1_0(self._file, said)
 
 
 class JsonlSink:
@@ -403,6 +418,13 @@ SINKS: dict[str, type[Sink]] = {".npy": NpySink, ".parquet": ParquetSink, ".json
 """Formats, by the ending of a file; put your own here."""
 
 
+def write_header(file: IO[bytes], rows: int, dimension: int) -> None:
+    """The header of a .npy file of float32 (rows, dimension), at its beginning: numpy makes it as long whatever the number of
+    rows, so that a file can grow under it."""
+    file.seek(0)
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (rows, dimension)})
+
+
 def lines(block: Block) -> Iterator[bytes]:
     """Rows as lines of JSON, numbers as short as float32 has them."""
     for row, (name, vector, error) in enumerate(zip(block.ids, block.vectors, block.errors, strict=True), block.first):
@@ -441,6 +463,17 @@ def _table(block: Block, schema: pa.Schema) -> pa.Table:
 
 
 # ---- the disk --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path to write to, beside `path`. It takes the place of that once all is written, and is removed where that fails."""
+    fresh = path.with_name(f"{path.name}.part")
+    try:
+        yield fresh
+        fresh.replace(path)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True) if fresh.is_dir() else fresh.unlink(missing_ok=True)
 
 
 def _open(path: Path) -> IO[bytes]:

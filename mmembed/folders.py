@@ -497,16 +497,16 @@ def _of_transformer(backbone: Path) -> dict[str, Any]:
 
 
 def _max_length(backbone: Path, config: Any) -> int:
-    """As sentence-transformers: its own limit; else the tokenizer's, which positions end that are turned (rotary), and may go
-    further, too. Where they are learned, nothing goes further."""
-    text = config.get_text_config()
+    """As sentence-transformers: its own limit; else the tokenizer's, or that of positions where they say less. What a table of
+    positions holds nothing goes beyond, but that is for those to mind who have the table (`backbone.table_of`)."""
     own = _of_transformer(backbone).get("max_seq_length")
-    turned = getattr(text, "rope_parameters", None) is not None
-    if own and turned:
+    if own:
         return int(own)
-    limit = own or _optional(backbone / "tokenizer_config.json").get("model_max_length")
-    known = [int(n) for n in (limit, getattr(text, "max_position_embeddings", None)) if n and 0 < n < UNBOUNDED]
-    return min(known, default=512)
+    limits = (
+        _optional(backbone / "tokenizer_config.json").get("model_max_length"),
+        getattr(config.get_text_config(), "max_position_embeddings", None),
+    )
+    return min((int(n) for n in limits if n and 0 < n < UNBOUNDED), default=512)
 
 
 def _pooling(settings: dict[str, Any], path: Path) -> tuple[dict[str, Any], str]:
@@ -694,7 +694,7 @@ def _transformers_dual(folder: Path, body: Path, known: Checkpoint | None, norma
         name=folder.resolve().name,
         backbone={"dual": "transformers", "config": described(config), "preprocess": preprocess},
         tokenizer=_dual_tokenizer(kind.fill, words),
-        max_length=_max_length(body, config.text_config),
+        max_length=min(_max_length(body, config.text_config), config.text_config.max_position_embeddings),
         fill=kind.fill,
         fuse="sum",
         normalize=normalize,

@@ -3,7 +3,11 @@
 Every picture of the package comes through `open_image`. The contract:
 
 - JPEG, PNG, WEBP, GIF, BMP, TIFF and AVIF, told by content, never by name.
-- The limits below are checked on the header, before any pixel is decoded. A truncated file is an error.
+- The limits below are checked on the header, before any pixel is decoded.
+- A file that is truncated or that its decoder refuses is an error, and so is a PNG with a wrong checksum. One that breaks off
+  behind its last pixel has every pixel, and may be read.
+- Damage that still decodes cannot be told in the other formats, whose pixels stand under no checksum that PIL reads, such as
+  200 bytes of zeros inside a JPEG; nor in what others have decoded: an array, or a PIL image that is loaded.
 - EXIF orientation is applied. Transparency is laid on white. Of an animation or a multi-page file, the first frame.
 - Colours become sRGB where the file holds an ICC profile that can be read and fits its mode; an unreadable profile,
   like unreadable EXIF, counts as absent, as in browsers.
@@ -24,11 +28,12 @@ import struct
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from .errors import ImageError
@@ -104,6 +109,10 @@ class Image:
             raise ImageError(
                 f"Image takes a path, bytes, a PIL image, a numpy array or a data URI, not {type(source).__name__}"
             )
+        if hasattr(source, "mask") and _is_array(source):
+            raise ImageError(
+                "a masked array would lose its mask: fill it first, array.filled(255), or give its array.data"
+            )
         if self.draft is not None and self.draft < 1:
             raise ImageError(f"draft={self.draft}: no side is shorter than one pixel")
 
@@ -138,13 +147,24 @@ class Image:
         """
         return open_image(self)[0]
 
+    def as_now(self) -> Image:
+        """The same picture, whatever is written into the memory of its source afterwards: pixels are read now, bytes that may be
+        written into are copied; files and `bytes` are left as they are.
 
-def open_image(source: Source | Image, *, allow_url: bool = False) -> tuple[np.ndarray, ImageInfo]:
+        Raises:
+            ImageError: as `load`, of pixels.
+        """
+        source = self.source
+        if is_pil(source) or _is_array(source):
+            return replace(self, source=self.load())
+        return replace(self, source=bytes(source)) if isinstance(source, (bytearray, memoryview)) else self
+
+
+def open_image(source: Source | Image) -> tuple[np.ndarray, ImageInfo]:
     """Read one picture.
 
     Args:
-        source: an `Image`, or anything `Image` takes.
-        allow_url: as in `Image`; an `Image` brings its own.
+        source: an `Image`, or anything `Image` takes; a URL comes as `Image(url, allow_url=True)`.
 
     Returns:
         uint8 (H, W, 3) RGB, upright, contiguous, of its own memory; and what it was.
@@ -152,7 +172,7 @@ def open_image(source: Source | Image, *, allow_url: bool = False) -> tuple[np.n
     Raises:
         ImageError: names the source and the reason.
     """
-    image = source if isinstance(source, Image) else Image(source, allow_url=allow_url)
+    image = source if isinstance(source, Image) else Image(source)
     with _named(image):
         content: Any = image.source
         if _is_array(content):
@@ -213,6 +233,8 @@ def read_file(source: str | os.PathLike[str]) -> bytes:
     Raises:
         ImageError: why there are none.
     """
+    if source == "":
+        raise ImageError("the path is empty")
     try:
         path = Path(os.fsdecode(source))
         found = path.stat()
@@ -418,6 +440,31 @@ def _check_webp(data: bytes) -> None:
         _check_size(sides & 0x3FFF, sides >> 16 & 0x3FFF)
 
 
+def _check_png(file: IO[bytes]) -> None:
+    """PIL reads the pixels of a PNG, and what stands behind them, without a look at the checksums. What lies behind the end is no
+    part of it, and a file that breaks off behind its pixels has them all."""
+    here = file.tell()
+    file.seek(0)
+    data = memoryview(file.read())
+    file.seek(here)
+    at = 8
+    for _ in range(MAX_READS):
+        if at + 8 > len(data):
+            return
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 8 + length
+        if end + 4 > len(data):
+            if kind in (b"IDAT", b"fdAT"):
+                raise ImageError("it is truncated inside its pixels")
+            return
+        if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4]):
+            raise ImageError(f"it is damaged: the checksum of its part {bytes(kind)!r} at byte {at} is wrong")
+        if kind == b"IEND":
+            return
+        at = end + 4
+    raise ImageError(f"it has more than {MAX_READS} parts")
+
+
 def _check_tiff(data: bytes) -> int:
     """The number of pages, counted no further than one beyond the limit.
 
@@ -466,6 +513,12 @@ def _decode(picture: PIL.Image.Image, frames: int) -> tuple[np.ndarray, ImageInf
     if len(picture.info.get("exif", b"")) > MAX_EXIF:
         raise ImageError(f"its EXIF is over {MAX_EXIF // 2**20} MiB")
     mode, kind = picture.mode, "JPEG" if picture.format == "MPO" else picture.format  # MPO: with more frames
+    if getattr(picture, "tile", None):  # nothing is decoded yet: to ask a PNG for its orientation decodes it
+        file: Any = getattr(picture, "fp", None)
+        if file is None:
+            raise ImageError("it was closed before its pixels were read")
+        if kind == "PNG":
+            _check_png(file)
     orientation = _orientation(picture)
     picture.load()
     turn = _TURNS.get(_orientation(picture))  # asked again: PIL turns a TIFF while loading
@@ -592,10 +645,12 @@ def _from_array(array: np.ndarray) -> tuple[np.ndarray, ImageInfo]:
         raise ImageError("an array is uint8, uint16 (0..65535) or float (0..1)")
     height, width = array.shape[:2]
     _check_size(width, height)
+    info = ImageInfo(None, str(array.dtype), (width, height))
+    if array.dtype == np.uint8 and array.shape[2:] == (3,):
+        return np.array(array, order="C"), info
     flat = array[:, :, 0] if array.shape[2:] == (1,) else array
     flat = np.ascontiguousarray(flat if flat.dtype == np.uint8 else _rescale(flat))
-    rgb = _pixels(_to_rgb(PIL.Image.fromarray(flat)))
-    return rgb, ImageInfo(None, str(array.dtype), (width, height))
+    return _pixels(_to_rgb(PIL.Image.fromarray(flat))), info
 
 
 def _rescale(deep: np.ndarray) -> np.ndarray:

@@ -42,7 +42,7 @@ def to_item(thing: Thing) -> Item:
     if isinstance(thing, (Text, Image)):
         return (thing,)
     if isinstance(thing, InputError):
-        raise InputError(thing.reason)
+        raise type(thing)(thing.reason) from thing.__cause__
     if isinstance(thing, str):
         return (Text(thing),)
     if isinstance(thing, tuple):
@@ -59,6 +59,17 @@ def to_item(thing: Thing) -> Item:
         f"a {type(thing).__name__} is not guessed at: write mmembed.Image(...) for a picture "
         "(path, bytes, array, data URI) or a str for a text"
     )
+
+
+def as_now(thing: Thing) -> Thing:
+    """The thing as it is now: whoever makes things one by one, as a camera or a loader of batches does, may make the next in the
+    same array, picture or dict. One that cannot be read is its error."""
+    if isinstance(thing, (str, Text)):
+        return thing
+    try:
+        return tuple(part if isinstance(part, Text) else part.as_now() for part in to_item(thing))
+    except InputError as error:
+        return error
 
 
 def _from_mapping(thing: Mapping[str, Thing]) -> Item:

@@ -22,9 +22,9 @@ from .nn.precision import COMPUTED, INT8, cast, dtype_of
 from .nn.sparse import build_sparse_head
 from .nn.tokens import build_token_head
 from .outputs import STATES, SparseOutput, TokenOutput
-from .spec import NATIVE, ModelSpec, described
+from .spec import NATIVE, ModelSpec, copied, described
 from .tokenizer import SentencePieceTokenizer, TransformersTokenizer, load_tokenizer
-from .towers.backbone import build_backbone, check_precision, load_backbone
+from .towers.backbone import build_backbone, check_precision, load_backbone, table_of
 from .towers.language_head import LanguageHead, body_of, build_language_model, load_language_model, vocabulary_of
 from .towers.lean import lean
 from .towers.reading import layers_of
@@ -71,9 +71,11 @@ def load(
         model, words = load_model(folder, None if base is None else hub.find(base))
         golden = folder / GOLDEN_FILE
         entries = json.loads(golden.read_text(encoding="utf-8")) if golden.exists() else ()
-    tokenizer = load_tokenizer(words, dict(model.spec.tokenizer))
+    tokenizer = load_tokenizer(words, copied(model.spec.tokenizer))
     if isinstance(model, EmbeddingModel):
         check_precision(model.backbone, dtype)
+        if model.blind is not None:
+            warnings.warn(f"{model.spec.name!r}: {model.blind}", stacklevel=3)
     return Embedder(_held(model, precision, device), tokenizer, entries)
 
 
@@ -100,7 +102,8 @@ def compose(
             A tower whose settings name no weights has random ones, of which a warning tells.
         projector: `{"kind": ...}` or a kind; "mlp" where there is a tower.
         device, precision: as in `load`.
-        spec: other fields of `ModelSpec`: name, mask, pooling, prompts, max_length, ...
+        spec: other fields of `ModelSpec`: name, mask, pooling, prompts, max_length (512, or what a table of positions holds,
+            if that is less), ...
 
     Raises:
         SpecError: the parts make no model. UnknownName: a field that the spec does not have.
@@ -109,6 +112,8 @@ def compose(
     for key in spec:
         if key not in known:
             raise UnknownName("field of the spec", key, known)
+    if vision is not None and not isinstance(vision, Mapping):
+        raise SpecError(f"vision={vision!r}: settings are wanted, such as {{'library': 'timm', 'name': ...}}")
     wanted = SparseOutput.of(spec.get("sparse"))
     body, language_head = _backbone(backbone, wanted is not None and reads_logits(wanted))
     words = _tokenizer(tokenizer)
@@ -134,6 +139,8 @@ def compose(
             else build_sparse_head(wanted.head, width, vocabulary_of(body, language_head))
         )
         spec["dimension"] = head.out
+    if (longest := table_of(body)) is not None:
+        spec.setdefault("max_length", min(ModelSpec.max_length, longest))
     said = ModelSpec(
         **{
             "name": "composed",
@@ -146,6 +153,8 @@ def compose(
         }
     )
     model = EmbeddingModel(said, backbone=body, vision=tower, language_head=language_head)
+    if model.blind is not None:
+        raise SpecError(model.blind)
     check_precision(body, dtype_of(precision, COMPUTED))
     return Embedder(_held(model, precision, device), words)
 

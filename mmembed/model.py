@@ -29,11 +29,10 @@ from .nn.projector import Projector, build_projector
 from .nn.spans import Counted, Spans
 from .nn.sparse import BLOCK, build_sparse_head, items_of
 from .nn.tokens import build_token_head
-from .nn.transfer import to_device
 from .nn.varlen import HALF, MERGED
 from .outputs import STATES, SparseOutput
 from .spec import FILE as SPEC_FILE
-from .spec import NATIVE, ModelSpec, described
+from .spec import NATIVE, ModelSpec, copied, described
 from .towers import adapters, routers
 from .towers import backbone as backbones
 from .towers.compiled import compile_blocks, plain_blocks
@@ -43,13 +42,15 @@ from .towers.reading import Change
 from .towers.retriever import is_retriever, load_retriever
 from .towers.sight import Sight, SightKey, SightScope, sights
 from .towers.starts import Starts, Taking, generation
-from .towers.vision import Preprocess, VisionTower, build_vision
+from .towers.vision import Preprocess, VisionTower, build_vision, by_size
 from .weights import WEIGHTS_FILE, Model, Undrawn, fill, fill_by_name, fill_over
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+BEHIND = ("eos", "span", "marked", "repeat")
+"""Ways to count tokens whose first may stand behind the item, or behind the first time that a template says it."""
 SHOWN = 1024
 """How often a few tokens go through blocks that are compiled on a GPU: torch fits kernels to the sizes that it is first shown."""
 
@@ -110,12 +111,12 @@ class EmbeddingModel(Model):
         self.vision: VisionTower | None = None
         self.projector: Projector | None = None
         if spec.vision is not None and spec.vision["library"] == NATIVE:
-            self.native = NativeTower.of(spec.vision, body.config, str(spec.positions), self.layout == "packed")
+            self.native = NativeTower.of(copied(spec.vision), body.config, str(spec.positions), self.layout == "packed")
             self.native.lighten(self.backbone)
             if self.native.packed:
                 self._check_sight(self.native)
         elif spec.vision is not None and spec.projector is not None:
-            self.vision = vision or build_vision(spec.vision)
+            self.vision = vision or build_vision(copied(spec.vision))
             self.projector = build_projector(spec.projector, width=self.vision.width, out=width)
         self.mix = build_mix(spec.mix, len(spec.layers), width)
         self.intervention = self._intervention(spec)
@@ -144,7 +145,8 @@ class EmbeddingModel(Model):
         """The same parts under another spec.
 
         Raises:
-            SpecError: the change is one of weights, or of the mask of a padded backbone, which is set inside it.
+            SpecError: the change is one of weights, or of the mask of a padded backbone, which is set inside it; or the first
+                token would be pooled, and has seen nothing.
         """
         fixed = ["backbone", "tokenizer", "projector", "heads", "layout"]
         fixed += ["positions"] if self.native is not None else []
@@ -188,7 +190,23 @@ class EmbeddingModel(Model):
             _without_weights(model.mix, "mix of layers", spec.mix)
         model.intervention = model._intervention(spec)
         model._final_norm = model._norm_of(spec)
+        if model.blind is not None and self.blind is None:
+            raise SpecError(model.blind)
         return model
+
+    @property
+    def blind(self) -> str | None:
+        """Why all texts have the same vector: what is pooled is the first token, which no layer that is read lets see the
+        rest. None: they do not. A folder may say that, and gets what it says; nobody is given it otherwise."""
+        spec, depth = self.spec, self.depth
+        kinds = () if spec.pooling is None else spec.pooling.get("kinds", (spec.pooling["kind"],))
+        opened = 0 if spec.mask == "bidirectional" else depth if self._open_from is None else self._open_from
+        if "first" not in kinds or spec.counted in BEHIND or any(layer % (depth + 1) > opened for layer in spec.layers):
+            return None
+        return (
+            f"pooling 'first' under mask={spec.mask!r} reads a token that has seen nothing of the item but itself, so that texts "
+            "have one vector: pool 'last' or 'mean', or say mask='bidirectional' of a backbone that was trained so"
+        )
 
     @property
     def layout(self) -> str:
@@ -463,9 +481,16 @@ class EmbeddingModel(Model):
         """Set how tokens are numbered; weights stay shared where rotary positions change their base."""
         before: Positioning | None = getattr(self, "_positioning", None)
         self._positioning = None
+        table, rows = backbones.table_of(self.backbone), spec.max_length
         if not isinstance(spec.positions, str):
-            original = getattr(backbones.text_config(self.backbone), "max_position_embeddings", spec.max_length)
-            self._positioning = build_positioning(spec.positions, original=original)
+            said = getattr(backbones.text_config(self.backbone), "max_position_embeddings", None)
+            self._positioning = build_positioning(spec.positions, longest=table or said or spec.max_length)
+            rows = self._positioning.rows(rows)
+        if table is not None and rows > table:
+            raise SpecError(
+                f"max_length={spec.max_length} takes {rows} positions, and the table of a {self.backbone.config.model_type} "
+                f"backbone has {table}: say max_length={table} at most, or positions that are for longer items"
+            )
         if before is not None or self._positioning is not None:
             self.backbone = backbones.positioned(self.backbone, self._positioning, str(spec.mask))
 
@@ -556,17 +581,12 @@ class EmbeddingModel(Model):
             return self.native.look(self.backbone, pictures)
         if self.vision is None or self.projector is None:
             raise SpecError(f"the model {self.spec.name!r} has no vision tower, and the batch holds images")
-        of_shape: dict[tuple[int, ...], list[int]] = {}
-        for number, picture in enumerate(pictures):
-            of_shape.setdefault(picture.pixels.shape, []).append(number)
-        found: dict[int, Tensor] = {}
-        for shape, numbers in of_shape.items():
-            stacked = to_device(
-                torch.from_numpy(np.stack([pictures[number].pixels for number in numbers])), self.device
-            )
-            tokens = self.projector(self.vision(stacked), self.vision.grid(*shape[-2:]))
-            found |= dict(zip(numbers, tokens, strict=True))
-        return [Sight(found[number]) for number in range(len(pictures))]
+        vision, projector = self.vision, self.projector
+
+        def tokens(stacked: Tensor) -> Tensor:
+            return projector(vision(stacked), vision.grid(*stacked.shape[-2:]))
+
+        return [Sight(own) for own in by_size(tokens, [picture.pixels for picture in pictures], self.device)]
 
 
 def load_model(folder: Path, base: Path | None = None) -> tuple[EmbeddingModel | DualEncoder, Path]:
@@ -613,7 +633,8 @@ def load_model(folder: Path, base: Path | None = None) -> tuple[EmbeddingModel |
             body = backbones.load_backbone(found.backbone, found.config, found.prefix)
         for adapter in found.adapters:
             body = adapters.merge(body, adapter)
-        spec = dataclasses.replace(found.spec, backbone={"config": described(body.config)})
+        longest = min(found.spec.max_length, backbones.table_of(body) or found.spec.max_length)
+        spec = dataclasses.replace(found.spec, backbone={"config": described(body.config)}, max_length=longest)
         model = EmbeddingModel(spec, backbone=body, language_head=language_head)
         for head, path in zip(model.heads, found.heads, strict=True):
             fill(head, path)

@@ -7,12 +7,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from . import prompts
 from .errors import LoadError, SpecError, UnknownName
 from .inputs import MODALITIES
-from .outputs import COUNTED, SparseOutput, TokenOutput
+from .outputs import COUNTED, Read, SparseOutput, TokenOutput
 
 FILE = "spec.json"
 FORMAT = 1
@@ -23,6 +23,8 @@ NATIVE = "native"
 """The vision library of a vision-language model of transformers, which brings tower and projector itself."""
 FUSIONS = ("sum",)
 ROUTING = ("logits", "softmax")
+SEVERAL = ("layers", "span", "heads", "dimensions", "languages")
+"""Fields that are several values, in a list or a tuple."""
 
 
 def described(config: Any) -> dict[str, Any]:
@@ -35,9 +37,39 @@ def _meaning(said: Mapping[str, Any]) -> dict[str, Any]:
     return {k: _meaning(v) if isinstance(v, Mapping) else v for k, v in said.items() if k not in idle}
 
 
+class Settled(dict[str, Any]):
+    """A mapping of a spec: read, compared, written and pickled as any dict, and never changed, for a model was built by it."""
+
+    def _refused(self, *_: Any, **__: Any) -> NoReturn:
+        raise SpecError("a spec stays as it is: embedder.respecified(...) gives the same weights under another")
+
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refused
+
+    def __reduce__(self) -> tuple[type[Settled], tuple[dict[str, Any]]]:
+        return type(self), (dict(self),)
+
+
+def _settled(value: Any) -> Any:
+    """A value of a spec's own, which changes with none of the caller's."""
+    if isinstance(value, Settled):
+        return value
+    if isinstance(value, Mapping):
+        return Settled({key: _settled(each) for key, each in value.items()})
+    if isinstance(value, (list, tuple)):
+        return type(value)(_settled(each) for each in value)
+    return dataclasses.replace(value, head=_settled(value.head)) if isinstance(value, Read) else value
+
+
+def copied(value: Any) -> Any:
+    """A value of a spec in dicts and lists that whoever is given them may change, as libraries do with a configuration."""
+    if isinstance(value, Mapping):
+        return {key: copied(each) for key, each in value.items()}
+    return type(value)(copied(each) for each in value) if isinstance(value, (list, tuple)) else value
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """Everything about an embedder but its weights. Plain JSON values throughout.
+    """Everything about an embedder but its weights. Plain JSON values throughout, which stay as they were given.
 
     Attributes:
         name: what it is called.
@@ -136,8 +168,12 @@ class ModelSpec:
     summary: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tokens", TokenOutput.of(self.tokens))
-        object.__setattr__(self, "sparse", SparseOutput.of(self.sparse))
+        given = {"tokens": TokenOutput.of(self.tokens), "sparse": SparseOutput.of(self.sparse)}
+        for f in dataclasses.fields(self):
+            value = given.get(f.name, getattr(self, f.name))
+            value = tuple(value) if f.name in SEVERAL and isinstance(value, list) else value
+            object.__setattr__(self, f.name, _settled(value))
+        self._check_numbers()
         if self.pooling is None and self.tokens is None and self.sparse is None:
             raise SpecError("a spec without pooling needs tokens or sparse: nothing would come out")
         for value, kind, known in (
@@ -173,6 +209,19 @@ class ModelSpec:
         if not self.layers:
             raise SpecError("layers names no layer; the last is (-1,)")
         prompts.check(self.prompts)
+
+    def _check_numbers(self) -> None:
+        for name in SEVERAL:
+            value = getattr(self, name)
+            if not isinstance(value, tuple) and value is not None:
+                raise SpecError(f"{name}={value!r}: several values are wanted, of one ({value!r},)")
+        for name, numbers in (("layers", self.layers), ("dimensions", self.dimensions)):
+            if not all(isinstance(number, int) for number in numbers):
+                raise SpecError(f"{name}={numbers}: whole numbers are wanted")
+        for name in ("max_length", "dimension"):
+            number = getattr(self, name)
+            if not isinstance(number, int) or number < 1:
+                raise SpecError(f"{name}={number!r}: a whole number is wanted, 1 at least")
 
     @property
     def dual(self) -> str | None:
@@ -214,9 +263,6 @@ class ModelSpec:
         missing = [name for name in ("name", "backbone", "tokenizer", "dimension") if name not in values]
         if missing:
             raise SpecError(f"the spec lacks {', '.join(missing)}")
-        for key in ("dimensions", "heads", "languages", "layers", "span"):
-            if isinstance(values.get(key), list):
-                values[key] = tuple(values[key])
         return cls(**values)
 
     @classmethod

@@ -18,8 +18,8 @@ from .ahead import Ahead, Crew, cores
 from .batch import Batch, Sample, Sampler, distinct, pack, plan
 from .dual import DualEncoder
 from .errors import InputError, SpecError, UnknownName
-from .images import is_pil
-from .inputs import Text, Thing, to_item
+from .images import Image
+from .inputs import Text, Thing, as_now, to_item
 from .model import EmbeddingModel
 from .nn.transfer import fetched
 from .report import Progress, Report, Skipped, warn
@@ -37,6 +37,8 @@ few at first, so that a device need not wait for many. On a CPU no more come lat
 SEEN = 128
 """Of them at most so many with images, whose pixels wait for their batch, and as many of the next window: up to 11 MB each in a
 vision-language model."""
+HELD = 2**28
+"""And so many bytes of pictures that no list of the caller's holds: 256 MiB."""
 
 
 class WalkOptions(TypedDict, total=False):
@@ -58,7 +60,8 @@ class Options:
     """What a caller says of one call, as `Embedder.encode` tells it, and what stands between two texts of an item.
 
     Raises:
-        UnknownName: no such way to truncate or to treat errors. SpecError: batches of no tokens.
+        UnknownName: no such way to truncate or to treat errors.
+        SpecError: batches of no tokens, or words that are neither a text nor several.
     """
 
     prompt_name: str | None = None
@@ -76,8 +79,19 @@ class Options:
         for kind, known in (("truncate", ("end", "error")), ("on_error", ("raise", "skip"))):
             if getattr(self, kind) not in known:
                 raise UnknownName(kind, getattr(self, kind), known)
-        if self.batch_tokens is not None and self.batch_tokens < 1:
-            raise SpecError(f"batch_tokens={self.batch_tokens}: a batch has one token at least")
+        for what in ("prompt", "instruction"):
+            said = getattr(self, what)
+            several = (
+                isinstance(said, Sized) and hasattr(said, "__getitem__") and not isinstance(said, (bytes, Mapping))
+            )
+            if said is not None and not several:
+                raise SpecError(f"{what}={said!r}: a text is wanted, or a list of one an item")
+        if self.language is not None and not isinstance(self.language, str):
+            raise SpecError(f"language={self.language!r}: a text is wanted, as 'en'")
+        if self.batch_tokens is not None and not (
+            isinstance(self.batch_tokens, (int, np.integer)) and self.batch_tokens >= 1
+        ):
+            raise SpecError(f"batch_tokens={self.batch_tokens!r}: an int is wanted, of one token at least")
 
 
 @dataclass(frozen=True)
@@ -230,7 +244,14 @@ def _in_order(
 def compute(
     model: EmbeddingModel | DualEncoder, samples: Sequence[Sample], rows: Sequence[int], output: Output[Any]
 ) -> Arrays:
-    """One batch: packed, moved to the device, through the model, and on its way back to the host, which happens nowhere else."""
+    """One batch: packed, moved to the device, through the model, and on its way back to the host, which happens nowhere else.
+
+    Raises:
+        SpecError: the model is in training mode. It is not put into another here: threads share it, and who trains it may go on.
+    """
+    body = model.towers if isinstance(model, DualEncoder) else model.backbone
+    if model.training or body.training:
+        raise SpecError("the model is in training mode, where dropout makes vectors random: call model.eval() first")
     if model.device.type == "cpu":
         memory.keep_freed()
     memory.trim()
@@ -247,13 +268,14 @@ def budget(model: EmbeddingModel | DualEncoder) -> int:
 
 
 def prepare(
-    model: EmbeddingModel | DualEncoder, things: Sequence[Thing], sampler: Sampler, options: Options
+    model: EmbeddingModel | DualEncoder, things: Iterable[Thing], sampler: Sampler, options: Options
 ) -> Prepared:
     """Samples of things, all at once.
 
     Raises:
         As `Embedder.encode`.
     """
+    things = things if isinstance(things, Sequence) else [as_now(thing) for thing in things]
     wrapping = _wrapping(model, options)
     wrapping.check_count(len(things))
     found = _prepared(model, things, 0, wrapping, options, sampler, map)
@@ -263,23 +285,32 @@ def prepare(
 
 
 def many(inputs: Thing | Iterable[Thing]) -> Iterable[Thing]:
-    """A list, a generator, ... is many things; anything that is one item is one."""
+    """A list, a generator, ... is many things; anything that is one item is one.
+
+    Raises:
+        InputError: a set.
+    """
+    if isinstance(inputs, (set, frozenset)):
+        raise InputError("a set has no order, and what is made of things comes in theirs: give a list of them")
     one = isinstance(inputs, (str, bytes, bytearray, memoryview, tuple, Mapping)) or not isinstance(inputs, Iterable)
-    return [inputs] if one else inputs  # type: ignore[list-item, return-value]
+    return [inputs] if one or getattr(inputs, "ndim", 1) == 0 else inputs  # type: ignore[list-item, return-value]
 
 
 def count_tokens(
     model: EmbeddingModel | DualEncoder, inputs: Thing | Iterable[Thing], sampler: Sampler, options: Options
 ) -> list[int]:
     """Tokens of the samples that `sampler` makes; of a prompt with several templates the longest counts."""
-    things = list(many(inputs))
+    things = many(inputs)
     wrapping = _wrapping(model, options)
-    wrapping.check_count(len(things))
-    counts = [0] * len(things)
+    if isinstance(things, Sized):
+        wrapping.check_count(len(things))
+    counts: list[int] = []
     for first, window in _windows(things, 0, *WINDOWS["cpu"]):
         found = _prepared(model, window, first, wrapping, options, sampler, map)
+        counts += [0] * len(window)
         for row, sample in zip(found.rows, found.samples, strict=True):
             counts[row] = max(counts[row], len(sample))
+    wrapping.check_count(len(counts))
     return counts
 
 
@@ -290,18 +321,25 @@ def _wrapping(model: EmbeddingModel | DualEncoder, options: Options) -> Wrapping
 
 def _windows(things: Iterable[Thing], first: int, size: int, later: int) -> Iterator[tuple[int, list[Thing]]]:
     window: list[Thing] = []
-    seen = 0
+    seen = held = 0
     passing = not isinstance(things, Sequence)
     for thing in things:
-        if passing and is_pil(thing) and getattr(thing, "is_animated", False):
-            thing = thing.copy()  # type: ignore[union-attr]  # who gives frame after frame gives one object again and again
+        if passing:
+            thing = as_now(thing)
+            held += _bytes_held(thing)
         window.append(thing)
         seen += not isinstance(thing, (str, Text))
-        if len(window) == size or seen == SEEN:
+        if len(window) == size or seen == SEEN or held >= HELD:
             yield first, window
-            first, window, seen, size = first + len(window), [], 0, later
+            first, window, seen, held, size = first + len(window), [], 0, 0, later
     if window:
         yield first, window
+
+
+def _bytes_held(thing: Thing) -> int:
+    """Bytes of the pictures that an item holds in memory."""
+    sources = [part.source for part in thing if isinstance(part, Image)] if isinstance(thing, tuple) else []
+    return sum(len(source) if isinstance(source, bytes) else getattr(source, "nbytes", 0) for source in sources)
 
 
 @memory.uncollected()

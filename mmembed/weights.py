@@ -76,10 +76,11 @@ class Model(nn.Module):
 
     @property
     def precision(self) -> str:
-        """What it computes in, by the name that `load` takes."""
+        """What it computes in, by the name that `load` takes; one that has none there goes by torch's, such as "float64"."""
         if any(isinstance(part, Int8Linear) for part in self.modules()):
             return INT8
-        return next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
+        own = self.dtype
+        return next((name for name, dtype in PRECISIONS.items() if dtype == own), str(own).removeprefix("torch."))
 
     @property
     def device(self) -> torch.device:

@@ -20,6 +20,8 @@ from transformers import (
     Siglip2VisionConfig,
     SiglipImageProcessorPil,
     SiglipVisionConfig,
+    T5Config,
+    T5Model,
 )
 
 import mmembed
@@ -32,6 +34,8 @@ from .conftest import picture
 
 THINGS = ["red", "eine sehr viel längere Zeile", picture(1), picture(2, 70, 30), ("a", picture(3), "b"), "", "red"]
 SMALL = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 8}
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 300}
+BERT = {**BACKBONES["xlm-roberta"], "model_type": "bert", "pad_token_id": 256, "max_position_embeddings": 64}
 CROP = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
 
 
@@ -104,6 +108,50 @@ def test_any_pooling(kind, tmp_path):
     check(tiny_embedder(pooling={"kind": kind, **settings}, mask="bidirectional"), tmp_path)
 
 
+@pytest.mark.parametrize("how", [{"bidirectional_from": 1}, {"counted": "eos"}, {"mask": "bidirectional"}])
+def test_a_first_token_that_has_seen_the_item_is_pooled(how):
+    ours = tiny_embedder(pooling="first", **how)
+    assert np.ptp(ours.encode(["red cat", "red dog"]), axis=0).max() > 1e-3
+
+
+LIMITS = {
+    "bert": (BERT, 64),
+    "xlm-roberta": ({**BACKBONES["xlm-roberta"], "max_position_embeddings": 66}, 64),
+    "opt": ({**BERT, "model_type": "opt", "ffn_dim": 64, "word_embed_proj_dim": 32}, 64),
+    "gpt2": ({"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 300, "n_positions": 64}, 64),
+    "mpnet": ({**BERT, "pad_token_id": 1}, 62),
+    "deberta-v2": ({**BERT, "position_biased_input": False, "relative_attention": True}, 512),
+    "qwen3": ({**BACKBONES["qwen3"], "max_position_embeddings": 64}, 512),
+    "t5": (T5, 512),
+}
+"""Backbones by what an item has of tokens at most: what a table of positions holds, or 512."""
+
+
+@pytest.mark.parametrize("kind", LIMITS)
+def test_an_item_is_no_longer_than_a_table_of_positions(kind):
+    config, longest = LIMITS[kind]
+    made = {"tokenizer": byte_tokenizer(), "backbone": {**config, "model_type": kind}, "device": "cpu"}
+    ours = mmembed.compose(**made, pooling="mean")
+    assert ours.spec.max_length == longest
+    with pytest.warns(UserWarning, match=f"longer than {longest} tokens"):
+        assert np.isfinite(ours.encode(["x" * 600])).all()
+    if longest < 512:
+        with pytest.raises(SpecError, match=f"say max_length={longest} at most"):
+            mmembed.compose(**made, pooling="mean", max_length=longest + 1)
+        with pytest.raises(SpecError, match=f"say max_length={longest} at most"):
+            ours.respecified(max_length=longest + 1)
+
+
+def test_what_a_caller_changes_afterwards_changes_no_model(tmp_path):
+    pooling = {"kind": "last"}
+    ours = tiny_embedder(pooling=pooling)
+    pooling["kind"] = "mean"
+    assert ours.spec.pooling == {"kind": "last"}
+    with pytest.raises(SpecError, match=r"embedder\.respecified"):
+        ours.spec.pooling["kind"] = "mean"
+    assert np.array_equal(mmembed.load(ours.save(tmp_path), device="cpu").encode("red"), ours.encode("red"))
+
+
 def test_heads_follow_the_pooling(tmp_path):
     heads = ({"kind": "dense", "out": 48, "activation": "tanh"}, {"kind": "layer_norm"}, {"kind": "dense", "out": 12})
     embedder = tiny_embedder(heads=heads, dimensions=(12, 6))
@@ -124,8 +172,9 @@ def test_a_backbone_comes_from_a_folder_a_model_or_a_configuration(tmp_path):
 
 
 def test_a_configuration_makes_the_backbone_that_its_folder_is_read_as(tmp_path):
-    t5 = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 300}
-    ours = mmembed.compose(backbone=t5, tokenizer=byte_tokenizer(), pooling="mean", device="cpu")
+    ours = mmembed.compose(
+        backbone={"model_type": "t5", **T5}, tokenizer=byte_tokenizer(), pooling="mean", device="cpu"
+    )
     assert type(ours.model.backbone).__name__ == "T5EncoderModel"
     again = mmembed.load(ours.save(tmp_path), device="cpu")
     assert np.array_equal(again.encode(["red", "cat"]), ours.encode(["red", "cat"]))
@@ -152,6 +201,26 @@ def test_parts_that_make_no_model_are_refused(tmp_path):
         ({"backbone": tiny_backbone("xlm-roberta"), "mask": "causal"}, SpecError, "use mask='bidirectional'"),
         ({"backbone": tiny_backbone("lfm2"), "layout": "packed"}, SpecError, "cannot run packed"),
         ({"dimension": 7, "dimensions": ()}, SpecError, "dimension=7"),
+        ({"vision": "timm"}, SpecError, r"vision='timm': settings are wanted, such as \{'library'"),
+        (
+            {"backbone": T5Model(T5Config(**T5))},
+            SpecError,
+            r"t5 backbone .*its encoder alone is wanted: .*T5EncoderModel",
+        ),
+        ({"backbone": {**BERT, "vocab_size": 200}}, SpecError, "cannot be built with pad_token_id=256, vocab_size=200"),
+        (
+            {"backbone": BERT, "mask": None, "max_length": 65},
+            SpecError,
+            "table of a bert backbone has 64: say max_length=64",
+        ),
+        ({"pooling": "first"}, SpecError, "has seen nothing of the item"),
+        ({"pooling": "first", "mask": "causal+image"}, SpecError, "has seen nothing of the item"),
+        (
+            {"pooling": {"kind": "joined", "kinds": ["mean", "first"]}, "dimension": 64},
+            SpecError,
+            "has seen nothing of the item",
+        ),
+        ({"pooling": "first", "bidirectional_from": 1, "layers": (-2,)}, SpecError, "has seen nothing of the item"),
     ]
     for changed, error, message in cases:
         with pytest.raises(error, match=message):

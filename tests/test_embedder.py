@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import threading
 from dataclasses import fields
 from typing import get_type_hints
@@ -517,6 +518,52 @@ def test_frames_that_one_object_shows_in_turn_are_as_many_pictures(tiny):
     shown = tiny.encode(ImageSequence.Iterator(PIL.Image.open(file)))
     assert greatest(shown, tiny.encode(colours)) <= 1e-5
     assert greatest(shown[0], shown[1]) > 1e-3
+
+
+@pytest.mark.parametrize("mode", ["model", "backbone"])
+def test_a_model_that_is_learning_gives_no_vectors(mode):
+    ours = tiny_embedder()
+    due = ours.encode(["a", picture(1)])
+    part = ours.model if mode == "model" else ours.model.backbone
+    part.train()
+    for encode in (ours.encode, ours.encode_tokens):
+        with pytest.raises(SpecError, match=r"training mode.*model\.eval\(\)"):
+            encode(["a"])
+    assert ours.count_tokens(["a"]), "nothing is computed"
+    assert part.training, "who trains it finds it as it was"
+    ours.model.eval()
+    assert np.array_equal(ours.encode(["a", picture(1)]), due)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"prompt": 5}, "prompt=5: a text is wanted, or a list"),
+        ({"prompt": {"a": "b"}}, "prompt={'a': 'b'}: a text"),
+        ({"instruction": b"x"}, "instruction=b'x': a text"),
+        ({"instruction": iter("x")}, "instruction=<"),
+        ({"language": 5}, "language=5: a text"),
+        ({"batch_tokens": "x"}, "batch_tokens='x': an int"),
+        ({"batch_tokens": 1.5}, "batch_tokens=1.5: an int"),
+    ],
+)
+def test_an_option_of_another_type_is_told_at_once(tiny, options, said):
+    with pytest.raises(SpecError, match=re.escape(said)):
+        tiny.stream(["a"], **options)
+
+
+def test_words_and_numbers_of_numpy_are_taken(tiny):
+    said = {"prompt": np.array(["x: ", "y: "]), "batch_tokens": np.int64(100)}
+    assert greatest(tiny.encode(["a", "b"], **said), tiny.encode(["x: a", "y: b"])) <= 1e-5
+
+
+def test_things_without_an_order_are_refused_and_one_of_no_kind_by_its_row(tiny):
+    for unordered in ({"a", "b"}, frozenset({"a"})):
+        with pytest.raises(InputError, match="a set has no order"):
+            tiny.encode(unordered)
+    assert tiny.encode({"a": 1, "b": 2}.keys()).shape[0] == 2
+    with pytest.raises(InputError, match="a ndarray is not guessed at"):
+        tiny.encode(np.array("a"))
 
 
 def test_vectors_that_are_not_to_be_written_to_are_compared_without_a_warning(tiny, recwarn):

@@ -11,11 +11,12 @@ import sys
 import time
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from mmembed import Image, Report, walk
 from mmembed.errors import FingerprintMismatch, InputError, SpecError, StoreError, UnknownName
-from mmembed.files import SINKS, Block, VectorFile, chained
+from mmembed.files import SINKS, Block, VectorFile, chained, whole
 from mmembed.testing import tiny_embedder
 
 from .conftest import picture
@@ -297,3 +298,42 @@ def test_drafts_and_parts_that_run_together_are_other_things():
 def test_an_id_that_is_none_is_told(tiny, tmp_path):
     with pytest.raises(StoreError, match="the id of row 0 is None"):
         tiny.encode_to(tmp_path / "x.npy", ["a", "b"], ids=[None, "b"])
+
+
+@pytest.mark.parametrize(
+    "form", [Image, lambda path: {"image": str(path)}, lambda path: {"image": [path]}, lambda path: ("a", Image(path))]
+)
+def test_a_picture_that_was_written_anew_is_another(tmp_path, form):
+    path = tmp_path / "p.png"
+    path.write_bytes(b"one")
+    before = chained(b"", "p", form(path))
+    assert chained(b"", "p", form(path)) == before
+    path.write_bytes(b"two")
+    os.utime(path, ns=(1, 1))
+    assert chained(b"", "p", form(path)) != before
+
+
+def test_a_file_of_a_picture_that_was_written_anew_is_refused(tiny, tmp_path):
+    path = tmp_path / "p.png"
+    PIL.Image.fromarray(picture(0).load()).save(path)
+    things = [Image(path), Image("https://host/p.png"), "a"]
+    tiny.encode_to(tmp_path / "v.npy", things, on_error="skip")
+    assert tiny.encode_to(tmp_path / "v.npy", things, on_error="skip").resumed == 3
+    PIL.Image.fromarray(picture(1).load()).save(path)
+    with pytest.raises(StoreError, match="not of the first things"):
+        tiny.encode_to(tmp_path / "v.npy", things, on_error="skip")
+
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    with whole(tmp_path / "a") as fresh:
+        fresh.write_text("all")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a", "all")]
+
+    def half():
+        with whole(tmp_path / "a") as fresh:
+            fresh.write_text("ha")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        half()
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a", "all")]

@@ -120,6 +120,35 @@ def test_a_folder_is_read_as_far_as_it_says_where_positions_are_turned(tmp_path)
     assert np.abs(vectors - theirs.encode(texts)).max() <= 1e-5
 
 
+def test_a_folder_is_read_no_further_than_its_table_of_positions(tmp_path):
+    """RoBERTa's first two rows are no token's, which sentence-transformers does not reckon with where nobody says a length."""
+    theirs = st_folder(tmp_path, "xlm-roberta", "mean", max_position_embeddings=66)
+    for said in (None, 66, 400):
+        changed_json(tmp_path / "st" / "sentence_bert_config.json", max_seq_length=said)
+        ours = mmembed.load(tmp_path / "st", device="cpu")
+        assert ours.spec.max_length == 64
+    theirs.max_seq_length = 64
+    with pytest.warns(UserWarning, match="were cut"):
+        vectors = ours.encode(["x" * 150, "red"])
+    assert np.abs(vectors - theirs.encode(["x" * 150, "red"])).max() <= 1e-5
+
+
+def test_a_decoder_whose_folder_pools_the_first_token_gives_the_vectors_it_gives(tmp_path):
+    """Of no use, but those of sentence-transformers; whoever loads it is told, and may put it right."""
+    theirs = st_folder(tmp_path, "qwen3", "cls")
+    with pytest.warns(UserWarning, match=r"'st': pooling 'first' .* has seen nothing") as told:
+        ours = mmembed.load(tmp_path / "st", device="cpu")
+    assert told[0].filename == __file__
+    texts = [text for text in TEXTS if text]
+    assert np.abs(ours.encode(texts) - theirs.encode(texts)).max() <= 1e-5
+    with pytest.warns(UserWarning, match="has seen nothing"):
+        again = mmembed.load(ours.save(tmp_path / "saved"), device="cpu")
+    assert np.array_equal(again.respecified(dimensions=(8,)).encode(texts), ours.encode(texts))
+    assert np.ptp(ours.respecified(pooling={"kind": "mean"}).encode(["xa", "xb"]), axis=0).max() > 1e-3
+    with pytest.raises(SpecError, match="has seen nothing"):
+        ours.respecified(pooling={"kind": "mean"}).respecified(pooling={"kind": "first"})
+
+
 OLD = {
     "poolings joined": {"flags": ("cls_token", "mean_tokens", "lasttoken")},
     "square root of the length": {"flags": ("mean_sqrt_len_tokens",)},

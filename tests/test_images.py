@@ -55,9 +55,9 @@ def three(gray: np.ndarray) -> np.ndarray:
     return np.repeat(gray[:, :, None], 3, axis=2)
 
 
-def refused(source, **options) -> str:
+def refused(source) -> str:
     with pytest.raises(ImageError) as caught:
-        open_image(source, **options)
+        open_image(source)
     return str(caught.value)
 
 
@@ -314,6 +314,62 @@ def test_what_is_cut_off_anywhere_is_an_error_or_has_every_pixel(name):
         assert np.array_equal(rgb, whole)
 
 
+def png_parts(data: bytes) -> list[tuple[bytes, int, int]]:
+    """Kind of each part of a PNG, and where what its checksum is of begins and ends."""
+    found, at = [], 8
+    while at < len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4])
+        found.append((data[at + 4 : at + 8], at + 4, end))
+        at = end + 4
+    return found
+
+
+def changed(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize("name", [name for name in pictures() if "png" in name])
+def test_a_png_with_a_wrong_checksum_is_an_error(name):
+    data = pictures()[name]
+    for kind, begin, end in png_parts(data):
+        for at in (begin + 4 + (end - begin - 4) // 3, end + 3):  # inside of it, and its checksum
+            assert refused(changed(data, at)), kind
+
+
+def test_a_damaged_png_says_where():
+    data = pictures()["png"]
+    begin, end = next(part[1:] for part in png_parts(data) if part[0] == b"IDAT")
+    assert f"the checksum of its part b'IDAT' at byte {begin - 4} is wrong" in refused(
+        changed(data, (begin + end) // 2)
+    )
+    assert np.array_equal(open_image(data + b"IDAT of another")[0], open_image(data)[0])
+    longer = data[: begin - 4] + (end - begin + 1000).to_bytes(4) + data[begin:]
+    assert "truncated inside its pixels" in refused(longer)
+
+
+def test_a_png_of_countless_parts_is_refused(monkeypatch):
+    data = pictures()["png"]
+    begin = next(part[1] for part in png_parts(data) if part[0] == b"IEND") - 4
+    monkeypatch.setattr(images, "MAX_READS", 500)
+    assert "more than 500 parts" in refused(data[:begin] + png_chunk(b"tEXt", b"a\0b") * 600 + data[begin:])
+
+
+@pytest.mark.parametrize("name", ["png", "apng"])
+def test_a_damaged_png_that_pil_has_opened_is_an_error_too(name, tmp_path):
+    data = pictures()[name]
+    begin, end = next(part[1:] for part in png_parts(data) if part[0] == b"IDAT")
+    damaged = changed(data, (begin + end) // 2)
+    (tmp_path / "x.png").write_bytes(damaged)
+    for file in (tmp_path / "x.png", io.BytesIO(damaged)):
+        assert "checksum" in refused(PilImage.open(file))
+    picture = PilImage.open(io.BytesIO(data))
+    assert np.array_equal(open_image(picture)[0], open_image(data)[0])
+    assert np.array_equal(open_image(picture)[0], open_image(data)[0])
+    if name == "apng":
+        picture.seek(1)
+        assert np.array_equal(open_image(picture)[0], np.roll(RGB, 9, axis=1))
+
+
 def test_truncation_is_an_error_even_where_another_package_allows_it(monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     data = pictures()["jpeg"]
@@ -498,6 +554,10 @@ def test_a_directory_is_no_picture(tmp_path):
     assert "album.jpg': cannot be read: it is a directory" in refused(folder)
 
 
+def test_an_empty_path_is_no_directory():
+    assert "the path is empty" in refused("")
+
+
 def test_an_empty_file_is_no_picture(tmp_path):
     (tmp_path / "empty.png").touch()
     assert "empty.png': it is empty" in refused(tmp_path / "empty.png")
@@ -658,7 +718,7 @@ def test_reading_a_pil_image_leaves_it_as_it_was():
 def test_a_closed_pil_image_is_an_image_error():
     picture = PilImage.open(io.BytesIO(pictures()["png"]))
     picture.close()
-    assert "PIL image RGB" in refused(picture)
+    assert "PIL image RGB 40x28: it was closed before its pixels were read" in refused(picture)
 
 
 # ---- the class ------------------------------------------------------------------------------------------------------
@@ -674,6 +734,34 @@ def test_only_the_type_is_checked_before_loading():
 def test_another_type_is_refused_at_once(source):
     with pytest.raises(ImageError, match=f"not {type(source).__name__}"):
         Image(source)
+
+
+def test_a_masked_array_is_refused_with_what_to_do():
+    with pytest.raises(ImageError, match=r"would lose its mask: .*filled\(255\)"):
+        Image(np.ma.masked_less(RGB, 9))
+    assert Image(np.ma.masked_less(RGB, 9).filled(255)).load().min() >= 9
+
+
+def test_a_picture_as_it_is_now_is_no_other_later():
+    picture = PilImage.open(io.BytesIO(pictures()["gif animated"]))
+    sources = (RGB.copy(), (RGB / 255), PilImage.fromarray(RGB), picture, bytearray(pictures()["png"]))
+    for source in sources:
+        own = Image(source, draft=3)
+        due = own.load()
+        kept = own.as_now()
+        assert kept.draft == 3
+        if isinstance(source, np.ndarray):
+            source[:] = 0
+        elif isinstance(source, bytearray):
+            source[:] = bytes(len(source))
+        elif source is picture:
+            source.seek(1)
+        else:
+            source.paste("red", (0, 0, 40, 28))
+        assert np.array_equal(kept.load(), due)
+    for source in (pictures()["png"], "x.png", Path("x.png")):
+        own = Image(source)
+        assert own.as_now() is own
 
 
 def test_an_image_can_be_a_key_and_cannot_be_changed():
@@ -770,7 +858,7 @@ def test_an_allowed_url_is_fetched(site):
     ],
 )
 def test_an_answer_that_is_no_whole_picture_is_refused(site, page, reason):
-    message = refused(f"{site.url}{page}?key=secret", allow_url=True)
+    message = refused(Image(f"{site.url}{page}?key=secret", allow_url=True))
     assert reason in message
     assert f"{site.url}{page}" in message
     assert "secret" not in message
@@ -779,13 +867,13 @@ def test_an_answer_that_is_no_whole_picture_is_refused(site, page, reason):
 def test_an_answer_that_drips_is_given_up(site, monkeypatch):
     monkeypatch.setattr(images, "URL_SECONDS", 0.4)
     begun = time.monotonic()
-    assert "took more than" in refused(site.url + "slow", allow_url=True)
+    assert "took more than" in refused(Image(site.url + "slow", allow_url=True))
     assert time.monotonic() - begun < 1.5
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1/a.png", "file:///etc/hostname", "gopher://x/a", "s3://bucket/a.png"])
 def test_other_schemes_are_never_fetched(url):
-    assert "only http and https" in refused(url, allow_url=True)
+    assert "only http and https" in refused(Image(url, allow_url=True))
     assert refused(url)
 
 
@@ -793,7 +881,7 @@ def test_a_host_that_does_not_answer_is_an_image_error(site):
     url = site.url
     site.shutdown()
     site.server_close()
-    assert "cannot be fetched" in refused(url + "picture", allow_url=True)
+    assert "cannot be fetched" in refused(Image(url + "picture", allow_url=True))
 
 
 SIZES = [(None, (401, 300)), (151, (401, 300)), (150, (201, 150)), (75, (101, 75)), (1, (51, 38))]

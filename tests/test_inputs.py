@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image as PilImage
 
 from mmembed.errors import ImageError, InputError
 from mmembed.images import Image
-from mmembed.inputs import Text, modality, to_item
+from mmembed.inputs import Text, as_now, modality, to_item
 
 from .mutations import pictures
 
@@ -139,3 +140,20 @@ def test_an_image_of_a_package_that_adds_to_pil_is_one():
     (part,) = to_item(shown)
     assert isinstance(part, Image)
     assert part.source is shown
+
+
+def test_a_thing_as_it_is_now_is_its_item_or_its_error():
+    shared = {"text": "a", "image": np.zeros((2, 2), np.uint8)}
+    kept = as_now(shared)
+    shared["text"] = "b"
+    shared["image"][:] = 9
+    assert isinstance(kept, tuple)
+    assert kept[0] == Text("a")
+    assert not kept[1].load().any()
+    assert as_now("a") == "a"
+    error = as_now(("a", PilImage.open(io.BytesIO(pictures()["bmp"][:-99]))))
+    assert isinstance(error, ImageError)
+    with pytest.raises(ImageError, match=r"PIL image RGB 40x28: .*truncated"):
+        to_item(error)
+    with pytest.raises(InputError, match="a int is not guessed at"):
+        to_item(as_now(5))

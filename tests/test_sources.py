@@ -302,3 +302,9 @@ def test_of_a_table_one_group_of_rows_is_held_and_a_few_pictures(tmp_path):
     assert most < 60e6, "the file is 80 MB"
     assert tracemalloc.get_traced_memory()[1] < 30e6
     tracemalloc.stop()
+
+
+def test_an_empty_path_of_a_picture_is_told_so(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"image": ""}\n{"text": "a", "image": ""}\n')
+    for entry in read([tmp_path / "t.jsonl"]):
+        assert "a picture is a path, a data URI or bytes, and here it is empty: ''" in entry.thing.reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import subprocess
 import sys
 import threading
@@ -12,11 +13,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from PIL import Image as PilImage
 from transformers import AutoConfig, AutoModel
 
 from mmembed import Image, Report, compose, walk
 from mmembed.ahead import Ahead, Crew
-from mmembed.errors import InputError
+from mmembed.errors import ImageError, InputError, SpecError
 from mmembed.memory import budget, bytes_per_token, is_out_of_memory
 from mmembed.report import Progress
 from mmembed.testing import WIDTH, byte_tokenizer, tiny_embedder
@@ -94,6 +96,99 @@ def test_what_a_source_raises_comes_after_all_that_it_gave(tiny):
     with pytest.raises(OSError, match="the disk is gone"):
         drain()
     assert got == [4, 4], "of the window that broke off nothing is given"
+
+
+def frames_in(shape):
+    """Colours one after the other in one and the same memory, as cameras and loaders of batches give them."""
+    buffer, shown = np.zeros((24, 30, 3), np.uint8), PilImage.new("RGB", (30, 24))
+    scores, raw, item = np.zeros((24, 30, 3), np.float32), bytearray(10_000), {}
+    for colour in COLOURS:
+        buffer[:] = colour
+        scores[:] = np.asarray(colour) / 255
+        shown.paste(colour, (0, 0, 30, 24))
+        file = io.BytesIO()
+        shown.save(file, "PNG")
+        raw[:] = file.getvalue().ljust(10_000, b"\0")
+        item["image"] = buffer
+        yield {
+            "array": lambda: Image(buffer),
+            "floats": lambda: Image(scores),
+            "PIL": lambda: shown,
+            "Image of PIL": lambda: Image(shown),
+            "bytes": lambda: Image(raw),
+            "view": lambda: Image(memoryview(raw)),
+            "dict": lambda: {"image": buffer},
+            "list in a dict": lambda: {"image": [buffer]},
+            "one dict": lambda: item,
+            "tuple": lambda: (Image(buffer),),
+            "text and picture": lambda: ("a", Image(buffer)),
+            "text and PIL": lambda: {"text": "a", "image": shown},
+        }[shape]()
+
+
+COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (20, 20, 20), (250, 250, 250)]
+SHAPES = ["array", "floats", "PIL", "Image of PIL", "bytes", "view", "dict", "list in a dict", "one dict", "tuple"]
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "text and picture", "text and PIL"])
+def test_frames_in_one_buffer_are_as_many_pictures(tiny, shape):
+    pictured = [Image(np.full((24, 30, 3), colour, np.uint8)) for colour in COLOURS]
+    due = tiny.encode([("a", each) for each in pictured] if shape.startswith("text") else pictured)
+    assert np.abs(due[0] - due[1]).max() > 1e-3
+    np.testing.assert_allclose(tiny.encode(frames_in(shape)), due, atol=1e-6)
+    np.testing.assert_allclose(np.concatenate([*tiny.stream(frames_in(shape))]), due, atol=1e-6)
+    prepared = walk.prepare(tiny.model, frames_in(shape), tiny.reader.sampler, walk.Options())
+    np.testing.assert_allclose(tiny.finish(prepared, tiny.compute(prepared.samples)), due, atol=1e-6)
+
+
+def test_vectors_of_frames_in_one_buffer_are_written_to_a_file(tiny, tmp_path):
+    tiny.encode_to(tmp_path / "v.npy", frames_in("one dict"))
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), tiny.encode(frames_in("array")), atol=1e-6)
+
+
+def test_tokens_of_things_from_one_dict_are_counted_one_by_one(tiny):
+    texts = ["a", "a b c", "a b"]
+
+    def source():
+        item = {}
+        for text in texts:
+            item["text"] = text
+            yield item
+
+    assert tiny.count_tokens(source()) == tiny.count_tokens(texts)
+    with pytest.raises(SpecError, match="2 prompts were given"):
+        tiny.count_tokens(source(), prompt=["a", "b"])
+
+
+def test_pictures_that_their_source_closes_are_read_before_and_a_bad_one_is_told_by_its_row(tiny, tmp_path):
+    due = [picture(k) for k in range(3)]
+    for k, each in enumerate(due):
+        PilImage.fromarray(each.source).save(tmp_path / f"{k}.png")
+    whole = (tmp_path / "1.png").read_bytes()
+
+    def source():
+        for k in range(3):
+            with PilImage.open(tmp_path / f"{k}.png") as opened:
+                yield opened
+
+    np.testing.assert_allclose(tiny.encode(source()), tiny.encode(due), atol=1e-6)
+    (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ImageError, match=r"item 1: PIL image RGB 50x40: .*truncated"):
+        tiny.encode(source())
+    with pytest.warns(UserWarning, match="item 1"):
+        assert np.isnan(tiny.encode(source(), on_error="skip")).any(axis=1).tolist() == [False, True, False]
+
+
+def test_pictures_that_a_source_gives_are_held_by_their_bytes_too(tiny, monkeypatch):
+    each = picture(0).source.nbytes
+    monkeypatch.setattr(walk, "HELD", 3 * each)
+    things = [picture(k) for k in range(8)]
+    file = io.BytesIO()
+    PilImage.fromarray(things[0].source).save(file, "BMP")
+    assert len(file.getvalue()) > each
+    assert [len(block) for block in tiny.stream(iter(things))] == [3, 3, 2]
+    assert [len(block) for block in tiny.stream(Image(file.getvalue()) for _ in range(6))] == [3, 3]
+    assert [len(block) for block in tiny.stream(things)] == [8], "what the caller holds is held already"
 
 
 def test_the_first_bad_row_is_raised_whatever_is_wrong_with_it(tiny):

@@ -100,3 +100,10 @@ def test_a_weight_that_is_missing_is_told_by_its_whole_name(part: str, tmp_path)
     save_file(state, path)
     with pytest.raises(LoadError, match=part):
         mmembed.load(tmp_path / "saved", device="cpu")
+
+
+def test_weights_in_a_precision_without_a_name_go_by_that_of_torch():
+    own = tiny_embedder()
+    own.model.double()
+    assert own.precision == "float64"
+    assert "float64 on cpu" in repr(own)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..embedder import Embedder
 from ..errors import SpecError, UnknownName
+from ..model import EmbeddingModel
 from . import (
     contrastive_prompting,
     echo,
@@ -51,6 +52,8 @@ BESIDE: Mapping[str, str] = {
 }
 """Methods that are no spec to put on an embedder, for they take things to fit on or give something else, and where they are.
 (GenEOL is both: its prompt is among `METHODS`, its rewrites in `mmembed.methods.geneol.encode`.)"""
+FITTED = ("whiten", "standardize")
+"""Heads that were fitted on the very vectors that they are given."""
 METHODS: Mapping[str, Method] = {method.name: method for file in FILES for method in file.METHODS}
 
 
@@ -64,7 +67,8 @@ def apply(embedder: Embedder, name: str, **changed: Any) -> Embedder:
 
     Raises:
         UnknownName: no such method, no such field, or a token that the method needs and the tokenizer does not have.
-        SpecError: the backbone is not of the kind that the method needs, or a method that is known and left out, with the reason.
+        SpecError: the backbone is not of the kind that the method needs, or a head was fitted on what it gives without the
+            method; or a method that is known and left out, with the reason.
     """
     if name in NOT_HERE:
         raise SpecError(f"{name} is not here: {NOT_HERE[name]}")
@@ -78,6 +82,15 @@ def apply(embedder: Embedder, name: str, **changed: Any) -> Embedder:
     for key in changed:
         if key not in known:
             raise UnknownName("field of the spec", key, known)
+    if not isinstance(embedder.model, EmbeddingModel):
+        raise SpecError(
+            f"{name} is of one backbone, and this is a dual encoder, whose towers read and pool as they were trained"
+        )
+    fitted = [head["kind"] for head in embedder.spec.heads if head["kind"] in FITTED]
+    if fitted and method.positions is None:
+        raise SpecError(
+            f"{name} gives other vectors than those that the head {fitted[0]!r} was fitted on: apply it first, and fit then"
+        )
     if method.causal and embedder.spec.mask == "bidirectional":
         raise SpecError(f"{name} reads the last token of a causal backbone; this one reads both ways")
     for token in method.needs:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..embedder import Embedder
-from ..errors import InputError, SpecError
+from ..errors import InputError
 from ..inputs import Text
+from ..walk import many
 from .mean_of_several import OPTIONS, check, mean_of_several
 from .splitting import windows_of_tokens
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def encode(
-    embedder: Embedder, texts: Sequence[str | Text], *, size: int | None = None, **options: Any
+    embedder: Embedder, texts: str | Text | Iterable[str | Text], *, size: int | None = None, **options: Any
 ) -> NDArray[np.float32]:
     """One vector a text of any length, float32 (N, D); nothing is cut.
 
@@ -33,18 +34,20 @@ def encode(
 
     Raises:
         InputError: no text, or a prompt that leaves no room for one. TruncationError: a `size` that does not fit.
+        SpecError: pieces of no token.
     """
-    if size is not None and size < 1:
-        raise SpecError(f"size={size}: a piece has at least one token")
-    check(options, len(texts), [key for key in OPTIONS if key != "truncate"])
+    things = list(many(texts))
+    check(options, len(things), [key for key in OPTIONS if key != "truncate"])
     wrapping = {key: value for key, value in options.items() if key in WRAPPING}
     groups = []
-    for row, given in enumerate(texts):
+    for row, given in enumerate(things):
         if not isinstance(given, (str, Text)):
             raise InputError("texts are split here, and nothing else", row)
         text = given if isinstance(given, str) else given.text
         own = {key: value if isinstance(value, str) or value is None else value[row] for key, value in wrapping.items()}
-        groups.append(windows_of_tokens(text, size, embedder.tokenizer) if size else _fitting(embedder, text, row, own))
+        groups.append(
+            _fitting(embedder, text, row, own) if size is None else windows_of_tokens(text, size, embedder.tokenizer)
+        )
     return mean_of_several(embedder, groups, truncate="error", **options)
 
 

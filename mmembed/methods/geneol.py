@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..embedder import Embedder
 from ..errors import InputError
+from ..walk import many
 from .in_one_word import KNOWLEDGE
 from .mean_of_several import mean_of_several
 from .method import Method
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _PAPER = "GenEOL, arXiv 2410.14635 (raghavlite/GenEOL)"
-Rewrite = Callable[[list[str]], Sequence[Sequence[str]]]
+Rewrite = Callable[[list[str]], Iterable[Iterable[str]]]
 """Texts -> other wordings of each."""
 
 INSTRUCTIONS = (
@@ -42,7 +43,7 @@ METHODS = (
 
 
 def encode(
-    embedder: Embedder, texts: Sequence[str], rewrite: Rewrite, *, unit_before: bool = False, **options: Any
+    embedder: Embedder, texts: str | Iterable[str], rewrite: Rewrite, *, unit_before: bool = False, **options: Any
 ) -> NDArray[np.float32]:
     """One vector a text, float32 (N, D): the mean over the text and its rewrites.
 
@@ -56,8 +57,8 @@ def encode(
     Raises:
         InputError: not one list of rewrites a text, or one without a word in it: it would be a vector of nothing.
     """
-    own = list(texts)
-    rewrites = rewrite(own)
+    own: list[Any] = list(many(texts))
+    rewrites = [each if isinstance(each, str) else list(each) for each in rewrite(own)]
     if len(rewrites) != len(own):
         raise InputError(f"rewrite gave {len(rewrites)} lists for {len(own)} texts")
     for row, wordings in enumerate(rewrites):

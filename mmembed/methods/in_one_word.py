@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..prompts import escaped
 from .method import Method
 
 PROMPTEOL = 'This sentence : "{text}" means in one word:"'
@@ -49,8 +50,7 @@ def _asked(text: str | tuple[str, ...]) -> dict[str, str | tuple[str, ...]]:
 
 def with_demonstration(sentence: str, word: str) -> dict[str, str | tuple[str, ...]]:
     """PromptEOL's templates with one example before the sentence; the authors pick it on STS-B dev."""
-    example = f'This sentence : "{sentence}" means in one word:"{word}".'.replace("{", "{{").replace("}", "}}")
-    return _asked(example + PROMPTEOL)
+    return _asked(escaped(f'This sentence : "{sentence}" means in one word:"{word}".') + PROMPTEOL)
 
 
 DEMONSTRATIONS: Mapping[str, tuple[str, str]] = {
@@ -110,7 +110,7 @@ METHODS = (
     Method(
         name="prompteol-icl",
         paper=_PROMPTEOL,
-        templates=with_demonstration("A jockey riding a horse.", "Equestrian"),
+        templates=with_demonstration(*DEMONSTRATIONS["facebook/opt-2.7b"]),
         cleaning="one_sentence",
     ),
     Method(

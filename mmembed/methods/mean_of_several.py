@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ..embedder import Embedder
+from ..embedder import Embedder, EncodeOptions
 from ..errors import InputError, SpecError, UnknownName
 from ..inputs import Thing
 from ..nn.precision import unit
@@ -16,12 +16,12 @@ from ..nn.precision import unit
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-OPTIONS = ("prompt_name", "prompt", "instruction", "language", "truncate_dim", "truncate", "batch_tokens")
+OPTIONS = sorted(EncodeOptions.__annotations__.keys() - {"on_error", "report", "show_progress_bar"})
 """Options of `encode` that mean the same here. What is skipped or cut is not told by row: one bad thing stops the call."""
 
 
 def mean_of_several(
-    embedder: Embedder, groups: Sequence[Sequence[Thing]], *, unit_before: bool = False, **options: Any
+    embedder: Embedder, groups: Iterable[Iterable[Thing]], *, unit_before: bool = False, **options: Any
 ) -> NDArray[np.float32]:
     """One vector a group, float32 (N, D): the mean over its things, of unit length where the embedder's own are.
 
@@ -30,28 +30,35 @@ def mean_of_several(
         options: `OPTIONS` of `encode`; of prompts and instructions one for all or one a group.
 
     Raises:
-        InputError: a group without a thing, or a thing that cannot be embedded, by the number of its group.
+        InputError: a group without a thing, or that is one, or a thing that cannot be embedded, by the number of its group.
     """
-    check(options, len(groups))
-    for row, group in enumerate(groups):
-        if not group:
-            raise InputError("there is nothing to take the mean of", row)
-    sizes = [len(group) for group in groups]
-    owner = np.repeat(np.arange(len(groups)), sizes)
+    each = [_things(group, row) for row, group in enumerate(groups)]
+    check(options, len(each))
+    sizes = [len(group) for group in each]
+    owner = np.repeat(np.arange(len(each)), sizes)
     for key in ("prompt", "instruction"):
         given = options.get(key)
         if given is not None and not isinstance(given, str):
             options[key] = [given[row] for row in owner]
     raw = embedder if embedder.spec.normalize == unit_before else embedder.respecified(normalize=unit_before)
     try:
-        vectors = raw.encode([thing for group in groups for thing in group], **options)
+        vectors = raw.encode([thing for group in each for thing in group], **options)
     except InputError as error:
         error.item = None if error.item is None else int(owner[error.item])
         raise
-    total = np.zeros((len(groups), vectors.shape[1]), dtype=np.float64)
+    total = np.zeros((len(each), vectors.shape[1]), dtype=np.float64)
     np.add.at(total, owner, vectors)
     mean = torch.from_numpy((total / np.asarray(sizes, dtype=np.float64)[:, None]).astype(np.float32))
     return (unit(mean) if embedder.spec.normalize else mean).numpy()
+
+
+def _things(group: Iterable[Thing], row: int) -> list[Thing]:
+    if isinstance(group, (str, bytes, Mapping)) or not isinstance(group, Iterable):
+        raise InputError(f"a group is a list of things, and this is one {type(group).__name__}", row)
+    things = list(group)
+    if not things:
+        raise InputError("there is nothing to take the mean of", row)
+    return things
 
 
 def check(options: Mapping[str, Any], items: int, known: Sequence[str] = OPTIONS) -> None:

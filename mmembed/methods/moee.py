@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
@@ -48,12 +49,15 @@ def fitted(
 
     Raises:
         UnknownName: no such prompt, routing or combination.
-        InputError: fewer than two texts. SpecError: a backbone without routers, or an embedder with heads.
+        InputError: fewer than two texts. SpecError: a backbone without routers, an embedder with heads, or a weight that is no
+            number.
     """
     if prompt not in PROMPTS:
         raise UnknownName("prompt of MoEE", prompt, PROMPTS)
     if combine not in ("concat", "sum"):
         raise UnknownName("combination", combine, ("concat", "sum"))
+    if not isinstance(alpha, (int, float)) or not 0 <= alpha < math.inf:
+        raise SpecError(f"alpha={alpha!r}: the weight of the routers is a number, 0 or more")
     if not isinstance(embedder.model, EmbeddingModel):
         raise SpecError("MoEE reads the routers of one backbone, and this is a dual encoder")
     if embedder.spec.heads:

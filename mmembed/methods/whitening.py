@@ -54,7 +54,6 @@ def fit(vectors: NDArray[Any], dimension: int | None = None) -> tuple[NDArray[np
     # float32 vectors: what spreads 10^-6 as far as the strongest direction (squared: 10^-12) is their rounding.
     spanned = int((spread > 1e-12 * spread[0]).sum())
     if kept > spanned:
-        raise InputError(
-            f"{len(given)} vectors span {spanned} directions, not {kept}: fit on more things, or say dimension={spanned}"
-        )
+        instead = f"more things, or say dimension={spanned}" if spanned else "things that are not all alike"
+        raise InputError(f"{len(given)} vectors span {spanned} directions, not {kept}: fit on {instead}")
     return u[:, :kept] / np.sqrt(spread[:kept]), -given.mean(0)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -22,10 +23,20 @@ class Positioning:
     Attributes:
         original: tokens that the backbone was made for. windows: whether layers that slide go on sliding; LongEmbed's
             authors let Mistral's see all, as theirs is the length it was made for.
+        of_table: whether they are for a table of positions alone.
     """
 
     original: int
     windows: bool = False
+    of_table: ClassVar[bool] = False
+
+    def made_for(self, longest: int) -> int:
+        """Tokens that a backbone was made for which says that it reads `longest`."""
+        return longest
+
+    def rows(self, length: int) -> int:
+        """Rows of a table of positions that items of up to `length` tokens take."""
+        return length
 
     def number(self, positions: Int[Tensor, " T"], length: Int[Tensor, " T"]) -> Tensor:
         """Numbers (T,), whole or not, for tokens at `positions` of items of `length` tokens."""
@@ -69,17 +80,20 @@ class Groups:
         return ((positions + 1).log() / torch.tensor(self.log_base).log()).clamp(min=1)
 
 
-def build_positioning(settings: Mapping[str, Any], *, original: int) -> Positioning:
-    """The positions that `settings["kind"]` names, for a backbone made for `original` tokens unless they say otherwise."""
-    given = {"original": original, **settings}
-    made: Positioning = positionings.build(given)
-    return made
+def build_positioning(settings: Mapping[str, Any], *, longest: int) -> Positioning:
+    """The positions that `settings["kind"]` names, for a backbone that says it reads `longest` tokens, and was made for as many
+    unless they say otherwise."""
+    made: Positioning = positionings.build({"original": longest, **settings})
+    return made if "original" in settings else dataclasses.replace(made, original=made.made_for(longest))
 
 
 @positionings.register("recurrent")
 @dataclass(frozen=True, kw_only=True)
 class Recurrent(Positioning):
     """p mod original: positions begin anew."""
+
+    def rows(self, length: int) -> int:
+        return min(length, self.original)
 
     def number(self, positions: Int[Tensor, " T"], length: Int[Tensor, " T"]) -> Tensor:
         return positions % self.original
@@ -93,6 +107,9 @@ class Grouped(Positioning):
     The authors take s from the longest item of a batch; here each has its own, as if alone.
     """
 
+    def rows(self, length: int) -> int:
+        return min(length, self.original)
+
     def number(self, positions: Int[Tensor, " T"], length: Int[Tensor, " T"]) -> Tensor:
         return positions // (-(-length // self.original))
 
@@ -100,10 +117,17 @@ class Grouped(Positioning):
 @positionings.register("stretched")
 @dataclass(frozen=True, kw_only=True)
 class Stretched(Positioning):
-    """p * factor for items of at most `original` tokens: what E5-Base-4k, whose table of positions was stretched by 8 and
-    trained in between, needs to read short texts as before."""
+    """p * factor for items of at most `original` tokens: what E5-Base-4k, whose table of positions was stretched by 8, from 512
+    to 4096, and trained in between, needs to read short texts as before."""
 
     factor: int = 8
+    of_table: ClassVar[bool] = True
+
+    def made_for(self, longest: int) -> int:
+        return longest // self.factor
+
+    def rows(self, length: int) -> int:
+        return max(length, (min(length, self.original) - 1) * self.factor + 1)
 
     def number(self, positions: Int[Tensor, " T"], length: Int[Tensor, " T"]) -> Tensor:
         return torch.where(length <= self.original, positions * self.factor, positions)

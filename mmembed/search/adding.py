@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -15,8 +15,8 @@ from ..inputs import Thing
 from ..sources import Entry
 from .known import Counted, Known
 from .metadata import fit
-from .rows import Row, read_row
-from .table import IDS, OWN, Busy, Table, among
+from .rows import Row, read_row, terms_of
+from .table import IDS, OWN, Busy, Table, among, quoted
 
 if TYPE_CHECKING:
     from ..embedder import Embedder
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 CHUNK = 256
 CHUNK_PIXELS = 48 * 10**6
 """A chunk is embedded and written as one: at most so many items and, beyond the first, so many decoded pixels."""
+
+NOTHING = "{}"
+"""Metadata that says nothing, as it is stored."""
 
 OnError = Literal["raise", "skip"]
 
@@ -99,10 +102,11 @@ def add(
         _write(table, embedder, chunk, files, report, on_error)
         bar.update(chunk.size)
     outdated = files.outdated()
+    _inherit(table, {old.now: old.metadata for old in outdated.values() if old.metadata != NOTHING})
     for first in range(0, len(outdated), IDS):
         table.remove(among(list(outdated)[first : first + IDS]))
     # A file of another content was replaced, whether that is new to the index or stands in it already.
-    for path in set(outdated.values()):
+    for path in {old.path for old in outdated.values()}:
         report.count(files.counted(path), -1)
         report.count("replaced")
     if chunks or table.is_scattered:
@@ -129,8 +133,6 @@ def _write(table: Table, embedder: Embedder, chunk: Chunk, files: Known, report:
         error.item = error.item if error.item is None else rows[error.item].number
         raise
     reasons = {rows[s.row].id: s.reason for s in told.skipped}
-    every = [*chunk.rows.values(), *chunk.again]
-    report.skipped += [Skipped(row.number, row.name, reasons[row.id]) for row in every if row.id in reasons]
     report.truncated += [rows[at].number for at in told.truncated]
     fresh = [(row, vector) for row, vector in zip(rows, vectors, strict=True) if row.id not in reasons]
     named = {row.id for row in rows}
@@ -138,9 +140,19 @@ def _write(table: Table, embedder: Embedder, chunk: Chunk, files: Known, report:
     more = [row for row in held if row.says_more_than(known[row.id])]
     moved = [row for row in held if row not in more and not row.is_file_of(known[row.id])]
     written = [*fresh, *((row, known[row.id]["vector"]) for row in (*more, *moved))]
-    if written:
+    while written:
         stored = [row.as_stored(known.get(row.id)) for row, _ in written]
-        table.merge(stored, np.stack([vector for _, vector in written]))
+        try:
+            table.merge(stored, np.stack([vector for _, vector in written]))
+            break
+        except InputError as error:  # of metadata: another writer made its columns meanwhile
+            row, _ = written.pop(error.item or 0)
+            error.item = row.number
+            if on_error == "raise":
+                raise
+            reasons[row.id] = error.reason
+    every = [*chunk.rows.values(), *chunk.again]
+    report.skipped += [Skipped(row.number, row.name, reasons[row.id]) for row in every if row.id in reasons]
     added = {row.number for row, _ in fresh if row.id not in known}
     replaced = {row.number for row in (*(row for row, _ in fresh), *more)} - added
     for row in every:
@@ -150,6 +162,19 @@ def _write(table: Table, embedder: Embedder, chunk: Chunk, files: Known, report:
         report.count(counted)
         if row.id == row.content:  # one of another id names the file and is not what it is
             files.settle(row.path, row.id, counted)
+
+
+def _inherit(table: Table, metadata: Mapping[str, str]) -> None:
+    """What metadata says of a file goes over to its new content, by id, where nothing else is said of that."""
+    ids = list(metadata)
+    for first in range(0, len(ids), IDS):
+        where = f"{among(ids[first : first + IDS])} AND metadata = {quoted(NOTHING)}"
+        rows = table.read([name for name in table.schema.names if name in OWN], where)
+        for row in rows:
+            row["metadata"] = metadata[row["id"]]
+            row["terms"] = terms_of(row["metadata"], row["text"], row["path"])
+        if rows:
+            table.merge(rows, np.stack([row["vector"] for row in rows]))
 
 
 class Chunk:

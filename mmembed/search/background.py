@@ -47,6 +47,11 @@ class Background:
     samples: Mapping[str, NDArray[np.float32]]
     counts: Mapping[str, int]
 
+    @property
+    def items(self) -> int:
+        """Things of all modalities."""
+        return sum(self.counts.values())
+
     def log_relevance(
         self, query: NDArray[np.float32], kind: str, scores: NDArray[np.float32]
     ) -> NDArray[np.float64] | None:

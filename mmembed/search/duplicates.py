@@ -33,17 +33,23 @@ class Group:
     same: bool
 
 
-def duplicates(table: Table, threshold: float, where: str | None = None) -> list[Group]:
+def duplicates(table: Table, threshold: float, kind: str | None = None) -> list[Group]:
     """Groups of two things or more, those of the same content first, then the large ones. Each thing of a group has a cosine of
     at least `threshold` with some other thing of it; two ends of a chain may lie further apart.
 
     Every two vectors are compared, block by block; meanwhile they lie in a file without a name, not in memory.
+
+    Args:
+        kind: only things of this modality.
+
+    Raises:
+        UnknownName: no such modality.
     """
     ids: list[str] = []
     contents: list[str] = []
     with tempfile.TemporaryFile() as file:
-        for batch in table.batches(["id", "content", "vector"], where):
-            file.write(np.ascontiguousarray(matrix(batch.column("vector"), table.dimension)).data)
+        for batch in table.batches(["id", "content", "vector"], kind=kind):
+            file.write(np.ascontiguousarray(matrix(batch.column("vector"))).data)
             ids += batch.column("id").to_pylist()
             contents += batch.column("content").to_pylist()
         file.flush()

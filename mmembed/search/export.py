@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import StoreError, UnknownName
+from ..files import whole, write_header
 from .table import Table, matrix
 
 FORMS = (".parquet", ".npy", "")
@@ -21,7 +22,7 @@ COLUMNS = (pa.string(), pa.bool_(), pa.int64(), pa.float64())
 """Types of a column of metadata, the first that holds all its values as they are; where none does, they are written as JSON."""
 
 
-def export(table: Table, path: str | os.PathLike[str], where: str | None = None) -> int:
+def export(table: Table, path: str | os.PathLike[str], modality: str | None = None) -> int:
     """Write the rows of a table to `path`, which is there once all of it is; returns how many.
 
     Args:
@@ -30,11 +31,12 @@ def export(table: Table, path: str | os.PathLike[str], where: str | None = None)
             the vectors are of. A name without ending is a folder in the layout of clip-retrieval: img_emb/img_emb_0.npy or
             text_emb/text_emb_0.npy, and metadata/metadata_0.parquet with image_path, caption, id and a column for each key of
             the metadata.
-        where: only these rows, in SQL.
+        modality: only rows of it.
 
     Raises:
-        UnknownName: another ending. StoreError: there is something already; or rows with and without pictures for the layout of
-            clip-retrieval, in which a row of the metadata has one vector of a kind.
+        UnknownName: another ending, or no such modality.
+        StoreError: there is something already; or rows with and without pictures for the layout of clip-retrieval, in which a row
+            of the metadata has one vector of a kind; or metadata that holds half a surrogate pair, which earlier versions took.
     """
     out = Path(path)
     if out.suffix not in FORMS:
@@ -46,51 +48,44 @@ def export(table: Table, path: str | os.PathLike[str], where: str | None = None)
         if part.exists():
             raise StoreError(f"{part} exists already: write elsewhere, or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = [part.with_name(f"{part.name}.part") for part in parts]
-    try:
+    with ExitStack() as stack:  # which puts the last in its place first: what is named is there once all of it is
+        fresh = [stack.enter_context(whole(part)) for part in parts]
         if out.suffix == ".parquet":
-            count = _parquet(table, fresh[0], where)
-        elif out.suffix == ".npy":
-            count = _numpy(table, fresh[0], fresh[1], fresh[2], where)
-        else:
-            count = _clip_retrieval(table, fresh[0], where)
-        for one, whole in reversed(list(zip(fresh, parts, strict=True))):
-            one.replace(whole)
-    finally:
-        for one in fresh:
-            shutil.rmtree(one, ignore_errors=True) if one.is_dir() else one.unlink(missing_ok=True)
-    return count
+            return _parquet(table, fresh[0], modality)
+        if out.suffix == ".npy":
+            return _numpy(table, fresh[0], fresh[1], fresh[2], modality)
+        return _clip_retrieval(table, fresh[0], modality)
 
 
-def _parquet(table: Table, path: Path, where: str | None) -> int:
+def _parquet(table: Table, path: Path, modality: str | None) -> int:
     count = 0
     with pq.ParquetWriter(path, table.schema) as writer:
-        for batch in table.batches(table.schema.names, where):
+        for batch in table.batches(table.schema.names, kind=modality):
             writer.write_batch(batch)
             count += batch.num_rows
     return count
 
 
-def _numpy(table: Table, vectors: Path, rows: Path, about: Path, where: str | None) -> int:
+def _numpy(table: Table, vectors: Path, rows: Path, about: Path, modality: str | None) -> int:
     about.write_text(json.dumps(table.made, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     with rows.open("w", encoding="utf-8") as lines, _Growing(vectors, table.dimension) as out:
-        for batch in table.batches([*ABOUT, "vector"], where):
-            out.append(matrix(batch.column("vector"), table.dimension))
+        for batch in table.batches([*ABOUT, "vector"], kind=modality):
+            out.append(matrix(batch.column("vector")))
             for row in batch.select(ABOUT).to_pylist():
-                said = {**row, "metadata": json.loads(row["metadata"])}
+                said = {**row, "metadata": _metadata(row)}
                 lines.write(json.dumps(said, ensure_ascii=False) + "\n")
     return out.rows
 
 
-def _clip_retrieval(table: Table, folder: Path, where: str | None) -> int:
+def _clip_retrieval(table: Table, folder: Path, modality: str | None) -> int:
     """As its `clip inference` writes it: https://github.com/rom1504/clip-retrieval, clip_inference/writer.py."""
     kinds: dict[bool, int] = {}
     seen: dict[str, set[Any]] = {}
-    for batch in table.batches(["modality", "metadata"], where):
+    for batch in table.batches(["id", "modality", "metadata"], kind=modality):
         for row in batch.to_pylist():
             pictured = row["modality"] != "text"
             kinds[pictured] = kinds.get(pictured, 0) + 1
-            for key, value in json.loads(row["metadata"]).items():
+            for key, value in _metadata(row).items():
                 seen[key] = seen.get(key, set(COLUMNS)) & _holding(value)
     if len(kinds) > 1:
         raise StoreError(
@@ -109,11 +104,28 @@ def _clip_retrieval(table: Table, folder: Path, where: str | None) -> int:
         _Growing(folder / f"{kind}_emb" / f"{kind}_emb_0.npy", table.dimension) as out,
         pq.ParquetWriter(folder / "metadata" / "metadata_0.parquet", schema) as writer,
     ):
-        for batch in table.batches(["id", "text", "path", "metadata", "vector"], where):
-            out.append(matrix(batch.column("vector"), table.dimension))
+        for batch in table.batches(["id", "text", "path", "metadata", "vector"], kind=modality):
+            out.append(matrix(batch.column("vector")))
             said = [_flat(row, schema) for row in batch.drop_columns(["vector"]).to_pylist()]
             writer.write_table(pa.Table.from_pylist(said, schema=schema))
     return out.rows
+
+
+def _metadata(row: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of a row, which a file can hold.
+
+    Raises:
+        StoreError: it holds half a surrogate pair.
+    """
+    found: dict[str, Any] = json.loads(row["metadata"])
+    try:
+        json.dumps(found, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise StoreError(
+            f"the metadata of the item {row['id']!r} holds half a surrogate pair, which no file of text can: add it again with "
+            "other metadata, or remove it"
+        ) from None
+    return found
 
 
 def _holding(value: object) -> set[Any]:
@@ -145,7 +157,7 @@ class _Growing:
         self.rows = 0
 
     def __enter__(self) -> _Growing:
-        self._begin()
+        write_header(self._file, 0, self._dimension)
         return self
 
     def append(self, vectors: np.ndarray) -> None:
@@ -153,10 +165,5 @@ class _Growing:
         self.rows += len(vectors)
 
     def __exit__(self, *error: object) -> None:
-        self._file.seek(0)
-        self._begin()
+        write_header(self._file, self.rows, self._dimension)
         self._file.close()
-
-    def _begin(self) -> None:
-        said = {"descr": "<f4", "fortran_order": False, "shape": (self.rows, self._dimension)}
-        np.lib.format.write_array_header_1_0(self._file, said)

@@ -26,7 +26,7 @@ from .languages import LanguageReport
 from .metadata import LANGUAGE
 from .plane import plane
 from .query import Query
-from .ranking import both, by_text, by_vector, fused, of_modality
+from .ranking import by_text, by_vector, fused
 from .rerank import reranked
 from .rows import not_one_text, together
 from .table import HELD, IDS, STORES, Table, among
@@ -153,8 +153,13 @@ class Index:
         return self._table.dimension
 
     def info(self) -> dict[str, Any]:
-        """What it holds: items by modality, names of metadata, bytes; how it is searched, and the model of its vectors."""
-        counts = {kind: self._table.count(of_modality(kind)) for kind in MODALITIES}
+        """What it holds: items by modality, names of metadata, bytes; how it is searched, and the model of its vectors.
+
+        Raises:
+            FingerprintMismatch: another index was made in the place of this one.
+        """
+        self._table.check()
+        counts = {kind: self._table.count(kind=kind) for kind in MODALITIES}
         held = {
             "items": len(self),
             "modalities": counts,
@@ -184,11 +189,15 @@ class Index:
             things: an iterable of what `encode` takes: str, Image, PIL image, tuple, dict. Generators are not exhausted
                 ahead.
             ids: one a thing.
-            metadata: one mapping a thing, of what JSON can hold; None keeps that of known ids.
+            metadata: one mapping a thing, of what JSON can hold: texts, whole numbers of 64 bits, ...; None keeps that of known
+                ids. Names that are columns of the index's own, such as "text" or "id", are kept too, and `where` does not see
+                them: by these names it means the index's.
             on_error: "raise" at the first thing that cannot be embedded, or "skip" it and report it.
 
         Raises:
-            InputError: a thing that cannot be embedded, or an id that is no text, by its row.
+            InputError: a thing that cannot be embedded, an id that is no text, or metadata that JSON cannot hold or that has
+                another kind of value under a name than the index, by its row.
+            FingerprintMismatch: the model was trained since the index was opened, or another index was made in its place.
             StoreError: the index was opened without an embedder; `ids` or `metadata` are fewer than the things.
         """
         if isinstance(things, (str, Mapping)) or not isinstance(things, Iterable):
@@ -228,9 +237,9 @@ class Index:
         """Add what is in files: folders, patterns, .txt, .jsonl, .parquet, webdataset tars, datasets of Hugging Face; any other
         file is a picture. See `mmembed.sources.read`. Rows keep their id, and their other columns as metadata.
 
-        A picture or .txt file that has other content than when it was added is replaced. One whose content is there, under
-        whatever name, is not embedded again; one whose size and time of writing are as they were is not even read. Before the
-        last step, a kill may leave both contents of a file; the same call again puts that right.
+        A picture or .txt file that has other content than when it was added is replaced, and keeps its metadata. One whose
+        content is there, under whatever name, is not embedded again; one whose size and time of writing are as they were is not
+        even read. Before the last step, a kill may leave both contents of a file; the same call again puts that right.
 
         Args:
             columns: of rows, which column holds what: `Columns(text="caption")`.
@@ -259,6 +268,9 @@ class Index:
     def remove_gone(self, folder: str | os.PathLike[str]) -> list[str]:
         """Take out the items of files that were below a folder and are there no more; returns their paths.
 
+        Files of one content are one item, which knows the path of one of them: when that file is gone, so is the item, though a
+        copy lies in another folder. Adding that folder first keeps it, and adding it afterwards brings it back.
+
         Raises:
             StoreError: `folder` is no folder, or an empty one, as a disk that is not mounted looks.
         """
@@ -278,7 +290,7 @@ class Index:
         Raises:
             UnknownName: another ending, or no such modality. StoreError: there is something already.
         """
-        return export(self._table, path, of_modality(modality))
+        return export(self._table, path, modality)
 
     def duplicates(self, threshold: float = 0.97, *, modality: str | None = None) -> list[Group]:
         """Groups of items that are alike, see `mmembed.search.duplicates.duplicates`; nothing is taken out.
@@ -290,14 +302,14 @@ class Index:
             InputError: the threshold is no such. UnknownName: no such modality.
         """
         _check_threshold(threshold)
-        return duplicates(self._table, threshold, of_modality(modality))
+        return duplicates(self._table, threshold, modality)
 
     def remove(self, ids: Iterable[str] | None = None, *, where: str | None = None) -> int:
         """Take items out, by id or by a condition in SQL, see `search`. Returns how many there were; an id that is not there is
         passed over. They are found no more from then on, and leave the disk when the index is compacted.
 
         Raises:
-            InputError: neither ids nor where, or both; where is no condition.
+            InputError: neither ids nor where, or both; an id that is no text; where is no condition.
             UnknownName: where names a column that is not there.
         """
         if (ids is None) == (where is None):
@@ -305,7 +317,8 @@ class Index:
         if where is not None:
             return self._table.remove(where)
         named = list(not_one_text(ids or (), "ids"))
-        return sum(self._table.remove(among(named[first : first + IDS])) for first in range(0, len(named), IDS))
+        parts = [among(named[first : first + IDS]) for first in range(0, len(named), IDS)]
+        return sum(self._table.remove(part) for part in parts)
 
     def items(self, *, where: str | None = None, limit: int = 100) -> Hits:
         """Items in the order of their ids, as hits of no search, of which `where` is true, see `search`; the first `limit`.
@@ -338,6 +351,9 @@ class Index:
     def compact(self, *, held: timedelta = HELD) -> None:
         """Many small pieces on disk into few, and let go of what was removed or replaced. Adding does it too, when it pays.
 
+        Every call of `add` leaves up to 90 KB of what the index was before on disk for so long as `held`: what comes one by one
+        within a short time goes in with fewer calls.
+
         Args:
             held: so long what was removed or replaced stays on disk, for who is reading or writing. `timedelta(0)`: it is gone at
                 once; what another process has under way may then fail.
@@ -364,8 +380,9 @@ class Index:
             query: a text in any language, a picture, a tuple of both, or a `Query` of several with weights.
             k: how many; fewer come back from a smaller index.
             mode: "vector": the nearest. "text": those that hold its words, by BM25 of character n-grams, which need no spaces
-                between words; an item's words are its text, its "name" in the metadata and the name of its file.
-                "hybrid": both, by reciprocal rank fusion.
+                between words; an item's words are its text, its "name" in the metadata and the name of its file. Weights and
+                pictures say nothing there. "hybrid": both, by reciprocal rank fusion; parts with a weight below zero turn away
+                hits on the side of vectors alone.
             modality: only items of "text", "image" or "image+text".
             where: only items for which this is true, in SQL: "year >= 2020 AND language IN ('de', 'fr')". Its names are the
                 columns id, modality, text, path and content (the hash), and those of the metadata that hold texts, numbers or
@@ -379,9 +396,11 @@ class Index:
             BM25, or sums of 1 / (60 + rank).
 
         Raises:
-            InputError: the query cannot be embedded, or holds no words for full text; `where` is no condition.
+            InputError: the query is empty or cannot be embedded, or holds no words for full text, or a weight below zero, which
+                full text cannot heed; `where` is no condition.
             UnknownName: no such modality or mode, or column in `where`.
             StoreError: the index was opened without an embedder, which "text" alone does without.
+            FingerprintMismatch: another index was made in the place of this one.
         """
         _check_count("k", k)
         if mode not in MODES:
@@ -389,10 +408,15 @@ class Index:
         asked = Query.of(query)
         words = terms(asked.words)
         if mode == "text":
+            if any(weight < 0 for _, weight in asked.parts):
+                raise InputError(
+                    f"{str(asked)!r}: full text cannot turn hits away from a thing: leave the weight below zero out, or search "
+                    'in mode "vector" or "hybrid"'
+                )
             if not words:
                 raise InputError(f"{str(asked)!r} holds no words for full-text search")
-            where = both(where, of_modality(modality))
-            return Hits(by_text(self._table, self.background, words, None, k, where), str(asked))
+            known = self.background
+            return Hits(by_text(self._table, known, words, None, min(k, known.items), where, modality), str(asked))
         vector = asked.vector(self._encoder(), self.dimension)
         both_ways = asked.words if mode == "hybrid" else None
         options: dict[str, Any] = {"modality": modality, "where": where, "balanced": balanced, "exact": exact}
@@ -414,18 +438,19 @@ class Index:
         `words` the ranking is fused with that of full-text search for them (hybrid). `query` says in the hits what was asked.
 
         Raises:
-            InputError: the vector has another width, or is not finite. UnknownName: no such modality.
+            InputError: the vector has another width, or is not finite; `where` is no condition.
+            UnknownName: no such modality, or column in `where`.
+            FingerprintMismatch: another index was made in the place of this one.
         """
         _check_count("k", k)
         vector = np.asarray(vector, dtype=np.float32)
         if vector.shape != (self.dimension,) or not np.isfinite(vector).all():
             raise InputError(f"a query of this index is {self.dimension} finite numbers, not {vector.shape}")
-        where = both(where, of_modality(modality))
-        asked = unit(vector)
-        even = balanced and modality is None
+        asked, known = unit(vector), self.background
+        k = min(k, known.items)
         if words is None:
-            return Hits(by_vector(self._table, self.background, asked, k, where, even, exact), query)
-        return Hits(fused(self._table, self.background, asked, terms(words), k, where, even, exact), query)
+            return Hits(by_vector(self._table, known, asked, k, where, modality, balanced, exact), query)
+        return Hits(fused(self._table, known, asked, terms(words), k, where, modality, balanced, exact), query)
 
     def rerank(self, query: Thing | Query, hits: Hits, *, embedder: Embedder | None = None) -> Hits:
         """Hits in the order of late interaction: the tokens of the query against those of each item (MaxSim).
@@ -496,14 +521,17 @@ class Index:
 
     @property
     def background(self) -> Background:
-        """A sample of its vectors, against which scores are told; taken anew when the index has changed."""
+        """A sample of its vectors, against which scores are told; taken anew when the index has changed.
+
+        Raises:
+            FingerprintMismatch: another index was made in the place of this one.
+        """
         version = self._table.version
         if self._background is None or self._background[0] != version:
             samples, counts = {}, {}
             for kind in MODALITIES:
-                where = of_modality(kind)
-                counts[kind] = self._table.count(where)
-                samples[kind] = self._table.vectors(both(where, _fair(counts[kind], SAMPLE)))
+                counts[kind] = self._table.count(kind=kind)
+                samples[kind] = self._table.vectors(_fair(counts[kind], SAMPLE), kind)
             self._background = version, Background(samples, counts)
         return self._background[1]
 
@@ -511,7 +539,7 @@ class Index:
         """The vector (D,) of an item, by its id.
 
         Raises:
-            InputError: no such item.
+            InputError: no such item, or an id that is no text.
         """
         found = self._table.vectors(among([name]))
         if not len(found):
@@ -536,7 +564,11 @@ class Index:
         ]
 
     def get(self, name: str) -> Hit | None:
-        """An item by its id, as a hit of no search: rank 0 and score 0; None: there is no such item."""
+        """An item by its id, as a hit of no search: rank 0 and score 0; None: there is no such item.
+
+        Raises:
+            InputError: an id that is no text.
+        """
         columns = ["id", "modality", "text", "path", "thumbnail", "metadata"]
         found = self._table.read(columns, among([name]))
         return Hit.of(found[0]) if found else None
@@ -572,6 +604,7 @@ class Index:
     ) -> AddReport:
         embedder = self._encoder()
         self._check(embedder)  # it may have been trained since the index was opened
+        self._table.check()  # before anything is embedded
         return add(
             self._table,
             embedder,

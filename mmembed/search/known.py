@@ -44,6 +44,15 @@ class Look:
         return self == other and self.time is not None
 
 
+@dataclass(frozen=True, slots=True)
+class Outdated:
+    """A row of what a file was: its path, the id of what the file is now, and the metadata that was said of it."""
+
+    path: str
+    now: str
+    metadata: str
+
+
 def placed(path: str | os.PathLike[str]) -> str:
     """A path as rows have it."""
     return printable(os.path.abspath(path))  # noqa: PTH100 - without `..`, and links as they are
@@ -108,20 +117,22 @@ class Known:
         """What a report counts a file as that was settled."""
         return self._counted[path]
 
-    def outdated(self) -> dict[str, str]:
-        """Rows of what files were before, paths by id: the files are others now, and their rows in the table."""
+    def outdated(self) -> dict[str, Outdated]:
+        """Rows of what files were before, by id: the files are others now, and their rows in the table."""
         former = {name: path for path, names in self._former.items() for name in names - {self._now.get(path)}}
         asked = [name for name, path in former.items() if path in self._now]  # a file that cannot be read keeps its row
         parts = (asked[first : first + IDS] for first in range(0, len(asked), IDS))
-        rows = [row for part in parts for row in self._table.read(["id", "path"], among(part))]
+        rows = [row for part in parts for row in self._table.read(["id", "path", "metadata"], among(part))]
         return {
-            row["id"]: row["path"] for row in rows if row["path"] == former[row["id"]]
-        }  # or it became another file's
+            row["id"]: Outdated(row["path"], self._now[row["path"]], row["metadata"])
+            for row in rows
+            if row["path"] == former[row["id"]]  # or it became another file's
+        }
 
 
 def gone(table: Table, folder: str | os.PathLike[str]) -> dict[str, str]:
     """Items of files that were below a folder and are surely there no more: paths by id. What lies in a folder that cannot be
-    read, or behind a link, may be there."""
+    read, or behind a link, may be there. A copy elsewhere does not keep an item: a row knows of one file, see `Known`."""
     top = placed(folder)
     shut: list[str] = []
     walked = os.walk(_whole(folder), onerror=lambda error: shut.append(placed(error.filename) + os.sep))

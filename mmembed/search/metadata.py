@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
-from typing import TypeAlias
+from collections.abc import Collection, Mapping
+from typing import Any, TypeAlias
 
 from ..errors import InputError
 
@@ -12,6 +12,8 @@ LANGUAGE = "language"
 """The name under which metadata says of what language a thing is."""
 MOST = 256
 """Columns that metadata may make."""
+DEEP = 64
+"""So many lists and mappings may lie in each other; readers of JSON stop at some hundred."""
 
 Kind: TypeAlias = str
 TEXT, NUMBER, TRUTH = "text", "number", "truth value"
@@ -31,17 +33,39 @@ def kind_of(value: str | float | bool) -> Kind:
     return TEXT if isinstance(value, str) else TRUTH if isinstance(value, bool) else NUMBER
 
 
+def check(value: Any, depth: int = 0) -> None:
+    """See that what metadata holds is held by JSON in other hands than Python's too: in a server's answer, in an exported file.
+
+    Raises:
+        InputError: half a surrogate pair, a whole number beyond 64 bits, or what lies too deep.
+    """
+    if depth > DEEP:
+        raise InputError(f"metadata: more than {DEEP} lists and mappings lie in each other")
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            said = f"metadata: {value!r:.60} holds half a surrogate pair, which no Unicode text does"
+            raise InputError(said) from None
+    elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise InputError("metadata holds a whole number beyond 64 bits: write it as a text")
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            check(key, depth + 1)
+            check(each, depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            check(each, depth + 1)
+
+
 def fit(metadata: str, known: dict[str, Kind], taken: Collection[str]) -> None:
-    """See that metadata goes into columns of these kinds, and note the new ones in `known`; names of `taken`, which are the
-    index's own, make none. SQL does not tell upper from lower case.
+    """See that metadata goes into columns of these kinds, and note the new ones in `known`. Names of `taken`, which are the
+    index's own, make none: metadata keeps them, and SQL means the index's by them. SQL does not tell upper from lower case.
 
     Raises:
         InputError: a value of another kind, a name that differs in its case alone, or too many names.
     """
-    try:
-        plain = {key: kind_of(value) for key, value in columns_of(metadata).items() if key.lower() not in taken}
-    except OverflowError:
-        raise InputError("metadata holds a number beyond 1.8e308") from None
+    plain = {key: kind_of(value) for key, value in columns_of(metadata).items() if key.lower() not in taken}
     spelled = {name.lower(): name for name in known}
     for key, kind in plain.items():
         if spelled.setdefault(key.lower(), key) != key:

@@ -32,7 +32,7 @@ class Query:
         parts: (thing, weight) each; a weight is any finite number but 0.
 
     Raises:
-        InputError: no parts, something that is no such pair, or a weight that is none.
+        InputError: no parts, something that is no such pair, a weight that is none, or a thing of nothing but white space.
     """
 
     parts: Sequence[tuple[Thing, float]]
@@ -45,7 +45,8 @@ class Query:
                 raise InputError("a part of a Query is a pair (thing, weight)", row)
             if not isinstance(part[1], (int, float, np.number)) or not math.isfinite(part[1]) or part[1] == 0:
                 raise InputError(f"a weight is a finite number other than 0, not {part[1]!r}", row)
-            to_item(part[0])
+            if not any(not isinstance(each, Text) or each.text.strip() for each in to_item(part[0])):
+                raise InputError(f"{described(part[0])!r} says nothing to look for: a part of the query is empty")
 
     @classmethod
     def of(cls, query: Thing | Query) -> Query:
@@ -63,7 +64,7 @@ class Query:
 
     @property
     def words(self) -> str:
-        """The texts of all parts that are asked for, for full-text search; a picture has none."""
+        """The texts of all parts that are asked for, for full-text search, whatever their weight; a picture has none."""
         wanted = [part for thing, weight in self.parts if weight > 0 for part in to_item(thing)]
         return "\n".join(part.text for part in wanted if isinstance(part, Text))
 

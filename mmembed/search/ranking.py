@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InputError, UnknownName
 from ..inputs import MODALITIES
 from .background import Background
 from .fusion import fuse_ranks
 from .hits import Hit
-from .table import Table, quoted
+from .table import Table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DEPTH = 200
 """So many of each ranking are fused, or as many as hits are wanted, where these are more."""
-
-QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|--[^\n]*")
-"""Words of SQL in which brackets are no brackets."""
 
 SHARE = 0.5
 """Matches that are fused hold so much of the terms of a query."""
@@ -35,18 +30,19 @@ def by_vector(
     vector: NDArray[np.float32],
     k: int,
     where: str | None,
+    kind: str | None,
     balanced: bool,
     exact: bool = False,
 ) -> list[Hit]:
-    """The `k` nearest: by cosine, or, balanced, by relevance over all modalities."""
+    """The `k` nearest of a modality, or of all: by cosine, or, balanced, by relevance over all modalities."""
 
-    def nearest(where: str | None) -> list[Hit]:
-        found = table.nearest(vector, k, where, exact=exact)
+    def nearest(kind: str | None) -> list[Hit]:
+        found = table.nearest(vector, k, where, kind, exact=exact)
         return _hits(found, background, vector, [score for score, _ in found])
 
-    if not balanced:
-        return _ranked(nearest(where), k)
-    found = [hit for kind in MODALITIES for hit in nearest(both(where, of_modality(kind)))]
+    if kind is not None or not balanced:
+        return _ranked(nearest(kind), k)
+    found = [hit for kind in MODALITIES for hit in nearest(kind)]
     found.sort(key=lambda hit: hit.id)
     if all(hit.log_relevance is not None for hit in found):
         found.sort(key=lambda hit: (-(hit.log_relevance or 0.0), -hit.score))
@@ -62,6 +58,7 @@ def by_text(
     vector: NDArray[np.float32] | None,
     k: int,
     where: str | None,
+    kind: str | None,
     share: float = 0.0,
 ) -> list[Hit]:
     """The `k` rows of the greatest BM25, less those that hold less than a share of the terms; with a vector their relevance is
@@ -69,7 +66,7 @@ def by_text(
     asked = set(terms.split())
     found = [
         (score, row)
-        for score, row in table.matching(terms, k, where)
+        for score, row in table.matching(terms, k, where, kind)
         if len(asked.intersection(row["terms"].split())) >= share * len(asked)
     ]
     cosines = [0.0 if vector is None else float((row["vector"].astype(np.float64) * vector).sum()) for _, row in found]
@@ -83,6 +80,7 @@ def fused(
     terms: str,
     k: int,
     where: str | None,
+    kind: str | None,
     balanced: bool,
     exact: bool = False,
 ) -> list[Hit]:
@@ -93,8 +91,8 @@ def fused(
     left out: a rank does not say how little was matched.
     """
     depth = max(k, DEPTH)
-    near = by_vector(table, background, vector, depth, where, balanced, exact)
-    matching = by_text(table, background, terms, vector, depth, where, SHARE)
+    near = by_vector(table, background, vector, depth, where, kind, balanced, exact)
+    matching = by_text(table, background, terms, vector, depth, where, kind, SHARE)
     hits = {hit.id: hit for hit in (*matching, *near)}
     scores = fuse_ranks([[hit.id for hit in near], [hit.id for hit in matching]])
     for name, score in fuse_ranks([[hit.id for hit in near]]).items():
@@ -102,38 +100,6 @@ def fused(
             scores[name] = max(scores[name], 2 * score)
     order = sorted(scores, key=lambda name: (-scores[name], name))
     return _ranked([replace(hits[name], score=scores[name]) for name in order], k)
-
-
-def of_modality(kind: str | None) -> str | None:
-    """Rows of a modality, in SQL; None: of all.
-
-    Raises:
-        UnknownName: no such modality.
-    """
-    if kind is not None and kind not in MODALITIES:
-        raise UnknownName("modality", kind, MODALITIES)
-    return None if kind is None else f"modality = {quoted(kind)}"
-
-
-def both(first: str | None, second: str | None) -> str | None:
-    """Rows that two conditions hold for, in SQL."""
-    if first is None or second is None:
-        return second if first is None else first
-    for condition in (first, second):
-        check_condition(condition)
-    return f"({first}\n) AND ({second}\n)"
-
-
-def check_condition(condition: str) -> None:
-    """Raise `InputError` for a condition whose brackets, outside of its quoted words and comments, are not closed in their order:
-    joined with another one it would say something else."""
-    depth, bare = 0, QUOTED.sub("", condition)
-    for sign in bare:
-        depth += (sign == "(") - (sign == ")")
-        if depth < 0:
-            break
-    if depth or "/*" in bare or "'" in bare or '"' in bare or not condition.strip():
-        raise InputError(f"where={condition!r} is no whole condition of SQL")
 
 
 def _ranked(hits: list[Hit], k: int) -> list[Hit]:

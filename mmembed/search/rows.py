@@ -19,6 +19,7 @@ from ..images import Image, open_image
 from ..inputs import Item, Text, Thing, modality, to_item
 from ..sources import Entry
 from .known import Look, placed
+from .metadata import check
 from .words import terms
 
 THUMBNAIL = 128
@@ -62,8 +63,6 @@ class Row:
         before = new if stored is None else stored
         path = before["path"] if keeps_file else self.path
         metadata = before["metadata"] if self.metadata is None else self.metadata
-        name = json.loads(metadata).get("name")
-        file = Path(path).stem if path else None
         return {
             "id": self.id,
             "content": self.content,
@@ -74,8 +73,14 @@ class Row:
             "file_time": before["file_time"] if keeps_file else self.look and self.look.time,
             "thumbnail": self.thumbnail,
             "metadata": metadata,
-            "terms": terms("\n".join(str(words) for words in (name, self.text, file) if words)),
+            "terms": terms_of(metadata, self.text, path),
         }
+
+
+def terms_of(metadata: str, text: str | None, path: str | None) -> str:
+    """What full text finds an item by: its name, its text, the name of its file."""
+    said = json.loads(metadata).get("name"), text, Path(path).stem if path else None
+    return terms("\n".join(str(words) for words in said if words))
 
 
 def read_row(number: int, entry: Entry) -> Row:
@@ -138,7 +143,11 @@ def _utf8(text: str) -> bytes:
 
 def _json(metadata: Mapping[str, Any]) -> str:
     try:
-        return json.dumps(dict(metadata), ensure_ascii=True, sort_keys=True, allow_nan=False)
+        plain = dict(metadata)
+        check(plain)
+        return json.dumps(plain, ensure_ascii=True, sort_keys=True, allow_nan=False)
+    except InputError:
+        raise
     except (TypeError, ValueError) as error:
         raise InputError(f"metadata is a mapping of what JSON can hold: {error}") from None
 

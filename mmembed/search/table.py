@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InputError, MissingExtra, MmembedError, StoreError, UnknownName
-from .metadata import NUMBER, TEXT, TRUTH, Kind, columns_of, kind_of
+from ..errors import FingerprintMismatch, InputError, MissingExtra, MmembedError, StoreError, UnknownName
+from ..inputs import MODALITIES
+from .metadata import NUMBER, TEXT, TRUTH, Kind, columns_of, fit
 from .vectors import unit
 
 try:
@@ -43,6 +44,8 @@ IDS = 256
 """A statement names at most so many ids."""
 HELD = timedelta(minutes=10)
 """So long what was replaced or removed stays on disk, for who reads it, or writes beside it."""
+CACHED = 32 * 2**20
+"""Bytes of manifests and the like that LanceDB keeps in memory; left to itself, up to 1 GiB of those of every version it saw."""
 SCATTERED = 48
 """Fragments from which it pays to compact."""
 TRIES = 8
@@ -50,6 +53,8 @@ _PLAIN = {"lower_case": False, "stem": False, "remove_stop_words": False, "ascii
 TERMS = FTS(base_tokenizer="whitespace", with_position=False, **_PLAIN)
 KINDS = {TEXT: pa.string(), NUMBER: pa.float64(), TRUTH: pa.bool_()}
 """How metadata lies in its columns."""
+QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|--[^\n]*")
+"""Words of SQL in which brackets are no brackets."""
 
 
 class Table:
@@ -58,11 +63,14 @@ class Table:
     Made by `Table.create` and `Table.open`. Every change is one commit, seen whole or not at all by whoever reads; a read
     sees the last one, of any process. The id is the table's key: of two writers who merge one id at once, LanceDB lets
     the second look again, so that it is never there twice.
+
+    Where the whole index is made anew under an open table, LanceDB goes on with the new one. Of the same model with as many
+    numbers that is as good; of another, whatever has to do with its vectors raises `FingerprintMismatch`, see `check`.
     """
 
     def __init__(self, path: Path | str, table: lancedb.table.Table):
         self.path = path
-        self.made = _made(table, path)
+        self.made = _made(table.schema, path)
         self._table = table
 
     @classmethod
@@ -117,8 +125,30 @@ class Table:
 
     @property
     def version(self) -> int:
-        """Grows with every change."""
-        return self._table.version
+        """Grows with every change.
+
+        Raises:
+            FingerprintMismatch: as `check`.
+        """
+        self.check()
+        with _told(self.path):
+            return self._table.version
+
+    def check(self, schema: pa.Schema | None = None) -> None:
+        """See that it still holds the vectors that it was opened with, by its schema as it is now.
+
+        Raises:
+            FingerprintMismatch: another index stands in the place of the one that was opened.
+        """
+        now = _made(self.schema if schema is None else schema, self.path)
+        if now != self.made:
+            said = [
+                f"{made['model']!r} ({made['fingerprint'][:12]}, {made['dimension']} numbers)"
+                for made in (now, self.made)
+            ]
+            raise FingerprintMismatch(
+                f"{self.path} was made anew meanwhile and holds vectors of {said[0]}, not of {said[1]}: open it again"
+            )
 
     @property
     def columns(self) -> list[str]:
@@ -139,8 +169,9 @@ class Table:
         with _told(self.path):
             return self._table.stats()["fragment_stats"]["num_small_fragments"] >= SCATTERED
 
-    def count(self, where: str | None = None) -> int:
-        with self._asked(where) as condition:
+    def count(self, where: str | None = None, kind: str | None = None) -> int:
+        """How many rows, of a condition and a modality, see `_asked`."""
+        with self._asked(where, kind) as condition:
             return self._table.count_rows(condition)
 
     def bytes(self) -> int:
@@ -149,7 +180,9 @@ class Table:
             return self._table.stats()["total_bytes"]
 
     def read(self, columns: Sequence[str], where: str | None = None, most: int | None = None) -> list[dict[str, Any]]:
-        """Rows; a "vector" among the columns comes as (D,) in float32."""
+        """Rows; a "vector" among the columns comes as (D,) in float32, of the model of whoever opened the table, see `check`."""
+        if "vector" in columns:
+            self.check()
         with self._asked(where) as condition:
             query = self._table.search().where(condition).select(list(columns))
             found = query.limit(most or self._table.count_rows(condition) or 1).to_arrow()
@@ -160,29 +193,33 @@ class Table:
         names = [name for name in found.schema.names if name != "vector"]
         rows = found.select(names).to_pylist()
         if len(names) < len(found.schema.names):
-            for row, vector in zip(rows, matrix(found.column("vector"), self.dimension), strict=True):
+            for row, vector in zip(rows, matrix(found.column("vector")), strict=True):
                 row["vector"] = vector
         return rows
 
     @property
     def schema(self) -> pa.Schema:
         """Its columns, and what its vectors are of."""
-        return self._table.schema
+        with _told(self.path):
+            return self._table.schema
 
-    def batches(self, columns: Sequence[str], where: str | None = None) -> Iterator[pa.RecordBatch]:
-        """All rows, some at a time, as they are when the first is asked for."""
-        with self._asked(where) as condition:
+    def batches(
+        self, columns: Sequence[str], where: str | None = None, kind: str | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """All rows, some at a time, as they are when the first is asked for; see `check`."""
+        self.check()
+        with self._asked(where, kind) as condition:
             yield from self._table.search().where(condition).select(list(columns)).to_batches(batch_size=ROWS)
 
-    def vectors(self, where: str | None = None) -> NDArray[np.float32]:
+    def vectors(self, where: str | None = None, kind: str | None = None) -> NDArray[np.float32]:
         """Vectors (N, D) alone."""
-        with self._asked(where) as condition:
+        with self._asked(where, kind) as condition:
             query = self._table.search().where(condition).select(["vector"])
             found = query.limit(self._table.count_rows(condition) or 1).to_arrow()
-        return matrix(found.column("vector"), self.dimension)
+        return matrix(found.column("vector"))
 
     def nearest(
-        self, vector: NDArray[np.float32], k: int, where: str | None, *, exact: bool = False
+        self, vector: NDArray[np.float32], k: int, where: str | None, kind: str | None = None, *, exact: bool = False
     ) -> list[tuple[float, dict[str, Any]]]:
         """The `k` rows of the highest cosine, with it; equal ones in the order of ids.
 
@@ -191,13 +228,13 @@ class Table:
         tie or a rounding could reach beyond them."""
         limit = k + 16
         while True:
-            with self._asked(where) as condition:
+            with self._asked(where, kind) as condition:
                 query = self._table.search(vector, vector_column_name="vector").distance_type("dot")
                 if condition is not None:
                     query = query.where(condition, prefilter=True)
                 query = query.bypass_vector_index() if exact else codes.through(query)
                 found = query.limit(limit).to_arrow()
-            vectors = matrix(found.column("vector"), self.dimension)
+            vectors = matrix(found.column("vector"))
             scores = (vectors.astype(np.float64) * vector).sum(1).astype(np.float32)
             ids = found.column("id").to_pylist()
             order = sorted(range(len(ids)), key=lambda row: (-scores[row], ids[row]))[:k]
@@ -209,14 +246,16 @@ class Table:
         rows = found.drop_columns(["vector", "_distance"]).take(order).to_pylist()
         return [(float(scores[at]), row) for at, row in zip(order, rows, strict=True)]
 
-    def matching(self, words: str, k: int, where: str | None) -> list[tuple[float, dict[str, Any]]]:
+    def matching(
+        self, words: str, k: int, where: str | None, kind: str | None = None
+    ) -> list[tuple[float, dict[str, Any]]]:
         """The `k` rows whose terms match `words` (terms, see `mmembed.search.words`) best, with their BM25; equal ones in the
         order of ids. Rows that hold none of the terms do not come.
 
         LanceDB's full-text index knows what `compact` saw; rows of later chunks are read one by one, with the same result."""
         limit = k + 16
         while True:
-            with self._asked(where) as condition:
+            with self._asked(where, kind) as condition:
                 query = self._table.search(MatchQuery(words, "terms"), query_type="fts")
                 if condition is not None:
                     query = query.where(condition, prefilter=True)
@@ -229,20 +268,27 @@ class Table:
                 break
             limit *= 4
         rows = found.drop_columns(["vector", "_score"]).take(order).to_pylist()
-        for row, vector in zip(rows, matrix(found.column("vector").take(order), self.dimension), strict=True):
+        for row, vector in zip(rows, matrix(found.column("vector").take(order)), strict=True):
             row["vector"] = vector
         return [(scores[at], row) for at, row in zip(order, rows, strict=True)]
 
     def merge(self, rows: Sequence[Mapping[str, Any]], vectors: NDArray[np.float32]) -> None:
-        """Rows and their vectors (N, D), in one commit; a row whose id is known takes the place of the known one."""
+        """Rows and their vectors (N, D), in one commit; a row whose id is known takes the place of the known one.
+
+        Raises:
+            InputError: metadata that does not fit into the columns of other writers, by its place among the rows.
+            FingerprintMismatch: the index was made anew meanwhile, for other vectors.
+        """
         kept = unit(vectors).astype(self.made["store"]).astype(np.float32)  # as they will be read
         whole = [{**row, "vector": vector} for row, vector in zip(rows, kept, strict=True)]
         for row in whole:
             row["checksum"] = checksum(row)
             row |= {name: value for name, value in columns_of(row["metadata"]).items() if name.lower() not in OWN}
+        self.check()  # before another index gets our columns
         with _told(self.path):
             self._widen(whole)
             schema = self._table.schema
+            self.check(schema)
             columns = {name: [row.get(name) for row in whole] for name in schema.names if name != "vector"}
             flat = pa.array(kept.astype(self.made["store"]).reshape(-1))
             table = pa.table(
@@ -252,13 +298,17 @@ class Table:
             merge.execute(table)
 
     def _widen(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Columns for metadata that has none yet; another writer may have made them meanwhile."""
-        named = {
-            name: kind_of(value) for row in rows for name, value in row.items() if name not in OWN and value is not None
-        }
+        """Columns for metadata that has none yet. Another writer may have made them meanwhile, of another kind or in another
+        spelling, which its rows then have by right."""
         for _ in range(TRIES):
-            known = self._table.schema.names
-            fresh = [pa.field(name, KINDS[kind]) for name, kind in named.items() if name not in known]
+            before = self.kinds
+            kinds = dict(before)
+            for place, row in enumerate(rows):
+                try:
+                    fit(row["metadata"], kinds, OWN)
+                except InputError as error:
+                    raise InputError(error.reason, place) from None
+            fresh = [pa.field(name, KINDS[kind]) for name, kind in kinds.items() if name not in before]
             if not fresh:
                 return
             try:
@@ -294,22 +344,36 @@ class Table:
                     raise
 
     @contextmanager
-    def _asked(self, where: str | None) -> Iterator[str | None]:
-        """The condition, whole (LanceDB passes over what stands behind a semicolon); and what is wrong with it, in our words."""
+    def _asked(self, where: str | None, kind: str | None = None) -> Iterator[str | None]:
+        """Rows of which `where` is true and which are of the modality `kind`, in SQL; None: all. What is wrong with `where` is
+        told in our words, of the condition as it was given.
+
+        Raises:
+            InputError: `where` is no condition. UnknownName: it names a column that is not there, or there is no such modality.
+        """
+        if kind is not None and kind not in MODALITIES:
+            raise UnknownName("modality", kind, MODALITIES)
+        if where is not None:
+            check_condition(where)
+        # Each in brackets, and a line ends before they close: LanceDB passes over what stands behind a semicolon or `--`.
+        parts = ([] if where is None else [f"({where}\n)"]) + ([] if kind is None else [f"(modality = {quoted(kind)})"])
         try:
             with _told(self.path):
-                yield None if where is None else f"({where}\n)"
+                yield " AND ".join(parts) or None
         except StoreError as error:
             said = str(error.__cause__)
-            if where is None or not isinstance(error.__cause__, ValueError):
+            if where is None or not (isinstance(error.__cause__, ValueError) or _UNPLANNED in said):
                 raise
             if missing := re.search(r"No field named [\"`']?(.+?)[\"`']?\. ", said + " "):
                 raise UnknownName("column", missing[1], self.columns) from None
-            raise InputError(f"{where!r} is no condition in SQL on {', '.join(self.columns)}: {_short(said)}") from None
+            raise InputError(
+                f"{where!r} is no condition in SQL on {', '.join(self.columns)}: {_short(_of_condition(said))}"
+            ) from None
 
     def searched(self) -> str:
         """How `nearest` goes about it, in words."""
-        return codes.said(self._table)
+        with _told(self.path):
+            return codes.said(self._table)
 
 
 class Busy(StoreError):
@@ -322,10 +386,17 @@ _FULL = (
 )
 _BARRED = "{} cannot be written: {}"
 _BROKEN = "{} is damaged: {}"
+_GONE = "{} holds no index any more: it was moved or removed"
 
 
 def place(path: str | os.PathLike[str]) -> Path | str:
-    """A folder, or a URI, which is LanceDB's to read."""
+    """A folder, or a URI, which is LanceDB's to read.
+
+    Raises:
+        StoreError: an empty path, which would be the current folder.
+    """
+    if not os.fspath(path):
+        raise StoreError("an index has a folder of its own, and its path is empty")
     return path if isinstance(path, str) and "://" in path else Path(path)
 
 
@@ -336,7 +407,12 @@ def exists(path: str | os.PathLike[str], storage_options: Mapping[str, str] | No
 
 def _connect(path: str | os.PathLike[str], storage_options: Mapping[str, str] | None) -> lancedb.db.DBConnection:
     options = None if storage_options is None else dict(storage_options)
-    return lancedb.connect(place(path), read_consistency_interval=timedelta(0), storage_options=options)
+    return lancedb.connect(
+        place(path),
+        read_consistency_interval=timedelta(0),
+        storage_options=options,
+        session=lancedb.Session(metadata_cache_size_bytes=CACHED),
+    )
 
 
 @contextmanager
@@ -346,7 +422,7 @@ def _told(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except MmembedError:
         raise
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, pa.ArrowException) as error:
         said = str(error)
         if _is_conflict(error):
             raise Busy(_BUSY.format(path)) from error
@@ -354,6 +430,8 @@ def _told(path: str | os.PathLike[str]) -> Iterator[None]:
             raise StoreError(_FULL.format(path)) from error
         if any(words in said for words in ("Permission denied", "Read-only", "os error 13", "os error 30")):
             raise StoreError(_BARRED.format(path, _short(said))) from error
+        if re.search(rf"Not found: \S*{NAME}\.lance/_versions\b", said):
+            raise StoreError(_GONE.format(path)) from error
         if any(words in said for words in ("Not found", "Invalid range", "LanceError(IO)", "decod", "corrupt")):
             raise StoreError(_BROKEN.format(path, _short(said))) from error
         raise StoreError(f"{path}: {_short(said)}") from error
@@ -370,6 +448,31 @@ def _short(said: str) -> str:
     return re.sub(f"^({layers})+", "", said).strip()
 
 
+_UNPLANNED = "does not support logical expression"
+
+
+def _of_condition(said: str) -> str:
+    """Words of LanceDB on a condition without the SQL and the plan that it made of it."""
+    if _UNPLANNED in said:
+        return "it is about many rows, and a condition is about each row by itself"
+    said = re.sub(
+        r"Error resolving filter expression .*?\n\)( AND \(modality = '[^']*'\))?: ", "", said, flags=re.DOTALL
+    )
+    return re.sub(r"Error parsing statement: .*\(sql parser error: (.*)\)", r"\1", said, flags=re.DOTALL)
+
+
+def check_condition(condition: str) -> None:
+    """Raise `InputError` for a condition whose brackets, outside of its quoted words and comments, are not closed in their order:
+    in brackets, or joined with another one, it would say something else."""
+    depth, bare = 0, QUOTED.sub("", condition)
+    for sign in bare:
+        depth += (sign == "(") - (sign == ")")
+        if depth < 0:
+            break
+    if depth or "/*" in bare or "'" in bare or '"' in bare or not condition.strip():
+        raise InputError(f"where={condition!r} is no whole condition of SQL")
+
+
 def checksum(row: Mapping[str, Any]) -> int:
     """CRC-32 of what a row holds, for `verify`: a byte that the disk changed makes another."""
     said = json.dumps([row[name] for name in ("id", "content", "modality", "text", "path", "metadata")])
@@ -382,7 +485,15 @@ def quoted(text: str) -> str:
 
 
 def among(ids: Iterable[str]) -> str:
-    """Rows of these ids, in SQL."""
+    """Rows of these ids, in SQL.
+
+    Raises:
+        InputError: an id that is no text.
+    """
+    ids = list(ids)
+    for name in ids:
+        if not isinstance(name, str):
+            raise InputError(f"an id is a text, not {name!r}")
     return f"id IN ({', '.join(map(quoted, ids))})"
 
 
@@ -414,9 +525,9 @@ OWN = frozenset(_schema(1, {}).names)
 """The columns that are not metadata."""
 
 
-def _made(table: lancedb.table.Table, path: Path | str) -> dict[str, Any]:
+def _made(schema: pa.Schema, path: Path | str) -> dict[str, Any]:
     try:
-        made = json.loads((table.schema.metadata or {})[b"mmembed"])
+        made = json.loads((schema.metadata or {})[b"mmembed"])
     except (KeyError, ValueError):
         raise StoreError(f"{path} holds a LanceDB table that is no mmembed index") from None
     if made["format"] != FORMAT:
@@ -424,7 +535,8 @@ def _made(table: lancedb.table.Table, path: Path | str) -> dict[str, Any]:
     return made
 
 
-def matrix(column: pa.ChunkedArray | pa.Array, dimension: int) -> np.ndarray:
+def matrix(column: pa.ChunkedArray | pa.Array) -> NDArray[np.float32]:
     """A column of vectors as float32 (N, D)."""
     whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return whole.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimension).astype(np.float32, copy=False)
+    flat = whole.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(-1, column.type.list_size).astype(np.float32, copy=False)

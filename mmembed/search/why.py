@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import InputError
 from ..images import Image
 from ..inputs import Thing
+from .words import SPACELESS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 GRID = 7
 MOST_WORDS = 96
-_NO_SPACES = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
-"""Thai, Lao, Burmese, Khmer, kana and Han are written without spaces: a character is a part there."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def _parts(text: str) -> list[tuple[int, int]]:
     for word in re.finditer(r"\S+", text):
         cut = [word.start()]
         for k in range(word.start(), word.end()):
-            if _NO_SPACES.match(text[k]):
+            if SPACELESS.match(text[k]):
                 cut += [k, k + 1]
         edges = sorted({k for k in cut if not _follows(text, k)} | {word.start(), word.end()})
         found += pairwise(edges)

@@ -6,18 +6,14 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-_SPACELESS = (
-    (
-        re.compile(
-            r"[\u1100-\u11ff\u3005-\u30ff\u3130-\u318f\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7ff\uf900-\ufaff"
-            r"\U00020000-\U0003ffff]"
-        ),
-        (1, 2),
-    ),
-    (re.compile(r"[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\ua9e0-\ua9ff\uaa60-\uaa7f]"), (2, 3)),
-)
-"""Scripts without spaces between words, and how many characters make a term: of Han, kana and Hangul (whose endings grow onto
-words) one and two, of Thai, Lao, Tibetan, Burmese and Khmer, whose characters are letters, two and three."""
+_HAN = r"\u3005-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # and kana
+_HANGUL = r"\u1100-\u11ff\u3130-\u318f\uac00-\ud7ff"
+_LETTERS = r"\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\ua9e0-\ua9ff\uaa60-\uaa7f"  # Thai, Lao, Tibetan, Burmese, Khmer
+SPACELESS = re.compile(f"[{_HAN}{_LETTERS}]")
+"""A character of a script that is written without spaces between words."""
+_TERMS = ((re.compile(f"[{_HAN}{_HANGUL}]"), (1, 2)), (re.compile(f"[{_LETTERS}]"), (2, 3)))
+"""How many characters make a term: of Han, kana and Hangul (which has spaces, but whose endings grow onto words) one and two, of
+Thai, Lao, Tibetan, Burmese and Khmer, whose characters are letters, two and three."""
 
 
 def terms(text: str) -> str:
@@ -58,7 +54,7 @@ def _runs(text: str) -> Iterator[list[str]]:
 
 def _sizes(character: str) -> tuple[int, ...] | None:
     """How many characters make a term, in a script without spaces."""
-    return next((sizes for script, sizes in _SPACELESS if script.match(character)), None)
+    return next((sizes for script, sizes in _TERMS if script.match(character)), None)
 
 
 def _grams(run: list[str]) -> list[str]:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ..errors import FingerprintMismatch, InputError, MissingExtra, MmembedError, ReplicaLost, StoreError, UnknownName
 from . import cohere, openai, search, tei
-from .asked import Limits, Pictures, Refused
+from .asked import Limits, Refused
 from .desk import Desk
 from .files import page_routes
-from .guard import Guard
-from .metrics import Metrics
+from .form import Read, parse
+from .guard import App, Guard
+from .metrics import Counted, Metrics
+from .refusal import tell
 
 try:
     import orjson
-    from pydantic import BaseModel, ValidationError
     from starlette.applications import Starlette
     from starlette.requests import ClientDisconnect, Request
     from starlette.responses import JSONResponse, Response
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from ..embedder import Embedder
     from ..search.index import Index
 
-Form = TypeVar("Form", bound=BaseModel)
+LOG = logging.getLogger(__name__)
 CLOSED = 499
 """What nginx writes for a client that went away; it is never sent."""
 
@@ -41,24 +43,22 @@ def build_app(
     index: Index | None = None,
     key: str | None = None,
     limits: Limits | None = None,
-    body_bytes: int = 20 * 2**20,
-    body_seconds: float = 30.0,
     seconds: float = 60.0,
     waiting: int = 4096,
     hosts: Collection[str] | None = None,
-) -> Guard:
+) -> App:
     """The ASGI app of a server.
 
     Args:
         embedder: the one model that is served, under the name of its spec. index: what /search looks through.
         key: the bearer token that every request but those of /health and of the page must bear. limits: of one request.
-        body_bytes, body_seconds: of a request's body. seconds: that an answer may take. waiting: samples that may queue.
+        seconds: that an answer may take once the body is here. waiting: samples that may queue.
         hosts: names that requests may call the server by, see `Guard`; None: any.
     """
     if index is not None and index.embedder is not embedder:
         raise FingerprintMismatch("the index must be opened with the embedder that is served")
     served = _Served(embedder, index, limits or Limits(), seconds, waiting)
-    return Guard(served.app(), key=key, most=body_bytes, seconds=body_seconds, hosts=hosts)
+    return Counted(Guard(served.app(), key=key, hosts=hosts), served.metrics)
 
 
 class _Served:
@@ -72,14 +72,14 @@ class _Served:
 
     def app(self) -> Starlette:
         routes = [
-            Route("/v1/embeddings", self._route(self.openai, openai.error), methods=["POST"]),
+            Route("/v1/embeddings", self._route(self.openai), methods=["POST"]),
             Route("/v1/models", self.models, methods=["GET"]),
-            Route("/v2/embed", self._route(self.cohere, cohere.error), methods=["POST"]),
-            Route("/embed", self._route(self.tei, tei.error), methods=["POST"]),
-            Route("/search", self._route(self.search, openai.error), methods=["POST"]),
-            Route("/why", self._route(self.why, openai.error), methods=["POST"]),
-            Route("/map", self._route(self.map, openai.error), methods=["GET"]),
-            Route("/thumbnail/{id:path}", self._route(self.thumbnail, openai.error), methods=["GET"]),
+            Route("/v2/embed", self._route(self.cohere), methods=["POST"]),
+            Route("/embed", self._route(self.tei), methods=["POST"]),
+            Route("/search", self._route(self.search), methods=["POST"]),
+            Route("/why", self._route(self.why), methods=["POST"]),
+            Route("/map", self._route(self.map), methods=["GET"]),
+            Route("/thumbnail/{id:path}", self._route(self.thumbnail), methods=["GET"]),
             Route("/health", self.health, methods=["GET"]),
             Route("/metrics", self.told, methods=["GET"]),
         ]
@@ -99,36 +99,36 @@ class _Served:
     # ---- what is asked ----
 
     async def openai(self, request: Request) -> Response:
-        form = await _form(request, openai.Request)
+        form = await self._form(request, openai.Request)
         self._check_model(form.model)
         longest = self.embedder.spec.max_length
-        return _json(
-            openai.write(form, await self._desk.answer(openai.read, form, self._pictures(), longest), self.name)
-        )
+        answer = await self._desk.answer(lambda pictures: openai.read(form, pictures, longest))
+        return _json(openai.write(form, answer, self.name))
 
     async def cohere(self, request: Request) -> Response:
-        form = await _form(request, cohere.Request)
+        form = await self._form(request, cohere.Request)
         self._check_model(form.model)
-        return _json(cohere.write(form, await self._desk.answer(cohere.read, form, self._pictures(), self.prompts)))
+        answer = await self._desk.answer(lambda pictures: cohere.read(form, pictures, self.prompts))
+        return _json(cohere.write(form, answer))
 
     async def tei(self, request: Request) -> Response:
-        form = await _form(request, tei.Request)
-        return _json(tei.write(await self._desk.answer(tei.read, form)))
+        form = await self._form(request, tei.Request)
+        return _json(tei.write(await self._desk.answer(lambda _: tei.read(form))))
 
     async def search(self, request: Request) -> Response:
-        form = await _form(request, search.Request)
+        form = await self._form(request, search.Request)
         index = self._index
         if form.like is not None and (form.text is not None or form.image is not None or form.negative is not None):
             raise Refused("give like, or a query", param="like")
         answer = None
         if form.like is None:
-            answer = await self._desk.answer(search.read, form, self._pictures(), index.dimension)
+            answer = await self._desk.answer(lambda pictures: search.read(form, pictures, index.dimension))
         return _json(search.write(await self._desk.reading(search.find, index, form, answer)))
 
     async def why(self, request: Request) -> Response:
-        form = await _form(request, search.WhyRequest)
+        form = await self._form(request, search.WhyRequest)
         index = self._index
-        answer = await self._desk.answer(search.read, form, self._pictures(), index.dimension)
+        answer = await self._desk.answer(lambda pictures: search.read(form, pictures, index.dimension))
         return _json(await self._desk.reading(search.why, index, self.embedder, form, answer))
 
     async def map(self, request: Request) -> Response:
@@ -174,43 +174,43 @@ class _Served:
             raise Refused("this server was started without an index: mmembed serve --index PATH", 404)
         return self.index
 
-    def _pictures(self) -> Pictures:
-        return Pictures(self.limits, time.monotonic() + self.seconds)
+    async def _form(self, request: Request, form: type[Read]) -> Read:
+        """The body as a form, read by a thread: a large one takes its time."""
+        return await self._desk.reading(parse, await request.body(), form, self.limits)
 
     def _check_model(self, name: str | None) -> None:
         if name is not None and name != self.name:
             raise Refused(str(UnknownName("model", name, [self.name])), 404, "model")
 
-    def _route(
-        self, serve: Callable[[Request], Awaitable[Response]], write: Callable[[Refused], Any]
-    ) -> Callable[[Request], Awaitable[Response]]:
-        """A route whose errors are told in the words of its form, and that ends when its client goes away."""
+    def _route(self, serve: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        """A route whose errors are told in the words of its form, and that ends with its time or when its client goes away."""
 
         async def route(request: Request) -> Response:
-            began, response = time.perf_counter(), None
             try:
-                response = await _unless_gone(request, serve)
+                await request.body()  # read once, in the time that the guard gives: then only a disconnect can come
+                async with asyncio.timeout(self.seconds):
+                    return await _unless_gone(request, serve)
             except Refused as refused:
-                response = _refusal(refused, write)
+                return _refusal(request, refused)
             except InputError as error:
-                response = _refusal(Refused(str(error), 400, "input"), write)
-            except (StoreError, ReplicaLost) as error:
-                response = _refusal(Refused(str(error), 503, wait=1), write)
+                return _refusal(request, Refused(str(error), 400, "input"))
+            except TimeoutError:
+                return _refusal(request, Refused(f"the answer took more than {self.seconds:.0f} s", 503, wait=5))
+            except StoreError as error:
+                LOG.error("the index cannot be read: %s", error)  # it names paths of this machine
+                return _refusal(request, Refused("the index cannot be read; the server's log says why", 503, wait=1))
+            except ReplicaLost as error:
+                return _refusal(request, Refused(str(error), 503, wait=1))
             except MmembedError as error:
-                response = _refusal(Refused(str(error), 400), write)
+                return _refusal(request, Refused(str(error), 400))
             except ClientDisconnect:
-                response = Response(status_code=CLOSED)
-            finally:
-                status = 500 if response is None else response.status_code
-                self.metrics.served(request.url.path, status, time.perf_counter() - began)
-            return response
+                return Response(status_code=CLOSED)
 
         return route
 
 
 async def _unless_gone(request: Request, serve: Callable[[Request], Awaitable[Response]]) -> Response:
     """What `serve` answers; its work is cancelled if the client goes away before."""
-    await request.body()  # read once, here: what comes after it can only be a disconnect
     work = asyncio.ensure_future(serve(request))
     gone = asyncio.ensure_future(_gone(request))
     try:
@@ -229,36 +229,21 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def _form(request: Request, form: type[Form]) -> Form:
-    """The body as a form.
-
-    Raises:
-        Refused: it is no JSON, or not of that form; what is wrong is named by its place.
-    """
-    body = await request.body()
-    try:
-        return form.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(step) for step in first["loc"])
-        raise Refused(f"{place}: {first['msg']}" if place else first["msg"], 400, place or None) from None
-
-
 def _json(content: Any, status: int = 200) -> Response:
     data = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(data, status, media_type="application/json")
 
 
-def _refusal(refused: Refused, write: Callable[[Refused], Any]) -> Response:
+def _refusal(request: Request, refused: Refused) -> Response:
     headers = {} if refused.wait is None else {"Retry-After": str(refused.wait)}
-    return JSONResponse(write(refused), refused.status, headers)
+    return JSONResponse(tell(request.url.path, refused), refused.status, headers)
 
 
 async def _no_such_route(request: Request, error: Any) -> Response:
     reason = f"{request.method} {request.url.path} is not served here"
-    return _refusal(Refused(reason[:300], error.status_code), openai.error)
+    return _refusal(request, Refused(reason[:300], error.status_code))
 
 
 async def _failed(request: Request, error: Any) -> Response:
     """What a client hears of a fault of ours; the error itself goes to the server's log."""
-    return _refusal(Refused("the server failed at this request; its log says how", 500), openai.error)
+    return _refusal(request, Refused("the server failed at this request; its log says how", 500))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -34,7 +33,8 @@ class Asked:
     Attributes:
         things: what each vector is of. side: takes the model's prompt of that side; prompt_name: names it; neither: the model's
             default prompt. instruction: what the prompt's {instruction} says. truncate_dim: numbers of a vector.
-        truncate: what becomes of texts that are too long.
+        truncate: what becomes of texts that are too long. names: what messages call the things, where they are no items of a
+            list.
     """
 
     things: tuple[Thing, ...]
@@ -43,6 +43,7 @@ class Asked:
     instruction: str | None = None
     truncate_dim: int | None = None
     truncate: Literal["end", "error"] = "error"
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,23 +59,52 @@ class Limits:
     """What one request may hold.
 
     Attributes:
-        things: vectors. images, megapixels: pictures, and their pixels as their headers say them, before any is decoded.
+        things: vectors. characters, all_characters: of the texts of one thing, and of all, the instruction counted with each,
+            before any is tokenised, which takes a microsecond and hundreds of bytes a character, however few tokens are read.
+        images, megapixels: pictures, and their pixels as their headers say them, before any is decoded.
         allow_url: whether pictures are fetched by URL, and then from the public internet only.
     """
 
     things: int = 2048
+    characters: int = 2**18
+    all_characters: int = 2**22
     images: int = 32
     megapixels: int = 128
     allow_url: bool = False
+
+    def check(self, asked: Asked) -> None:
+        """Look at what is asked before it is prepared.
+
+        Raises:
+            Refused: nothing, or more than these.
+        """
+        if not asked.things:
+            raise Refused("nothing to embed: the list is empty")
+        if len(asked.things) > self.things:
+            raise Refused(f"{len(asked.things)} things in one request; at most {self.things}", 413)
+        told = len(asked.instruction or "")
+        counts = [told + _characters(thing) for thing in asked.things]
+        longest = max(range(len(counts)), key=counts.__getitem__)
+        if counts[longest] > self.characters:
+            name = asked.names[longest] if asked.names else f"item {longest}"
+            also = f", {told} of them the instruction's" if told else ""
+            raise Refused(f"{name}: {counts[longest]} characters{also}; at most {self.characters} are read", 413)
+        if sum(counts) > self.all_characters:
+            also = ", the instruction counted with each thing" if told else ""
+            raise Refused(f"{sum(counts)} characters in one request{also}; at most {self.all_characters}", 413)
+
+
+class Waits(Exception):
+    """A picture has to be fetched first."""
 
 
 @dataclass
 class Pictures:
     """The pictures of one request; each is measured when it is taken in, and none is decoded here. Those that are fetched come
-    by `until`, of `time.monotonic`, all of them."""
+    by `until`, of `time.monotonic`, all of them; None: whoever reads here has no time to wait for any."""
 
     limits: Limits
-    until: float = math.inf
+    until: float | None = None
     count: int = 0
     pixels: int = field(default=0)
 
@@ -82,7 +112,8 @@ class Pictures:
         """A picture by what a client writes for one: a data URI, or a URL where these are allowed; never a path.
 
         Raises:
-            ImageError: it is neither, or no picture. Refused: the request holds too much.
+            ImageError: it is neither, or no picture. Refused: the request holds too much. Waits: it is a URL, and there is no
+                time to fetch it.
         """
         self.count += 1
         if self.count > self.limits.images:
@@ -91,6 +122,8 @@ class Pictures:
             image = Image(reference)
         elif not self.limits.allow_url:
             raise ImageError("a picture is sent as a data URI, data:image/png;base64,...; this server fetches no URL")
+        elif self.until is None:
+            raise Waits
         else:
             image = Image(fetch(reference, self.until))
         width, height = measure(image)
@@ -98,6 +131,10 @@ class Pictures:
         if self.pixels > self.limits.megapixels * 10**6:
             raise Refused(f"the pictures of one request have more than {self.limits.megapixels} million pixels", 413)
         return image
+
+
+def _characters(thing: Thing) -> int:
+    return sum(map(_characters, thing)) if isinstance(thing, tuple) else len(thing) if isinstance(thing, str) else 0
 
 
 def text(value: str) -> str:

@@ -6,32 +6,33 @@ import base64
 import uuid
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ..errors import InputError
 from ..inputs import Thing
 from ..search.quantizer import Quantizer
 from .asked import Answer, Asked, Pictures, Refused, Side, text
 from .content import Part, at
+from .form import Form, Many, Name
 
 Kind = Literal["float", "base64", "binary", "ubinary", "int8", "uint8"]
 
 
-class Input(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    content: list[Part]
+class Input(Form):
+    meant = "content"
+    content: Many[Part]
 
 
-class Request(BaseModel):
+class Request(Form):
     """One of `texts`, `images` (data URIs) and `inputs` (texts and images mixed)."""
 
-    model_config = ConfigDict(extra="forbid")
-    model: str | None = None
+    meant = "texts"
+    model: Name | None = None
     input_type: Literal["search_query", "search_document", "classification", "clustering", "image"]
-    texts: list[str] | None = None
-    images: list[str] | None = None
-    inputs: list[Input] | None = None
-    embedding_types: list[Kind] = ["float"]
+    texts: Many[str] | None = None
+    images: Many[str] | None = None
+    inputs: Many[Input] | None = None
+    embedding_types: Many[Kind] = Field(default=["float"], min_length=1)
     output_dimension: int | None = Field(default=None, ge=1)
     truncate: Literal["NONE", "START", "END"] = "END"
     max_tokens: int | None = None

@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, ParamSpec, TypeVar
 
-from pydantic import BaseModel, ConfigDict
-
 from ..errors import InputError
 from ..inputs import Thing
 from .asked import Pictures
+from .form import Form, Name
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
 
 
-class ImageUrl(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class ImageUrl(Form):
+    """A picture. `detail` is taken for the sake of clients that send it, and changes nothing."""
+
     url: str
-    detail: str | None = None
+    detail: Name | None = None
 
 
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class Part(Form):
+    """A text, or a picture."""
+
     type: Literal["text", "image_url"]
     text: str | None = None
     image_url: ImageUrl | str | None = None

@@ -20,7 +20,13 @@ SECONDS = 10.0
 """From the first look at a URL to the last byte of its picture, redirects too."""
 HOPS = 3
 PORTS = {"http": 80, "https": 443}
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+URL = 2**13
+"""Characters of a URL, at most."""
+_WITHIN = (
+    *("::ffff:0:0/96", "2002::/16", "192.88.99.0/24", "64:ff9b::/96", "64:ff9b:1::/48"),  # IPv4 within IPv6, and relays
+    *("2001::/23", "192.0.0.0/24", "3fff::/20", "fec0::/10"),  # Teredo and other protocols, documentation, sites
+)
+"""Networks that count as global, by some version of Python or other, and lead to what hangs on the machine or its site."""
 
 
 def fetch(url: str, until: float = math.inf) -> bytes:
@@ -53,6 +59,8 @@ def fetch(url: str, until: float = math.inf) -> bytes:
 
 def _checked(url: str) -> SplitResult:
     """The parts of a URL that no two parsers read differently."""
+    if len(url) > URL:
+        raise ImageError(f"a URL has at most {URL} characters, not {len(url)}")
     if any(c <= " " or c in "\\\x7f" for c in url) or not url.isascii():
         raise ImageError("a URL is of printable ASCII without spaces or backslashes; encode the rest")
     try:
@@ -92,16 +100,13 @@ def _public_address(host: str, port: int) -> str:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet; one that holds another (mapped, 6to4, Teredo, NAT64) is not, for
-    what it leads to hangs on the machine."""
+    """Whether an IP address is one of the public internet, as those are not that hold another (mapped, 6to4, Teredo, NAT64)."""
     try:
-        found: Address = ipaddress.ip_address(address.partition("%")[0])
+        found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return False
-    if isinstance(found, ipaddress.IPv6Address):
-        wrapped = found.ipv4_mapped or found.sixtofour or found.teredo
-        if wrapped or found in ipaddress.ip_network("64:ff9b::/96") or found in ipaddress.ip_network("64:ff9b:1::/48"):
-            return False
+    if any(found in ipaddress.ip_network(network) for network in _WITHIN):
+        return False
     return found.is_global and not found.is_multicast and not found.is_reserved
 
 

@@ -1,4 +1,5 @@
-"""What stands before every route: the key, the size and the time of a request, checked before anything is read or decoded."""
+"""What stands before every route: the key, the size and the time of a request, and what pages of other sites have browsers ask,
+checked before anything is read or decoded."""
 
 from __future__ import annotations
 
@@ -9,6 +10,9 @@ import json
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
+from .asked import Refused
+from .refusal import tell
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -18,11 +22,18 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN = ("/health", "/")
 """Asked without a key: by those who watch over a server, and by a browser, whose page then asks for the key."""
 OPEN_UNDER = "/page/"
+HEAD_BYTES = 16 * 2**10
+BODY_BYTES = 20 * 2**20
+BODY_SECONDS = 30.0
 LINGER, LINGER_SECONDS = 4, 5.0
 
 
 class Guard:
     """An ASGI app around another.
+
+    Whoever opens a page of another site has his browser ask this machine whatever that page likes, without his knowing. Without
+    a key that only he has, what a browser says to come from elsewhere is refused, and so is a body of another type than JSON,
+    as forms of pages send.
 
     Args:
         app: what it stands before. key: the bearer token that a request must bear, None: none.
@@ -35,8 +46,8 @@ class Guard:
         app: App,
         *,
         key: str | None = None,
-        most: int = 20 * 2**20,
-        seconds: float = 30.0,
+        most: int = BODY_BYTES,
+        seconds: float = BODY_SECONDS,
         hosts: Collection[str] | None = None,
     ):
         self.app, self.most, self.seconds = app, most, seconds
@@ -46,22 +57,16 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        headers = dict(scope["headers"])
         path = scope["path"]
-        if self._hosts is not None and _host(headers.get(b"host", b"")) not in self._hosts:
-            return await _refuse(send, 403, "this server answers by its own address only", "invalid_request_error")
-        free = self._key is None or path in OPEN or path.startswith(OPEN_UNDER)
-        if not free and not self._known(headers):
-            return await _refuse(send, 401, "a key is needed: Authorization: Bearer ...", "invalid_api_key")
-        declared = headers.get(b"content-length", b"0")
-        if not declared.isdigit():
-            return await _refuse(send, 400, "Content-Length is a number", "invalid_request_error")
-        if int(declared) > self.most:
-            await self._drain(receive)
-            return await self._too_large(send)
+        try:
+            self._check(scope)
+        except Refused as error:
+            if error.status == 413:
+                await self._drain(receive)
+            return await _refuse(send, path, error)
         loop = asyncio.get_running_loop()
         deadline, seen, whole, started = loop.time() + self.seconds, 0, False, False
-        refused: _Refused | None = None
+        refused: Refused | None = None
 
         async def told(message: Message) -> None:
             nonlocal started
@@ -78,21 +83,44 @@ class Guard:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
-                refused = _Refused(408, f"the body took more than {self.seconds:.0f} s", "request_timeout")
+                refused = Refused(f"the body took more than {self.seconds:.0f} s", 408)
                 raise refused from None
             seen += len(message.get("body", b""))
             whole = message["type"] == "http.request" and not message.get("more_body", False)
             if seen > self.most:
                 if not whole:
                     await self._drain(receive)
-                refused = _Refused(413, f"the body is over {self.most} bytes", "request_too_large")
+                refused = self._too_large()
                 raise refused
             return message
 
-        with contextlib.suppress(_Refused):
+        try:
             await self.app(scope, bounded, told)
+        except Refused as error:
+            if error is not refused:
+                raise
         if refused is not None and not started:
-            await _refuse(send, refused.status, str(refused), refused.kind)
+            await _refuse(send, path, refused)
+
+    def _check(self, scope: Scope) -> None:
+        """Raises `Refused` for what the head of a request says."""
+        headers, path = dict(scope["headers"]), scope["path"]
+        if _size(scope) > HEAD_BYTES:
+            raise Refused(f"the head of the request is over {HEAD_BYTES} bytes", 431)
+        if self._hosts is not None and _host(headers.get(b"host", b"")) not in self._hosts:
+            raise Refused("this server answers by its own address only", 403)
+        if self._key is None:
+            _check_origin(scope["method"], headers)
+        elif path not in OPEN and not path.startswith(OPEN_UNDER) and not self._known(headers):
+            raise Refused("a key is needed: Authorization: Bearer ...", 401)
+        declared = headers.get(b"content-length", b"0")
+        if not declared.isdigit():
+            raise Refused("Content-Length is a number")
+        if int(declared) > self.most:
+            raise self._too_large()
+
+    def _too_large(self) -> Refused:
+        return Refused(f"the body is over {self.most} bytes", 413)
 
     def _known(self, headers: dict[bytes, bytes]) -> bool:
         kind, _, token = headers.get(b"authorization", b"").partition(b" ")
@@ -110,8 +138,29 @@ class Guard:
                     if not message.get("more_body", False):
                         return
 
-    async def _too_large(self, send: Send) -> None:
-        await _refuse(send, 413, f"the body is over {self.most} bytes", "request_too_large")
+
+def _size(scope: Scope) -> int:
+    """Bytes of a head, less a few of its first line."""
+    said = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    return said + len(scope.get("raw_path") or b"") + len(scope["query_string"])
+
+
+def _check_origin(method: str, headers: dict[bytes, bytes]) -> None:
+    """Raises `Refused` for what a browser asks in the name of another site: it says so itself, by Origin with all that sends a
+    body, and by Sec-Fetch-Site with the rest, such as a picture; whoever follows a link comes here by himself."""
+    host, origin = headers.get(b"host", b"").lower(), headers.get(b"origin")
+    away = headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin")
+    if origin is not None and origin.lower().partition(b"://")[2] != host:
+        raise Refused(
+            f"a page of {origin.decode('latin-1')[:100]} may not ask this server, called {host.decode('latin-1')[:100]}; "
+            "behind a proxy, have it pass the Host header on",
+            403,
+        )
+    if origin is None and away and headers.get(b"sec-fetch-mode") != b"navigate":
+        raise Refused("a page of another site may not ask this server", 403)
+    kind = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
+    if method == "POST" and kind != b"application/json":
+        raise Refused("a body is JSON here, and says so: Content-Type: application/json", 415)
 
 
 def _host(header: bytes) -> str:
@@ -122,19 +171,13 @@ def _host(header: bytes) -> str:
     return name.rpartition(":")[0] if name.count(":") == 1 else name
 
 
-class _Refused(Exception):
-    def __init__(self, status: int, reason: str, kind: str):
-        super().__init__(reason)
-        self.status, self.kind = status, kind
-
-
-async def _refuse(send: Send, status: int, reason: str, kind: str) -> None:
-    body = json.dumps({"error": {"message": reason, "type": kind, "param": None, "code": None}}).encode()
+async def _refuse(send: Send, path: str, refused: Refused) -> None:
+    body = json.dumps(tell(path, refused)).encode()
     # The rest of the request is not read, so nothing more can be said over this connection.
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
         (b"connection", b"close"),
     ]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

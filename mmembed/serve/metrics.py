@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from ..errors import MissingExtra
+from .guard import App, Message, Receive, Scope, Send
 
 try:
     from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -48,6 +50,23 @@ class Metrics:
     def text(self) -> bytes:
         """In the text format of Prometheus."""
         return generate_latest(self._registry)
+
+
+class Counted:
+    """An ASGI app around another, whose answers are counted, whoever in it gives them, as they begin."""
+
+    def __init__(self, app: App, metrics: Metrics):
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.perf_counter()
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.metrics.served(scope["path"], message["status"], time.perf_counter() - began)
+            await send(message)
+
+        await self.app(scope, receive, counted)
 
 
 class _OfBatcher(Collector):

@@ -3,54 +3,51 @@
 from __future__ import annotations
 
 import base64
-import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, Field
 
 from ..errors import InputError
 from ..inputs import Thing
 from .asked import Answer, Asked, Pictures, Refused, Side, text
 from .content import Part, at
+from .form import Form, Many, Name, Texts
 
 
-class Message(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class Message(Form):
+    """What one side of a conversation says. `name` is taken for the sake of clients that send it, and changes nothing."""
+
     role: Literal["system", "user"]
-    content: str | list[Part]
-    name: str | None = None
+    content: str | Many[Part]
+    name: Name | None = None
 
 
-class Request(BaseModel):
+def _many(given: Any) -> Any:
+    """Conversations, where one alone is given too."""
+    one = isinstance(given, list) and not (given and isinstance(given[0], list))
+    return [given] if one else given
+
+
+class Request(Form):
     """`input` or `messages`, one conversation or many; the rest says how.
 
     What OpenAI has no word for goes by extra fields (`extra_body` of its client): `input_type`, `prompt_name`, `instruction`.
+    `user` is taken for the sake of clients that send it, and changes nothing.
     """
 
-    model_config = ConfigDict(extra="forbid")
-    model: str | None = None
-    input: str | list[str] | list[int] | list[list[int]] | None = None
-    messages: list[Message] | list[list[Message]] | None = None
+    meant = "input"
+    model: Name | None = None
+    input: Texts | None = None
+    messages: Annotated[Many[Many[Message]], BeforeValidator(_many)] | None = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(default=None, ge=1)
-    user: str | None = None
+    user: Name | None = None
     truncate_prompt_tokens: int | None = Field(default=None, ge=-1)
     add_special_tokens: bool = True
     input_type: Literal["query", "document", "passage"] | None = None
-    prompt_name: str | None = None
+    prompt_name: Name | None = None
     instruction: str | None = None
-
-    @field_validator("input", mode="before")
-    @classmethod
-    def _named(cls, given: Any) -> Any:
-        """Refuses an item that is no text by its number, which pydantic does not say of a field of several types."""
-        many = given if isinstance(given, list) else []
-        if not all(map(_is_ids, many)):  # of which `_texts` says more
-            for row, one in enumerate(many):
-                if not isinstance(one, str):
-                    raise Refused(f"item {row}: a text is wanted, not {json.dumps(one)[:60]}", param="input")
-        return given
 
 
 def read(request: Request, pictures: Pictures, longest: int) -> Asked:
@@ -72,9 +69,7 @@ def read(request: Request, pictures: Pictures, longest: int) -> Asked:
         )
     instruction = request.instruction
     if request.messages is not None:
-        conversations = request.messages
-        many = conversations if conversations and isinstance(conversations[0], list) else [conversations]
-        said = [_conversation(row, messages, pictures) for row, messages in enumerate(many)]  # type: ignore[arg-type]
+        said = [_conversation(row, messages, pictures) for row, messages in enumerate(request.messages)]
         things = [thing for thing, _ in said]
         told = {own for _, own in said}
         if len(told) > 1:
@@ -83,7 +78,7 @@ def read(request: Request, pictures: Pictures, longest: int) -> Asked:
             raise Refused("give instruction or a system message", param="instruction")
         instruction = instruction or next(iter(told), None)
     else:
-        things = _texts(request.input)
+        things = [at(row, text, one) for row, one in enumerate(request.input or ())]
     sides: dict[str | None, Side | None] = {"query": "query", "document": "document", "passage": "document", None: None}
     return Asked(
         things=tuple(things),
@@ -93,23 +88,6 @@ def read(request: Request, pictures: Pictures, longest: int) -> Asked:
         truncate_dim=request.dimensions,
         truncate="error" if cut is None else "end",
     )
-
-
-def _is_ids(one: Any) -> bool:
-    """Whether it is a token id, or a text as token ids."""
-    return type(one) is int or (isinstance(one, list) and all(type(each) is int for each in one))
-
-
-def _texts(given: Any) -> list[Thing]:
-    texts = [given] if isinstance(given, str) else given
-    if any(not isinstance(one, str) for one in texts):
-        # Ids of OpenAI's own tokenizer mean other words to any other model.
-        raise Refused(
-            "input is texts here, not token ids: a client that tokenises by itself has a switch for it, such as "
-            "check_embedding_ctx_length=False of langchain",
-            param="input",
-        )
-    return [at(row, text, one) for row, one in enumerate(texts)]
 
 
 def _conversation(row: int, messages: list[Message], pictures: Pictures) -> tuple[Thing, str | None]:

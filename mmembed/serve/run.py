@@ -7,7 +7,7 @@ import socket
 from typing import Any
 
 from ..errors import MissingExtra, SpecError
-from .guard import App
+from .guard import HEAD_BYTES, App
 
 try:
     import h11
@@ -16,7 +16,6 @@ try:
 except ImportError as error:
     raise MissingExtra("uvicorn", "serve") from error
 
-HEADER_BYTES = 16 * 2**10
 HEADER_SECONDS = 10.0
 CONNECTIONS = 1024
 
@@ -75,7 +74,7 @@ def server(app: App, *, host: str = "127.0.0.1", port: int = 8000, log_level: st
         http=_Patient,
         ws="none",
         log_level=log_level,
-        h11_max_incomplete_event_size=HEADER_BYTES,
+        h11_max_incomplete_event_size=HEAD_BYTES,
         limit_concurrency=CONNECTIONS,
         timeout_keep_alive=15,
         timeout_graceful_shutdown=10,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
 from ..errors import InputError
 from ..images import Image
@@ -15,6 +14,7 @@ from ..search.diversity import SPARE
 from ..search.query import weighted
 from ..search.why import why_picture, why_text
 from .asked import Answer, Asked, Pictures, Refused, text
+from .form import Form, Name
 
 if TYPE_CHECKING:
     from ..embedder import Embedder
@@ -25,25 +25,12 @@ NEGATIVE = -0.5
 """Weight of a negative, as Qdrant's average of vectors has it: it turns hits away without becoming the whole question."""
 
 
-class Query(BaseModel):
+class Query(Form):
     """`text`, `image` (a data URI) or both."""
 
-    model_config = ConfigDict(extra="forbid")
+    meant = "text"
     text: str | None = None
     image: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known(cls, given: Any) -> Any:
-        """Refuses a field of another name by naming the nearest one, or `text`, which most who guess at a name mean."""
-        for name in given if isinstance(given, dict) else ():
-            if name not in cls.model_fields:
-                near = (*difflib.get_close_matches(name[:60], cls.model_fields, n=1, cutoff=0.5), "text")[0]
-                known = ", ".join(cls.model_fields)
-                raise Refused(
-                    f"no field is called {name[:60]!r}. Did you mean {near!r}? Known: {known}.", param=name[:60]
-                )
-        return given
 
 
 class Request(Query):
@@ -51,7 +38,7 @@ class Request(Query):
     whether modalities are balanced, whether the words of the text are searched for too, and how unlike each other hits are."""
 
     negative: str | None = None
-    like: str | None = None
+    like: Name | None = None
     k: int = Field(default=10, ge=1, le=200)
     modality: Literal["text", "image", "image+text"] | None = None
     balanced: bool = True
@@ -62,7 +49,7 @@ class Request(Query):
 class WhyRequest(Query):
     """A query and the id of an item that it found."""
 
-    id: str
+    id: Name
 
 
 def read(request: Query, pictures: Pictures, width: int) -> Asked:
@@ -81,7 +68,8 @@ def read(request: Query, pictures: Pictures, width: int) -> Asked:
     things: list[Thing] = [tuple(parts)]
     if isinstance(request, Request) and request.negative is not None:
         things.append(text(request.negative))
-    return Asked(things=tuple(things), side="query", truncate_dim=width, truncate="end")
+    names = ("the query", "negative")
+    return Asked(things=tuple(things), names=names, side="query", truncate_dim=width, truncate="end")
 
 
 def find(index: Index, request: Request, answer: Answer | None) -> Hits:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from .asked import Answer, Asked, Refused, text
 from .content import at
+from .form import Form, Name, Texts
 
 
-class Request(BaseModel):
+class Request(Form):
     """`inputs` and how they are read; a text that is too long is an error unless `truncate`."""
 
-    model_config = ConfigDict(extra="forbid")
-    inputs: str | list[str] | list[int] | list[list[int]]
+    meant = "inputs"
+    inputs: Texts
     normalize: bool = True
     truncate: bool | None = False
     truncation_direction: Literal["Left", "Right", "left", "right"] = "Right"
-    prompt_name: str | None = None
+    prompt_name: Name | None = None
     dimensions: int | None = Field(default=None, ge=1)
 
 
@@ -32,11 +33,8 @@ def read(request: Request) -> Asked:
         raise Refused("normalize=false is not offered: vectors are as the model's own spec gives them")
     if request.truncate and request.truncation_direction.lower() == "left":
         raise Refused("truncation_direction=Left is not offered")
-    texts: list[Any] = [request.inputs] if isinstance(request.inputs, str) else request.inputs
-    if any(not isinstance(one, str) for one in texts):
-        raise Refused("inputs are texts here, not token ids")
     return Asked(
-        things=tuple(at(row, text, one) for row, one in enumerate(texts)),
+        things=tuple(at(row, text, one) for row, one in enumerate(request.inputs)),
         prompt_name=request.prompt_name,
         truncate_dim=request.dimensions,
         truncate="end" if request.truncate else "error",

@@ -32,6 +32,7 @@ from ..nn.extension import Extension, Turn
 from ..nn.positions import Groups, Positioning
 from ..nn.row import Recall
 from ..nn.spans import Mask, Spans
+from ..spec import copied
 from . import reading
 from .reading import Change
 
@@ -47,6 +48,8 @@ PACKED_VLMS = (
 )
 """Vision-language models whose pictures are vectors in the row of a decoder that has nothing else to see: it alone runs, packed.
 Not Mllama, whose layers attend to pictures beside the row, nor EmbeddingGemma 2, which looks up more than the vectors."""
+TABLES = re.compile(r"^(?!.*(rel|bias)).*(pos|wpe)")
+"""What a model calls the table that it looks its positions up in: position_embeddings, embed_positions, wpe, ..."""
 
 
 def build_backbone(config: Mapping[str, Any]) -> PreTrainedModel:
@@ -62,6 +65,10 @@ def build_backbone(config: Mapping[str, Any]) -> PreTrainedModel:
     made = config_of(config)
     try:
         model = _class_of(made).from_config(made, trust_remote_code=False)
+    except AssertionError as error:  # torch's word for a padding token that the table of tokens has no row for
+        text = made.get_text_config()
+        said = ", ".join(f"{key}={getattr(text, key, None)}" for key in ("pad_token_id", "vocab_size"))
+        raise SpecError(f"a {made.model_type} backbone cannot be built with {said}: {error}") from None
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise SpecError(f"a {made.model_type} backbone cannot be built: {error}") from None
     return cast(PreTrainedModel, model)
@@ -75,8 +82,8 @@ def config_of(said: Mapping[str, Any]) -> PreTrainedConfig:
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    settings = {key: value for key, value in said.items() if key != "model_type"}
-    kind = said["model_type"]
+    settings = copied(said)  # transformers fills in what it is given
+    kind = settings.pop("model_type")
     if kind not in CONFIG_MAPPING:
         raise UnknownName("model_type of transformers", kind, CONFIG_MAPPING.keys())
     try:
@@ -221,7 +228,12 @@ def reads_ahead(model: PreTrainedModel) -> bool:
             first = model(inputs_embeds=embeds, **_no_cache(model)).last_hidden_state[0, 0]
             (moved,) = torch.autograd.grad(first @ torch.arange(1, len(first) + 1).to(first), embeds)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        raise SpecError(f"a {model.config.model_type} backbone does not run on tokens alone: {error}") from error
+        kind, reason = model.config.model_type, str(error)
+        if getattr(model.config, "is_encoder_decoder", False):
+            reason = "it has a decoder too, and its encoder alone is wanted"
+            if kind in ENCODERS_OF_PAIRS:
+                reason += ": a folder, the dict of a configuration, or what transformers makes of it (T5EncoderModel)"
+        raise SpecError(f"a {kind} backbone does not run on tokens alone: {reason}") from error
     return bool((moved[0, 2] != 0).any())
 
 
@@ -272,6 +284,20 @@ def steady_length(model: PreTrainedModel) -> int | None:
         if rope.get("rope_type") in ("longrope", "dynamic")
     ]
     return min(limits, default=None)
+
+
+def table_of(model: PreTrainedModel) -> int | None:
+    """Tokens of the longest item that a table of positions has rows for; None: positions are no table (rotary ones, biases),
+    and end nowhere."""
+    part = decoder(model)
+    named = [(name.rpartition(".")[2], own) for name, own in (*part.named_modules(), *part.named_buffers())]
+    tables = [own for name, own in named if TABLES.search(name)]
+    rows = [own.num_embeddings - int(getattr(own, "offset", 0)) for own in tables if isinstance(own, nn.Embedding)]
+    rows += [len(own) for own in tables if isinstance(own, Tensor) and own.ndim == 2 and len(own) > 1]
+    if not rows:
+        return None
+    said = getattr(text_config(model), "max_position_embeddings", None)
+    return min(min(rows) - _first_position(model), *([said] if said else []))
 
 
 def is_packed(model: PreTrainedModel) -> bool:
@@ -402,6 +428,10 @@ def positioned(model: PreTrainedModel, positioning: Positioning | None, mask: st
         raise SpecError(f"a {kind} model numbers its tokens itself, in rows and columns")
     if not positioning.windows and not is_packed(model) and getattr(config, "sliding_window", None) is not None:
         raise SpecError(f"a padded {kind} backbone holds its sliding windows: compose it packed, or say windows=True")
+    if positioning.of_table and table_of(model) is None:
+        raise SpecError(
+            f"a {kind} backbone looks its positions up in no table, and these are of a table that was stretched"
+        )
     numbers = positioning.number(torch.arange(9), torch.full((9,), 9))
     base = rotary_base(model)
     turns = positioning.groups() is not None or numbers.is_floating_point()
@@ -467,11 +497,17 @@ def _check_turns(model: PreTrainedModel) -> None:
     inputs, _ = _inputs(model, ids, None, spans)
     on = _turn(model, spans.positions)
     inputs["extension"] = Extension(Groups(1, -len(ids), 0, None), on, on)  # every token is a distant one
+    own = f"a {model.config.model_type} backbone turns its rotary positions in a way of its own"
     with torch.no_grad():
         due = states(model, ids, None, twice).float()
-        off = (reading.read(model, inputs, None, (-1,))[0].float() - due).norm() / due.norm()
+        try:
+            off = (reading.read(model, inputs, None, (-1,))[0].float() - due).norm() / due.norm()
+        except NotImplementedError as error:
+            raise SpecError(f"a {model.config.model_type} backbone is not extended: {error}") from error
+        except RuntimeError as error:  # of a part of each head, as GPT-NeoX
+            raise SpecError(own) from error
     if not off <= (1e-4 if model.dtype == torch.float32 else 0.2):
-        raise SpecError(f"a {model.config.model_type} backbone turns its rotary positions in a way of its own")
+        raise SpecError(own)
 
 
 def _inputs(

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
@@ -17,6 +17,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from ..errors import SpecError, UnknownName
+from ..nn.transfer import to_device
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -184,6 +185,20 @@ class VisionTower(Seeing):
         if out.shape[1] != rows * columns:
             raise SpecError(f"the tower gave {out.shape[1]} features where {rows} x {columns} were due")
         return out
+
+
+def by_size(
+    see: Callable[[UInt8[Tensor, "N 3 H W"]], Tensor], pictures: Sequence[NDArray[np.uint8]], device: torch.device
+) -> list[Tensor]:
+    """What `see` makes of each picture (3, H, W), in their order, on the device; those of one size go through it together."""
+    of_size: dict[tuple[int, ...], list[int]] = {}
+    for number, pixels in enumerate(pictures):
+        of_size.setdefault(pixels.shape, []).append(number)
+    found: dict[int, Tensor] = {}
+    for numbers in of_size.values():
+        stacked = to_device(torch.from_numpy(np.stack([pictures[number] for number in numbers])), device)
+        found |= dict(zip(numbers, see(stacked), strict=True))
+    return [found[number] for number in range(len(pictures))]
 
 
 def build_vision(settings: Mapping[str, Any]) -> VisionTower:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import mmembed
+from mmembed.methods.method import Method
 from mmembed.prompts import one_sentence
 from mmembed.testing import byte_tokenizer, tiny_backbone
 
@@ -18,6 +19,8 @@ TEXTS = ["A man is playing a guitar", "is it red?", 'she said "no"', "猫が寝�
 BACKBONES = ("qwen3", "llama", "mistral")
 """Tiny decoders that every method is tried on; mistral's attention slides over 7 tokens."""
 LAYOUTS = ("packed", "padded")
+TABLE = "xlm-roberta"
+"""The one that looks its positions up in a table."""
 SPECIAL = tuple(f"<s{k}>" for k in range(1, 17))
 """Tokens of Llama2Vec, which every tokenizer here has."""
 LONG = 4000
@@ -30,15 +33,18 @@ class Plain:
 
     Attributes:
         kind: its model_type. depth: its layers. model: the backbone. special: tokens that bytes do not make.
+        mask: what its tokens see.
     """
 
     kind: str = "qwen3"
     depth: int = 4
+    mask: str = "causal"
     special: tuple[str, ...] = ()
     model: PreTrainedModel = field(init=False)
 
     def __post_init__(self) -> None:
         self.model = backbone(self.kind, self.depth)
+        self.model.config.is_causal = self.mask == "causal"
 
     def words(self, *, closed: bool = False) -> PreTrainedTokenizerBase:
         return byte_tokenizer(eos=closed, special=(*SPECIAL, *self.special))
@@ -63,13 +69,15 @@ Reference = Callable[[Plain, str], Tensor]
 
 def backbone(kind: str, depth: int) -> PreTrainedModel:
     """A fresh one each time: a backbone that ours has prepared has our attention."""
-    return tiny_backbone(kind, num_hidden_layers=depth)
+    longer = {"max_position_embeddings": 4096 + 2} if kind == TABLE else {}
+    return tiny_backbone(kind, num_hidden_layers=depth, **longer)
 
 
 @cache
-def embedder(kind: str, layout: str, depth: int = 4) -> mmembed.Embedder:
+def embedder(kind: str, layout: str, depth: int = 4, mask: str | None = None) -> mmembed.Embedder:
     """The same backbone, run by ours."""
     return mmembed.compose(
+        mask=mask,
         backbone=backbone(kind, depth),
         tokenizer=byte_tokenizer(special=SPECIAL),
         layout=layout,
@@ -77,3 +85,15 @@ def embedder(kind: str, layout: str, depth: int = 4) -> mmembed.Embedder:
         name=f"tiny {kind}",
         device="cpu",
     )
+
+
+def mask_for(method: Method) -> str:
+    """What tokens must see: the first one, to be pooled, all of them."""
+    return "bidirectional" if method.pooling == "first" else "causal"
+
+
+def suited(method: Method, kind: str = "qwen3", layout: str = "packed") -> mmembed.Embedder:
+    """An embedder that a method goes on: of that kind, unless it is for a table of positions."""
+    if method.positions is not None and method.positions["kind"] == "stretched":
+        return embedder(TABLE, layout)
+    return embedder(kind, layout, mask=mask_for(method))

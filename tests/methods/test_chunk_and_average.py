@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+import mmembed
 from mmembed.errors import InputError, SpecError, TruncationError, UnknownName
 from mmembed.methods import chunk_and_average
+from mmembed.methods.mean_of_several import mean_of_several
 from mmembed.testing import byte_tokenizer, tiny_backbone, tiny_embedder
 
 from ..conftest import picture
@@ -56,6 +58,24 @@ def test_a_long_text_is_the_mean_of_its_pieces_as_published(ours, held, size):
 
 def test_a_text_that_fits_is_embedded_as_ever(ours):
     assert np.abs(chunk_and_average.encode(ours, ["short", ""]) - ours.encode(["short", ""])).max() <= 1e-6
+
+
+def test_one_text_is_one_and_texts_come_from_anywhere(ours):
+    alone = chunk_and_average.encode(ours, TEXTS[0])
+    assert np.array_equal(alone, chunk_and_average.encode(ours, [TEXTS[0]]))
+    assert np.array_equal(chunk_and_average.encode(ours, mmembed.Text(TEXTS[0])), alone)
+    assert np.array_equal(chunk_and_average.encode(ours, iter(TEXTS)), chunk_and_average.encode(ours, TEXTS))
+
+
+def test_a_group_is_a_list_of_things(ours):
+    groups = [["ab", "c"], ["d"]]
+    means = mean_of_several(ours, groups)
+    assert np.array_equal(mean_of_several(ours, (iter(group) for group in groups)), means)
+    for wrong in ("abc", mmembed.Text("abc"), picture(1), {"text": "abc"}):
+        with pytest.raises(InputError, match="item 1: a group is a list of things"):
+            mean_of_several(ours, [["a"], wrong])
+    with pytest.raises(InputError, match="item 1: there is nothing"):
+        mean_of_several(ours, [["a"], []])
 
 
 def test_the_end_of_a_long_text_counts(ours):

@@ -74,6 +74,13 @@ def test_a_text_has_one_vector_whatever_its_company_and_however_many_rewrites_ot
     assert np.abs(plain - ours.encode(TEXTS)).max() <= 1e-6
 
 
+def test_one_text_is_one_and_rewrites_come_from_anywhere(bos_and_eos):
+    ours = apply(bos_and_eos, "geneol")
+    due = geneol.encode(ours, ["abc"], lambda texts: [[text + "!", text] for text in texts])
+    told = geneol.encode(ours, "abc", lambda texts: (iter([text + "!", text]) for text in texts))
+    assert np.array_equal(told, due)
+
+
 def test_a_text_of_the_template_in_the_text_changes_nothing_of_what_is_read(bos_and_eos):
     ours = apply(bos_and_eos, "geneol")
     text = 'x means in one word:" y'

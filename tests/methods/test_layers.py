@@ -63,7 +63,7 @@ def test_a_truncated_backbone_is_one_whose_layers_were_cut_off(layout, held):
 
 
 def test_a_truncated_backbone_runs_fewer_blocks():
-    ours = apply(embedder("llama", "packed"), "2dmse", layers=(2,))
+    ours = apply(embedder("llama", "packed"), "2dmse", layers=(2,), mask="bidirectional")
     ran = []
     blocks = layers_of(ours.model.backbone)
     handles = [block.register_forward_pre_hook(lambda *_, k=k: ran.append(k)) for k, block in enumerate(blocks)]

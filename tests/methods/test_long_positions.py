@@ -6,11 +6,13 @@ import math
 import sys
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModel
 
 import mmembed
 from mmembed.errors import SpecError, UnknownName
@@ -106,18 +108,13 @@ REFERENCE: dict[str, Reference] = {
     "self-extend": whole,
     "grouped-positions": whole,
     "recurrent-positions": whole,
-    "stretched-positions": lambda p, t: last_states(p.kind, t, lambda pos, _: pos * 8)[-1],
 }
 """At the length of the common texts and with the defaults; what follows goes beyond the backbone's."""
+OWN_PARITY = {"stretched-positions": "test_a_stretched_table_is_numbered_as_longembed_does"}
 
 KINDS = {
     "recurrent-positions": ({"kind": "recurrent"}, lambda pos, _: pos % ORIGINAL, None),
     "grouped-positions": ({"kind": "grouped"}, lambda pos, n: pos // math.ceil(n / ORIGINAL), None),
-    "stretched-positions": (
-        {"kind": "stretched", "factor": 8},
-        lambda pos, n: pos * 8 if n <= ORIGINAL else pos,
-        None,
-    ),
     "position-interpolation": ({"kind": "interpolated", "factor": 6.5}, lambda pos, _: pos / 6.5, None),
     "ntk": ({"kind": "ntk", "base": 100_000.0}, lambda pos, _: pos, 100_000.0),
 }
@@ -142,8 +139,7 @@ def test_a_long_text_is_numbered_as_longembed_does(name, kind, layout, held):
     held(name, ours.encode(TEXTS), due, relative=True, **SAYS)
     alone = np.concatenate([ours.encode([text]) for text in TEXTS])
     assert abs(ours.encode(TEXTS, batch_tokens=10_000) - alone).max() <= 1e-5
-    if name != "stretched-positions":
-        assert abs(ours.encode(TEXTS)[1] - short(kind, layout).encode(TEXTS)[1]).max() > 1e-3
+    assert abs(ours.encode(TEXTS)[1] - short(kind, layout).encode(TEXTS)[1]).max() > 1e-3
 
 
 @pytest.mark.parametrize("log_base", [None, 32.0])
@@ -179,6 +175,50 @@ def test_another_base_leaves_the_embedder_as_it_was_and_goes_away_again(tmp_path
     assert (again.encode(TEXTS) == told).all()
 
 
+TABLES: dict[str, tuple[int, dict[str, Any]]] = {
+    "bert": (0, {"hidden_size": 32, "intermediate_size": 64}),
+    "xlm-roberta": (2, {"hidden_size": 32, "intermediate_size": 64, "pad_token_id": 1}),
+    "opt": (0, {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64}),
+}
+"""Backbones that look positions up in a table, how many of its rows `max_position_embeddings` counts that no token has, and
+their settings."""
+
+
+def tabled(kind: str, rows: int) -> Any:
+    """A backbone whose table holds so many positions."""
+    unused, settings = TABLES[kind]
+    config = {"num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300, "pad_token_id": 256, **settings}
+    torch.manual_seed(0)
+    model = AutoModel.from_config(AutoConfig.for_model(kind, max_position_embeddings=rows + unused, **config)).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "position" in name:
+                weight.mul_(20)  # fresh ones hardly tell
+    return model
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_stretched_table_is_numbered_as_longembed_does(kind, held):
+    """E5-Base-4k: a table of 4096 positions, made from 512, so that a text of up to 512 tokens takes every eighth; here 256 from
+    32."""
+    parts = {"tokenizer": byte_tokenizer(), "pooling": "mean", "normalize": False, "max_length": 256, "device": "cpu"}
+    base = mmembed.compose(backbone=tabled(kind, 256), **parts)
+    ours = apply(base, "stretched-positions")
+    first, plain = TABLES[kind][0], tabled(kind, 256)
+    texts = [*TEXTS, "x" * 31, "x" * 32, "x" * 255]
+    due = []
+    for text in texts:
+        ids = byte_tokenizer()(text, return_tensors="pt")["input_ids"]
+        numbers = torch.arange(ids.shape[1]) * (8 if ids.shape[1] <= 32 else 1) + first
+        with torch.no_grad():
+            due.append(plain(ids, position_ids=numbers[None]).last_hidden_state[0].mean(0))
+    held("stretched-positions", ours.encode(texts), torch.stack(due), relative=True, **SAYS)
+    moved = abs(ours.encode(texts) - base.encode(texts)).max(1) > 1e-3
+    assert moved.tolist() == [len(text.encode()) + 1 <= 32 for text in texts]
+    with pytest.raises(SpecError, match=r"max_length=256 takes 505 positions, and the table .* has 256"):
+        apply(base, "stretched-positions", positions={"kind": "stretched", "original": 64})
+
+
 def test_absolute_positions_are_numbered_too(held):
     """As LongEmbed's E5-Base: a table of 32, read over and over, or in groups."""
     small = {"max_position_embeddings": ORIGINAL + 2, "num_hidden_layers": 2}
@@ -186,13 +226,13 @@ def test_absolute_positions_are_numbered_too(held):
         backbone=tiny_backbone("xlm-roberta", **small),
         tokenizer=byte_tokenizer(),
         pooling="mean",
-        max_length=LONG,
         normalize=False,
         device="cpu",
     )
+    assert base.spec.max_length == ORIGINAL
     plain = tiny_backbone("xlm-roberta", **small)
     for kind, number in (("recurrent", KINDS["recurrent-positions"][1]), ("grouped", KINDS["grouped-positions"][1])):
-        ours = base.respecified(positions={"kind": kind, "original": ORIGINAL})
+        ours = base.respecified(positions={"kind": kind}, max_length=LONG)
         due = []
         for text in TEXTS:
             ids = byte_tokenizer()(text, return_tensors="pt")["input_ids"]
@@ -202,6 +242,8 @@ def test_absolute_positions_are_numbered_too(held):
         held(f"{kind}-positions", ours.encode(TEXTS), torch.stack(due), relative=True, **SAYS)
     with pytest.raises(SpecError, match="no rotary positions"):
         base.respecified(positions={"kind": "interpolated"})
+    with pytest.raises(SpecError, match="takes 40 positions, and the table of a xlm-roberta backbone has 32"):
+        base.respecified(positions={"kind": "recurrent", "original": 40}, max_length=LONG)
 
 
 def test_what_does_not_go_together_is_refused():
@@ -215,3 +257,20 @@ def test_what_does_not_go_together_is_refused():
     gemma = mmembed.compose(backbone=tiny_backbone("gemma3_text"), tokenizer=byte_tokenizer(), device="cpu")
     with pytest.raises(SpecError, match="no rotary positions of one base"):
         apply(gemma, "ntk")
+    with pytest.raises(SpecError, match="looks its positions up in no table"):
+        apply(base, "stretched-positions")
+
+
+@pytest.mark.parametrize(("kind", "why"), [("gemma2", "soft cap"), ("gpt_neox", "in a way of its own")])
+def test_a_backbone_that_is_not_extended_says_so(kind, why):
+    config = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 300,
+    }
+    more = {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 256} if kind == "gemma2" else {}
+    made = mmembed.compose(backbone={"model_type": kind, **config, **more}, tokenizer=byte_tokenizer(), device="cpu")
+    with pytest.raises(SpecError, match=f"a {kind} backbone .*{why}"):
+        apply(made, "self-extend")

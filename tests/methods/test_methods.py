@@ -21,10 +21,12 @@ from mmembed.errors import InputError, SpecError, UnknownName
 from mmembed.inputs import modality, to_item
 from mmembed.methods import BESIDE, FILES, METHODS, apply
 from mmembed.methods.not_here import NOT_HERE
+from mmembed.methods.whitening import whitened
 from mmembed.testing import tiny_embedder
 
 from ..conftest import picture
-from .plain import BACKBONES, LAYOUTS, LONG, TEXTS, Plain, Reference, embedder
+from ..duals import open_clip_dual
+from .plain import BACKBONES, LAYOUTS, LONG, TEXTS, Plain, Reference, backbone, embedder, mask_for, suited
 
 
 def family_of(name: str) -> str:
@@ -46,7 +48,7 @@ for _file in FILES:
 
 @cache
 def expected(name: str, kind: str) -> torch.Tensor:
-    plain = Plain(kind)
+    plain = Plain(kind, mask=mask_for(METHODS[name]))
     return torch.stack([REFERENCE[name](plain, text) for text in TEXTS])
 
 
@@ -68,16 +70,17 @@ def test_a_method_is_its_authors_formula(name, kind, layout, held):
         with pytest.raises(SpecError, match="packed"):
             apply(embedder(kind, layout), name)
         return
+    base = suited(method, kind, layout)
     says = {"against": "the authors' formula over transformers", "kind": "method", "family": family_of(name)}
-    raw = apply(embedder(kind, layout), name, normalize=False)
+    raw = apply(base, name, normalize=False)
     held(name, raw.encode(TEXTS), expected(name, kind), relative=True, **says)
     unit = torch.nn.functional.normalize(expected(name, kind))
-    held(name, apply(embedder(kind, layout), name).encode(TEXTS), unit, **says)
+    held(name, apply(base, name).encode(TEXTS), unit, **says)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_an_item_has_one_vector_under_every_method(name):
-    ours = apply(embedder("qwen3", "packed"), name)
+    ours = apply(suited(METHODS[name]), name)
     alone = np.concatenate([ours.encode([text]) for text in TEXTS])
     for budget in (64, 100_000):
         assert np.abs(ours.encode(TEXTS[::-1], batch_tokens=budget)[::-1] - alone).max() <= 1e-5
@@ -85,6 +88,9 @@ def test_an_item_has_one_vector_under_every_method(name):
 
 @pytest.mark.parametrize("name", [name for name in METHODS if not METHODS[name].needs])
 def test_a_picture_has_one_vector_under_every_method_that_takes_one(name, tiny):
+    suits = suited(METHODS[name]).spec
+    if suits.mask != tiny.spec.mask:
+        tiny = tiny_embedder(backbone=backbone(suits.architecture, 2), mask=suits.mask)
     ours = apply(tiny, name, max_length=LONG, **({} if METHODS[name].positions else {"layers": (-1,)}))
     things = [picture(1), picture(2, 70, 30), "a", ("red", picture(3))]
     known = (
@@ -103,7 +109,7 @@ def test_a_picture_has_one_vector_under_every_method_that_takes_one(name, tiny):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_saved_and_loaded(name, tmp_path):
-    ours = apply(embedder("llama", "packed"), name)
+    ours = apply(suited(METHODS[name], "llama"), name)
     again = mmembed.load(ours.save(tmp_path / "m"), device="cpu")
     assert again.spec.to_json() == ours.spec.to_json()
     assert again.fingerprint == ours.fingerprint
@@ -116,20 +122,20 @@ CHOICES = [(name, *choice) for file in FILES for name, choice in getattr(file, "
 @pytest.mark.parametrize(("method", "choice"), [each[1:] for each in CHOICES], ids=[each[0] for each in CHOICES])
 def test_what_the_authors_choose_for_a_backbone_is_what_runs(method, choice):
     layers = {"layers": (min(choice["layers"][0], 4),)} if "layers" in choice else {}
-    ours = apply(embedder("llama", "packed"), method, **{**choice, **layers})
+    ours = apply(suited(METHODS[method], "llama"), method, **{**choice, **layers})
     for key, value in {**choice, **layers}.items():
         assert getattr(ours.spec, key) == value, key
     assert np.isfinite(ours.encode(TEXTS)).all()
 
 
-def test_a_method_leaves_the_embedder_as_it_was():
-    tiny = embedder("qwen3", "packed")
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_leaves_the_embedder_as_it_was(name):
+    tiny = suited(METHODS[name])
     before, fingerprint = tiny.encode(TEXTS), tiny.model.fingerprint()
-    for name in METHODS:
-        ours = apply(tiny, name, max_length=2000, layers=(-1,))
-        assert ours.fingerprint != fingerprint
-        ours.encode(TEXTS)
-        assert np.array_equal(tiny.encode(TEXTS), before), name
+    ours = apply(tiny, name, max_length=2000, layers=(-1,))
+    assert ours.fingerprint != fingerprint
+    ours.encode(TEXTS)
+    assert np.array_equal(tiny.encode(TEXTS), before)
     assert tiny.model.fingerprint() == fingerprint
 
 
@@ -150,6 +156,8 @@ def test_what_does_not_go_together_is_refused(tiny):
         apply(tiny, "sgpt", layers=(-7,))
     with pytest.raises(SpecError, match="reads both ways"):
         apply(tiny_embedder(mask="bidirectional"), "prompteol")
+    with pytest.raises(SpecError, match="looks its positions up in no table"):
+        apply(tiny, "stretched-positions")
     with pytest.raises(SpecError, match="part of the weights"):
         tiny.respecified(heads=({"kind": "layer_norm"},))
     with pytest.raises(SpecError, match="has weights"):
@@ -162,3 +170,40 @@ def test_a_method_that_is_no_spec_says_where_it_is(name, tiny):
     assert callable(found)
     with pytest.raises(SpecError, match=f"see {BESIDE[name]}"):
         apply(tiny, name)
+
+
+@pytest.mark.parametrize("name", ["angle-c", "2dmse"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_first_token_that_has_seen_nothing_is_not_pooled(name, layout):
+    with pytest.raises(SpecError, match=r"has seen nothing of the item.*pool 'last' or 'mean'"):
+        apply(embedder("qwen3", layout), name)
+    ours = apply(embedder("qwen3", "packed"), name, mask="bidirectional", layers=(-1,))
+    assert np.ptp(ours.encode(["red cat", "red dog"]), axis=0).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_head_that_was_fitted_on_other_vectors_does_not_stay_behind(name):
+    white = whitened(suited(METHODS[name]), [f"{k} {k * k}" for k in range(60)], dimension=8)
+    if METHODS[name].positions is not None:
+        assert [head["kind"] for head in apply(white, name, max_length=LONG).spec.heads] == ["whiten"]
+        return
+    with pytest.raises(SpecError, match="'whiten' was fitted on: apply it first"):
+        apply(white, name)
+
+
+def test_no_method_is_put_on_a_dual_encoder(tmp_path):
+    open_clip_dual("clip", tmp_path)
+    dual = mmembed.load(tmp_path, device="cpu")
+    for name in METHODS:
+        with pytest.raises(SpecError, match="this is a dual encoder"):
+            apply(dual, name)
+
+
+def test_what_a_caller_changes_afterwards_changes_no_method():
+    ours = apply(embedder("qwen3", "packed"), "echo")
+    with pytest.raises(SpecError, match=r"embedder\.respecified"):
+        ours.spec.prompts["query"]["text"] = "changed {text} {text}"
+    assert (
+        METHODS["echo"].besides["query"]["text"]
+        == apply(embedder("qwen3", "packed"), "echo").spec.prompts["query"]["text"]
+    )

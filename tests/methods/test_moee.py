@@ -150,6 +150,9 @@ def test_what_has_no_routers_is_refused():
         moee.fitted(plain, MORE, routing="softmx")
     with pytest.raises(UnknownName, match="Did you mean 'concat'"):
         moee.fitted(plain, MORE, combine="concatenate")
+    for alpha in (float("nan"), -1.0, float("inf"), "1"):
+        with pytest.raises(SpecError, match="the weight of the routers is a number"):
+            moee.fitted(plain, MORE, combine="sum", alpha=alpha)
     with pytest.raises(SpecError, match="say dimension=50"):
         plain.respecified(routing="logits")
     with pytest.raises(SpecError, match="the last one is among"):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import mmembed
+from mmembed.errors import SpecError
 from mmembed.methods.splitting import by_sentences, by_tokens, windows_of_tokens
-from mmembed.testing import byte_tokenizer
+from mmembed.testing import WIDTH, byte_tokenizer, tiny_embedder
 from mmembed.tokenizer import TransformersTokenizer
 
 BYTES = TransformersTokenizer(byte_tokenizer())
@@ -46,6 +49,31 @@ def test_so_many_tokens_a_piece():
     assert windows_of_tokens("abcdef", 3, BYTES) == ["abc", "def"]
     assert windows_of_tokens("ab", 3, BYTES) == ["ab"]
     assert by_tokens("a猫b", 2, BYTES) == ["a猫", "b"]
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5])
+def test_pieces_of_nothing_are_refused(size):
+    for cut in (
+        lambda: by_sentences("a. b", size),
+        lambda: by_tokens("ab", size, BYTES),
+        lambda: windows_of_tokens("ab", size, BYTES),
+    ):
+        with pytest.raises(SpecError, match="1 at least"):
+            cut()
+
+
+def test_a_part_that_cannot_be_embedded_is_skipped_where_that_is_said():
+    ours = tiny_embedder(pooling="mean", max_length=60)
+    things = [tuple(by_sentences("A cat. It sleeps.")), ("", ""), ("x" * 100,), ("red",)]
+    report = mmembed.Report()
+    found = ours.encode_chunks(things, joint="", on_error="skip", report=report)
+    assert [each.shape for each in found] == [(2, WIDTH), (1, WIDTH), (1, WIDTH), (1, WIDTH)]
+    assert [bool(np.isnan(each).all()) for each in found] == [False, True, True, False]
+    assert [skipped.row for skipped in report.skipped] == [1, 2]
+    assert np.abs(found[3] - ours.encode_chunks([things[3]])[0]).max() <= 1e-5
+    asked = {"several": {"any": ["a {content}", "b {content}"]}}
+    with pytest.raises(SpecError, match="the prompt 'several' is of several templates"):
+        ours.respecified(prompts=asked).encode_chunks(things[0], prompt_name="several")
 
 
 @given(st.lists(st.sampled_from("abcdefghijklm 猫é写真をñü"), unique=True), st.integers(1, 9))

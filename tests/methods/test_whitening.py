@@ -100,6 +100,8 @@ def test_a_prompt_is_fitted_under_as_encode_has_it():
 def test_what_has_no_spread_cannot_be_whitened(sharp):
     with pytest.raises(InputError, match=r"20 vectors span 19 directions, not 32.*dimension=19"):
         whitening.whitened(sharp, FITTED_ON[:20])
+    with pytest.raises(InputError, match="things that are not all alike"):
+        whitening.whitened(sharp, ["a"] * 50)
     assert whitening.whitened(sharp, FITTED_ON[:20], dimension=19).dimension == 19
     with pytest.raises(SpecError, match=r"dimension=\.\.\. keeps the strongest"):
         whitening.whitened(sharp, ["a", "b"], truncate_dim=8)

@@ -7,9 +7,12 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from mmembed import Index
+from mmembed.cli import cli
 from mmembed.errors import StoreError, UnknownName
+from mmembed.search import rows
 from mmembed.search import table as module
 from tests.conftest import picture
 
@@ -84,14 +87,14 @@ def test_the_layout_of_clip_retrieval_has_a_row_of_metadata_a_vector(texts, pict
 
 def test_the_layout_of_clip_retrieval_loses_no_digit_of_a_whole_number(tmp_path, tiny):
     index = Index.create(tmp_path / "numbers", tiny)
-    numbers = [{"whole": 2**63 - 1, "huge": 2**64, "mixed": 2**53 + 1, "small": 2**53}, {"whole": 1, "huge": 1}]
+    numbers = [{"whole": 2**63 - 1, "huge": 2**64 - 1, "mixed": 2**53 + 1, "small": 2**53}, {"whole": 1, "huge": 1}]
     numbers += [{"mixed": 0.5, "small": 0.5}]
     index.add(["a", "b", "c"], metadata=numbers)
     index.export(tmp_path / "out")
     rows = {row["caption"]: row for row in read_as_clip_retrieval(tmp_path / "out")[2]}
     told = {text: tuple(rows[text][key] for key in ("whole", "huge", "mixed", "small")) for text in "abc"}
     assert told == {
-        "a": (2**63 - 1, str(2**64), str(2**53 + 1), 2.0**53), "b": (1, "1", None, None), "c": (None, None, "0.5", 0.5),
+        "a": (2**63 - 1, str(2**64 - 1), str(2**53 + 1), 2.0**53), "b": (1, "1", None, None), "c": (None, None, "0.5", 0.5),
     }  # fmt: skip
 
 
@@ -125,3 +128,18 @@ def test_an_export_that_fails_leaves_nothing(texts, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         texts.export(tmp_path / "out.parquet")
     assert not list(tmp_path.glob("out*"))
+
+
+def test_what_earlier_versions_took_is_told_by_its_item_and_leaves_no_file(tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr(rows, "check", lambda metadata: None)
+    index = Index.create(tmp_path / "old", tiny)
+    index.add(["a", "a"], ids=["fine", "half"], metadata=[{}, {"my key": "\ud800"}])
+    for name in ("out.npy", "out"):
+        with pytest.raises(StoreError, match="the item 'half' holds half a surrogate pair"):
+            index.export(tmp_path / "new" / name)
+    assert not list((tmp_path / "new").iterdir())
+    done = CliRunner().invoke(cli, ["index", "dups", str(index.path), "--out", str(tmp_path / "new" / "dups.jsonl")])
+    assert isinstance(done.exception, StoreError)
+    assert "'fine', 'half' holds half a surrogate pair" in str(done.exception)
+    assert not list((tmp_path / "new").iterdir())
+    assert index.export(tmp_path / "new" / "out.parquet") == 2

@@ -120,5 +120,29 @@ def test_a_comment_in_a_condition_hides_nothing_behind_it(index):
 
 @pytest.mark.parametrize("where", ["1=1) OR (1=1", "", "(year > 1", "text = 'x"])
 def test_a_condition_stays_inside_of_those_it_is_joined_with(index, where):
-    with pytest.raises(InputError):
-        index.search("drei", where=where)
+    for ask in (lambda: index.search("drei", where=where), lambda: index.remove(where=where)):
+        with pytest.raises(InputError):
+            ask()
+    assert len(index) == 4
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("year = 'a'", "could not convert"),
+        ("year = 1 AND", "Expected: an expression"),
+        ("count(*) > 1", "each row by itself"),
+        ("row_number() over () = 1", "each row by itself"),
+    ],
+)
+def test_a_mistake_in_a_condition_quotes_what_was_written(index, where, said):
+    for ask in (
+        lambda: index.search("x", where=where, modality="text"),
+        lambda: index.search("x", where=where),
+        lambda: index.items(where=where),
+    ):
+        with pytest.raises(InputError, match=said) as caught:
+            ask()
+        assert str(caught.value).startswith(repr(where))
+        for ours in ("modality = ", "SELECT", "\n", "AggregateUDF"):
+            assert ours not in str(caught.value)

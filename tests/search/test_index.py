@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mmembed
-from mmembed import Image, Index
+from mmembed import Image, Index, Query
 from mmembed.errors import FingerprintMismatch, InputError, SpecError, StoreError, UnknownName
 from mmembed.search import adding as module
 from mmembed.testing import tiny_embedder
@@ -394,3 +394,135 @@ def test_one_thing_where_many_are_taken_is_an_error_that_says_so(tiny, tmp_path)
         index.search("a", k="3")
     with pytest.raises(InputError, match=r"as mmembed.load gives it, not for 'pico'"):
         Index.create(tmp_path / "other", "pico")
+
+
+@pytest.mark.parametrize("width", [None, 16])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_an_index_that_was_made_anew_for_another_model_is_neither_searched_nor_written(index, width, rows):
+    index.add(["a", "b"], ids=["a", "b"])
+    index.search("a")
+    shutil.rmtree(index.path)
+    other = Index.create(index.path, tiny_embedder(seed=1), truncate_dim=width)
+    for row in range(rows):  # as many versions as there were, and more
+        other.add(["c"], ids=[f"c{row}"])
+    for ask in (
+        lambda: index.search("a"),
+        lambda: index.search("a", mode="hybrid"),
+        lambda: index.nearest(np.ones(32, np.float32)),
+        lambda: index.add(["d"]),
+    ):
+        with pytest.raises(FingerprintMismatch, match="made anew meanwhile and holds vectors of 'tiny'"):
+            ask()
+    assert len(other) == rows
+    assert other.verify().is_whole
+
+
+def test_an_index_of_another_width_under_an_open_one_is_refused_and_read_as_it_is(index, tiny):
+    closed = Index.open(index.path)
+    shutil.rmtree(index.path)
+    Index.create(index.path, tiny, truncate_dim=16).add(["c"], ids=["c"])
+    for handle in (index, closed):
+        assert handle.vector("c").shape == (16,)
+    for ask in (lambda: index.search("a"), closed.info, closed.diagnose, closed.layout, closed.duplicates):
+        with pytest.raises(FingerprintMismatch, match="16 numbers"):
+            ask()
+
+
+def test_an_index_made_anew_while_things_are_added_takes_none_of_the_rest(index, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 1)
+    other = tiny_embedder(seed=1)
+
+    def things():
+        yield "a"
+        yield "b"
+        shutil.rmtree(index.path)
+        Index.create(index.path, other)
+        yield "c"
+
+    with pytest.raises(FingerprintMismatch):
+        index.add(things())
+    assert len(Index.open(index.path, other)) == 0
+
+
+def test_an_index_that_was_moved_says_so(index, tmp_path):
+    index.add(["a"])
+    index.path.rename(tmp_path / "elsewhere")
+    for ask in (
+        lambda: index.search("a"),
+        lambda: index.add(["b"]),
+        lambda: index.background,
+        index.info,
+        index.diagnose,
+    ):
+        with pytest.raises(StoreError, match="holds no index any more"):
+            ask()
+
+
+@pytest.mark.parametrize("empty", ["", " \n", ("", " "), {"text": "\t"}])
+@pytest.mark.parametrize("mode", ["vector", "text", "hybrid"])
+def test_a_query_of_nothing_is_an_error(index, empty, mode):
+    index.add(["a"])
+    for ask in (lambda: index.search(empty, mode=mode), lambda: Query([("a", 1), (empty, 0.5)])):
+        with pytest.raises(InputError, match="says nothing to look for"):
+            ask()
+
+
+@pytest.mark.parametrize("mode", ["vector", "text", "hybrid"])
+def test_more_hits_than_there_are_numbers_for_are_all_that_there_are(index, mode):
+    index.add(["a cat", "a cat too"])
+    assert len(index.search("a cat", k=2**70, mode=mode)) == 2
+    assert len(index.search("a cat", k=2**70, mode=mode, modality="text")) == 2
+
+
+def test_an_id_that_is_no_text_is_an_error(index):
+    for ask in (lambda: index.remove([1]), lambda: index.get(None), lambda: index.vector(5)):
+        with pytest.raises(InputError, match="an id is a text"):
+            ask()
+
+
+def test_an_index_wants_a_folder(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for ask in (lambda: Index.create("", tiny), lambda: Index.open("")):
+        with pytest.raises(StoreError, match="its path is empty"):
+            ask()
+    assert not list(tmp_path.iterdir())
+
+
+UNHELD = [
+    ({"odd key": "\ud800"}, "half a surrogate pair"),
+    ({"plain": ["\udfff"]}, "half a surrogate pair"),
+    ({"k\ud800": 1}, "half a surrogate pair"),
+    ({"n": 2**64}, "beyond 64 bits"),
+    ({"deep": [{"n": -(2**63) - 1}]}, "beyond 64 bits"),
+    ({"deep": json.loads("[" * 300 + "]" * 300)}, "in each other"),
+]
+
+
+@pytest.mark.parametrize(("metadata", "said"), UNHELD)
+def test_metadata_that_others_cannot_read_is_refused_by_its_row(index, tmp_path, metadata, said):
+    with pytest.raises(InputError, match=f"item 1: metadata.*{said}"):
+        index.add(["a", "b"], metadata=[{}, metadata])
+    lines = [{"text": "a"}, {"text": "b", **metadata}, {"text": "c", "n": 2**64 - 1}, {"text": "d", "n": -(2**63)}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    report = index.add_files([tmp_path / "rows.jsonl"])
+    assert (report.added, len(index)) == (3, 3)
+    assert [(one.row, said in one.reason) for one in report.skipped] == [(1, True)]
+
+
+def test_metadata_that_another_writer_named_otherwise_meanwhile_is_skipped_by_its_row(index, tiny):
+    other = Index.open(index.path, tiny)
+
+    def things(*, meanwhile):
+        yield "a"
+        other.add(["z"], ids=[f"other {meanwhile}"], metadata=[meanwhile])
+        yield "b"
+        yield "c"
+
+    about = [{"x": 1}, {"Lang": "en"}, {"y": 1}]
+    with pytest.raises(InputError, match="item 0: metadata: 'x' is a number here and a text elsewhere"):
+        index.add(things(meanwhile={"x": "text"}), metadata=about)
+    report = index.add(things(meanwhile={"lang": "text"}), ids=list("abc"), metadata=about, on_error="skip")
+    assert [(one.row, one.reason.split(": ")[1][:6]) for one in report.skipped] == [(0, "'x' is"), (1, "'Lang'")]
+    assert (report.added, index.get("c").metadata) == (1, {"y": 1})
+    assert index.get("a") is index.get("b") is None
+    assert set(index.info()["metadata"]) == {"x", "lang", "y"}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import mmembed
 from mmembed import Image, Index, Query
+from mmembed.cli import cli
 from mmembed.errors import InputError
 from tests.conftest import picture
 
@@ -68,3 +70,18 @@ def test_a_negative_turns_hits_away(pico, tmp_path):
     assert {hit.text for hit in index.search(both, k=2)} == {"cat", "dog"}
     away = index.search(Query([("cat", 1), ("dog", -0.9)]), k=4)
     assert (away[0].text, away[-1].text) == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([""], "says nothing to look for"),
+        ([" \n"], "says nothing to look for"),
+        (["a", "--and", "1", " "], "says nothing to look for"),
+        (["a", "--and", "-1", "b", "--mode", "text"], "full text cannot turn hits away"),
+    ],
+)
+def test_the_command_says_what_cannot_be_asked(tiny, tmp_path, arguments, said):
+    Index.create(tmp_path / "index", tiny)
+    done = CliRunner().invoke(cli, ["search", str(tmp_path / "index"), *arguments])
+    assert (done.exit_code, said in done.output) == (2, True), done.output

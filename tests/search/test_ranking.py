@@ -138,9 +138,11 @@ def test_a_picture_is_not_buried_by_texts_that_share_a_word(index):
 
 def test_a_query_without_words_is_an_error_in_full_text_and_by_vectors_alone_in_hybrid(index):
     index.add([*WORDS, picture(0)])
-    for empty in (picture(1), "?!", Query([("cat", -1)])):
+    for empty in (picture(1), "?!"):
         with pytest.raises(InputError, match="no words"):
             index.search(empty, mode="text")
+    with pytest.raises(InputError, match="'two - cat': full text cannot turn hits away"):
+        index.search(Query([("two", 1), ("cat", -1)]), mode="text")
     assert [hit.id for hit in index.search(picture(0), mode="hybrid")] == [hit.id for hit in index.search(picture(0))]
     with pytest.raises(UnknownName, match="hybrid"):
         index.search("cat", mode="hibrid")

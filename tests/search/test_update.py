@@ -14,6 +14,7 @@ import pytest
 from mmembed import Image, Index
 from mmembed.errors import StoreError
 from mmembed.search import adding, known, rows
+from mmembed.sources import Entry
 from tests.conftest import picture
 
 OLD = time.time_ns() - 3600 * 10**9
@@ -266,3 +267,38 @@ def test_a_row_that_names_a_file_and_the_file_itself_are_two_items(index, folder
     for _ in range(2):
         assert counts(index.add_files([folder, rows])) == (0, 0, 4)
     assert len(index) == before + 1
+
+
+def test_what_was_said_of_a_file_stays_when_it_is_written_anew(index, folder):
+    about = {"name": "the garden", "year": 2020}
+    index.add_entries([Entry("a", Image(folder / "a.png"), path=folder / "a.png", metadata=about)])
+    draw(folder / "a.png", 4, OLD + 10**9)
+    assert counts(index.add_folder(folder)) == (0, 1, 2)
+    (hit,) = index.items(where="year = 2020")
+    assert (hit.path, hit.metadata) == (str(folder / "a.png"), about)
+    assert index.search("the garden", mode="text")[0].id == hit.id
+    assert index.verify().is_whole
+    draw(folder / "a.png", 5, OLD + 2 * 10**9)
+    index.add_entries([Entry("a", Image(folder / "a.png"), path=folder / "a.png", metadata={"year": 2021})])
+    assert [hit.metadata for hit in index.items(where="path LIKE '%a.png'")] == [{"year": 2021}]
+
+
+def test_what_was_said_of_a_file_goes_with_it_to_its_new_name_alone(index, folder):
+    index.add_entries([Entry("a", Image(folder / "a.png"), path=folder / "a.png", metadata={"year": 2020})])
+    (folder / "a.png").rename(folder / "c.png")
+    draw(folder / "a.png", 4, OLD + 10**9)
+    assert counts(index.add_folder(folder)) == (1, 0, 3)
+    assert [Path(hit.path).name for hit in index.items(where="year = 2020")] == ["c.png"]
+
+
+def test_a_copy_elsewhere_goes_with_the_file_that_brought_it_until_its_folder_is_added_again(index, folder, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(folder, elsewhere)
+    index.add_folder(elsewhere)
+    (folder / "a.png").unlink()
+    assert index.remove_gone(folder) == [str(folder / "a.png")]
+    assert index.add_folder(elsewhere).added == 1
+    (folder / "note.txt").unlink()
+    index.add_folder(elsewhere)  # first, and it stays
+    assert index.remove_gone(folder) == []
+    assert len(index) == 3

@@ -19,8 +19,20 @@ def pico():
 
 def test_vowel_signs_and_stops_stay_with_their_character(pico):
     (query,) = pico.encode_query(["cat"])
-    told = why_text(pico, query, "อยู่บน ดี! 猫。")
-    assert [told.text[a:b] for a, b, _ in told.parts] == ["อ", "ยู่", "บ", "น", "ดี!", "猫。"]
+    told = why_text(pico, query, "อยู่บน ดี! 猫。 བོད 𠀀𠀁 고양이")
+    assert [told.text[a:b] for a, b, _ in told.parts] == [
+        "อ",
+        "ยู่",
+        "บ",
+        "น",
+        "ดี!",
+        "猫。",
+        "བོ",
+        "ད",
+        "𠀀",
+        "𠀁",
+        "고양이",
+    ]
 
 
 def test_tokens_are_those_whose_greatest_similarities_sum_to_the_score(pico):

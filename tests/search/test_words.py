@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmembed.search.words import terms
+from mmembed.search.words import SPACELESS, terms
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,10 @@ def test_terms_hold_for_any_text(text):
     found = terms(text)
     assert found == " ".join(found.split())
     assert terms(unicodedata.normalize("NFD", text)) == terms(unicodedata.normalize("NFC", text))
+
+
+def test_scripts_without_spaces_are_the_same_ones_where_parts_of_a_text_are_told():
+    for text in ("ไทย", "ລາວ", "བོད", "မြန်မာ", "ខ្មែរ", "猫", "𠀀", "ねこ", "ネコ"):
+        assert SPACELESS.match(text), text
+    for text in ("cat", "кот", "고양이", "قط"):
+        assert not SPACELESS.match(text), text

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
+import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,12 +18,14 @@ from langchain_openai import OpenAIEmbeddings
 
 import mmembed
 from mmembed import Query
-from mmembed.errors import ReplicaLost
+from mmembed.errors import ReplicaLost, StoreError
 from mmembed.search.index import Index
+from mmembed.serve import cohere
+from mmembed.serve import openai as ours
 from mmembed.serve.app import build_app
-from mmembed.serve.asked import Asked, Limits, Refused
+from mmembed.serve.asked import Limits, Refused
 from mmembed.serve.batcher import Stopping
-from mmembed.serve.desk import Desk
+from mmembed.serve.form import parse
 
 from .served import served
 
@@ -212,7 +215,11 @@ LONG = "word " * 5000
         ({"input": "a", "model": "picco"}, 404, "pico"),
         ({"input": "a", "dimensions": 17}, 400, "17"),
         ({"input": "a", "dimensions": 0}, 400, "dimensions"),
-        ({"input": "a", "dimension": 64}, 400, "dimension"),
+        ({"input": "a", "dimension": 64}, 400, "Did you mean 'dimensions'?"),
+        ({"input": "a", "dimensions": "64"}, 400, "dimensions"),
+        ({"input": "a", "dimensions": 64.0}, 400, "dimensions"),
+        ({"input": "a", "dimensions": True}, 400, "dimensions"),
+        ({"input": "a", "truncate_prompt_tokens": "-1"}, 400, "truncate_prompt_tokens"),
         ({"input": "a", "prompt_name": "qery"}, 400, "query"),
         ({"input": LONG}, 400, "tokens are more"),
         ({"input": {"a": 1}}, 400, "input"),
@@ -223,6 +230,10 @@ LONG = "word " * 5000
         ({"input": [5, 6]}, 400, "token ids"),
         ({"input": "a", "encoding_format": "int8"}, 400, "encoding_format"),
         ({"input": ["x"] * 2049}, 413, "2049"),
+        ({"input": "a", "model": "a" * 5000}, 400, "model: String should have at most 4096"),
+        ({"messages": []}, 400, "one user message"),
+        ({"messages": {"role": "user", "content": "a"}}, 400, "messages"),
+        ({"messages": [{"role": "user", "content": "a", "text": "b"}]}, 400, "no field is called 'text'"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, 400, "role"),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}, 400, "one user message"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "image_url"),
@@ -280,6 +291,161 @@ def test_pixels_are_counted_before_they_are_decoded(pico):
     assert "128 million" in answer.json()["error"]["message"]
 
 
+# ---- bodies that are made to hurt ------------------------------------------------------------------------------------
+
+MANY = 2**20
+HURTING = {
+    "ids": ("/v1/embeddings", b'{"input":[' + b"1," * MANY + b"1]}"),
+    "lists": ("/v1/embeddings", b'{"input":[' + b"[]," * MANY + b"[]]}"),
+    "messages": ("/v1/embeddings", b'{"messages":[' + b"{}," * MANY + b"{}]}"),
+    "cohere": ("/v2/embed", b'{"input_type":"search_query","texts":[' + b"1," * MANY + b"1]}"),
+    "tei": ("/embed", b'{"inputs":[' + b"[]," * MANY + b"[]]}"),
+}
+
+
+@pytest.mark.parametrize("kind", HURTING)
+def test_millions_of_values_are_refused_at_once_and_nobody_waits_meanwhile(url, kind):
+    waits, over = [0.0], threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            began = time.monotonic()
+            assert httpx.get(url + "/health", timeout=60).status_code == 200
+            waits.append(time.monotonic() - began)
+
+    path, body = HURTING[kind]
+    with ThreadPoolExecutor(1) as pool:
+        looking, began = pool.submit(look), time.monotonic()
+        answer = httpx.post(url + path, content=body, timeout=60)
+        took = time.monotonic() - began
+        over.set()
+        looking.result()
+    assert answer.status_code == 413
+    assert "more than 66560 values" in answer.text
+    assert took < 2  # it was 10 to 40 s
+    assert max(waits) < 1
+
+
+@pytest.mark.parametrize(
+    ("form", "body"),
+    [
+        (ours.Request, {"messages": [{}] * 30000}),
+        (ours.Request, {"messages": [[{}]] * 20000}),
+        (ours.Request, {"messages": [{"role": "user", "content": [{}] * 30000}]}),
+        (ours.Request, {str(n): 0 for n in range(30000)}),
+        (cohere.Request, {"input_type": "image", "texts": [0] * 60000}),
+        (cohere.Request, {"input_type": "image", "inputs": [{}] * 30000}),
+        (cohere.Request, {"input_type": "image", "texts": ["a"], "embedding_types": [0] * 60000}),
+    ],
+)
+def test_of_many_errors_the_first_is_told_and_the_others_are_never_made(form, body):
+    from pydantic import ValidationError
+
+    with pytest.raises((ValidationError, Refused)) as told:
+        form.model_validate_json(json.dumps(body))
+    assert isinstance(told.value, Refused) or told.value.error_count() < 5
+    with pytest.raises(Refused) as told:
+        parse(json.dumps(body).encode(), form, Limits())
+    assert told.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "body", [b'"' + b'\\"' * MANY, b'"' + b'\\"' * MANY + b"\\", b" " * MANY, b"]" * MANY, b"\\" * MANY, b"," * MANY]
+)
+def test_what_is_no_json_is_counted_in_one_pass(body):
+    began = time.monotonic()
+    with pytest.raises(Refused):
+        parse(body + b"," * 2**17, ours.Request, Limits())
+    assert time.monotonic() - began < 2
+
+
+def test_what_is_within_texts_is_not_counted():
+    words = 'a "list", of {things}: [1, 2, \\"3\\"]\n' * 5000
+    assert parse(json.dumps({"input": words}).encode(), ours.Request, Limits(things=1)).input == [words]
+
+
+@pytest.mark.parametrize("body", [b'{"input":' + b"[" * 5000 + b"]" * 5000 + b"}", b"[" * 5000])
+def test_deep_nesting_is_a_bad_request(url, body):
+    answer = httpx.post(url + "/v1/embeddings", content=body)
+    assert (answer.status_code, "recursion limit" in answer.text) == (400, True)
+
+
+MUCH = "word " * 60_000
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/v1/embeddings", {"input": ["a", MUCH]}, "item 1: 300000 characters; at most 262144"),
+        ("/v1/embeddings", {"input": ["a", MUCH], "truncate_prompt_tokens": -1}, "item 1: 300000 characters"),
+        ("/v1/embeddings", {"messages": [{"role": "user", "content": MUCH}]}, "item 0: 300000 characters"),
+        ("/v1/embeddings", {"input": ["a"], "instruction": MUCH}, "300000 of them the instruction's"),
+        ("/v1/embeddings", {"input": ["a"] * 100, "instruction": MUCH[:50_000]}, "5000100 characters in one request"),
+        ("/v2/embed", {"input_type": "search_query", "texts": ["a", MUCH]}, "item 1: 300000 characters"),
+        ("/embed", {"inputs": [MUCH], "truncate": True}, "item 0: 300000 characters"),
+        ("/embed", {"inputs": [MUCH[:200_000]] * 30, "truncate": True}, "6000000 characters in one request"),
+        ("/search", {"text": MUCH}, "the query: 300000 characters"),
+        ("/search", {"text": MUCH, "mode": "hybrid"}, "the query: 300000 characters"),
+        ("/search", {"text": "a", "negative": MUCH}, "negative: 300000 characters"),
+    ],
+)
+def test_what_is_too_long_to_be_tokenised_is_refused_by_its_name(url, path, body, words):
+    answer = _ask(url, path, body)
+    assert answer.status_code == 413
+    assert words in answer.text
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------------
+
+ASKED_FOR = {
+    "/v1/embeddings": {"input": "a"},
+    "/v2/embed": {"input_type": "search_query", "texts": ["a"]},
+    "/embed": {"inputs": "a"},
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [("/v1/embeddings", {"error"}), ("/v2/embed", {"message"}), ("/embed", {"error", "error_type"})],
+)
+def test_what_stands_before_the_routes_speaks_their_forms_and_is_counted(pico, path, fields):
+    def chunks():
+        for _ in range(21):
+            yield bytes(2**20)
+
+    with served(build_app(pico, key="secret")) as url:
+        key = {"Authorization": "Bearer secret"}
+        for status, answer in (
+            (401, _ask(url, path, ASKED_FOR[path])),
+            (413, httpx.post(url + path, content=chunks(), headers=key, timeout=60)),
+            (405, httpx.get(url + path, headers=key)),
+            (200, _ask(url, path, ASKED_FOR[path], headers=key)),
+        ):
+            assert answer.status_code == status
+            assert status == 200 or set(answer.json()) == fields
+        lines = httpx.get(url + "/metrics", headers=key).text
+    for status in (401, 413, 405, 200):
+        assert f'mmembed_requests_total{{route="{path}",status="{status}"}} 1.0' in lines
+
+
+def test_a_broken_index_is_no_clients_fault_and_where_it_lies_is_none_of_their_business(url, monkeypatch, caplog):
+    def fail(*_, **__):
+        raise StoreError("/home/someone/pictures.index is broken: no file 7.lance")
+
+    monkeypatch.setattr(Index, "nearest", fail)
+    answer = _ask(url, "/search", {"text": "a"})
+    assert answer.status_code == 503
+    assert answer.json()["error"]["message"] == "the index cannot be read; the server's log says why"
+    assert "no file 7.lance" in caplog.text
+
+
+def test_a_client_of_cohere_asks_for_one_type_at_least(url):
+    body = {"input_type": "search_query", "texts": ["a"], "embedding_types": []}
+    answer = _ask(url, "/v2/embed", body)
+    assert answer.status_code == 400
+    assert "embedding_types" in answer.json()["message"]
+
+
 # ---- many at once ----------------------------------------------------------------------------------------------------
 
 
@@ -327,17 +493,15 @@ def test_a_full_queue_says_when_to_come_again(pico):
     assert int(refused.headers["Retry-After"]) >= 1
 
 
-def test_the_time_of_a_request_is_that_of_its_reading_too(pico):
-    async def ask():
-        with pytest.raises(Refused, match="more than 0 s") as refused:
-            await desk.answer(lambda: time.sleep(2) or Asked(things=("a",)))
-        assert refused.value.status == 503
-
-    desk = Desk(pico, limits=Limits(), seconds=0.1)
-    began = time.monotonic()
-    asyncio.run(ask())
-    assert time.monotonic() - began < 1.5
-    desk.close()
+def test_the_time_of_a_request_is_that_of_its_reading_too(pico, monkeypatch):
+    read = ours.read
+    monkeypatch.setattr(ours, "read", lambda *given: time.sleep(2) or read(*given))
+    with served(build_app(pico, seconds=0.1)) as url:
+        began = time.monotonic()
+        answer = _ask(url, "/v1/embeddings", {"input": "a"})
+        assert time.monotonic() - began < 1.5
+    assert answer.status_code == 503
+    assert "more than 0 s" in answer.json()["error"]["message"]
 
 
 def test_a_client_that_goes_away_takes_its_work_along(pico):

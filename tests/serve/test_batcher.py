@@ -1,4 +1,4 @@
-"""The batcher and the desk before it: who is let in, and whose item an error names."""
+"""The batcher, the desk before it and its pools: who is let in, and whose item an error names."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import torch
 from mmembed.batch import Sample
 from mmembed.embedder import Embedder
 from mmembed.errors import InputError
-from mmembed.serve.asked import Asked, Limits
+from mmembed.serve.asked import Asked, Limits, Refused
 from mmembed.serve.batcher import Batcher, Busy
 from mmembed.serve.desk import Desk
+from mmembed.serve.pool import Pool
 from mmembed.testing import tiny_embedder
 
 TWICE = {"both": {"text": ["one: {text}", "two: {text}"]}}
@@ -35,7 +36,7 @@ def test_an_error_names_the_item_of_the_request_not_of_the_batch_it_fell_into(pi
     desk.batcher.budget = 4  # two texts a batch
 
     async def ask(texts: Sequence[str], prompt: str | None = None) -> None:
-        await desk.answer(lambda: Asked(things=tuple(texts), prompt_name=prompt))
+        await desk.answer(lambda _: Asked(things=tuple(texts), prompt_name=prompt))
 
     async def together() -> None:
         with pytest.raises(InputError, match=r"item 6: .*no finite vector"):
@@ -73,3 +74,31 @@ def test_a_request_that_is_larger_than_the_queue_is_let_in_where_nothing_else_wa
 
     asyncio.run(ask())
     batcher.close()
+
+
+def test_a_pool_takes_so_much_work_and_what_was_given_up_counts_until_it_has_ended():
+    running, goes_on = threading.Event(), threading.Event()
+    pool = Pool("reading", threads=1, most=2)
+
+    def work() -> bool:
+        running.set()
+        return goes_on.wait(10)
+
+    async def ask() -> None:
+        given_up = asyncio.ensure_future(pool.run(work))
+        await asyncio.to_thread(running.wait, 10)
+        waits = asyncio.ensure_future(pool.run(work))
+        given_up.cancel()
+        await asyncio.sleep(0)
+        with pytest.raises(Refused, match="2 requests are at reading already") as refused:
+            await pool.run(work)
+        assert (refused.value.status, refused.value.wait) == (429, 1)
+        waits.cancel()  # what has not begun never will
+        await asyncio.sleep(0)
+        last = asyncio.ensure_future(pool.run(work))
+        await asyncio.sleep(0)
+        goes_on.set()
+        assert await last
+
+    asyncio.run(ask())
+    pool.close()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.server
 import socket
 import threading
 import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 import httpx
 import pytest
@@ -14,8 +16,10 @@ import pytest
 from mmembed.errors import ImageError
 from mmembed.serve import fetch as fetching
 from mmembed.serve.app import build_app
-from mmembed.serve.asked import Limits, Pictures
+from mmembed.serve.asked import Asked, Limits, Pictures
+from mmembed.serve.desk import Desk
 from mmembed.serve.fetch import fetch, is_public
+from mmembed.testing import tiny_embedder
 
 from .served import served
 
@@ -234,6 +238,66 @@ def test_a_request_whose_picture_does_not_come_is_answered_in_its_time(dribbling
         took = time.monotonic() - began
     assert answer.status_code in (400, 503), "who tells first, the picture or the request"
     assert took < 3
+
+
+def test_hosts_that_take_their_time_hold_up_no_one_who_asks_none(dribbling, monkeypatch, tiny):
+    monkeypatch.setattr(fetching, "SECONDS", 60.0)
+    part = {"type": "image_url", "image_url": {"url": "http://pictures.example/a.png"}}
+    body = {"messages": [{"role": "user", "content": [part]}]}
+    seconds = 4.0
+    with (
+        served(build_app(tiny, limits=Limits(allow_url=True), seconds=seconds)) as url,
+        httpx.Client(base_url=url, timeout=30) as client,
+        ThreadPoolExecutor(80) as pool,
+    ):
+        slow = [pool.submit(client.post, "/v1/embeddings", json=body) for _ in range(80)]
+        wait(slow, return_when=FIRST_COMPLETED)  # one of those that are too many
+        began = time.monotonic()
+        answer = client.post("/v1/embeddings", json={"input": "a"})
+        took = time.monotonic() - began
+        told = [each.result() for each in slow]
+    assert answer.status_code == 200
+    assert took < seconds / 2
+    busy = [each for each in told if each.status_code == 429]
+    assert len(busy) == 80 - 64
+    assert all("requests are at fetching already" in each.text for each in busy)
+    assert {each.status_code for each in told} <= {400, 429, 503}
+
+
+def test_a_request_that_is_given_up_fetches_no_more(dribbling, monkeypatch):
+    desk = Desk(tiny_embedder(), limits=Limits(allow_url=True))
+    asked = []
+
+    def read(pictures):
+        for n in range(20):
+            with contextlib.suppress(ImageError):
+                pictures(f"http://pictures.example/{n}.png")
+            asked.append(pictures.until)
+        return Asked(things=("a",))
+
+    async def ask():
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(desk.answer(read), 0.1)
+
+    began = time.monotonic()
+    asyncio.run(ask())
+    desk.close()
+    assert asked[0] == 0.0
+    assert len(asked) == 20
+    assert time.monotonic() - began < 3  # the one that was under way; all would have taken ten
+
+
+def test_a_url_is_of_a_bounded_length(connections):
+    with pytest.raises(ImageError, match="at most 8192 characters"):
+        fetch("http://8.8.8.8/" + "a" * 10_000)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["fec0::1", "feff::1", "192.88.99.1", "192.0.0.9", "2001:1::1", "3fff::1", "::ffff:8.8.8.8", "2002:808:808::1"],
+)
+def test_what_leads_back_to_the_site_is_not_public(address):
+    assert not is_public(address)
 
 
 def test_public_addresses_are_public():

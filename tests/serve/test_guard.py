@@ -132,6 +132,16 @@ def test_a_giant_head_is_refused(url):
         assert b" 400 " in connection.recv(4096)
 
 
+@pytest.mark.parametrize("line", [b"X-%d: a\r\n", b"Cookie-%d: b=c; d=e\r\n"])
+def test_a_head_that_comes_at_once_has_the_same_bounds(url, line):
+    lines = b"".join(line % n for n in range(3000))
+    for path, more in ((b"/health", lines), (b"/health?" + b"a" * 20_000, b"")):
+        with _connect(url) as connection:
+            connection.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n" + more + b"\r\n")
+            connection.settimeout(3)
+            assert b" 431 " in connection.recv(4096).splitlines()[0]
+
+
 def test_a_body_that_is_refused_on_the_way_is_told_so_by_an_app_that_answers_errors_itself():
     from starlette.applications import Starlette
     from starlette.responses import PlainTextResponse
@@ -157,3 +167,45 @@ def test_a_server_for_this_machine_is_called_by_its_own_names():
     with served(Guard(_echo, hosts=("127.0.0.1", "localhost", "::1"))) as base:
         for host, status in (("evil.example", 403), ("localhost:1234", 200), ("[::1]:80", 200), ("127.0.0.1", 200)):
             assert httpx.post(base + "/x", headers={"Host": host}, content=b"x").status_code == status, host
+
+
+AWAY = "http://evil.example"
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "status"),
+    [
+        ("POST", {"Content-Type": "application/json"}, 200),
+        ("POST", {"Content-Type": "Application/JSON; charset=utf-8"}, 200),
+        ("POST", {}, 200),
+        ("POST", {"Origin": "{own}", "Sec-Fetch-Site": "same-origin", "Content-Type": "application/json"}, 200),
+        ("GET", {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "no-cors"}, 200),
+        ("GET", {"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}, 200),
+        ("GET", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 200),  # a link to the page
+        ("POST", {"Origin": AWAY}, 403),
+        ("POST", {"Origin": AWAY, "Content-Type": "application/json"}, 403),
+        ("POST", {"Origin": "null", "Content-Type": "text/plain"}, 403),
+        ("POST", {"Origin": "http://localhost:1"}, 403),
+        (
+            "POST",
+            {"Origin": AWAY, "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"},
+            403,
+        ),  # a form that is sent
+        ("GET", {"Origin": AWAY}, 403),
+        ("GET", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403),  # a picture
+        ("GET", {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors"}, 403),  # of another port of this machine
+        ("POST", {"Content-Type": "text/plain"}, 415),
+        ("POST", {"Content-Type": "text/plain; a=application/json"}, 415),
+        ("POST", {"Content-Type": "application/x-www-form-urlencoded"}, 415),
+        ("POST", {"Content-Type": "multipart/form-data; boundary=x"}, 415),
+    ],
+)
+def test_pages_of_other_sites_have_no_browser_ask_a_server_without_a_key(method, headers, status):
+    with served(Guard(_echo)) as base:
+        headers = {name: value.format(own=base) for name, value in headers.items()}
+        content = b"{}" if method == "POST" else None
+        assert httpx.request(method, base + "/x", headers=headers, content=content).status_code == status
+
+
+def test_whoever_has_the_key_says_so_himself_and_may_come_from_anywhere(url):
+    assert httpx.post(url + "/x", headers={**KEY, "Origin": AWAY}, content=b"x").status_code == 200

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mmembed import compose
+from mmembed.batch import pack
 from mmembed.testing import BACKBONES, ENCODERS, PADDED, byte_tokenizer, tiny_backbone, tiny_embedder
 from mmembed.towers.starts import Start, Starts, Taking, Wanted
 
@@ -167,8 +168,10 @@ def test_training_and_gradients_know_of_none():
     hits = ours.model.starts.kept.hits
     ours.model.train()
     assert len(ours.model.starts.kept) == 0
-    for _ in range(3):
-        ours.encode(["snow"], prompt=ASKED)
+    batch = pack(ours.prepare(["snow"], prompt=ASKED).samples, [0], ours.spec.mask)
+    with torch.no_grad():
+        for _ in range(3):
+            ours.model(batch)
     assert ours.model.starts.kept.hits == hits
     assert len(ours.model.starts.kept) == 0
 
