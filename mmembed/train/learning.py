@@ -301,7 +301,8 @@ class Learning:
         norm = clip(self.every.values(), stage.clip or float("inf"))
         if not (np.isfinite(loss) and bool(norm.isfinite())):
             raise TrainingError(self._not_finite(step, loss, float(norm), told["losses"]))
-        self.optimizer.step()
+        if told["losses"]:  # else every example was left out, and a step would only let weights decay
+            self.optimizer.step()
         # The fused step changes weights and does not say so: copies of them in another layout (`towers.lean`) would stay in use.
         torch.autograd.graph.increment_version(self.every.values())
         # Each process had the statistics of its own share; from here on all have one model again.

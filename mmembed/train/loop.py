@@ -44,7 +44,8 @@ class Run:
         shown: whether there is a progress bar.
 
     Raises:
-        SpecError: a recipe that does not fit its data or its model. LoadError: a run lies there and `resume` was not asked for.
+        SpecError: a recipe that does not fit its data or its model, or an output that is the model that it begins with or a
+            teacher. LoadError: a run lies there and `resume` was not asked for.
     """
 
     def __init__(
@@ -63,6 +64,9 @@ class Run:
         self.device = _device(device)
         self.world = World.joined(self.device)
         recipe.check_digests()
+        for name in recipe.read():
+            if output.resolve() == name.resolve():
+                raise SpecError(f"{output} is read by the recipe, and would be written over: give another --output")
         self.data = {name: source.open(name, recipe.folder) for name, source in recipe.data.items()}
         self.embedder, self.head = build(recipe, self.device)
         if shard and self.head is not None:

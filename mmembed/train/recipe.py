@@ -378,6 +378,12 @@ class Recipe:
             if found != digest:
                 raise SpecError(f"{self.folder / path} is not the file of the recipe: its sha256 is {found}")
 
+    def read(self) -> list[Path]:
+        """Folders of the models that it begins with or asks."""
+        names = [self.model.load, *(task.teacher for stage in self.stage for task in stage.task)]
+        places = [self.folder / name if (self.folder / name).is_dir() else Path(name) for name in names if name]
+        return [place for place in places if place.is_dir()]
+
     def digest(self, stage: int | None = None) -> str:
         """Equal where two recipes train alike, up to the end of a stage: what comes later may still be thought over."""
         stages = self.stage if stage is None else self.stage[: stage + 1]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+import mmembed
 from mmembed.cli import main
-from mmembed.errors import TrainingError
+from mmembed.errors import SpecError, TrainingError
 from mmembed.train import checkpoints
 from mmembed.train.watch import read_log
 
@@ -171,6 +172,28 @@ def test_bf16_makes_products_in_bf16_and_losses_in_fp32(tmp_path):
     half, whole = ([r["loss"] for r in read_log(tmp_path / name / "run" / "log.jsonl")] for name in ("half", "whole"))
     np.testing.assert_allclose(half, whole, rtol=0.05)
     assert half != whole
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny/../tiny"])
+def test_the_model_that_a_run_begins_with_is_not_written_over(tmp_path, name):
+    recipe = lay(tmp_path)
+    before = (tmp_path / "tiny" / "weights.safetensors").read_bytes()
+    with pytest.raises(SpecError, match="would be written over"):
+        trained(recipe, tmp_path / name)
+    assert (tmp_path / "tiny" / "weights.safetensors").read_bytes() == before
+
+
+def test_steps_whose_examples_were_all_left_out_change_nothing(tmp_path):
+    recipe = lay(tmp_path)
+    for picture in tmp_path.glob("*.png"):
+        picture.write_bytes(b"no picture")
+    recipe.write_text(RECIPE.replace('data = ["pairs", "pictures"]', 'data = ["pictures"]'))
+    changes = ("stage.0.weight_decay=1.0", "stage.0.lr=0.1", "stage.0.steps=4", 'data.pictures.on_error="skip"')
+    run = trained(recipe, tmp_path / "out", *changes)
+    assert all(not record["losses"] for record in read_log(tmp_path / "out" / "run" / "log.jsonl"))
+    before = mmembed.load(tmp_path / "tiny", device="cpu").model.state_dict()
+    after = run.embedder.model.state_dict()
+    assert all(torch.equal(after[name], own) for name, own in before.items())
 
 
 def test_checkpointing_learns_what_is_learnt_without_it(tmp_path):
