@@ -18,7 +18,7 @@ from mmembed.testing import BACKBONES, ENCODERS, PADDED, VLMS, byte_tokenizer, t
 
 from .checkpoints.test_dual import made  # noqa: F401  (a fixture)
 from .conftest import picture
-from .methods.plain import LAYOUTS, LONG, SPECIAL
+from .methods.plain import LAYOUTS, LONG, SPECIAL, TABLE, mask_for
 from .nn.test_pooling import SMALL
 from .nn.test_varlen import plain
 from .paper import kernel, moved, paper
@@ -107,7 +107,9 @@ def test_backbones_in_half_precision(kind, precision, kernels, there):
 @pytest.mark.parametrize("kind", sorted(poolings))
 def test_poolings(kind, there):
     pooling = {"kind": kind, **SMALL.get(kind, {})}
-    ours = mmembed.compose(backbone=backbone(), tokenizer=byte_tokenizer(), pooling=pooling, name="tiny", device="cpu")
+    mask = "bidirectional" if kind == "first" else "causal"
+    parts = {"backbone": backbone(), "tokenizer": byte_tokenizer(), "mask": mask}
+    ours = mmembed.compose(**parts, pooling=pooling, name="tiny", device="cpu")
     due, told, waits = there(ours, TEXTS)
     assert np.abs(told - due).max() <= 1e-5
     assert waits == RESULT or kind == "perceiver"
@@ -119,9 +121,12 @@ def test_methods(name, layout, there):
     method = METHODS[name]
     if layout == "padded" and (method.packed or method.mask):
         pytest.skip("packed only")
+    tabled = method.positions is not None and method.positions["kind"] == "stretched"
+    kind, more = (TABLE, {"max_position_embeddings": LONG + 98}) if tabled else ("qwen3", {})
     ours = apply(
         mmembed.compose(
-            backbone=backbone(num_hidden_layers=4),
+            backbone=backbone(kind, num_hidden_layers=4, **more),
+            mask=None if tabled else mask_for(method),
             tokenizer=byte_tokenizer(special=SPECIAL),
             layout=layout,
             max_length=LONG,

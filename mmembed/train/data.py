@@ -8,7 +8,9 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from itertools import accumulate
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, cast
 
@@ -370,8 +372,8 @@ def _listed(values: Mapping[str, Any], name: str, kind: Any, wanted: str) -> lis
 
 
 def _numbers(values: Mapping[str, Any], name: str) -> tuple[float, ...]:
-    found = _listed(values, name, (int, float), "a number")
-    if not all(np.isfinite(x) and not isinstance(x, bool) for x in found):
+    found = _listed(values, name, (Real, Decimal), "a number")
+    if not all(not isinstance(x, (bool, np.bool_)) and np.isfinite(float(x)) for x in found):
         raise InputError(f"column {name!r} holds {values[name]!r:.60}, and a number is wanted")
     return tuple(map(float, found))
 

@@ -240,6 +240,8 @@ class Stage:
         for name in ("layer_decay", "eps"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise SpecError(f"stage {self.name!r}: {name}={getattr(self, name)} must be more than 0")
+        if self.warmup > self.steps:
+            raise SpecError(f"stage {self.name!r}: warmup={self.warmup} ends behind its {self.steps} steps")
         if not 0 <= self.lowest <= 1:
             raise SpecError(f"stage {self.name!r}: lowest={self.lowest} must lie in [0, 1]")
         if self.steps < 1 or not self.task or not self.train:

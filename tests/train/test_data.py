@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,16 @@ def test_pictures_come_as_paths_from_their_folder_as_bytes_and_from_tars(tmp_pat
         shades = [int(positives[0][0].load()[0, 0, 0]) for _, positives in pairs(examples)]
         assert shades == [1, 2], name
     assert found["tar"][0].positives[0][1] == Text("a cat")
+
+
+def test_scores_are_numbers_of_any_kind(tmp_path):
+    table = [{"q": "a", "p": "b", "s": s} for s in (1, 0.5, np.float32(0.5), np.int64(2), Decimal("0.25"))]
+    columns = Columns(query=Column(text="q"), positive=Column(text="p"), score="s")
+    found = InMemory(table=table, columns=columns).open("x", tmp_path)
+    assert [found[k].scores for k in range(5)] == [(1.0,), (0.5,), (0.5,), (2.0,), (0.25,)]
+    for wrong in (True, np.bool_(True), float("nan"), "1"):
+        with pytest.raises(InputError, match="a number is wanted"):
+            InMemory(table=[{**table[0], "s": wrong}], columns=columns).open("x", tmp_path)[0]
 
 
 def test_graded_pairs_triples_and_lists_of_negatives(tmp_path):

@@ -106,6 +106,11 @@ def test_margin_mse_is_that_of_sentence_transformers():
         loss(things(negatives=0), "margin_mse")
 
 
+def test_a_distribution_over_one_document_is_refused():
+    with pytest.raises(SpecError, match="needs several"):
+        loss(things(negatives=0), "kl")
+
+
 @pytest.mark.parametrize(("student", "teacher"), [(1.0, None), (2.0, 2.0), (1.0, 0.5)])
 def test_kl_is_that_of_sentence_transformers(student, teacher):
     compared = things()

@@ -182,6 +182,7 @@ def test_rates_of_what_is_not_trained_and_settings_without_sense_are_refused():
         ({"weight_decay": -1.0}, "weight_decay=-1.0"),
         ({"warmup": -5}, "warmup=-5"),
         ({"layer_decay": -0.5}, "layer_decay=-0.5 must be more than 0"),
+        ({"warmup": 5000}, "warmup=5000 ends behind its"),
         ({"lowest": -1.0}, r"lowest=-1.0 must lie in \[0, 1\]"),
         ({"betas": (1.5, 0.9)}, r"betas=\[1.5, 0.9\]"),
     ):

@@ -48,6 +48,8 @@ def kl(
     L = t^2 * mean over q of KL(softmax(teacher / t') || softmax(s / t)),     t' = t where it is not said
     """
     place = _by_owner(compared)
+    if place.shape[1] < 2:
+        raise SpecError("a distribution over the documents of a query needs several, and no query has a hard negative")
     off = place < 0
     said, due = (x[place.clamp(min=0)] for x in (paired(compared, similarity), compared.scores))
     logits = (said / temperature).masked_fill(off, float("-inf"))
