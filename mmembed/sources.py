@@ -451,8 +451,8 @@ def _of_row(row: Mapping[str, Any], name: str, folder: Path, columns: Columns) -
 
 
 def _picture(value: Any, folder: Path) -> Image:
-    if not value and isinstance(value, (str, bytes)):
-        raise InputError(f"a picture is a path, a data URI or bytes, and here it is empty: {value!r}")
+    if value == "":
+        raise InputError("a picture is a path, a data URI or bytes, and here the path is empty")
     if isinstance(value, str) and value[:5].lower() != "data:" and "://" not in value:
         return Image(folder / value)
     if not isinstance(value, (str, bytes)):
