@@ -79,7 +79,7 @@ class PixelShuffle(Projector):
     def tokens(self, grid: Grid) -> int:
         if grid[0] % self.ratio or grid[1] % self.ratio:
             raise SpecError(
-                f"pixel_shuffle: a side of {grid[0]} x {grid[1]} patches is no multiple of its ratio {self.ratio}"
+                f"pixel_shuffle of ratio {self.ratio}: a side of a grid of {grid[0]} x {grid[1]} patches is no multiple of it"
             )
         return grid[0] * grid[1] // self.ratio**2
 
