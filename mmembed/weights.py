@@ -142,10 +142,10 @@ class Model(nn.Module):
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file that whoever may read other new files may read: safetensors leaves it to its owner alone."""
+    """A safetensors file that whoever may read other new files may read, or might read the one that it takes the place of:
+    safetensors leaves it to its owner alone."""
     from safetensors.torch import save_file
 
-    path.unlink(missing_ok=True)
     path.touch()
     mode = path.stat().st_mode
     save_file(dict(tensors), path, metadata={"format": "pt"})

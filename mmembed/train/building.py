@@ -28,8 +28,7 @@ def build(recipe: Recipe, device: torch.device) -> tuple[Embedder, LanguageHead 
     head: LanguageHead | None = None
     speaking = any(PREDICTED in needs_of(loss) for stage in recipe.stage for task in stage.task for loss in task.losses)
     if said.load is not None:
-        beside = recipe.folder / said.load
-        embedder = loading.load(beside if beside.is_dir() else said.load, device=device, precision=said.precision)
+        embedder = loading.load(recipe.located(said.load), device=device, precision=said.precision)
         if said.vision is not None:
             embedder = _seeing(embedder, recipe, device)
     else:

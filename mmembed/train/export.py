@@ -59,8 +59,7 @@ def export(
             embedder.respecified(**changed).save(part)
         else:
             _save_adapter(recipe, embedder.respecified(**changed), part, output, trained)
-        beside = recipe.folder / (recipe.model.load or "")
-        base = None if said.merge else beside if beside.is_dir() else recipe.model.load
+        base = None if said.merge or recipe.model.load is None else recipe.located(recipe.model.load)
         saved = loading.load(part, base=base, device=embedder.model.device)
         if saved.spec.pooling is not None:  # golden vectors are of whole items
             saved.golden = tuple(_golden(saved, recipe, data))

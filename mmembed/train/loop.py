@@ -64,8 +64,8 @@ class Run:
         self.device = _device(device)
         self.world = World.joined(self.device)
         recipe.check_digests()
-        for name in recipe.read():
-            if output.resolve() == name.resolve():
+        for place in recipe.loaded:
+            if Path(place).is_dir() and Path(place).resolve() == output.resolve():
                 raise SpecError(f"{output} is read by the recipe, and would be written over: give another --output")
         self.data = {name: source.open(name, recipe.folder) for name, source in recipe.data.items()}
         self.embedder, self.head = build(recipe, self.device)
@@ -101,8 +101,7 @@ class Run:
     def teacher(self, name: str) -> Teacher:
         """The teacher of that name, loaded once."""
         if name not in self.teachers:
-            beside = self.recipe.folder / name
-            self.teachers[name] = Teacher(loading.load(beside if beside.is_dir() else name, device=self.device))
+            self.teachers[name] = Teacher(loading.load(self.recipe.located(name), device=self.device))
         return self.teachers[name]
 
     @property

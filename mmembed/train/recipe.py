@@ -380,11 +380,16 @@ class Recipe:
             if found != digest:
                 raise SpecError(f"{self.folder / path} is not the file of the recipe: its sha256 is {found}")
 
-    def read(self) -> list[Path]:
-        """Folders of the models that it begins with or asks."""
+    def located(self, name: str) -> str | Path:
+        """What `mmembed.load` is given for a model that the recipe names: a folder beside it, where there is one, or the name."""
+        beside = self.folder / name
+        return beside if beside.is_dir() else name
+
+    @property
+    def loaded(self) -> list[str | Path]:
+        """The models that it begins with or asks, as `mmembed.load` is given them."""
         names = [self.model.load, *(task.teacher for stage in self.stage for task in stage.task)]
-        places = [self.folder / name if (self.folder / name).is_dir() else Path(name) for name in names if name]
-        return [place for place in places if place.is_dir()]
+        return [self.located(name) for name in names if name is not None]
 
     def digest(self, stage: int | None = None) -> str:
         """Equal where two recipes train alike, up to the end of a stage: what comes later may still be thought over."""
