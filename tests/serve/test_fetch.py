@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.server
+import re
 import socket
 import threading
 import time
@@ -252,15 +253,15 @@ def test_hosts_that_take_their_time_hold_up_no_one_who_asks_none(dribbling, monk
     ):
         slow = [pool.submit(client.post, "/v1/embeddings", json=body) for _ in range(80)]
         wait(slow, return_when=FIRST_COMPLETED)  # one of those that are too many
-        began = time.monotonic()
-        answer = client.post("/v1/embeddings", json={"input": "a"})
-        took = time.monotonic() - began
+        while (answer := client.post("/v1/embeddings", json={"input": "a"})).status_code == 429:
+            time.sleep(0.1)  # the others are being read
+        answered = sum(each.done() for each in slow)
         told = [each.result() for each in slow]
     assert answer.status_code == 200
-    assert took < seconds / 2
+    assert answered <= 80 - 64  # it came before any of those that wait for the host
     busy = [each for each in told if each.status_code == 429]
     assert len(busy) == 80 - 64
-    assert all("requests are at fetching already" in each.text for each in busy)
+    assert all(re.search("64 requests are at (reading|fetching) already", each.text) for each in busy)
     assert {each.status_code for each in told} <= {400, 429, 503}
 
 
