@@ -349,13 +349,14 @@ def train(
     changes: tuple[str, ...],
     device: str | None,
     as_json: bool,
-) -> None:
+) -> int:
     """Train an embedder by RECIPE, a TOML file, and write a folder that --model takes.
 
     Started by torchrun, as many processes as it starts train together.
     """
     from .train.loop import Run
     from .train.recipe import read_recipe
+    from .train.watch import SKIPPED
 
     run = Run(
         read_recipe(recipe, changes),
@@ -371,14 +372,33 @@ def train(
 
         found = look(run)
         print_json(found.as_dict()) if as_json else click.echo(found.text())
-        return
+        return 0
+    if resume and run.world.leads:
+        click.echo(f"goes on behind step {run.begun}" if run.begun else "no checkpoint lies there: it begins", err=True)
     embedder = run.train()
     if not run.world.leads:
-        return
+        return 0
     if as_json:
-        print_json({"output": str(run.output), "name": embedder.spec.name, "steps": run.steps, "log": str(run.log)})
+        print_json(
+            {
+                "output": str(run.output),
+                "name": embedder.spec.name,
+                "steps": run.steps,
+                "log": str(run.log),
+                "skipped": run.skipped,
+                "scores": run.scores,
+            }
+        )
     else:
         click.echo(f"{run.steps} steps: {embedder!r} in {run.output}")
+        for name, own in run.scores.items():
+            click.echo(f"{name}: " + ", ".join(f"{kind} {value:.3f}" for kind, value in own.items()))
+    for name, count in run.skipped.items():
+        click.echo(
+            f"mmembed: {count} of {len(run.data[name])} rows of {name!r} were left out: {run.folder / SKIPPED}",
+            err=True,
+        )
+    return SOME_FAILED if run.skipped else 0
 
 
 @cli.command()
@@ -410,7 +430,7 @@ def mine(
     model: str | None,
     device: str | None,
     as_json: bool,
-) -> None:
+) -> int:
     """Find hard negatives for DATA of RECIPE with a model: for each query the nearest that do not answer it."""
     from .train.mining import mine as find
     from .train.mining import write_mined
@@ -420,9 +440,10 @@ def mine(
     if data not in read.data:
         raise UnknownName("data of this recipe", data, read.data)
     source = dataclasses.replace(read.data[data], mined=None)  # that file may be the one that is about to be written
+    examples = source.open(data, read.folder)
     found = find(
         load_model(model, device),
-        source.open(data, read.folder),
+        examples,
         count=count,
         skip=skip,
         depth=depth,
@@ -433,9 +454,12 @@ def mine(
     write_mined(output, found)
     mined = sum(len(each.negatives) for each in found)
     if as_json:
-        print_json({"output": str(output), "rows": len(found), "negatives": mined})
+        print_json({"output": str(output), "rows": len(found), "negatives": mined, "skipped": len(examples.skipped)})
     else:
         click.echo(f"{mined} negatives of {len(found)} queries: {output}")
+    for row, reason in examples.skipped.items():
+        click.echo(f"mmembed: row {row} is left out: {reason}", err=True)
+    return SOME_FAILED if examples.skipped else 0
 
 
 @cli.command()

@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import cached_property
 from itertools import accumulate
 from numbers import Real
 from pathlib import Path
@@ -26,6 +27,7 @@ from ..registry import Registry
 from ..shards import PICTURES, Shard
 from ..sources import files_of, walk
 from ..spec import ModelSpec
+from .stamp import of_files
 
 sources: Registry[Callable[..., Any]] = Registry("kind of data")
 TOGETHER = 65536
@@ -164,6 +166,10 @@ class Source:
         """With the paths of all further files from the recipe's folder on."""
         return self
 
+    def read(self, files: Sequence[Path]) -> tuple[Path, ...]:
+        """What its rows hang on: its files, and all further ones."""
+        return tuple(files)
+
     def prompts(self, spec: ModelSpec) -> tuple[str | None, str | None]:
         """The prompts of the two sides; None is the default of the model.
 
@@ -192,7 +198,8 @@ class Source:
             files = files_of(folder / Path(self.path).expanduser())
             if not files[0].exists():
                 raise LoadError(f"{files[0]}: no such file or folder")
-            rows = self._at(folder).rows(files)
+            own = self._at(folder)
+            rows = own.rows(files)
         except LoadError as error:
             raise SpecError(str(error)) from None
         if not len(rows):
@@ -202,8 +209,10 @@ class Source:
                 raise SpecError(str(UnknownName(f"column of {folder / self.path}", column, rows.names)))
         at = folder / self.images if self.images is not None else files[0] if files[0].is_dir() else files[0].parent
         examples = Examples(name, self, rows, at)
+        examples.files = own.read(files)
         if self.mined is not None:
             examples.mined = _mined(folder / self.mined, len(examples))
+            examples.files += (folder / self.mined,)
         return examples
 
 
@@ -212,14 +221,24 @@ class Examples:
 
     Args:
         name, source: what it is. rows: its table. images: where paths of pictures start.
+
+    Attributes:
+        files: that the rows are read from. skipped: rows that were left out, by number, and why.
     """
 
     def __init__(self, name: str, source: Source, rows: Rows, images: Path):
         self.name, self.source, self._rows, self._images = name, source, rows, images
         self.mined: Mapping[int, Sequence[int]] = {}
+        self.files: tuple[Path, ...] = ()
+        self.skipped: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self._rows) if self.source.limit is None else min(self.source.limit, len(self._rows))
+
+    @cached_property
+    def stamp(self) -> str:
+        """Another where rows are of other files, or there are more or less of them."""
+        return f"{len(self)} rows, {of_files(self.files)}"
 
     @property
     def graded(self) -> bool:
@@ -276,7 +295,8 @@ class Examples:
                 value = _said(self._rows[row] if whole is None else {column: whole[row]}, column)
             except InputError as error:
                 if self.source.on_error == "raise":
-                    raise InputError(f"data {self.name!r}, row {row}: {error.reason}") from None
+                    raise InputError(self._at(row) + error.reason) from None
+                self.skip(row, error.reason)
                 continue
             found.setdefault(value, []).append(row)
         return {
@@ -304,13 +324,20 @@ class Examples:
             language = None if columns.language is None else _said(values, columns.language)
             group = None if columns.group is None else _said(values, columns.group)
         except InputError as error:
-            raise InputError(f"data {self.name!r}, row {row}: {error.reason}") from None
+            raise InputError(self._at(row) + error.reason) from None
         keys = {digest(item) for item in (query if positives is query else (*query, *positives))}
         if group is not None:
             keys.add(f"group {group}".encode())
         return Example(
             self.name, row, query[0], positives, negatives, scores, (asked[0], told), language, frozenset(keys), group
         )
+
+    def skip(self, row: int, reason: str) -> None:
+        """Keep in mind that a row is left out."""
+        self.skipped.setdefault(row, reason.removeprefix(self._at(row)))
+
+    def _at(self, row: int) -> str:
+        return f"data {self.name!r}, row {row}: "
 
     def _positives(self, values: Mapping[str, Any]) -> tuple[Item, ...]:
         columns = self.source.columns
@@ -494,6 +521,9 @@ class Parquet(Source):
         if self.join is None:
             return self
         return replace(self, join=replace(self.join, path=str(folder / Path(self.join.path).expanduser())))
+
+    def read(self, files: Sequence[Path]) -> tuple[Path, ...]:
+        return (*files, *([] if self.join is None else files_of(Path(self.join.path))))
 
 
 class _Joined:
@@ -740,6 +770,9 @@ class InMemory(Source):
 
     def rows(self, files: Sequence[Path]) -> Rows:
         return _List(self.table)
+
+    def read(self, files: Sequence[Path]) -> tuple[Path, ...]:
+        return ()
 
 
 class _List:

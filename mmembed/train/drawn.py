@@ -126,8 +126,8 @@ def compared(
     world: World,
     step: int,
     classes: Mapping[str, int] | None = None,
-) -> tuple[Compared | None, int]:
-    """What the losses of a task compare, of all processes, and how many examples were left out.
+) -> tuple[Compared | None, Mapping[int, str]]:
+    """What the losses of a task compare, of all processes; and which examples were left out, and why.
 
     Args:
         examples: those of all processes. things: the distinct samples of this process.
@@ -136,7 +136,7 @@ def compared(
     Returns:
         None where every example was left out.
     """
-    gone = {k for dropped in world.told(sorted(drawn.dropped)) for k in dropped}
+    gone = {k: why for dropped in world.told(dict(drawn.dropped)) for k, why in dropped.items()}
     kept = [k for k in range(len(examples)) if k not in gone]
     device = things.device
     sides = []
@@ -145,7 +145,7 @@ def compared(
         teacher = None if said is None else torch.from_numpy(said).to(device)
         sides.append(gathered(replace(own, teacher=teacher), world))
     if not kept:
-        return None, len(gone)
+        return None, gone
     asked = [examples[k].query for k in kept]
     told = [examples[k].documents(drawn.chosen[k]) for k in kept]
     scores = [score for k in kept for score in examples[k].scores]
@@ -170,7 +170,7 @@ def compared(
             else torch.tensor([classes[str(examples[k].group)] for k in kept], device=device),
             step=step,
         ),
-        len(gone),
+        gone,
     )
 
 

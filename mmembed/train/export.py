@@ -42,11 +42,14 @@ def export(
     output: Path,
     records: Sequence[Mapping[str, Any]],
     trained: Mapping[str, Tensor],
-) -> None:
+) -> dict[str, dict[str, float]]:
     """Write the folder: first beside its place, so that what is there stays whole until all of it is written.
 
     Args:
         trained: weights and statistics that are not those of the base any more.
+
+    Returns:
+        scores of what is in the folder, by name of held-out data.
     """
     said = recipe.export
     changed: dict[str, Any] = {"name": recipe.name}
@@ -67,13 +70,14 @@ def export(
         if said.merge:  # a run that wrote them before goes on without them
             for name in (ADAPTER, ADAPTER_WEIGHTS):
                 (output / name).unlink(missing_ok=True)
+        # Not what was seen last: weights may have been rounded since, and the spec be another one.
+        scores = {name: measure(saved, data[held.data], held) for name, held in recipe.held_out.items()}
         card = output / CARD
         if not card.exists() or card.read_text(encoding="utf-8").startswith(MARK):
-            (part / CARD).write_text(
-                _card(recipe, saved, data, records, _scores(recipe, saved, data, records)), "utf-8"
-            )
+            (part / CARD).write_text(_card(recipe, saved, data, records, scores), "utf-8")
         for file in sorted(part.iterdir(), key=lambda path: path.name == "spec.json"):
             file.replace(output / file.name)
+        return scores
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -171,17 +175,6 @@ def _entry(item: Item) -> dict[str, str] | None:
     return entry
 
 
-def _scores(
-    recipe: Recipe, embedder: Embedder, data: Mapping[str, Examples], records: Sequence[Mapping[str, Any]]
-) -> Mapping[str, Mapping[str, float]]:
-    """How good the embedder is on held-out data: as was seen last, unless it was another spec that was looked at."""
-    last = recipe.stage[-1]
-    if last.spec or last.image_size is not None:
-        return {name: measure(embedder, data[held.data], held) for name, held in recipe.held_out.items()}
-    looks = [record["scores"] for record in records if "scores" in record]
-    return looks[-1] if looks else {}
-
-
 def _card(
     recipe: Recipe,
     embedder: Embedder,
@@ -224,8 +217,11 @@ def _card(
         losses = ", ".join(str(loss["kind"]) for task in stage.task for loss in task.losses)
         count = " + ".join(str(task.batch) for task in stage.task)
         lines.append(f"| {stage.name} | {stage.steps} | {', '.join(stage.train)} | {count} | {losses} |")
-    lines += ["", "| data | rows | kind |", "|---|---|---|"]
-    lines += [f"| {name} | {len(own)} | {type(own.source).__name__} |" for name, own in data.items()]
+    lines += ["", "| data | rows | left out | kind |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {len(own)} | {len(own.skipped) or ''} | {type(own.source).__name__} |"
+        for name, own in data.items()
+    ]
     if steps:
         spent = sum(
             max(0.0, float(a["seconds"]))

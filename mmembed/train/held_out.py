@@ -146,9 +146,10 @@ def readable(examples: Examples, most: int | None = None) -> list[Example]:
                     if hasattr(part, "load"):
                         part.load()
             found.append(example)
-        except InputError:
+        except InputError as error:
             if examples.source.on_error == "raise":
                 raise
+            examples.skip(row, error.reason)
         if len(found) == most:
             break
     if not found:

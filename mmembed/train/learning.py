@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -38,6 +39,8 @@ from .workers import Workers
 if TYPE_CHECKING:
     from .loop import Run
 
+EVERY = 600.0
+"""Seconds from one checkpoint to the next, where a stage does not say at which steps they are due."""
 Tasks = Mapping[int, Sequence[Example]]
 """Of every task of a step the examples, those of all processes."""
 
@@ -56,6 +59,7 @@ class Learning:
         self.seed = [run.recipe.seed, number]
         self.step = 0  # steps that are done
         self.state: dict[str, Any] = {}
+        self.saved = 0, time.monotonic()  # the step of the last checkpoint, and when it was
         self.mixtures = [
             Mixture(
                 {name: run.data[name] for name in task.data},
@@ -85,7 +89,7 @@ class Learning:
         run, stage = self.run_, self.stage
         model = run.model
         if stage.lora is not None:
-            if run._lora is None:
+            if not run.adapted:
                 if run.shards is not None:
                     raise SpecError(
                         f"stage {stage.name!r} puts LoRA into weights that lie in parts: in the first stage, or leave shard out"
@@ -96,8 +100,8 @@ class Learning:
                 names = {
                     id(own): name for name, own in model.named_parameters()
                 }  # LoRA calls what it stands beside otherwise
-                run._changed = {names.get(id(own), name): own for name, own in run._changed.items()}
-                run._lora = {"stage": stage.name}
+                run.changed = {names.get(id(own), name): own for name, own in run.changed.items()}
+                run.adapted = True
             elif stage.lora != next(s.lora for s in run.recipe.stage if s.lora is not None):
                 raise SpecError(f"stage {stage.name!r} asks for another LoRA than the one that is in already")
         self.weights = parts.choose(model, stage)
@@ -138,7 +142,7 @@ class Learning:
             self.groups, lr=stage.lr, betas=(stage.betas[0], stage.betas[1]), eps=stage.eps, fused=True
         )
         self.buffers = parts.buffers(model, self.weights)
-        run._changed |= {**self.weights, **self.buffers}
+        run.changed |= {**self.weights, **self.buffers}
         changing = {**self.weights, **{k: b for k, b in self.buffers.items() if b.is_floating_point()}}
         self.average = {k: w.detach().clone() for k, w in changing.items()} if stage.average is not None else {}
         self.earlier = {k: w.detach().clone() for k, w in changing.items()} if stage.soup else {}
@@ -218,23 +222,49 @@ class Learning:
         """All steps that are left."""
         run, stage = self.run_, self.stage
         parts.set_modes(run.model, stage, self.weights)
+        if self.step and self._to_be_seen:  # it was stopped behind a checkpoint and before a look, or in it
+            self._look(log)
         with Workers(self.collator, run.workers) as make, ThreadPoolExecutor(1, "batches") as ahead, _settled():
             batches = self.batches(make)
             waiting = ahead.submit(next, batches, None)
-            while (step := waiting.result()) is not None:
+            while (step := self._next(waiting)) is not None:
                 waiting = ahead.submit(next, batches, None)
                 record = self._learn(step)
                 self.step, self.state = step.number + 1, dict(step.state)
-                done = self.step == stage.steps
                 log.step({"step": self.before + self.step, "stage": stage.name, **record})
-                stop = any(run.world.told(run._asked_to_stop.is_set()))
-                if done or stop or (stage.save and self.step % stage.save == 0):
+                log.skipped(run.data)
+                stopping, late = zip(*run.world.told((run.stopping.is_set(), self._late)), strict=True)
+                if self._done or any(stopping) or (late[0] if stage.save is None else self.step % stage.save == 0):
                     self.save()
-                if stop:
+                if any(stopping):
                     raise KeyboardInterrupt
-                if done or (stage.evaluate and self.step % stage.evaluate == 0):
+                if self._to_be_seen:
                     self._look(log)
         self.settle()
+
+    @property
+    def _done(self) -> bool:
+        return self.step == self.stage.steps
+
+    @property
+    def _to_be_seen(self) -> bool:
+        """Whether held-out data is looked at behind this step."""
+        return self._done or bool(self.stage.evaluate and self.step % self.stage.evaluate == 0)
+
+    @property
+    def _late(self) -> bool:
+        """Whether the last checkpoint is so old that one is due where the recipe does not say when."""
+        return time.monotonic() - self.saved[1] > EVERY
+
+    def _next(self, waiting: Future[Step | None]) -> Step | None:
+        """The batch that was waited for. Where it cannot be made, the steps before it are kept."""
+        try:
+            return waiting.result()
+        except Exception:
+            if self.saved[0] < self.step and self.run_.world.size == 1:  # else the others are waiting elsewhere
+                with suppress(TrainingError):
+                    self.save()
+            raise
 
     @property
     def collator(self) -> Collator:
@@ -294,9 +324,6 @@ class Learning:
         self.optimizer.zero_grad(set_to_none=True)
         told: dict[str, Any] = {}
         loss = self._gradient(step, told)
-        for weight in self.every.values():
-            if weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
         run.world.add_gradients(self.weights.values(), self.learnt.values())
         norm = clip(self.every.values(), stage.clip or float("inf"))
         if not (np.isfinite(loss) and bool(norm.isfinite())):
@@ -310,12 +337,12 @@ class Learning:
         for name, mean in self.average.items():
             assert stage.average is not None
             share = 1 - min(stage.average, (step.number + 1) / (step.number + 10))
-            mean.lerp_(run._changed[name].detach(), share)
+            mean.lerp_(run.changed[name].detach(), share)
+        learnt = {"loss": loss, "grad_norm": float(norm)} if told["losses"] else {}
         return {
-            "loss": loss,
+            **learnt,
             **told,
             "lr": stage.lr * rate,
-            "grad_norm": float(norm),
             "tokens": sum(run.world.told(step.tokens)),
             "images": sum(run.world.told(step.images)),
         }
@@ -398,7 +425,10 @@ class Learning:
             found, gone = compared(
                 drawn, step.examples[drawn.task], things, run.world, step.number, self.classes.get(drawn.task)
             )
-            skipped += gone
+            skipped += len(gone)
+            for k, why in gone.items():
+                example = step.examples[drawn.task][k]
+                run.data[example.source].skip(example.row, why)
             if found is None:
                 continue
             for k, settings in enumerate(self.stage.task[drawn.task].losses):
@@ -440,13 +470,14 @@ class Learning:
                     for name, held in run.recipe.held_out.items()
                 }
                 log.scores(self.before + self.step, self.stage.name, scores)
+                log.skipped(run.data)
             run.world.wait()
         parts.set_modes(run.model, self.stage, self.weights)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """With what the stage would leave in place of the weights."""
-        own = {name: self.run_._changed[name] for name in self.average.keys() | self.earlier.keys()}
+        own = {name: self.run_.changed[name] for name in self.average.keys() | self.earlier.keys()}
         kept = {name: tensor.detach().clone() for name, tensor in own.items()}
         self.settle()
         try:
@@ -460,15 +491,15 @@ class Learning:
         """At the end of a stage its mean is what stays, in a soup with what was before it."""
         with torch.no_grad():
             for name, mean in self.average.items():
-                self.run_._changed[name].copy_(mean)
+                self.run_.changed[name].copy_(mean)
             for name, weight in self.earlier.items():
-                self.run_._changed[name].lerp_(weight, self.stage.soup)
+                self.run_.changed[name].lerp_(weight, self.stage.soup)
 
     def save(self) -> None:
         """Write a checkpoint, by the process that leads."""
         run = self.run_
         if run.world.leads or run.shards is not None:
-            tensors = {f"weight.{name}": tensor for name, tensor in run._changed.items()}
+            tensors = {f"weight.{name}": tensor for name, tensor in run.changed.items()}
             tensors |= {f"loss.{name}": weight for name, weight in self.losses.named_parameters()}
             tensors |= {f"average.{name}": mean for name, mean in self.average.items()}
             tensors |= {f"earlier.{name}": weight for name, weight in self.earlier.items()}
@@ -487,6 +518,7 @@ class Learning:
                 "in_stage": self.step,
                 "recipe": run.recipe.digest(self.number),
                 "adam": counts,
+                "made_of": self._made_of,
                 **self.state,
             }
             try:
@@ -499,20 +531,42 @@ class Learning:
                     f"{error.strerror or error}; {kept}. Make room and go on with --resume"
                 ) from None
         run.world.wait()
+        self.saved = self.step, time.monotonic()
+
+    @property
+    def _made_of(self) -> dict[str, str]:
+        """Stamps of what this stage learns from, by what a message calls it."""
+        run = self.run_
+        data = sorted({name for task in self.stage.task for name in task.data})
+        teachers = sorted({task.teacher for task in self.stage.task if task.teacher is not None})
+        return {
+            f"the model that it begins with ({run.recipe.model.load})": run.stamp,
+            **{f"data {name!r}": run.data[name].stamp for name in data},
+            **{f"the teacher {name!r}": run.teacher(name).stamp for name in teachers},
+        }
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Take up a checkpoint of this stage.
 
         Raises:
-            LoadError: it is of another model.
+            LoadError: it lacks weights. SpecError: the model, a teacher or data of this stage is another by now.
         """
         run = self.run_
-        due = {f"weight.{name}" for name in run._changed} | set(self.learnt)
+        if state["in_stage"] < self.stage.steps:  # a whole stage draws nothing more: its data may be another by now
+            then = state["made_of"]
+            for what, stamp in self._made_of.items():
+                if then.get(what) != stamp:
+                    raise SpecError(
+                        f"{run.folder} holds a run that began otherwise: {what} has changed since. Put it back as it was, or "
+                        "remove the folder to begin again"
+                    )
+        due = {f"weight.{name}" for name in run.changed} | set(self.learnt)
         due |= {f"average.{name}" for name in self.average} | {f"earlier.{name}" for name in self.earlier}
         lacking = due - tensors.keys()
         if lacking:
             raise LoadError(f"{run.folder}: the checkpoint lacks {', '.join(sorted(lacking)[:3])}")
-        for name, own in run._changed.items():
+        self.step = state["in_stage"]
+        for name, own in run.changed.items():
             put(own, tensors[f"weight.{name}"])
         for name, weight in self.learnt.items():
             put(weight, tensors[name])
@@ -527,11 +581,11 @@ class Learning:
                 for key in ("exp_avg", "exp_avg_sq")
             }
             self.optimizer.state[weight] = {"step": torch.tensor(count, device=weight.device), **moments}
-        if state["in_stage"] < self.stage.steps:  # a whole stage draws nothing more: its data may be another by now
+        if not self._done:
             for mixture, own_state in zip(self.mixtures, state["mixtures"], strict=True):
                 mixture.restore(own_state)
-        self.step = state["in_stage"]
         self.state = {"mixtures": state["mixtures"]}
+        self.saved = self.step, time.monotonic()
 
 
 @contextmanager

@@ -24,8 +24,9 @@ from .held_out import check
 from .learning import Learning
 from .recipe import Recipe
 from .shards import Shards, unsharded
+from .stamp import of_model
 from .teacher import Teacher
-from .watch import LOG, PLOT, Log, plot
+from .watch import LOG, PLOT, SKIPPED, Log, plot, read_log
 from .world import World
 
 RUN = "run"
@@ -42,6 +43,11 @@ class Run:
         shard: each of several processes holds a part of the backbone's weights, gradients and moments (FSDP2, see `Shards`).
         workers: processes that make batches, beside each process that learns; 0: it makes them itself, in a thread.
         shown: whether there is a progress bar.
+
+    Attributes:
+        begun: the step that it goes on from; 0: it begins. stamp: of the model that it begins with, see `stamp.of_model`.
+        changed: weights and statistics that are not those of that model any more. adapted: whether LoRA is in.
+        scores: at its end, of the folder on held-out data.
 
     Raises:
         SpecError: a recipe that does not fit its data or its model, or an output that is the model that it begins with or a
@@ -69,6 +75,7 @@ class Run:
                 raise SpecError(f"{output} is read by the recipe, and would be written over: give another --output")
         self.data = {name: source.open(name, recipe.folder) for name, source in recipe.data.items()}
         self.embedder, self.head = build(recipe, self.device)
+        self.stamp = of_model(self.embedder.model)
         if shard and self.head is not None:
             raise SpecError("a loss of a language head reads embeddings outside of the backbone: leave shard out")
         for examples in self.data.values():
@@ -76,14 +83,16 @@ class Run:
         for held in recipe.held_out.values():
             check(self.embedder, self.data[held.data], held)
         self.teachers: dict[str, Teacher] = {}
-        self._changed: dict[str, Tensor] = {}  # weights and buffers that are no longer those it began with
-        self._lora: dict[str, Any] | None = None
+        self.changed: dict[str, Tensor] = {}
+        self.adapted = False
+        self.scores: dict[str, dict[str, float]] = {}
         self.shards: Shards | None = None
-        self._asked_to_stop = threading.Event()
+        self.stopping = threading.Event()
         found = checkpoints.found(self.folder)
         if found and not resume:
             raise LoadError(f"{self.folder} holds a run: --resume goes on with it, or remove the folder to begin again")
         self._last = checkpoints.load(found[-1]) if found else None
+        self.begun = 0 if self._last is None else int(self._last[1]["step"])
         if self._last is not None and self._last[1]["recipe"] != recipe.digest(self._last[1]["stage"]):
             raise SpecError(
                 f"{self.folder} holds a run of another recipe (model, data, seed or a stage that has begun have changed): "
@@ -103,6 +112,11 @@ class Run:
         if name not in self.teachers:
             self.teachers[name] = Teacher(loading.load(self.recipe.located(name), device=self.device))
         return self.teachers[name]
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many rows of each data were left out, where there are some."""
+        return {name: len(examples.skipped) for name, examples in self.data.items() if examples.skipped}
 
     @property
     def log(self) -> Path:
@@ -128,15 +142,19 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
         self.world.wait()
         state = None if self._last is None else self._last[1]
-        begun = 0 if state is None else state["step"]
+        if state is not None and (self.folder / SKIPPED).exists():
+            for told in read_log(self.folder / SKIPPED):
+                if told["data"] in self.data:
+                    self.data[told["data"]].skip(told["row"], told["reason"])
         log = Log(
             self.folder if self.world.leads else None,
             self.recipe.watch,
             name=self.recipe.name,
             steps=self.steps,
-            step=begun,
+            step=self.begun,
             shown=self.shown,
         )
+        log.skipped(self.data)
         before = 0
         try:
             with self._stoppable():
@@ -153,9 +171,10 @@ class Run:
                         learning.choose()
                         learning.run(log)
                     before += stage.steps
+            log.skipped(self.data)
         finally:
             log.close()
-        changed = {name: unsharded(own) for name, own in self._changed.items() if not name.startswith(parts.HEAD)}
+        changed = {name: unsharded(own) for name, own in self.changed.items() if not name.startswith(parts.HEAD)}
         if self.shards is not None:
             self.shards.join()
         if self.world.leads:
@@ -164,7 +183,7 @@ class Run:
                     plot(log.records, self.folder / PLOT)
                 except MissingExtra as missing:  # the model matters more
                     warnings.warn(f"the run is not drawn: {missing}", stacklevel=2)
-            export(self.recipe, self.embedder, self.data, self.output, log.records, changed)
+            self.scores = export(self.recipe, self.embedder, self.data, self.output, log.records, changed)
         self.world.wait()
         return loading.load(self.output, device=self.device)
 
@@ -178,7 +197,7 @@ class Run:
         before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
 
         def asked(number: int, frame: Any) -> None:
-            self._asked_to_stop.set()
+            self.stopping.set()
             for each, handler in before.items():
                 signal.signal(each, handler)
 

@@ -195,6 +195,7 @@ class Mixture:
                 bad += 1
                 if examples.source.on_error == "raise":
                     raise
+                examples.skip(row, error.reason)
                 if bad >= len(stratum.order):
                     return error
                 continue

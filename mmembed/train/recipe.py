@@ -181,7 +181,8 @@ class Stage:
             `{ layers = [0], norm_layers = true }` trains what stands without the blocks of the backbone.
         image_size: the side that pictures are resized to while this stage lasts, where the tower takes any (EfficientNetV2's
             progressive learning, arXiv 2104.00298); None: that of the model.
-        evaluate, save: steps between looks at held-out data, and between checkpoints; None: at the end of the stage.
+        evaluate: steps between looks at held-out data; None: at the end of the stage alone.
+        save: steps between checkpoints; None: every ten minutes. There is one at the end of the stage, too.
     """
 
     name: str
@@ -396,7 +397,9 @@ class Recipe:
         stages = self.stage if stage is None else self.stage[: stage + 1]
         used = {name for own in stages for task in own.task for name in task.data}
         proxies = {str(start) for own in stages for task in own.task for start in _starts(task.losses)}
-        data = {name: source for name, source in self.data.items() if name in used | proxies}
+        known = {name: source for name, source in self.data.items() if name in used | proxies}
+        # What is done about a row that gives no example may be thought over when there is one.
+        data = {name: dataclasses.replace(source, on_error="raise") for name, source in known.items()}
         said = {"model": self.model, "data": data, "stage": stages, "seed": self.seed}
         plain = {k: _plain(v) for k, v in said.items()}
         return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()

@@ -107,8 +107,8 @@ def clip(weights: Iterable[nn.Parameter], most: float) -> Tensor:
     kinds: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
     for weight in weights:
         kinds[isinstance(weight, DTensor)].append(weight)
-    norms = [unsharded(torch.nn.utils.get_total_norm(_gradients(some))) for some in kinds if some]
-    total = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+    norms = [unsharded(torch.nn.utils.get_total_norm(own)) for some in kinds if (own := _gradients(some))]
+    total = torch.stack(norms).norm() if len(norms) > 1 else norms[0] if norms else torch.zeros(())
     for some in kinds:
         torch.nn.utils.clip_grads_with_norm_(some, most, total)
     return total

@@ -12,6 +12,7 @@ from ..embedder import PROMPTS, Embedder
 from ..inputs import Item
 from ..kept import Kept
 from .data import Example, digest
+from .stamp import of_model
 
 ROOM = 2**29
 """Bytes of answers that are kept: half a million of 256 numbers."""
@@ -22,10 +23,13 @@ class Teacher:
 
     Args:
         embedder: it. room: bytes of its answers that are kept.
+
+    Attributes:
+        stamp: of its weights.
     """
 
     def __init__(self, embedder: Embedder, room: int = ROOM):
-        self._embedder = embedder
+        self._embedder, self.stamp = embedder, of_model(embedder.model)
         self._kept: Kept[tuple[str, bytes], NDArray[np.float32]] = Kept(room)
         prompts, plain = embedder.spec.prompts, embedder.spec.default_prompt_name
         names = {side: next((name for name in own if name in prompts), plain) for side, own in PROMPTS.items()}

@@ -9,14 +9,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from uuid import uuid4
 
 from ..errors import MissingExtra, TrainingError
 from .checkpoints import write_whole
+from .data import Examples
 from .recipe import Watch
 
 LOG = "log.jsonl"
+SKIPPED = "skipped.jsonl"
 PLOT = "plot.png"
 WANDB = "wandb.id"
 """The run of W&B that a run which goes on is told to."""
@@ -33,6 +35,8 @@ class Board:
 class Log:
     """The log of a run, in its folder. What was written behind the step that a run goes on from is taken back.
 
+    Rows that are left out are in a file of their own.
+
     Args:
         folder: where it lies; None: nothing is kept (a process that does not lead).
         watch: what else is told. steps: of the whole run. step: where it goes on from. shown: whether there is a progress bar.
@@ -41,21 +45,25 @@ class Log:
     def __init__(self, folder: Path | None, watch: Watch, *, name: str, steps: int, step: int = 0, shown: bool = False):
         from tqdm.auto import tqdm
 
+        self._folder = folder
         self.records: list[dict[str, Any]] = []
-        self._file = None
+        self._file: IO[str] | None = None
+        self._left_out: IO[str] | None = None
+        self._told: dict[str, int] = {}  # how many rows of each data are in that file
         self._boards: list[Board] = []
         self._bar = tqdm(total=steps, initial=step, desc=name, unit="step", disable=not shown or folder is None)
         self._began, self._tokens, self._images = time.perf_counter(), 0, 0
         if folder is None:
             return
         path = folder / LOG
-        if step and path.exists():
-            self.records = [r for r in read_log(path) if r["step"] <= step]
+        if step and path.exists():  # what was seen behind that step is looked at again
+            self.records = [r for r in read_log(path) if r["step"] < step or (r["step"] == step and "scores" not in r)]
         try:
             write_whole(path, "".join(map(_line, self.records)).encode())
-            self._file = path.open("a", encoding="utf-8")
+            (folder / SKIPPED).unlink(missing_ok=True)
         except OSError as error:
             raise _unwritten(path, error) from None
+        self._file = _opened(path)
         if watch.tensorboard:
             self._boards.append(_tensorboard(folder, step))
         if watch.wandb is not None:
@@ -70,7 +78,8 @@ class Log:
         self._tell(record)
         self._bar.update(1)
         rates = {"tok/s": f"{self._tokens / seconds:.0f}", "img/s": f"{self._images / seconds:.1f}"}
-        self._bar.set_postfix({"loss": f"{record['loss']:.4f}", **rates}, refresh=False)
+        said = {"loss": f"{record['loss']:.4f}"} if "loss" in record else {}
+        self._bar.set_postfix({**said, **rates}, refresh=False)
 
     def scores(self, step: int, stage: str, scores: Mapping[str, Mapping[str, float]]) -> None:
         """Tell how good the model is on held-out data."""
@@ -81,32 +90,52 @@ class Log:
         )
         self._bar.write(f"step {step}: {said}") if not self._bar.disable else None
 
+    def skipped(self, data: Mapping[str, Examples]) -> None:
+        """Write down the rows that were left out since this was asked last, and why."""
+        if self._folder is None:
+            return
+        for name, examples in data.items():
+            rows = [*examples.skipped.items()]  # at once: a thread that draws may find another one
+            for row, reason in rows[self._told.get(name, 0) :]:
+                if self._left_out is None:
+                    self._left_out = _opened(self._folder / SKIPPED)
+                self._write(self._left_out, {"data": name, "row": row, "reason": reason})
+            self._told[name] = len(rows)
+
     def _tell(self, record: dict[str, Any]) -> None:
         self.records.append(record)
         if self._file is not None:
-            self._write(record)
+            self._write(self._file, record)
         for board in self._boards:
             board.tell(record["step"], _flat(record))
 
-    def _write(self, record: Mapping[str, Any]) -> None:
-        assert self._file is not None
+    @staticmethod
+    def _write(file: IO[str], record: Mapping[str, Any]) -> None:
         try:
-            self._file.write(_line(record))
-            self._file.flush()
+            file.write(_line(record))
+            file.flush()
         except OSError as error:
-            raise _unwritten(self._file.name, error) from None
+            raise _unwritten(file.name, error) from None
 
     def close(self) -> None:
         self._bar.close()
         for board in self._boards:
             board.close()
-        if self._file is not None:
-            with suppress(OSError):  # said when it was written to
-                self._file.close()
+        for file in (self._file, self._left_out):
+            if file is not None:
+                with suppress(OSError):  # said when it was written to
+                    file.close()
 
 
 def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        return path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise _unwritten(path, error) from None
 
 
 def _unwritten(path: Path | str, error: OSError) -> TrainingError:
@@ -172,7 +201,7 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtra("matplotlib", "train") from error
-    steps = [r for r in records if "loss" in r]
+    steps = [r for r in records if "loss" in r]  # not those whose examples were all left out
     looks = [r for r in records if "scores" in r]
     figure = Figure(figsize=(9, 3.2 * (1 + bool(looks))), layout="constrained")
     axes = figure.subplots(1 + bool(looks), 1, squeeze=False)[:, 0]

@@ -70,17 +70,20 @@ class World:
     def add_gradients(self, weights: Iterable[Tensor], shared: Iterable[Tensor] = ()) -> None:
         """Every weight's gradient becomes the sum over the processes; the mean for `shared`, whose gradient each has whole.
 
-        Those of weights that lie in parts are sums already.
+        One that no process reached has none still: a step of AdamW over zeros would let it decay. Those of weights that lie in
+        parts are sums already.
         """
         if self.size == 1:
             return
-        weights = [weight for weight in weights if not isinstance(weight, DTensor)]
-        for some, factor in ((weights, 1.0), (shared, 1.0 / self.size)):
+        kinds = [[weight for weight in weights if not isinstance(weight, DTensor)], [*shared]]
+        reached = self.told([[weight.grad is not None for weight in some] for some in kinds])
+        for some, factor, each in zip(kinds, (1.0, 1.0 / self.size), zip(*reached, strict=True), strict=True):
             gradients: list[Tensor] = []
-            for weight in some:
-                if weight.grad is None:  # not reached here, maybe elsewhere
+            for weight, somewhere in zip(some, map(any, zip(*each, strict=True)), strict=True):
+                if somewhere and weight.grad is None:
                     weight.grad = torch.zeros_like(weight)
-                gradients.append(weight.grad)
+                if weight.grad is not None:
+                    gradients.append(weight.grad)
             _add(gradients, factor)
 
     def average(self, tensors: Iterable[Tensor]) -> None:

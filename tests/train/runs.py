@@ -97,7 +97,7 @@ def assert_it_goes_on(path: Path, folder: Path) -> None:
     """A run that is stopped after a step and resumed is the run that was not, to the bit."""
     whole = trained(path, folder / "whole")
     run = Run(read_recipe(path), folder / "cut", device="cpu")
-    run._asked_to_stop.set()
+    run.stopping.set()
     with pytest.raises(KeyboardInterrupt):
         run.train()
     again = trained(path, folder / "cut", resume=True)

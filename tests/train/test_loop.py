@@ -123,11 +123,11 @@ def test_data_may_grow_behind_a_whole_stage_and_not_within_one(tmp_path):
     pairs.write_text(pairs.read_text() + json.dumps({"q": "one more", "p": "the last of all things"}) + "\n")
     recipe.write_text(RECIPE + STAGES)
     run = Run(read_recipe(recipe), output, device="cpu", resume=True)
-    run._asked_to_stop.set()
+    run.stopping.set()
     with pytest.raises(KeyboardInterrupt):
         run.train()  # one step of the second stage
     pairs.write_text(pairs.read_text() + json.dumps({"q": "and another", "p": "one too many"}) + "\n")
-    with pytest.raises(SpecError, match="the data has changed since"):
+    with pytest.raises(SpecError, match="data 'pairs' has changed since"):
         trained(recipe, output, resume=True)
 
 
@@ -419,7 +419,7 @@ def test_weights_of_losses_begin_as_they_do_in_a_run_that_goes_on(tmp_path, monk
 
     def stopping(folder, number, tensors, state):
         if number == 6:  # of the last step of the first stage
-            run._asked_to_stop.set()
+            run.stopping.set()
         saved.append(number)
         return write(folder, number, tensors, state)
 

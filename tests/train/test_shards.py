@@ -65,7 +65,7 @@ def in_parts(recipe, output, *changes, resume=False):
     embedder = run.train()
     assert embedder.encode(["a"]).shape == (1, run.embedder.dimension)
     assert run.shards is not None
-    held = [name for name, weight in run._changed.items() if isinstance(weight, DTensor)]
+    held = [name for name, weight in run.changed.items() if isinstance(weight, DTensor)]
     assert any(name.startswith("backbone.layers") for name in held)
     assert any("embed_tokens" in name for name in held)
     assert not any(name.startswith(("vision", "projector")) for name in held)
@@ -75,7 +75,7 @@ def frozen_in_parts(recipe, output):
     run = Run(read_recipe(recipe), output, device="cpu", shard=True)
     run.train()
     assert run.shards is not None
-    assert not any(isinstance(weight, DTensor) for weight in run._changed.values())
+    assert not any(isinstance(weight, DTensor) for weight in run.changed.values())
 
 
 def resumed(recipe, output):

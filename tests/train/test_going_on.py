@@ -1,0 +1,220 @@
+"""What a run keeps for the one that goes on with it, and what it says of rows that were left out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image as PillowImage
+
+import mmembed
+from mmembed.cli import main
+from mmembed.errors import InputError, SpecError
+from mmembed.testing import tiny_embedder
+from mmembed.train import checkpoints, learning, stamp
+from mmembed.train.loop import Run
+from mmembed.train.mining import mine
+from mmembed.train.recipe import read_recipe
+from mmembed.train.watch import read_log
+
+from .runs import RECIPE, lay, trained, write_lines
+
+PICTURES = RECIPE.replace('data = ["pairs", "pictures"]', 'data = ["pictures"]').replace("save = 2\n", "")
+HELD = """
+[data.dev]
+kind = "jsonl"
+path = "dev.jsonl"
+columns = { query = { text = "q" }, positive = { text = "p" } }
+[held_out.dev]
+data = "dev"
+"""
+
+
+def broken(folder, *numbers):
+    for number in numbers:
+        (folder / f"{number}.png").write_bytes(b"no picture")
+
+
+def held(folder, recipe):
+    path = lay(folder, recipe + HELD)
+    write_lines(folder / "dev.jsonl", [{"q": f"thing {k}", "p": f"the {k}th of all things"} for k in range(40, 80)])
+    return path
+
+
+def test_rows_that_are_left_out_are_named_in_a_file_the_card_and_the_exit_code(tmp_path, capfd):
+    recipe = lay(tmp_path, PICTURES)
+    broken(tmp_path, 3, 8)
+    output = tmp_path / "out"
+    with pytest.raises(SystemExit) as ended:
+        main(
+            ["train", str(recipe), "--output", str(output), "--set", 'data.pictures.on_error="skip"', "--device", "cpu"]
+        )
+    err = capfd.readouterr().err
+    assert ended.value.code == 3
+    assert "2 of 12 rows of 'pictures' were left out: " in err
+    told = read_log(output / "run" / "skipped.jsonl")
+    assert sorted((each["data"], each["row"]) for each in told) == [("pictures", 3), ("pictures", 8)]
+    assert all(each["reason"].startswith("'") and f"{each['row']}.png" in each["reason"] for each in told)
+    assert "| pictures | 12 | 2 | Jsonl |" in (output / "README.md").read_text(encoding="utf-8")
+
+
+def test_rows_that_were_left_out_before_a_run_went_on_are_still_named(tmp_path):
+    recipe = lay(tmp_path, PICTURES.replace('path = "pictures.jsonl"', 'path = "pictures.jsonl"\non_error = "skip"'))
+    broken(tmp_path, 3)
+    run = Run(read_recipe(recipe), tmp_path / "out", device="cpu")
+    while not run.skipped:
+        run.stopping.set()
+        with pytest.raises(KeyboardInterrupt):
+            run.train()
+        run = Run(read_recipe(recipe), tmp_path / "out", device="cpu", resume=True)
+        told = tmp_path / "out" / "run" / "skipped.jsonl"
+        if told.exists():
+            break
+    before = told.read_text()
+    assert trained(recipe, tmp_path / "out", resume=True).skipped == {"pictures": 1}
+    assert told.read_text() == before
+
+
+def test_a_step_that_learnt_from_nothing_says_no_loss(tmp_path):
+    recipe = lay(tmp_path, PICTURES)
+    broken(tmp_path, *range(12))
+    run = trained(recipe, tmp_path / "out", "stage.0.steps=2", 'data.pictures.on_error="skip"')
+    assert all("loss" not in record and record["skipped"] == 8 for record in read_log(run.log))
+    assert run.skipped == {"pictures": 12}
+
+
+def test_mining_names_the_rows_that_it_leaves_out(tmp_path, capfd):
+    recipe = lay(tmp_path, RECIPE.replace('path = "pictures.jsonl"', 'path = "pictures.jsonl"\non_error = "skip"'))
+    broken(tmp_path, 5)
+    examples = read_recipe(recipe).data["pictures"].open("pictures", tmp_path)
+    mine(mmembed.load(tmp_path / "tiny", device="cpu"), examples, margin=-3.0)
+    assert [*examples.skipped] == [5]
+    with pytest.raises(SystemExit) as ended:
+        main(
+            ["mine", str(recipe), "pictures", "--output", str(tmp_path / "m.jsonl"), "--model", str(tmp_path / "tiny")]
+        )
+    assert ended.value.code == 3
+    assert "row 5 is left out: " in capfd.readouterr().err
+
+
+def test_a_run_that_is_stopped_behind_its_last_step_is_looked_at_when_it_goes_on(tmp_path):
+    recipe = held(tmp_path, RECIPE.replace("save = 2", "save = 1\nevaluate = 3").replace("lr = 1e-3", "lr = 3e-2"))
+    whole = trained(recipe, tmp_path / "whole")
+    run = Run(read_recipe(recipe), tmp_path / "cut", device="cpu")
+    save = learning.Learning.save
+
+    def stopped(self):
+        save(self)
+        if self.step == 5:
+            run.stopping.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learning.Learning, "save", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run.train()
+    assert checkpoints.found(tmp_path / "cut" / "run")[-1].name == "00000006.safetensors"
+    assert [r["step"] for r in read_log(run.log) if "scores" in r] == [3]
+    again = trained(recipe, tmp_path / "cut", resume=True)
+    for folder in ("whole", "cut"):
+        looks = [r for r in read_log(tmp_path / folder / "run" / "log.jsonl") if "scores" in r]
+        assert [r["step"] for r in looks] == [3, 6]
+        assert looks[-1]["scores"] == whole.scores == again.scores
+    assert looks[0]["scores"] != looks[1]["scores"]
+
+
+def test_a_row_that_cannot_be_read_costs_no_step_and_may_be_mended(tmp_path):
+    recipe = lay(tmp_path, PICTURES)
+    good = (tmp_path / "7.png").read_bytes()
+    whole = trained(recipe, tmp_path / "whole")
+    for output, mended in (("mended", True), ("skipped", False)):
+        broken(tmp_path, 7)
+        with pytest.raises(InputError, match="row 7"):
+            trained(recipe, tmp_path / output)
+        (kept,) = checkpoints.found(tmp_path / output / "run")
+        steps = len(read_log(tmp_path / output / "run" / "log.jsonl"))
+        assert 0 < steps == int(kept.stem)
+        if mended:
+            (tmp_path / "7.png").write_bytes(good)
+            run = trained(recipe, tmp_path / output, resume=True)
+            ours, theirs = run.embedder.model.state_dict(), whole.embedder.model.state_dict()
+            assert all(torch.equal(own, theirs[name]) for name, own in ours.items())
+        else:
+            run = trained(recipe, tmp_path / output, 'data.pictures.on_error="skip"', resume=True)
+            assert run.skipped == {"pictures": 1}
+        assert run.begun == steps
+
+
+def test_checkpoints_are_written_by_the_clock_where_a_stage_does_not_say_when(tmp_path, monkeypatch):
+    recipe = lay(tmp_path, RECIPE.replace("save = 2\n", ""))
+    trained(recipe, tmp_path / "out")
+    assert [path.stem for path in checkpoints.found(tmp_path / "out" / "run")] == ["00000006"]
+    monkeypatch.setattr(learning, "EVERY", 0.0)
+    trained(recipe, tmp_path / "often")
+    assert [path.stem for path in checkpoints.found(tmp_path / "often" / "run")] == ["00000005", "00000006"]
+
+
+def test_a_run_does_not_go_on_with_another_model_or_other_data(tmp_path):
+    recipe = lay(tmp_path)
+    run = Run(read_recipe(recipe), tmp_path / "out", device="cpu")
+    run.stopping.set()
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    pairs, model = tmp_path / "pairs.jsonl", tmp_path / "tiny"
+    text = pairs.read_text()
+    pairs.write_text(text.replace("the 7th of", "the 8th of"))
+    with pytest.raises(SpecError, match="data 'pairs' has changed since"):
+        trained(recipe, tmp_path / "out", resume=True)
+    pairs.write_text(text)
+    kept = (model / "weights.safetensors").read_bytes()
+    other = tiny_embedder(seed=5)
+    other.save(model)
+    with pytest.raises(SpecError, match=r"the model that it begins with \(tiny\) has changed since"):
+        trained(recipe, tmp_path / "out", resume=True)
+    (model / "weights.safetensors").write_bytes(kept)
+    trained(recipe, tmp_path / "out", resume=True)
+
+
+def test_going_on_where_nothing_lies_is_said(tmp_path, capfd):
+    recipe = lay(tmp_path)
+    arguments = ["train", str(recipe), "--output", str(tmp_path / "out"), "--set", "stage.0.steps=1", "--resume"]
+    for said in ("no checkpoint lies there: it begins", "goes on behind step 1"):
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments, "--device", "cpu"])
+        assert not ended.value.code
+        assert said in capfd.readouterr().err
+
+
+def test_weights_that_no_gradient_reaches_do_not_decay(tmp_path):
+    recipe = lay(tmp_path, RECIPE.replace('data = ["pairs", "pictures"]', 'data = ["pairs"]'))
+    changes = ("stage.0.weight_decay=1.0", "stage.0.lr=0.01", 'stage.0.train=["tower", "backbone", "projector"]')
+    run = trained(recipe, tmp_path / "out", *changes)
+    before = mmembed.load(tmp_path / "tiny", device="cpu").model.state_dict()
+    after = run.embedder.model.state_dict()
+    moved = {name for name, own in before.items() if not torch.equal(after[name], own)}
+    assert moved
+    assert not any(name.startswith(("vision.", "projector.")) for name in moved)
+
+
+def test_stamps_tell_files_and_weights_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(stamp, "WHOLE", 1000)
+    monkeypatch.setattr(stamp, "PIECE", 100)
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.write_bytes(bytes(1000))
+    large.write_bytes(bytes(100_000))
+    seen = {
+        stamp.of_files([small]),
+        stamp.of_files([large]),
+        stamp.of_files([small, large]),
+        stamp.of_files([tmp_path]),
+    }
+    for path, place in ((small, 999), (large, 0), (large, 99_999)):
+        data = bytearray(path.read_bytes())
+        data[place] = 1
+        path.write_bytes(data)
+        seen.add(stamp.of_files([path]))
+    PillowImage.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    seen.add(stamp.of_files([tmp_path]))
+    assert len(seen) == 8
+    assert stamp.of_files([large]) in seen
+    one, two = tiny_embedder(seed=1).model, tiny_embedder(seed=1).model
+    assert stamp.of_model(one) == stamp.of_model(two)
+    assert stamp.of_model(one) != stamp.of_model(tiny_embedder(seed=2).model)
