@@ -138,7 +138,13 @@ def _below(folder: Path, known: Checkpoint | None, base: Path | None) -> tuple[P
         raise LoadError(
             f"{folder} does not say which model it stands on: load(..., base='folder or organisation/name')"
         )
-    below = _beside(folder, named, settings.get("revision")) if base is None else base
+    try:
+        below = _beside(folder, named, settings.get("revision")) if base is None else base
+    except UnknownName:
+        raise LoadError(
+            f"{folder} is an adapter of the model {named!r}, which lies neither beside it nor by that name: "
+            "load(..., base='folder or organisation/name')"
+        ) from None
     if below.resolve() == folder.resolve():
         raise LoadError(
             f"{folder} names itself as the model it stands on: load(..., base='folder or organisation/name')"

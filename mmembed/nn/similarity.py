@@ -42,6 +42,7 @@ def kind_of(given: Any) -> str:
     )
 
 
+@torch.autocast("cpu", enabled=False)  # a caller's own would round what is compared
 def similarity(a: Any, b: Any, *, maxsim: str = "maxsim") -> Float[Tensor, "N M"]:
     """Every one of `a` with every one of `b`, in fp32: cosine of vectors, dot product of sparse weights, MaxSim of token
     vectors, where `a` are queries and `b` documents. One that was skipped has NaN throughout.

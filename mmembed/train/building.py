@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
+from torch import nn
 
 from .. import loading
 from ..embedder import Embedder
@@ -58,6 +60,19 @@ def build(recipe: Recipe, device: torch.device) -> tuple[Embedder, LanguageHead 
         head.to(device)
     changed = {**said.spec, "name": recipe.name}
     return embedder.respecified(**changed), head
+
+
+def restore(recipe: Recipe, model: nn.Module, names: Iterable[str]) -> None:
+    """Weights that were held in less than fp32 get the numbers that the recipe begins with, for which its model is read again.
+
+    Args:
+        names: of weights that are in fp32 by now; those of LoRA are not the recipe's, and stay.
+    """
+    first, _ = build(replace(recipe, model=replace(recipe.model, precision="fp32")), torch.device("cpu"))
+    begun, own = first.model.state_dict(), model.state_dict()
+    for name in names:
+        if "lora_" not in name:
+            own[name].copy_(begun[name.replace(".base_layer", "")])
 
 
 def _seeing(embedder: Embedder, recipe: Recipe, device: torch.device) -> Embedder:

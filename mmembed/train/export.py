@@ -23,6 +23,7 @@ from ..nn.precision import dtype_of
 from ..spec import FILE as SPEC_FILE
 from ..towers.adapters import WEIGHTS_FILE as ADAPTER_WEIGHTS
 from ..weights import WEIGHTS_FILE, write_tensors
+from .building import restore
 from .data import Examples
 from .held_out import measure
 from .recipe import Recipe
@@ -54,7 +55,11 @@ def export(
     said = recipe.export
     changed: dict[str, Any] = {"name": recipe.name}
     changed |= {key: getattr(said, key) for key in ("weights", "summary", "licence", "languages") if getattr(said, key)}
+    device = embedder.model.device
     embedder.model.eval()
+    if recipe.model.precision != "fp32":
+        model = embedder.model.cpu().float()
+        restore(recipe, model, [name for name in model.state_dict() if name not in trained])
     part = output / f".{os.getpid()}.part"
     try:
         if said.merge:
@@ -63,7 +68,7 @@ def export(
         else:
             _save_adapter(recipe, embedder.respecified(**changed), part, output, trained)
         base = None if said.merge or recipe.model.load is None else recipe.located(recipe.model.load)
-        saved = loading.load(part, base=base, device=embedder.model.device)
+        saved = loading.load(part, base=base, device=device)
         if saved.spec.pooling is not None:  # golden vectors are of whole items
             saved.golden = tuple(_golden(saved, recipe, data))
         (part / GOLDEN_FILE).write_text(json.dumps(saved.golden, ensure_ascii=False, indent=1), encoding="utf-8")

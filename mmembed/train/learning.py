@@ -20,6 +20,7 @@ from ..embedder import Embedder
 from ..errors import LoadError, SpecError, TrainingError, UnknownName
 from ..model import EmbeddingModel
 from . import checkpoints, parts
+from .building import restore
 from .collator import Collator, idle
 from .compared import Compared, Embedded
 from .data import Example
@@ -84,7 +85,8 @@ class Learning:
         """Put the model into the shape of this stage: LoRA in, what is not trained frozen; and make the optimizer.
 
         Args:
-            begun: proxies are not asked for, which may take minutes: a checkpoint has them, the stage is over, or nobody learns.
+            begun: proxies are not asked for, nor what trained weights begin with, which may take minutes: a checkpoint has
+                them, the stage is over, or nobody learns.
         """
         run, stage = self.run_, self.stage
         model = run.model
@@ -104,7 +106,10 @@ class Learning:
                 run.adapted = True
             elif stage.lora != next(s.lora for s in run.recipe.stage if s.lora is not None):
                 raise SpecError(f"stage {stage.name!r} asks for another LoRA than the one that is in already")
+        rounded = {name for name, weight in model.named_parameters() if weight.dtype != torch.float32}
         self.weights = parts.choose(model, stage)
+        if rounded & self.weights.keys() and not begun:
+            restore(run.recipe, model, rounded & self.weights.keys())
         for task in stage.task:
             if task.teacher is not None:
                 run.teacher(task.teacher)  # loaded first: what it draws is not what losses begin with
@@ -120,7 +125,7 @@ class Learning:
                 if begun:
                     proxies.begin(torch.zeros(len(self.classes[t]), self.embedder.dimension))
                     continue
-                with run.whole():
+                with run.whole(), run.autocast(run.recipe.model.precision):
                     proxies.begin(self._start(proxies, self.classes[t], t))
         self.speaking = frozenset(k for k in range(len(stage.task)) if self._speaks(k))
         if self.speaking:
@@ -397,7 +402,7 @@ class Learning:
         """A row as its losses read it."""
         run = self.run_
         assert run.head is not None
-        with torch.autocast(run.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16"):
+        with run.autocast(self.stage.precision):
             predicted = row.predicted(self.model, run.head)
         none = torch.empty(0, dtype=torch.long, device=run.device)
         return Compared(
@@ -410,7 +415,7 @@ class Learning:
 
     def embedded(self, row: Row) -> Embedded:
         """The things of a packed row, as the losses of this stage read them."""
-        with torch.autocast(self.run_.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16"):
+        with self.run_.autocast(self.stage.precision):
             return embedded(self.model, row)
 
     def _measured(self, step: Step, rows: Embedded, told: dict[str, Any]) -> Tensor:
@@ -462,7 +467,7 @@ class Learning:
         run = self.run_
         if not run.recipe.held_out:
             return
-        with self.averaged(), run.whole():
+        with self.averaged(), run.whole(), run.autocast(run.recipe.model.precision):
             if run.world.leads:
                 run.model.eval()
                 scores = {

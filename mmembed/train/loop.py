@@ -107,6 +107,10 @@ class Run:
         """Inside, this process may run the model by itself."""
         return nullcontext() if self.shards is None else self.shards.whole()
 
+    def autocast(self, precision: str) -> AbstractContextManager[None]:
+        """Inside, products are made in this precision; weights may be in fp32 and bf16 beside each other."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
+
     def teacher(self, name: str) -> Teacher:
         """The teacher of that name, loaded once."""
         if name not in self.teachers:

@@ -21,6 +21,10 @@ HEAD = "spoken."
 TOWERS = ("vision.", "backbone.visual.", "backbone.vision_tower.", "backbone.vision_model.", "backbone.embed_vision.")
 
 
+IN_TOWERS = r"(?:.*\.)?(?:{})\..*".format("|".join(start.split(".")[-2] for start in TOWERS))
+"""Names of layers of a tower inside a backbone, as peft is told them."""
+
+
 def part_of(name: str, embeddings: frozenset[str]) -> str:
     """The part that a weight belongs to, by its name in the model."""
     if "lora_" in name:
@@ -34,7 +38,7 @@ def part_of(name: str, embeddings: frozenset[str]) -> str:
 
 
 def put_lora(model: nn.Module, lora: Lora) -> None:
-    """LoRA beside the layers of the backbone, untrained: it adds nothing yet.
+    """LoRA beside the layers of the backbone that read tokens, untrained: it adds nothing yet. A tower inside has none.
 
     Raises:
         MissingExtra: no `peft`. SpecError: a model without a backbone. UnknownName: a target that no layer is called.
@@ -45,15 +49,22 @@ def put_lora(model: nn.Module, lora: Lora) -> None:
 
     if not isinstance(model, EmbeddingModel):
         raise SpecError("LoRA goes into a shared backbone, and a dual encoder has none")
-    names = [name for name, _ in model.backbone.named_modules()]
+    names = [name for name, _ in model.backbone.named_modules() if not _sees(name)]
     for target in () if lora.targets == ("all-linear",) else lora.targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):  # as peft tells them
-            layers = [name for name, part in model.backbone.named_modules() if isinstance(part, nn.Linear)]
+            parts = {id(part) for part in model.backbone.modules() if isinstance(part, nn.Linear)}
+            layers = [name for name in names if id(model.backbone.get_submodule(name)) in parts]
             raise UnknownName("layer for LoRA", target, sorted({name.rpartition(".")[2] for name in layers}))
     try:
-        inject_adapter_in_model(lora_config(lora), model.backbone)
+        tower = any(_sees(name) for name, _ in model.backbone.named_modules())
+        inject_adapter_in_model(lora_config(lora, exclude_modules=IN_TOWERS if tower else None), model.backbone)
     except ValueError as error:
         raise SpecError(f"lora: {error}") from None
+
+
+def _sees(name: str) -> bool:
+    """Whether a layer of a backbone is one of a tower inside."""
+    return re.fullmatch(IN_TOWERS, name) is not None
 
 
 def lora_config(lora: Lora, **more: Any) -> Any:

@@ -41,7 +41,9 @@ class Model:
         spec: fields of its spec that are to be others.
         identity: every block of a composed backbone begins by adding nothing, what it writes being 0 (arXiv 2003.04887): what
             stands without the blocks can be trained first.
-        precision: what frozen weights are held in; trained ones are always fp32.
+        precision: what frozen weights are held in while others are trained, which are always fp32; "bf16" asks for stages in
+            bf16. Weights that begin to be trained, and frozen ones that are written at the end, are as the model had them, for
+            which it is read again.
     """
 
     load: str | None = None
@@ -356,6 +358,12 @@ class Recipe:
         if not self.export.merge and all(stage.lora is None for stage in self.stage):
             raise SpecError(
                 "export.merge = false leaves LoRA beside its base, and no stage puts one in: lora = { r = 16 }"
+            )
+        plain = [stage.name for stage in self.stage if stage.precision != self.model.precision == "bf16"]
+        if plain:
+            raise SpecError(
+                f"model.precision = 'bf16' holds frozen weights so, and trained ones are fp32: what is of both goes by autocast, "
+                f"precision = 'bf16' in stage {plain[0]!r} too"
             )
         if self.seed < 0:
             raise SpecError(f"seed={self.seed} must not be negative")

@@ -121,3 +121,12 @@ def test_two_kinds_or_two_widths_are_errors():
     for odd in (np.ones((2, 2, 2)), [np.ones(2), np.ones((2, 2))], "text"):
         with pytest.raises(SpecError, match="similarity compares"):
             similarity(odd, odd)
+
+
+def test_under_autocast_scores_are_those_of_fp32():
+    rng = np.random.default_rng(3)
+    a, b = (rng.standard_normal((n, 8)).astype(np.float32) for n in (3, 4))
+    for one, other in ((a, b), ([a], [b])):
+        due = similarity(one, other)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(similarity(one, other), due)

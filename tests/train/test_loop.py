@@ -313,6 +313,10 @@ def test_lora_stands_beside_its_base_or_goes_into_it(tmp_path, dora):
     assert json.loads((tmp_path / "beside" / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
     assert beside.self_test().passed
     (tmp_path / "tiny").rename(tmp_path / "moved")
+    with pytest.raises(
+        LoadError, match=r"an adapter of the model 'tiny', which lies neither beside it .* base='folder"
+    ):
+        mmembed.load(tmp_path / "beside")
     moved = mmembed.load(tmp_path / "beside", base=tmp_path / "moved")
     np.testing.assert_allclose(moved.encode(words), merged.encode(words), atol=1e-5)
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import mmembed
 from mmembed.errors import SpecError, UnknownName
-from mmembed.testing import tiny_backbone, tiny_embedder
+from mmembed.testing import tiny_backbone, tiny_embedder, tiny_vlm
 from mmembed.train import parts
 from mmembed.train.held_out import measure
 from mmembed.train.loop import Run
@@ -30,6 +30,7 @@ train = ["backbone"]
   batch = 8
 """
 LORA = 'train = ["lora", "backbone", "projector"]\nlora = { r = 2, targets = ["q_proj", "v_proj"] }'
+BF16 = ('model.precision="bf16"', 'stage.0.precision="bf16"')
 SEEING = """load = "tiny"
 vision = { library = "timm", name = "test_efficientnet", preprocess = { size = 48, resize = "square", interpolation = "bicubic", \
 mean = [0.5, 0.5, 0.5], std = [0.5, 0.5, 0.5] } }"""
@@ -191,3 +192,49 @@ def test_rates_of_what_is_not_trained_and_settings_without_sense_are_refused():
     assert stage(train=("backbone",), rates={"embeddings": 1.0}).rates
     with pytest.raises(SpecError, match="group=-1"):
         Task(data=("x",), batch=2, group=-1)
+
+
+@pytest.mark.parametrize("merge", ["true", "false"])
+def test_what_was_frozen_in_bf16_is_written_as_it_was(tmp_path, merge):
+    columns = 'columns = { query = { text = "name" }, positive = { image = "file" } }'
+    seen = f'[data.dev]\nkind = "jsonl"\npath = "pictures.jsonl"\n{columns}\n[held_out.dev]\ndata = "dev"\n'
+    low = LORA.replace(', "backbone"', "")
+    pairs = ('data = ["pairs", "pictures"]', 'data = ["pairs"]')
+    path = lay(tmp_path, changed(('train = ["backbone", "projector"]', low), pairs, more=seen))
+    run = trained(path, tmp_path / "out", *BF16, f"export.merge={merge}")
+    assert run.scores["dev"]["MRR"] > 0
+    before = mmembed.load(tmp_path / "tiny", device="cpu").model.state_dict()
+    after = mmembed.load(tmp_path / "out", device="cpu").model.state_dict()
+    new = {name for name, own in before.items() if not torch.equal(after[name], own)}
+    assert new
+    assert all("q_proj" in name or "v_proj" in name for name in new)
+    name = next(name for name in new if "q_proj" in name)
+    beside = {key: own for key, own in run.changed.items() if key.startswith(name.removesuffix(".weight"))}
+    (a, b) = (next(own for key, own in beside.items() if f"lora_{kind}" in key) for kind in "AB")
+    torch.testing.assert_close(after[name], before[name] + b.detach() @ a.detach() * (32 / 2), rtol=0, atol=1e-6)
+
+
+def test_a_table_of_tokens_is_trained_before_blocks_that_are_held_in_bf16(tmp_path):
+    path = lay(tmp_path, changed(('train = ["backbone", "projector"]', 'train = ["embeddings"]')))
+    with pytest.raises(SpecError, match="precision = 'bf16' in stage 'first' too"):
+        read_recipe(path, BF16[:1])
+    run = trained(path, tmp_path / "out", *BF16)
+    before = mmembed.load(tmp_path / "tiny", device="cpu").model.state_dict()
+    after = run.embedder.model.state_dict()
+    changes = {name for name, own in before.items() if not torch.equal(after[name], own)}
+    assert changes == {"backbone.embed_tokens.weight"}
+
+
+@pytest.mark.parametrize("targets", [("all-linear",), ("q_proj", "v_proj", "qkv")])
+def test_lora_stays_out_of_the_tower_inside_a_backbone(tmp_path, targets):
+    tiny_vlm(tmp_path, "qwen3_vl")
+    model = mmembed.compose(backbone=tmp_path, tokenizer=tmp_path, vision={"library": "native"}, device="cpu").model
+    lora = Lora(r=2, targets=targets)
+    if "qkv" in targets:  # the tower alone has such layers
+        with pytest.raises(UnknownName, match="'qkv'"):
+            parts.put_lora(model, lora)
+        lora = Lora(r=2, targets=targets[:2])
+    parts.put_lora(model, lora)
+    beside = [name for name, _ in model.named_parameters() if "lora_" in name]
+    assert beside
+    assert all(name.startswith("backbone.language_model.layers.") for name in beside)
