@@ -135,8 +135,13 @@ def test_other_models_options_things_and_strange_files_are_refused(tiny, tmp_pat
     assert strange.read_bytes() == b"of somebody else"
     with pytest.raises(UnknownName, match=r"'\.csv'.*Known: \.jsonl, \.lance"):
         tiny.encode_to(tmp_path / "x.csv", things)
-    with pytest.raises(InputError, match="goes in a list"):
-        tiny.encode_to(tmp_path / "x.npy", "one text")
+    for one in ("one text", ("one", "thing"), {"text": "one thing"}, b"one"):
+        with pytest.raises(InputError, match="goes in a list"):
+            tiny.encode_to(tmp_path / "x.npy", one)
+    for unordered in ({"things": {"a"}}, {"things": frozenset("a")}, {"things": ["a"], "ids": {"x"}}):
+        with pytest.raises(InputError, match=r"a set has no order, and (things|ids) come in theirs"):
+            tiny.encode_to(tmp_path / "x.npy", unordered["things"], ids=unordered.get("ids"))
+    assert not [*tmp_path.glob("x.npy*")]
     for ids in (["a"], ["a"] * 21):
         with pytest.raises(StoreError, match="ids were given"):
             tiny.encode_to(tmp_path / f"{len(ids)}.npy", things, ids=ids)
