@@ -25,7 +25,7 @@ from .inputs import Image, Thing, ordered
 from .kept import Kept
 from .model import EmbeddingModel
 from .nn.precision import unit
-from .nn.similarity import similarity
+from .nn.similarity import are_rows, similarity
 from .outputs import STATES
 from .reader import Reader, Sparse
 from .report import Report, Skipped
@@ -523,7 +523,15 @@ class Embedder:
 
         Raises:
             SpecError: two kinds, or two widths.
+            InputError: lists of arrays (1, D) on both sides, of a model whose spec says nothing of token vectors: as good as
+                surely vectors that were encoded one by one, whose MaxSim is no cosine.
         """
+        if self.spec.tokens is None and are_rows(a) and are_rows(b):
+            raise InputError(
+                f"{self.spec.name!r} makes one vector an item, and these are lists of arrays of one row, which stand for token "
+                "vectors: np.concatenate(list) makes vectors (N, D) of one; for MaxSim of states of single tokens, "
+                "embedder.respecified(tokens={'head': {'kind': 'states'}})"
+            )
         return similarity(a, b, maxsim=(self.spec.tokens or STATES).similarity).numpy()
 
     def self_test(self, tolerance: float = 1e-4) -> SelfTest:
