@@ -342,3 +342,15 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     with pytest.raises(OSError, match="full"):
         half()
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a", "all")]
+
+
+def test_what_is_put_in_its_place_is_on_the_disk_before(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda opened: flushed.append(os.fstat(opened).st_ino))
+    with whole(tmp_path / "folder") as fresh:
+        (fresh / "in").mkdir(parents=True)
+        (fresh / "in" / "a").write_text("all")
+    there = tmp_path / "folder"
+    assert flushed == [each.stat().st_ino for each in (there / "in" / "a", there / "in", there, tmp_path)]
+    assert (there / "in" / "a").read_text() == "all"
+    assert not fresh.exists()
