@@ -459,8 +459,8 @@ def _table(block: Block, schema: pa.Schema) -> pa.Table:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path to write a file or a folder to, beside `path`. It takes the place of that once all is written and on the disk, and is
-    removed where that fails: whoever reads finds all of it, or what was there before. A kill leaves NAME.PID.part."""
+    """A path to write a file or a folder to, beside `path`. It takes the place of that once all is written and on the disk, and
+    is removed where that fails: whoever reads finds all of it, or what was there before. A kill leaves NAME.PID.part."""
     fresh = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         yield fresh

@@ -18,7 +18,7 @@ from .adding import AddReport, OnError, add
 from .background import SAMPLE, Background
 from .diagnosis import Diagnosis, diagnosed
 from .diversity import diversified, grouped
-from .duplicates import Group, duplicates
+from .duplicates import DuplicateGroup, duplicates
 from .export import export
 from .hits import Hit, Hits
 from .known import gone
@@ -291,7 +291,7 @@ class Index:
         """
         return export(self._table, path, modality)
 
-    def duplicates(self, threshold: float = 0.97, *, modality: str | None = None) -> list[Group]:
+    def duplicates(self, threshold: float = 0.97, *, modality: str | None = None) -> list[DuplicateGroup]:
         """Groups of items that are alike, see `mmembed.search.duplicates.duplicates`; nothing is taken out.
 
         Args:
