@@ -96,7 +96,7 @@ def index_add(
     datasets' save_to_disk, .tar of webdataset, - (stdin), pictures. Rows keep their id, and their other columns as metadata. What
     is in the index already stays as it is; a file that has other content by now is replaced.
     """
-    from .search.adding import AddReport, Skipped
+    from .search.adding import AddReport, SkippedEntry
     from .search.index import Index
     from .search.table import exists
 
@@ -112,7 +112,9 @@ def index_add(
     else:
         _check_free(index)
         found = list(_to_first(entries))
-        bad = [Skipped(row, e.name, e.thing.reason) for row, e in enumerate(found) if isinstance(e.thing, InputError)]
+        bad = [
+            SkippedEntry(row, e.name, e.thing.reason) for row, e in enumerate(found) if isinstance(e.thing, InputError)
+        ]
         if len(bad) == len(found):  # what cannot be read at all, or is nothing, leaves no empty index behind
             if bad and on_error == "raise":
                 raise InputError(bad[0].reason, 0)

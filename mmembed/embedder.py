@@ -21,11 +21,11 @@ from scipy.sparse import coo_array, csr_array, vstack
 from .batch import Sample
 from .dual import DualEncoder
 from .errors import InputError, LoadError, SpecError, StoreError, UnknownName
-from .inputs import Image, Thing
+from .inputs import Image, Thing, ordered
 from .kept import Kept
 from .model import EmbeddingModel
 from .nn.precision import unit
-from .nn.similarity import similarity
+from .nn.similarity import are_rows, similarity
 from .outputs import STATES
 from .reader import Reader, Sparse
 from .report import Report, Skipped
@@ -42,6 +42,7 @@ from .walk import (
     Window,
     compute,
     count_tokens,
+    many,
     prepare,
     walk,
 )
@@ -229,13 +230,15 @@ class Embedder:
             skipped among them stands in the file alone.
 
         Raises:
-            As `encode`; FingerprintMismatch: the file is of another model or of other options. StoreError: it is of other
-                things, no file of ours, or being written; or there are not as many ids as things.
+            As `encode`; InputError also for one thing, or one id; FingerprintMismatch: the file is of another model or of other
+                options. StoreError: it is of other things, no file of ours, or being written; or there are not as many ids as
+                things.
         """
         from .files import Block, VectorFile, chained
 
-        if isinstance(inputs, (str, tuple, Mapping)) or not isinstance(inputs, Iterable):
-            raise InputError(f"encode_to takes many things; one {type(inputs).__name__} goes in a list")
+        if isinstance(inputs, tuple):
+            raise InputError("many things are taken, and a tuple is one of several parts: it goes in a list")
+        inputs, ids = ordered(inputs, "things"), None if ids is None else ordered(ids, "ids")
         width, said = self._split(options)
         report = said.report if said.report is not None else Report()
         said = dataclasses.replace(said, report=report)
@@ -520,7 +523,15 @@ class Embedder:
 
         Raises:
             SpecError: two kinds, or two widths.
+            InputError: lists of arrays (1, D) on both sides, of a model whose spec says nothing of token vectors: as good as
+                surely vectors that were encoded one by one, whose MaxSim is no cosine.
         """
+        if self.spec.tokens is None and are_rows(a) and are_rows(b):
+            raise InputError(
+                f"{self.spec.name!r} makes one vector an item, and these are lists of arrays of one row, which stand for token "
+                "vectors: np.concatenate(list) makes vectors (N, D) of one; for MaxSim of states of single tokens, "
+                "embedder.respecified(tokens={'head': {'kind': 'states'}})"
+            )
         return similarity(a, b, maxsim=(self.spec.tokens or STATES).similarity).numpy()
 
     def self_test(self, tolerance: float = 1e-4) -> SelfTest:
@@ -726,8 +737,8 @@ def _named(things: Iterable[Thing], ids: Iterable[str] | None) -> Iterator[tuple
 
 
 def _each(things: Iterable[Thing]) -> Iterable[Thing]:
-    """Things one by one; a string is one, and no letters."""
-    return [things] if isinstance(things, str) else things
+    """Things one by one; a tuple is many here, and a text or a dict still one."""
+    return things if isinstance(things, tuple) else many(things)
 
 
 def _apart(results: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:

@@ -135,12 +135,8 @@ class VectorFile:
     def _tell(self) -> None:
         about = {"format": FORMAT, "made": self.made, "rows": self.rows, "failed": self.failed}
         about |= {"digest": self.digest.hex(), "complete": self.complete}
-        fresh = self._about.with_name(f"{self._about.name}.part")
-        with fresh.open("w", encoding="utf-8") as file:
-            json.dump(about, file, ensure_ascii=False, indent=1)
-            _flush(file)
-        fresh.replace(self._about)
-        _flush_folder(self._about.parent)
+        with whole(self._about) as fresh:
+            fresh.write_text(json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def chained(digest: bytes, name: str, thing: Thing | InputError) -> bytes:
@@ -352,23 +348,19 @@ class ParquetSink:
     def append(self, block: Block) -> None:
         import pyarrow.parquet as pq
 
-        fresh = self.part / f"{block.first:012}.writing"
-        with fresh.open("wb") as file:
-            pq.write_table(_table(block, self.schema), file)
-            _flush(file)
-        fresh.replace(fresh.with_suffix(".parquet"))
-        _flush_folder(self.part)
+        with whole(self.part / f"{block.first:012}.parquet") as fresh:
+            pq.write_table(_table(block, self.schema), fresh)
 
     def finish(self, rows: int, path: Path) -> None:
         import pyarrow.parquet as pq
 
-        whole = self.part / "whole.writing"
-        with whole.open("wb") as file:
+        fresh = self.part / "whole.writing"  # in there, where `clear` finds what a kill leaves of it
+        with fresh.open("wb") as file:
             with pq.ParquetWriter(file, self.schema) as writer:
                 for block in sorted(self.part.glob("*.parquet")):
                     writer.write_table(pq.read_table(block))
             _flush(file)
-        whole.replace(path)
+        fresh.replace(path)
 
     def clear(self) -> None:
         shutil.rmtree(self.part, ignore_errors=True)
@@ -467,13 +459,27 @@ def _table(block: Block, schema: pa.Schema) -> pa.Table:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path to write to, beside `path`. It takes the place of that once all is written, and is removed where that fails."""
-    fresh = path.with_name(f"{path.name}.part")
+    """A path to write a file or a folder to, beside `path`. It takes the place of that once all is written and on the disk, and
+    is removed where that fails: whoever reads finds all of it, or what was there before. A kill leaves NAME.PID.part."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         yield fresh
+        _settle(fresh)
         fresh.replace(path)
+        _flush_folder(path.parent)
     finally:
         shutil.rmtree(fresh, ignore_errors=True) if fresh.is_dir() else fresh.unlink(missing_ok=True)
+
+
+def _settle(path: Path) -> None:
+    """Flush what is written there to the disk, all that lies in a folder before the folder."""
+    if not path.is_dir():
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())
+        return
+    for each in path.iterdir():
+        _settle(each)
+    _flush_folder(path)
 
 
 def _open(path: Path) -> IO[bytes]:

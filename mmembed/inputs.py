@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from .errors import InputError
 from .images import Image, is_pil
@@ -24,6 +24,7 @@ class Text:
             raise InputError(f"Text takes a str, not {type(self.text).__name__}")
 
 
+Each = TypeVar("Each")
 Part: TypeAlias = "Text | Image"
 Item: TypeAlias = tuple[Part, ...]
 Thing: TypeAlias = "str | Text | Image | PIL.Image.Image | tuple[Thing, ...] | Mapping[str, Thing] | InputError"
@@ -59,6 +60,21 @@ def to_item(thing: Thing) -> Item:
         f"a {type(thing).__name__} is not guessed at: write mmembed.Image(...) for a picture "
         "(path, bytes, array, data URI) or a str for a text"
     )
+
+
+def ordered(given: Iterable[Each], what: str) -> Iterable[Each]:
+    """Many of `what`, as things, ids and metadata are, which belong together by their order.
+
+    Raises:
+        InputError: one text or mapping, whose letters or keys would be taken for many, or a table, whose names would; or a set.
+    """
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+        raise InputError(f"many {what} are taken; one {type(given).__name__} goes in a list")
+    if isinstance(given, (set, frozenset)):
+        raise InputError(f"a set has no order, and {what} come in theirs: give a list of them")
+    if getattr(given, "ndim", 1) == 2 and hasattr(given, "columns"):
+        raise InputError(f"a {type(given).__name__} gives its columns by name: give {what} as one of them, table[name]")
+    return given
 
 
 def as_now(thing: Thing) -> Thing:

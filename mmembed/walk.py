@@ -19,7 +19,7 @@ from .batch import Batch, Sample, Sampler, distinct, pack, plan
 from .dual import DualEncoder
 from .errors import InputError, SpecError, UnknownName
 from .images import Image
-from .inputs import Text, Thing, as_now, to_item
+from .inputs import Text, Thing, as_now, ordered, to_item
 from .model import EmbeddingModel
 from .nn.transfer import fetched
 from .report import Progress, Report, Skipped, warn
@@ -288,12 +288,12 @@ def many(inputs: Thing | Iterable[Thing]) -> Iterable[Thing]:
     """A list, a generator, ... is many things; anything that is one item is one.
 
     Raises:
-        InputError: a set.
+        InputError: a set, or a table, see `ordered`.
     """
-    if isinstance(inputs, (set, frozenset)):
-        raise InputError("a set has no order, and what is made of things comes in theirs: give a list of them")
     one = isinstance(inputs, (str, bytes, bytearray, memoryview, tuple, Mapping)) or not isinstance(inputs, Iterable)
-    return [inputs] if one or getattr(inputs, "ndim", 1) == 0 else inputs  # type: ignore[list-item, return-value]
+    if one or getattr(inputs, "ndim", 1) == 0:
+        return [inputs]  # type: ignore[list-item]
+    return ordered(inputs, "things")  # type: ignore[arg-type]
 
 
 def count_tokens(

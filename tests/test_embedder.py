@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import get_type_hints
 
 import numpy as np
+import pandas
 import PIL.Image
 import pytest
 import torch
@@ -562,9 +563,24 @@ def test_things_without_an_order_are_refused_and_one_of_no_kind_by_its_row(tiny)
     for unordered in ({"a", "b"}, frozenset({"a"})):
         with pytest.raises(InputError, match="a set has no order"):
             tiny.encode(unordered)
+        for many in (tiny.prepare, tiny.samples):
+            with pytest.raises(InputError, match="a set has no order"):
+                many(unordered)
     assert tiny.encode({"a": 1, "b": 2}.keys()).shape[0] == 2
+    with pytest.raises(InputError, match="a DataFrame gives its columns by name"):
+        tiny.encode(pandas.DataFrame({"text": ["a", "b"]}))
+    assert tiny.encode(pandas.DataFrame({"text": ["a", "b"]})["text"]).shape[0] == 2
     with pytest.raises(InputError, match="a ndarray is not guessed at"):
         tiny.encode(np.array("a"))
+
+
+def test_a_dict_is_one_thing_and_never_its_keys(tiny):
+    one = {"text": "a red", "image": picture(1)}
+    (sample,) = tiny.samples([one])
+    for made in (tiny.samples(one), tiny.prepare(one).samples):
+        assert [each.ids.tolist() for each in made] == [sample.ids.tolist()]
+    with pytest.raises(InputError, match="a mixed item has the keys"):
+        tiny.prepare({"a": 1})
 
 
 def test_vectors_that_are_not_to_be_written_to_are_compared_without_a_warning(tiny, recwarn):

@@ -135,8 +135,13 @@ def test_other_models_options_things_and_strange_files_are_refused(tiny, tmp_pat
     assert strange.read_bytes() == b"of somebody else"
     with pytest.raises(UnknownName, match=r"'\.csv'.*Known: \.jsonl, \.lance"):
         tiny.encode_to(tmp_path / "x.csv", things)
-    with pytest.raises(InputError, match="goes in a list"):
-        tiny.encode_to(tmp_path / "x.npy", "one text")
+    for one in ("one text", ("one", "thing"), {"text": "one thing"}, b"one"):
+        with pytest.raises(InputError, match="goes in a list"):
+            tiny.encode_to(tmp_path / "x.npy", one)
+    for unordered in ({"things": {"a"}}, {"things": frozenset("a")}, {"things": ["a"], "ids": {"x"}}):
+        with pytest.raises(InputError, match=r"a set has no order, and (things|ids) come in theirs"):
+            tiny.encode_to(tmp_path / "x.npy", unordered["things"], ids=unordered.get("ids"))
+    assert not [*tmp_path.glob("x.npy*")]
     for ids in (["a"], ["a"] * 21):
         with pytest.raises(StoreError, match="ids were given"):
             tiny.encode_to(tmp_path / f"{len(ids)}.npy", things, ids=ids)
@@ -337,3 +342,15 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     with pytest.raises(OSError, match="full"):
         half()
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a", "all")]
+
+
+def test_what_is_put_in_its_place_is_on_the_disk_before(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda opened: flushed.append(os.fstat(opened).st_ino))
+    with whole(tmp_path / "folder") as fresh:
+        (fresh / "in").mkdir(parents=True)
+        (fresh / "in" / "a").write_text("all")
+    there = tmp_path / "folder"
+    assert flushed == [each.stat().st_ino for each in (there / "in" / "a", there / "in", there, tmp_path)]
+    assert (there / "in" / "a").read_text() == "all"
+    assert not fresh.exists()

@@ -116,6 +116,22 @@ def test_a_model_without_a_token_head_gives_its_states(tiny):
     assert np.abs(pooled - tiny.encode(["red", picture(1), (picture(2), "blue")])).max() <= 1e-6
 
 
+def test_vectors_encoded_one_by_one_are_not_taken_for_token_vectors(tiny):
+    raw = tiny.respecified(normalize=False)
+    several, one = ([raw.encode(text) for text in texts] for texts in (TEXTS, TEXTS[:1]))
+    for sides in ((several, several), (one, tuple(several)), (several, [torch.from_numpy(each) for each in one])):
+        with pytest.raises(InputError, match=r"np\.concatenate\(list\)"):
+            raw.similarity(*sides)
+    assert raw.similarity(np.concatenate(several), np.concatenate(one)).max() <= 1 + 1e-6
+    states = raw.encode_tokens(TEXTS)
+    assert raw.similarity(states, states).shape == (len(TEXTS), len(TEXTS))
+    single = [each[:1] for each in states]  # a query of one token
+    assert raw.similarity(single, states).shape == (len(TEXTS), len(TEXTS))
+    spoken = raw.respecified(tokens={"head": {"kind": "states"}})
+    expected = np.concatenate(single) @ np.concatenate(single).T
+    np.testing.assert_allclose(spoken.similarity(single, single), expected, rtol=1e-5)
+
+
 def test_nothing_and_one_thing(both):
     assert both.encode_tokens([]) == []
     assert both.encode_sparse([]).shape == (0, 300)

@@ -42,6 +42,11 @@ def kind_of(given: Any) -> str:
     )
 
 
+def are_rows(given: Any) -> bool:
+    """Whether it is a list of arrays (1, d) alone, as vectors are that were encoded one by one."""
+    return isinstance(given, (list, tuple)) and len(given) > 0 and {np.shape(each)[:-1] for each in given} == {(1,)}
+
+
 @torch.autocast("cpu", enabled=False)  # a caller's own would round what is compared
 def similarity(a: Any, b: Any, *, maxsim: str = "maxsim") -> Float[Tensor, "N M"]:
     """Every one of `a` with every one of `b`, in fp32: cosine of vectors, dot product of sparse weights, MaxSim of token

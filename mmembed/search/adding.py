@@ -16,7 +16,7 @@ from ..sources import Entry
 from .known import Counted, Known
 from .metadata import fit
 from .rows import Row, read_row, terms_of
-from .table import IDS, OWN, Busy, Table, among, quoted
+from .table import IDS, OWN, CommitConflict, Table, among, quoted
 
 if TYPE_CHECKING:
     from ..embedder import Embedder
@@ -32,7 +32,7 @@ OnError = Literal["raise", "skip"]
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
+class SkippedEntry:
     """A thing that was not added: its row among the things given, what it is, and why."""
 
     row: int
@@ -53,7 +53,7 @@ class AddReport:
     added: int = 0
     replaced: int = 0
     unchanged: int = 0
-    skipped: list[Skipped] = field(default_factory=list)
+    skipped: list[SkippedEntry] = field(default_factory=list)
     truncated: list[int] = field(default_factory=list)
 
     def count(self, what: Counted, things: int = 1) -> None:
@@ -91,7 +91,7 @@ def add(
                 if on_error == "raise":
                     error.item = number
                     raise
-                report.skipped.append(Skipped(number, entry.name, error.reason))
+                report.skipped.append(SkippedEntry(number, entry.name, error.reason))
                 bar.update()
                 continue
             if not chunk.takes(row):
@@ -110,7 +110,7 @@ def add(
         report.count(files.counted(path), -1)
         report.count("replaced")
     if chunks or table.is_scattered:
-        with suppress(Busy):  # who comes last does it
+        with suppress(CommitConflict):  # who comes last does it
             table.compact()
     report.skipped.sort(key=lambda skipped: skipped.row)
     return report
@@ -152,7 +152,7 @@ def _write(table: Table, embedder: Embedder, chunk: Chunk, files: Known, report:
                 raise
             reasons[row.id] = error.reason
     every = [*chunk.rows.values(), *chunk.again]
-    report.skipped += [Skipped(row.number, row.name, reasons[row.id]) for row in every if row.id in reasons]
+    report.skipped += [SkippedEntry(row.number, row.name, reasons[row.id]) for row in every if row.id in reasons]
     added = {row.number for row, _ in fresh if row.id not in known}
     replaced = {row.number for row in (*(row for row, _ in fresh), *more)} - added
     for row in every:

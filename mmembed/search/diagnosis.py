@@ -25,8 +25,8 @@ APART = 0.9
 
 
 @dataclass(frozen=True)
-class Group:
-    """Vectors of one modality, or of one language.
+class GroupStatistics:
+    """How vectors of one modality, or of one language, lie.
 
     Attributes:
         count: vectors looked at. cosine, spread: mean and standard deviation of the cosine of two of them; a mean far above 0
@@ -55,8 +55,8 @@ class Diagnosis:
         hubs: ids that are so most often, with the count.
     """
 
-    modalities: Mapping[str, Group]
-    languages: Mapping[str, Group]
+    modalities: Mapping[str, GroupStatistics]
+    languages: Mapping[str, GroupStatistics]
     between: Mapping[tuple[str, str], float]
     gaps: Mapping[tuple[str, str], float]
     hubness: float
@@ -156,14 +156,14 @@ def _groups(names: Sequence[str | None]) -> dict[str, NDArray[np.int64]]:
     return {name: at for name, at in found.items() if len(at) >= LEAST}
 
 
-def _group(wide: NDArray[np.float64], at: NDArray[np.int64], near: NDArray[np.int64]) -> Group:
+def _group(wide: NDArray[np.float64], at: NDArray[np.int64], near: NDArray[np.int64]) -> GroupStatistics:
     own = wide[at]
     n = len(own)
     cosines = (own @ own.T)[np.triu_indices(n, 1)]
     variances = np.maximum(np.linalg.eigvalsh(np.cov(own.T)), 0)
     inside = np.zeros(len(wide), dtype=bool)
     inside[at] = True
-    return Group(
+    return GroupStatistics(
         count=n,
         cosine=float(cosines.mean()),
         spread=float(cosines.std()),

@@ -21,7 +21,7 @@ ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class DuplicateGroup:
     """Things that are alike.
 
     Attributes:
@@ -33,7 +33,7 @@ class Group:
     same: bool
 
 
-def duplicates(table: Table, threshold: float, kind: str | None = None) -> list[Group]:
+def duplicates(table: Table, threshold: float, kind: str | None = None) -> list[DuplicateGroup]:
     """Groups of two things or more, those of the same content first, then the large ones. Each thing of a group has a cosine of
     at least `threshold` with some other thing of it; two ends of a chain may lie further apart.
 
@@ -66,7 +66,7 @@ def duplicates(table: Table, threshold: float, kind: str | None = None) -> list[
         scores = [vectors[rows].astype(np.float64) @ vectors[rows[0]].astype(np.float64) for rows in groups]
     known = _told(table, [ids[row] for rows in groups for row in rows])
     found = [
-        Group(_hits([ids[row] for row in rows], score, known), len({contents[row] for row in rows}) == 1)
+        DuplicateGroup(_hits([ids[row] for row in rows], score, known), len({contents[row] for row in rows}) == 1)
         for rows, score in zip(groups, scores, strict=True)
     ]
     return sorted(found, key=lambda group: (not group.same, -len(group.hits), group.hits[0].id))

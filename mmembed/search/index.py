@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..errors import FingerprintMismatch, InputError, StoreError, UnknownName
-from ..inputs import MODALITIES, Thing
+from ..inputs import MODALITIES, Thing, ordered
 from ..sources import Columns, Entry, Source, read
 from .adding import AddReport, OnError, add
 from .background import SAMPLE, Background
 from .diagnosis import Diagnosis, diagnosed
 from .diversity import diversified, grouped
-from .duplicates import Group, duplicates
+from .duplicates import DuplicateGroup, duplicates
 from .export import export
 from .hits import Hit, Hits
 from .known import gone
@@ -28,7 +28,7 @@ from .plane import plane
 from .query import Query
 from .ranking import by_text, by_vector, fused
 from .rerank import reranked
-from .rows import not_one_text, together
+from .rows import together
 from .table import HELD, IDS, STORES, Table, among
 from .vectors import unit
 from .verify import Verified, verify
@@ -200,8 +200,7 @@ class Index:
             FingerprintMismatch: the model was trained since the index was opened, or another index was made in its place.
             StoreError: the index was opened without an embedder; `ids` or `metadata` are fewer than the things.
         """
-        if isinstance(things, (str, Mapping)) or not isinstance(things, Iterable):
-            raise InputError(f"add takes many things; one {type(things).__name__} goes in a list")
+        things = ordered(things, "things")
         total = len(things) if isinstance(things, Sized) else None
         return self._add(together(things, ids, metadata), total, on_error, show_progress_bar)
 
@@ -292,7 +291,7 @@ class Index:
         """
         return export(self._table, path, modality)
 
-    def duplicates(self, threshold: float = 0.97, *, modality: str | None = None) -> list[Group]:
+    def duplicates(self, threshold: float = 0.97, *, modality: str | None = None) -> list[DuplicateGroup]:
         """Groups of items that are alike, see `mmembed.search.duplicates.duplicates`; nothing is taken out.
 
         Args:
@@ -316,7 +315,9 @@ class Index:
             raise InputError("remove takes ids, or where=, a condition in SQL")
         if where is not None:
             return self._table.remove(where)
-        named = list(not_one_text(ids or (), "ids"))
+        if isinstance(ids, str) or ids is None:
+            raise InputError("ids are many; one goes in a list")
+        named = list(ids)
         parts = [among(named[first : first + IDS]) for first in range(0, len(named), IDS)]
         return sum(self._table.remove(part) for part in parts)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import InputError, StoreError
 from ..images import Image, open_image
-from ..inputs import Item, Text, Thing, modality, to_item
+from ..inputs import Item, Text, Thing, modality, ordered, to_item
 from ..sources import Entry
 from .known import Look, placed
 from .metadata import check
@@ -181,8 +181,8 @@ def together(
 ) -> Iterator[Entry]:
     """Things with their ids and metadata, one each."""
     end: Any = object()
-    named: Iterator[Any] = repeat(None) if ids is None else chain(not_one_text(ids, "ids"), repeat(end))
-    said: Iterator[Any] = repeat(None) if metadata is None else chain(metadata, repeat(end))
+    named: Iterator[Any] = repeat(None) if ids is None else chain(ordered(ids, "ids"), repeat(end))
+    said: Iterator[Any] = repeat(None) if metadata is None else chain(ordered(metadata, "metadata"), repeat(end))
     count = 0
     for thing, name, extra in zip(things, named, said, strict=False):
         if name is end or extra is end:
@@ -192,9 +192,3 @@ def together(
     for rest, what in ((named, "ids"), (said, "metadata")):
         if isinstance(rest, chain) and next(rest) is not end:
             raise StoreError(f"more {what} were given than the {count} things")
-
-
-def not_one_text(ids: Iterable[str], what: str) -> Iterable[str]:
-    if isinstance(ids, str):
-        raise InputError(f"{what} are many; one goes in a list")
-    return ids

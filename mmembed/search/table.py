@@ -339,7 +339,7 @@ class Table:
                     codes.make(self._table)
                     self._table.optimize(cleanup_older_than=held)
                 return
-            except Busy:
+            except CommitConflict:
                 if not left:
                     raise
 
@@ -376,7 +376,7 @@ class Table:
             return codes.said(self._table)
 
 
-class Busy(StoreError):
+class CommitConflict(StoreError):
     """Another writer came first, more often than we tried again."""
 
 
@@ -425,7 +425,7 @@ def _told(path: str | os.PathLike[str]) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError, TypeError, pa.ArrowException) as error:
         said = str(error)
         if _is_conflict(error):
-            raise Busy(_BUSY.format(path)) from error
+            raise CommitConflict(_BUSY.format(path)) from error
         if any(words in said for words in ("No space left", "os error 28", "File too large", "os error 27", "quota")):
             raise StoreError(_FULL.format(path)) from error
         if any(words in said for words in ("Permission denied", "Read-only", "os error 13", "os error 30")):

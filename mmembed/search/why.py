@@ -77,13 +77,19 @@ def why_picture(
 def why_text(embedder: Embedder, query: NDArray[np.float32], text: str) -> Covered:
     """What each word of a text, or character of a script without spaces, gives to its cosine with a query, by leaving it out.
 
-    Of a long text the first words alone are asked, and the rest is one part.
+    Of a long text the first words alone are asked, and the rest is one part. Without its one word a text is empty: the word gives
+    what the score is above that of the empty text, or all of it where the model gives an empty text no vector.
     """
     parts = _parts(text)
-    if len(parts) < 2:
-        return Covered(text, [(begin, end, 0.0) for begin, end in parts])
+    if not parts:
+        return Covered(text, [])
     without: list[Thing] = [" ".join((text[:begin] + text[end:]).split()) for begin, end in parts]
-    lost = _lost(embedder, query, [text, *without])
+    try:
+        lost = _lost(embedder, query, [text, *without])
+    except InputError as error:
+        if without != [""] or error.item != 1:
+            raise
+        lost = _scores(embedder, query, [text])
     return Covered(text, [(begin, end, float(drop)) for (begin, end), drop in zip(parts, lost, strict=True)])
 
 
@@ -137,6 +143,10 @@ def _follows(text: str, at: int) -> bool:
 
 def _lost(embedder: Embedder, query: NDArray[np.float32], things: list[Thing]) -> NDArray[np.float32]:
     """How much lower each of the things scores than the first."""
-    vectors = embedder.encode_document(things, truncate_dim=None if len(query) == embedder.dimension else len(query))
-    scores = vectors @ query
+    scores = _scores(embedder, query, things)
     return scores[0] - scores[1:]
+
+
+def _scores(embedder: Embedder, query: NDArray[np.float32], things: list[Thing]) -> NDArray[np.float32]:
+    vectors = embedder.encode_document(things, truncate_dim=None if len(query) == embedder.dimension else len(query))
+    return vectors @ query

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -229,9 +230,14 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def _json(content: Any, status: int = 200) -> Response:
-    data = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(data, status, media_type="application/json")
+def _json(content: Any) -> Response:
+    try:
+        data = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    except (
+        TypeError
+    ):  # a whole number beyond 64 bits, or half a surrogate pair, in metadata of an index as earlier versions took it
+        data = json.dumps(content).encode()
+    return Response(data, media_type="application/json")
 
 
 def _refusal(request: Request, refused: Refused) -> Response:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Busy(Exception):
+class Overloaded(Exception):
     """As much is waiting as may wait; come again in `seconds`."""
 
     def __init__(self, seconds: int):
@@ -82,7 +82,7 @@ class Batcher:
         """The vectors (B, D) of samples, in order. Cancelled, it takes its samples back.
 
         Raises:
-            Busy: others wait already, and this would be too much beside them. Stopping: it was closed.
+            Overloaded: others wait already, and this would be too much beside them. Stopping: it was closed.
             Exception: what the model raised; an InputError names its place among the samples.
         """
         loop = asyncio.get_running_loop()
@@ -91,7 +91,7 @@ class Batcher:
             if self._closed:
                 raise Stopping
             if self._waiting and self._waiting + len(samples) > self.most:  # coming again would help no request alone
-                raise Busy(max(1, round(self._waiting / self._rate)))
+                raise Overloaded(max(1, round(self._waiting / self._rate)))
             self._waiting += len(samples)
             self._jobs.append(job)
             self._ready.notify()

@@ -11,7 +11,7 @@ from ..embedder import Embedder
 from ..errors import InputError
 from ..walk import Prepared, budget
 from .asked import Answer, Asked, Limits, Pictures, Refused, Waits
-from .batcher import Batcher, Busy, Stopping
+from .batcher import Batcher, Overloaded, Stopping
 from .pool import Pool
 
 Given = ParamSpec("Given")
@@ -43,8 +43,8 @@ class Desk:
             asked = await self._asked(read)
             prepared = await self.reading(self._prepare, asked)
             return await self._vectors(prepared, asked.truncate_dim)
-        except Busy as busy:
-            raise Refused(str(busy), 429, wait=busy.seconds) from None
+        except Overloaded as overloaded:
+            raise Refused(str(overloaded), 429, wait=overloaded.seconds) from None
         except Stopping as stopping:
             raise Refused(str(stopping), 503, wait=5) from None
 

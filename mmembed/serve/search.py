@@ -25,7 +25,7 @@ NEGATIVE = -0.5
 """Weight of a negative, as Qdrant's average of vectors has it: it turns hits away without becoming the whole question."""
 
 
-class Query(Form):
+class QueryForm(Form):
     """`text`, `image` (a data URI) or both."""
 
     meant = "text"
@@ -33,7 +33,7 @@ class Query(Form):
     image: str | None = None
 
 
-class Request(Query):
+class Request(QueryForm):
     """A query, `negative`, a text that hits are turned away from, or `like`, the id of an item; how many hits, of what modality,
     whether modalities are balanced, whether the words of the text are searched for too, and how unlike each other hits are."""
 
@@ -46,13 +46,13 @@ class Request(Query):
     diversity: float = Field(default=0, ge=0, le=1)
 
 
-class WhyRequest(Query):
+class WhyRequest(QueryForm):
     """A query and the id of an item that it found."""
 
     id: Name
 
 
-def read(request: Query, pictures: Pictures, width: int) -> Asked:
+def read(request: QueryForm, pictures: Pictures, width: int) -> Asked:
     """The query, in vectors of so many numbers as the index has.
 
     Raises:

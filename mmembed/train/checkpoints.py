@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import LoadError
+from ..files import whole
 
 KEPT = 2
 STATE = "state"
@@ -26,31 +26,14 @@ def save(folder: Path, number: int, tensors: Mapping[str, Tensor], state: Mappin
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{number:08d}.safetensors"
-    for part in folder.glob(".*.safetensors.*.part"):
+    for part in folder.glob("*.safetensors.*.part"):
         part.unlink()  # of a run that was killed while it wrote
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_whole(path, to_bytes(plain, {STATE: json.dumps(state)}))
+    with whole(path) as fresh:
+        fresh.write_bytes(to_bytes(plain, {STATE: json.dumps(state)}))
     for old in found(folder)[:-KEPT]:
         old.unlink()
     return path
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """A file that is there with all of `data`, or as it was: written beside it, flushed to disk, and put in its place."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def found(folder: Path) -> list[Path]:

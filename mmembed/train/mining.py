@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from ..embedder import Embedder
 from ..errors import SpecError
+from ..files import whole
 from ..inputs import Item
 from ..search.vectors import unit
-from .checkpoints import write_whole
 from .data import Example, Examples, digest
 from .held_out import readable
 
@@ -135,4 +135,5 @@ def write_mined(path: Path, found: Sequence[Mined]) -> None:
         json.dumps({"row": each.row, "negatives": each.negatives, "scores": each.scores, "positive": each.positive})
         for each in found
     ]
-    write_whole(path, "".join(f"{line}\n" for line in lines).encode())
+    with whole(path) as fresh:
+        fresh.write_bytes("".join(f"{line}\n" for line in lines).encode())

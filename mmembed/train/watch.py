@@ -13,7 +13,7 @@ from typing import IO, Any
 from uuid import uuid4
 
 from ..errors import MissingExtra, TrainingError
-from .checkpoints import write_whole
+from ..files import whole
 from .data import Examples
 from .recipe import Watch
 
@@ -59,7 +59,8 @@ class Log:
         if step and path.exists():  # what was seen behind that step is looked at again
             self.records = [r for r in read_log(path) if r["step"] < step or (r["step"] == step and "scores" not in r)]
         try:
-            write_whole(path, "".join(map(_line, self.records)).encode())
+            with whole(path) as fresh:
+                fresh.write_bytes("".join(map(_line, self.records)).encode())
             (folder / SKIPPED).unlink(missing_ok=True)
         except OSError as error:
             raise _unwritten(path, error) from None
@@ -186,7 +187,8 @@ def _wandb(project: str, name: str, folder: Path, begun: int) -> Board:
         raise MissingExtra("wandb", "wandb") from error
     known = folder / WANDB
     if not begun or not known.exists():
-        write_whole(known, uuid4().hex.encode())
+        with whole(known) as fresh:
+            fresh.write_text(uuid4().hex)
     run = wandb.init(project=project, name=name, id=known.read_text(), resume="allow")
     return Board(lambda step, values: run.log(dict(values), step=step), run.finish)
 

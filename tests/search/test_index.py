@@ -390,6 +390,15 @@ def test_one_thing_where_many_are_taken_is_an_error_that_says_so(tiny, tmp_path)
     for source in ("notes.jsonl", tmp_path):
         with pytest.raises(InputError, match="one goes in a list"):
             index.add_files(source)
+    for unordered in ({"things": {"a"}}, {"things": ["a"], "ids": {"x"}}):
+        with pytest.raises(InputError, match="a set has no order"):
+            index.add(**unordered)
+    for wrong in ({"things": "a"}, {"things": ["a"], "ids": "x"}, {"things": ["a"], "metadata": {"x": 1}}):
+        with pytest.raises(InputError, match="goes in a list"):
+            index.add(**wrong)
+    assert len(index) == 0
+    index.add(["a", "b"], ids=["x", "y"])
+    assert index.remove(np.array(["x"])) == index.remove({"y"}) == 1  # in whatever order they go
     with pytest.raises(InputError, match="at least 1, not '3'"):
         index.search("a", k="3")
     with pytest.raises(InputError, match=r"as mmembed.load gives it, not for 'pico'"):

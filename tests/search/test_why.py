@@ -10,6 +10,7 @@ from mmembed import Image
 from mmembed.demo import DATA
 from mmembed.errors import InputError
 from mmembed.search.why import why_text, why_tokens
+from mmembed.testing import tiny_embedder
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,23 @@ def test_vowel_signs_and_stops_stay_with_their_character(pico):
         "𠀁",
         "고양이",
     ]
+
+
+def test_the_one_word_of_a_text_gives_all_that_the_empty_text_lacks(pico):
+    (query,) = pico.encode_query(["cat"])
+    (part,) = why_text(pico, query, " cat ").parts
+    word, empty = pico.encode_document(["cat", ""]) @ query
+    assert part == (1, 4, pytest.approx(word - empty, abs=1e-6))
+    assert part[2] > 0.3
+
+
+def test_the_one_word_of_a_text_gives_the_whole_score_where_an_empty_text_has_no_vector():
+    bare = tiny_embedder(close=False)
+    with pytest.raises(InputError, match="no token"):
+        bare.encode_document([""])
+    (query,) = bare.encode_query(["cat"])
+    assert why_text(bare, query, "cat").parts == [(0, 3, pytest.approx(1, abs=1e-6))]
+    assert why_text(bare, query, " ").parts == []
 
 
 def test_tokens_are_those_whose_greatest_similarities_sum_to_the_score(pico):

@@ -14,7 +14,7 @@ from mmembed.batch import Sample
 from mmembed.embedder import Embedder
 from mmembed.errors import InputError
 from mmembed.serve.asked import Asked, Limits, Refused
-from mmembed.serve.batcher import Batcher, Busy
+from mmembed.serve.batcher import Batcher, Overloaded
 from mmembed.serve.desk import Desk
 from mmembed.serve.pool import Pool
 from mmembed.testing import tiny_embedder
@@ -66,7 +66,7 @@ def test_a_request_that_is_larger_than_the_queue_is_let_in_where_nothing_else_wa
     async def ask() -> None:
         large = asyncio.ensure_future(batcher.vectors([sample] * 9))
         await asyncio.to_thread(running.wait, 10)
-        with pytest.raises(Busy, match="come again"):  # others wait
+        with pytest.raises(Overloaded, match="come again"):  # others wait
             await batcher.vectors([sample])
         goes_on.set()
         assert len(await large) == 9
