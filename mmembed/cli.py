@@ -451,7 +451,7 @@ def mine(
         relative=relative,
         show_progress_bar=watched(),
     )
-    write_mined(output, found)
+    write_mined(output, found, examples)
     mined = sum(len(each.negatives) for each in found)
     if as_json:
         print_json({"output": str(output), "rows": len(found), "negatives": mined, "skipped": len(examples.skipped)})

@@ -9,7 +9,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from functools import cached_property
 from itertools import accumulate
 from numbers import Real
 from pathlib import Path
@@ -34,6 +33,8 @@ TOGETHER = 65536
 """Rows of a blocked file that are shuffled together."""
 HELD = 2**29
 """Bytes of row groups that are held at once: a table of some hundred megabytes is read once, whatever the order of its rows."""
+OF = "mined_of"
+"""What the first line of mined negatives has the stamp of their data under."""
 OBJECT = 64
 """Bytes of a cell of a list beyond what it says: Python's own of it, and where it lies."""
 
@@ -109,6 +110,7 @@ class Example:
     Attributes:
         source, row: where it is from. sources: what a teacher reads in place of the query and of each positive.
         keys: what it shares with examples that would be its positives too. group: what it says in the column of groups.
+        answered: of each negative what it shares with queries that it answers; empty where none was mined from another row.
     """
 
     source: str
@@ -121,6 +123,7 @@ class Example:
     language: str | None
     keys: frozenset[bytes]
     group: str | None = None
+    answered: tuple[frozenset[bytes], ...] = ()
 
     def documents(self, chosen: int) -> tuple[Item, ...]:
         """One of its positives, and then its negatives."""
@@ -211,7 +214,7 @@ class Source:
         examples = Examples(name, self, rows, at)
         examples.files = own.read(files)
         if self.mined is not None:
-            examples.mined = _mined(folder / self.mined, len(examples))
+            examples.mined = _mined(folder / self.mined, examples)
             examples.files += (folder / self.mined,)
         return examples
 
@@ -235,7 +238,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self._rows) if self.source.limit is None else min(self.source.limit, len(self._rows))
 
-    @cached_property
+    @property
     def stamp(self) -> str:
         """Another where rows are of other files, or there are more or less of them."""
         return f"{len(self)} rows, {of_files(self.files)}"
@@ -308,29 +311,48 @@ class Examples:
         columns = self.source.columns
         try:
             values = self._rows[row]
-            query = self._many(values, columns.query)
-            if len(query) != 1:
-                raise InputError(f"the query holds {len(query)} items, and one is wanted")
-            positives = query if columns.positive is None else self._positives(values)
+            query, positives, group, keys = self._sides(values)
             negatives = tuple(item for column in columns.negatives for item in self._many(values, column))
-            negatives += tuple(self._positives(self._rows[other])[0] for other in self.mined.get(row, ()))
+            mined = [self._sides(self._rows[other]) for other in self.mined.get(row, ())]
+            answered = (*[frozenset[bytes]()] * len(negatives), *(keys for *_, keys in mined))
+            negatives += tuple(told[0] for _, told, _, _ in mined)
             scores = () if columns.score is None else _numbers(values, columns.score)
             if scores and len(scores) != 1 + len(negatives):
                 raise InputError(f"it has {len(scores)} scores, of a positive and {len(negatives)} negatives")
-            asked = query if columns.query_source is None else self._many(values, columns.query_source)
+            asked = (query,) if columns.query_source is None else self._many(values, columns.query_source)
             told = positives if columns.positive_source is None else self._many(values, columns.positive_source)
             if len(asked) != 1 or len(told) != len(positives):
                 raise InputError("a teacher reads one source for the query and one for each positive")
             language = None if columns.language is None else _said(values, columns.language)
-            group = None if columns.group is None else _said(values, columns.group)
         except InputError as error:
             raise InputError(self._at(row) + error.reason) from None
-        keys = {digest(item) for item in (query if positives is query else (*query, *positives))}
-        if group is not None:
-            keys.add(f"group {group}".encode())
+        sources = asked[0], told
         return Example(
-            self.name, row, query[0], positives, negatives, scores, (asked[0], told), language, frozenset(keys), group
+            self.name,
+            row,
+            query,
+            positives,
+            negatives,
+            scores,
+            sources,
+            language,
+            keys,
+            group,
+            answered if mined else (),
         )
+
+    def _sides(self, values: Mapping[str, Any]) -> tuple[Item, tuple[Item, ...], str | None, frozenset[bytes]]:
+        """The query, its positives, its group, and what it shares with rows that would be positives of it too."""
+        columns = self.source.columns
+        query = self._many(values, columns.query)
+        if len(query) != 1:
+            raise InputError(f"the query holds {len(query)} items, and one is wanted")
+        positives = query if columns.positive is None else self._many(values, columns.positive)
+        if not positives:
+            raise InputError("it has no positive")
+        group = None if columns.group is None else _said(values, columns.group)
+        keys = {digest(item) for item in (query if positives is query else (*query, *positives))}
+        return query[0], positives, group, frozenset(keys if group is None else {*keys, f"group {group}".encode()})
 
     def skip(self, row: int, reason: str) -> None:
         """Keep in mind that a row is left out."""
@@ -338,13 +360,6 @@ class Examples:
 
     def _at(self, row: int) -> str:
         return f"data {self.name!r}, row {row}: "
-
-    def _positives(self, values: Mapping[str, Any]) -> tuple[Item, ...]:
-        columns = self.source.columns
-        found = self._many(values, columns.query if columns.positive is None else columns.positive)
-        if not found:
-            raise InputError("it has no positive")
-        return found
 
     def _many(self, values: Mapping[str, Any], column: Column) -> tuple[Item, ...]:
         """The items of a column: one, or as many as the list there holds."""
@@ -405,26 +420,35 @@ def _numbers(values: Mapping[str, Any], name: str) -> tuple[float, ...]:
     return tuple(map(float, found))
 
 
-def _mined(path: Path, rows: int) -> dict[int, list[int]]:
+def _mined(path: Path, examples: Examples) -> dict[int, list[int]]:
     """What `mmembed.train.mining.write_mined` wrote: rows whose positives are negatives of a row.
 
     Raises:
-        SpecError: it is no such file, or of other data.
+        SpecError: it is no such file, or of other data: rows are told by number.
     """
     found: dict[int, list[int]] = {}
+    stamp = None
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 try:
                     told = json.loads(line)
+                    if stamp is None:
+                        stamp = str(told[OF])
+                        continue
                     found[int(told["row"])] = [int(row) for row in told["negatives"]]
                 except (ValueError, TypeError, KeyError):
                     raise SpecError(f"{path}, line {number}: no line of mined negatives") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    strange = next((row for own, others in found.items() for row in (own, *others) if not 0 <= row < rows), None)
+    if stamp != examples.stamp:
+        raise SpecError(
+            f"{path} was mined of other data ({stamp}) than data {examples.name!r} is now ({examples.stamp}): mine it again"
+        )
+    count = len(examples)
+    strange = next((row for own, others in found.items() for row in (own, *others) if not 0 <= row < count), None)
     if strange is not None:
-        raise SpecError(f"{path} names row {strange}, and its data has {rows}: it was mined of other data")
+        raise SpecError(f"{path} names row {strange}, and its data has {count}")
     return found
 
 

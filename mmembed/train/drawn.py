@@ -156,7 +156,7 @@ def compared(
         replace(side, key=_keys(items, device), modality=_modalities(items, device))
         for side, items in zip(sides, (asked, flat), strict=True)
     )
-    also = _also([examples[k].positives for k in kept], flat)
+    also = [*_also([examples[k].positives for k in kept], flat), *_mined([examples[k] for k in kept])]
     return (
         Compared(
             queries=asking,
@@ -206,6 +206,22 @@ def _also(positives: Sequence[Sequence[Item]], documents: Sequence[Item]) -> lis
     if not answered:
         return []
     return [(row, place) for place, item in enumerate(documents) for row in answered.get(digest(item), ())]
+
+
+def _mined(examples: Sequence[Example]) -> list[tuple[int, int]]:
+    """Queries, and negatives that were mined from rows which share a query, a positive or a group with them."""
+    if not any(example.answered for example in examples):
+        return []
+    asked: dict[bytes, list[int]] = {}
+    for row, example in enumerate(examples):
+        for key in example.keys:
+            asked.setdefault(key, []).append(row)
+    found, place = set(), 0
+    for example in examples:
+        for number, keys in enumerate(example.answered, 1):
+            found |= {(row, place + number) for key in keys for row in asked.get(key, ())}
+        place += 1 + len(example.negatives)
+    return sorted(found)
 
 
 def _modalities(items: Sequence[Item], device: torch.device) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -538,7 +539,7 @@ class Learning:
         run.world.wait()
         self.saved = self.step, time.monotonic()
 
-    @property
+    @cached_property
     def _made_of(self) -> dict[str, str]:
         """Stamps of what this stage learns from, by what a message calls it."""
         run = self.run_

@@ -15,7 +15,7 @@ from ..errors import SpecError
 from ..files import whole
 from ..inputs import Item
 from ..search.vectors import unit
-from .data import Example, Examples, digest
+from .data import OF, Example, Examples, digest
 from .held_out import readable
 
 BLOCK = 1 << 26
@@ -129,9 +129,10 @@ def _answers(rows: Sequence[Example], place: dict[bytes, int]) -> list[NDArray[n
     return [np.array(sorted(set().union(*(of_key[key] for key in row.keys)))) for row in rows]
 
 
-def write_mined(path: Path, found: Sequence[Mined]) -> None:
-    """A line of JSON a row, which `mined = "..."` of a source reads."""
-    lines = [
+def write_mined(path: Path, found: Sequence[Mined], examples: Examples) -> None:
+    """A line of JSON a row, behind one that says of what data; `mined = "..."` of a source reads them."""
+    lines = [json.dumps({OF: examples.stamp})]
+    lines += [
         json.dumps({"row": each.row, "negatives": each.negatives, "scores": each.scores, "positive": each.positive})
         for each in found
     ]

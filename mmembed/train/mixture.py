@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -76,21 +77,21 @@ class Mixture:
     A source is drawn with a probability in proportion to its share times the number of its rows to the power of 1 /
     `temperature`; with `language_temperature` so is each language inside it. A row has its turn once in an epoch of its
     source or language. One whose query or positive, or whatever else answers its query, is in the batch already, waits for
-    the next: it would be a negative and a positive at once. A language with nothing else for a batch leaves its turns to
-    the others, by their chances.
+    the next: it would be a negative and a positive at once. A language or a source with nothing else for a batch leaves its
+    turns to the others, by their chances.
 
     Args:
         data: the sources by name. batch: examples a batch.
         twins: nothing in the batch is another's negative, so that equal things and answers to one query may stand in it together.
         group: so many examples in a row are of one source; None: all of a batch (task-homogeneous batches), 1: each by itself,
-            in between: interleaved sub-batches (VLM2Vec-V2, arXiv 2507.04590).
+            in between: interleaved sub-batches (VLM2Vec-V2, arXiv 2507.04590). A batch of one source is not filled up by others.
         seed: numbers that everything hangs on.
 
     Attributes:
         chances: how likely each source is, in the order of `data`.
 
     Raises:
-        SpecError: no language where one is asked for, or an unknown source in `shares`.
+        SpecError: no language where one is asked for, an unknown source in `shares`, or a source with fewer rows than its batch.
     """
 
     def __init__(
@@ -109,13 +110,15 @@ class Mixture:
             if name not in data:
                 raise UnknownName("data of this task", name, data)
         self.data, self.batch, self._group, self._seed = dict(data), batch, group or batch, list(seed)
-        self.step, self._twins = 0, twins
+        self.step, self._twins, self._told = 0, twins, set[str]()
         self._names = list(data)
         given = [(shares or {}).get(name, 1.0) for name in self._names]
         sizes = [len(examples) for examples in data.values()]
+        for name, size in zip(data, sizes, strict=True):
+            if self._group >= batch > size and not (twins or data[name].graded):
+                raise self._too_few([name])
         self.chances = _proportions(sizes, temperature, given)
         self._strata: dict[str, list[_Stratum]] = {}
-        self._outside = _ends(self.chances)
         self._inside: dict[str, NDArray[np.float64]] = {}
         for number, (name, examples) in enumerate(data.items()):
             if language_temperature is None:
@@ -136,11 +139,18 @@ class Mixture:
         rng = np.random.default_rng([*self._seed, 1 << 20, self.step])
         found: list[Example] = []
         keys: set[bytes] = set()
-        inside = {name: (chances, _ends(chances)) for name, chances in self._inside.items()}
+        inside = {name: _Turns(chances) for name, chances in self._inside.items()}
+        sources, bad = _Turns(self.chances), None
         while len(found) < self.batch:
-            name = self._names[_one_of(self._outside, rng)]
+            name = self._names[number := sources.next(rng)]
             for _ in range(min(self._group, self.batch - len(found))):
-                example = self._one(name, inside, rng, keys)
+                example = self._one(name, inside[name], rng, keys)
+                if not isinstance(example, Example):
+                    bad = example or bad
+                    if self._group >= self.batch or not sources.without(number):
+                        raise bad or self._too_few([name] if self._group >= self.batch else self._names)
+                    self._tell(name)
+                    break
                 if not (self._twins or self.data[name].graded):
                     keys |= example.keys
                 found.append(example)
@@ -151,28 +161,34 @@ class Mixture:
         return self
 
     def _one(
-        self,
-        name: str,
-        inside: dict[str, tuple[NDArray[np.float64], list[float]]],
-        rng: np.random.Generator,
-        keys: Set[bytes],
-    ) -> Example:
-        """The next example of a language, by the chances of `inside`: one that has no more for this batch has none there."""
+        self, name: str, inside: _Turns, rng: np.random.Generator, keys: Set[bytes]
+    ) -> Example | InputError | None:
+        """The next example of a source, of the language whose turn it is; where it has none for this batch, what is wrong with
+        the last of its rows that gave none."""
         bad: InputError | None = None
-        while True:
-            chances, ends = inside[name]
-            chosen = _one_of(ends, rng)
+        while inside:
+            chosen = inside.next(rng)
             found = self._drawn(name, self._strata[name][chosen], keys)
             if isinstance(found, Example):
                 return found
             bad = found or bad
-            chances = np.where(np.arange(len(chances)) == chosen, 0.0, chances)
-            if not chances.any():
-                break
-            inside[name] = chances, _ends(chances / chances.sum())
-        raise bad or SpecError(
-            f"data {name!r} has too few rows that differ in query and positive for a batch of {self.batch}: make it smaller"
+            inside.without(chosen)
+        return bad
+
+    def _too_few(self, names: Sequence[str]) -> SpecError:
+        return SpecError(
+            f"data {', '.join(map(repr, names))} has too few rows that differ in query and positive for a batch of {self.batch}: "
+            "make it smaller"
         )
+
+    def _tell(self, name: str) -> None:
+        """Say once that a source cannot give all that its share is."""
+        if name not in self._told:
+            self._told.add(name)
+            warnings.warn(
+                f"data {name!r} has too few rows that differ for its share of a batch of {self.batch}: others fill it up",
+                stacklevel=2,
+            )
 
     def _drawn(self, name: str, stratum: _Stratum, keys: Set[bytes]) -> Example | InputError | None:
         """The next example of a stratum; what is wrong with its last row where none of them gives one; None: all that it has
@@ -235,15 +251,32 @@ class Mixture:
                         stratum.wait(row, bytes.fromhex(key))
 
 
+class _Turns:
+    """Whose turn it is, by chance; who has nothing more for this batch has none, and leaves its turns to the others."""
+
+    def __init__(self, chances: NDArray[np.float64]):
+        self._chances, self._ends = chances, _ends(chances)
+
+    def __bool__(self) -> bool:
+        return bool(self._chances.any())
+
+    def next(self, rng: np.random.Generator) -> int:
+        """The number of one by its chance; `rng.choice` checks the chances each time, for ten times as long."""
+        return 0 if len(self._ends) == 1 else bisect_right(self._ends, rng.random() * self._ends[-1])
+
+    def without(self, number: int) -> bool:
+        """Leave one out; whether any is left."""
+        left = np.where(np.arange(len(self._chances)) == number, 0.0, self._chances)
+        if left.any():
+            left = left / left.sum()
+        self._chances, self._ends = left, _ends(left)
+        return bool(self)
+
+
 def _ends(chances: NDArray[np.float64]) -> list[float]:
     """Where the stretch of each number ends between 0 and 1."""
     ends: list[float] = chances.cumsum().tolist()
     return ends
-
-
-def _one_of(ends: Sequence[float], rng: np.random.Generator) -> int:
-    """A number by its chance; `rng.choice` checks the chances each time, for ten times as long."""
-    return 0 if len(ends) == 1 else bisect_right(ends, rng.random() * ends[-1])
 
 
 def _proportions(

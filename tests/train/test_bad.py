@@ -34,11 +34,11 @@ def written(name, data):
     return change
 
 
-def pictures_and(spoil):
-    """Pictures alone are drawn, so that each has its turn."""
+def alone_and(data, spoil):
+    """One source alone is drawn, so that each of its rows has its turn."""
 
     def change(folder):
-        changed('data = ["pairs", "pictures"]', 'data = ["pictures"]')(folder)
+        changed('data = ["pairs", "pictures"]', f'data = ["{data}"]')(folder)
         spoil(folder)
 
     return change
@@ -77,10 +77,14 @@ BAD = {
     "a column that is not there": (changed('text = "q"', 'text = "query"'), 1, "data 'pairs', row"),
     "no JSON in the middle": (written("pairs.jsonl", b'{"q": "a", "p": "b"}\nwords\n' * 20), 1, "no JSON"),
     "bytes that are no text": (written("pairs.jsonl", b'{"q": "\xff", "p": "b"}\n' * 20), 1, "data 'pairs', row"),
-    "a broken picture": (pictures_and(written("7.png", b"\x89PNG\r\n\x1a\n broken")), 1, "data 'pictures', row 7: "),
-    "a picture that is not there": (pictures_and(lambda folder: (folder / "7.png").unlink()), 1, "7.png"),
+    "a broken picture": (
+        alone_and("pictures", written("7.png", b"\x89PNG\r\n\x1a\n broken")),
+        1,
+        "data 'pictures', row 7: ",
+    ),
+    "a picture that is not there": (alone_and("pictures", lambda folder: (folder / "7.png").unlink()), 1, "7.png"),
     "rows that are all the same": (
-        written("pairs.jsonl", b'{"q": "a", "p": "b"}\n' * 20),
+        alone_and("pairs", written("pairs.jsonl", b'{"q": "a", "p": "b"}\n' * 20)),
         2,
         "too few rows that differ",
     ),

@@ -80,7 +80,7 @@ def test_negatives_are_mined_for_data_of_a_recipe(capfd, recipe, tmp_path):
     code, out, _ = command("pairs", "--margin", "-3", "--count", "2", "--json")
     assert code == 0
     assert json.loads(out) == {"output": str(output), "rows": 40, "negatives": 80, "skipped": 0}
-    assert len(output.read_text().splitlines()) == 40
+    assert len(output.read_text().splitlines()) == 1 + 40
     code, _, err = command("pears")
     assert code == 2
     assert "Did you mean 'pairs'?" in err

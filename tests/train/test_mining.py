@@ -7,12 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mmembed.errors import InputError, SpecError
 from mmembed.testing import tiny_embedder
-from mmembed.train.data import Column, Columns, InMemory
+from mmembed.train.compared import Embedded
+from mmembed.train.data import Column, Columns, InMemory, Jsonl
+from mmembed.train.drawn import Drawn, compared
 from mmembed.train.mining import mine, write_mined
 from mmembed.train.recipe import read_recipe
+from mmembed.train.world import World
 
 from .runs import lay, trained
 from .runs import write_lines as written
@@ -56,21 +60,41 @@ def test_what_is_known_to_answer_is_no_negative(tiny):
 def test_pictures_are_mined_and_the_file_is_read_by_a_recipe(tmp_path, tiny):
     recipe = lay(tmp_path)
     source = read_recipe(recipe).data["pictures"]
-    found = mine(tiny, source.open("pictures", tmp_path), count=2, margin=-3.0)
+    examples = source.open("pictures", tmp_path)
+    found = mine(tiny, examples, count=2, margin=-3.0)
     assert all(len(each.negatives) == 2 for each in found)
-    write_mined(tmp_path / "mined.jsonl", found)
+    write_mined(tmp_path / "mined.jsonl", found, examples)
     recipe.write_text(
         recipe.read_text().replace('path = "pictures.jsonl"', 'path = "pictures.jsonl"\nmined = "mined.jsonl"')
     )
     run = trained(recipe, tmp_path / "out")
     example = run.data["pictures"][3]
     assert [item[0].source.name for item in example.negatives] == [f"{k}.png" for k in found[3].negatives]
-    written(tmp_path / "mined.jsonl", [{"row": 0, "negatives": [99]}])
+    table = tmp_path / "pictures.jsonl"
+    text = table.read_text()
+    table.write_text("".join(reversed(text.splitlines(keepends=True))))
+    with pytest.raises(SpecError, match=r"was mined of other data .* mine it again"):
+        trained(recipe, tmp_path / "a")
+    table.write_text(text)
+    written(tmp_path / "mined.jsonl", [{"mined_of": examples.stamp}, {"row": 0, "negatives": [99]}])
     with pytest.raises(SpecError, match="row 99"):
         trained(recipe, tmp_path / "b")
     (tmp_path / "mined.jsonl").write_text("words\n")
     with pytest.raises(SpecError, match="no line of mined negatives"):
         trained(recipe, tmp_path / "c")
+
+
+def test_what_was_mined_of_a_row_of_its_group_is_no_negative_of_a_query(tmp_path):
+    written(tmp_path / "rows.jsonl", [{"q": f"q{k}", "p": f"p{k}", "g": f"g{k // 2}"} for k in range(6)])
+    columns = Columns(query=Column(text="q"), positive=Column(text="p"), group="g")
+    plain = Jsonl(path="rows.jsonl", columns=columns).open("x", tmp_path)
+    written(tmp_path / "mined.jsonl", [{"mined_of": plain.stamp}, {"row": 0, "negatives": [3, 4]}])
+    rows = Jsonl(path="rows.jsonl", columns=columns, mined="mined.jsonl").open("x", tmp_path)
+    drawn = Drawn(0, [0, 0], range(2), [0, 1], [2, 3, 4, 5], {})
+    found, _ = compared(drawn, [rows[0], rows[2]], Embedded(vectors=torch.eye(6)), World(), 0)
+    assert found is not None
+    # q0 was given p0, p3 and p4; q2, which is of p3's group, p2
+    assert found.known(torch.arange(2)).tolist() == [[True, False, False, False], [False, True, False, True]]
 
 
 def test_settings_that_leave_nothing_are_told(tiny):

@@ -106,6 +106,34 @@ def test_languages_are_balanced_inside_a_source():
         Mixture({"x": of(table)}, batch=2, language_temperature=2.0)
 
 
+def test_a_source_with_nothing_more_for_a_batch_leaves_its_turns_to_others():
+    data = {"large": of(rows(200, "l")), "small": of(rows(3, "s")), "twice": of([*rows(2, "t"), *rows(2, "t")])}
+    mixture = Mixture(data, batch=16, group=1, shares={"small": 1e4, "twice": 1e4}, seed=[1])
+    with pytest.warns(UserWarning, match="others fill it up") as told:
+        batches = [next(mixture) for _ in range(20)]
+    assert {str(each.message).split("'")[1] for each in told} == {"small", "twice"}
+    assert len(told) == 2, "said once"
+    for batch in batches:
+        assert len({key for example in batch for key in example.keys}) == sum(len(example.keys) for example in batch)
+        seen = Counter(example.source for example in batch)
+        assert seen["small"] == 3
+        assert seen["twice"] == 2
+    state, due = mixture.state(), [next(mixture) for _ in range(3)]
+    again = Mixture(data, batch=16, group=1, shares={"small": 1e4, "twice": 1e4}, seed=[1])
+    again.restore(state)
+    with pytest.warns(UserWarning, match="others fill it up"):
+        assert [next(again) for _ in range(3)] == due
+
+
+def test_a_batch_of_one_source_is_not_filled_up_by_others():
+    with pytest.raises(SpecError, match="'small' has too few rows"):
+        Mixture({"large": of(rows(200, "l")), "small": of(rows(3, "s"))}, batch=4)
+    data = {"large": of(rows(200, "l")), "twice": of([*rows(3, "t"), *rows(3, "t")])}
+    mixture = Mixture(data, batch=4, shares={"large": 0.0})
+    with pytest.raises(SpecError, match="'twice' has too few rows"):
+        next(mixture)
+
+
 def test_too_few_rows_that_differ_are_told_and_other_data_is_not_taken_up():
     mixture = Mixture({"x": of([*rows(3), *rows(3)])}, batch=4)
     with pytest.raises(SpecError, match="too few rows that differ"):
