@@ -107,7 +107,8 @@ def test_languages_are_balanced_inside_a_source():
 
 
 def test_a_source_with_nothing_more_for_a_batch_leaves_its_turns_to_others():
-    data = {"large": of(rows(200, "l")), "small": of(rows(3, "s")), "twice": of([*rows(2, "t"), *rows(2, "t")])}
+    tables = {"large": rows(200, "l"), "small": rows(3, "s"), "twice": [*rows(2, "t"), *rows(2, "t")]}
+    data = {name: of(table, name) for name, table in tables.items()}
     mixture = Mixture(data, batch=16, group=1, shares={"small": 1e4, "twice": 1e4}, seed=[1])
     with pytest.warns(UserWarning, match="others fill it up") as told:
         batches = [next(mixture) for _ in range(20)]
