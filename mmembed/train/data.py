@@ -77,7 +77,7 @@ class Columns:
     Attributes:
         query, positive: the two sides of a pair. A list in the column of a positive holds several that are all right; one is
             drawn each time, and none of the others is taken for wrong.
-        negatives: hard negatives; a list in such a column holds several.
+        negatives: hard negatives; a list in such a column holds several. One that is a positive of its row is left out.
         score: how well the positive answers the query, by people or by a teacher; a list says it of the positive and then of
             each negative.
         query_source, positive_source: what a teacher reads in place of the query and the positive: the English of a text in
@@ -316,9 +316,14 @@ class Examples:
             mined = [self._sides(self._rows[other]) for other in self.mined.get(row, ())]
             answered = (*[frozenset[bytes]()] * len(negatives), *(keys for *_, keys in mined))
             negatives += tuple(told[0] for _, told, _, _ in mined)
+            right = {digest(item) for item in positives} if negatives else set()
+            wrong = [k for k, item in enumerate(negatives) if digest(item) not in right]
             scores = () if columns.score is None else _numbers(values, columns.score)
             if scores and len(scores) != 1 + len(negatives):
                 raise InputError(f"it has {len(scores)} scores, of a positive and {len(negatives)} negatives")
+            if len(wrong) < len(negatives):
+                negatives, answered = tuple(negatives[k] for k in wrong), tuple(answered[k] for k in wrong)
+                scores = (*scores[:1], *(scores[1 + k] for k in wrong)) if scores else ()
             asked = (query,) if columns.query_source is None else self._many(values, columns.query_source)
             told = positives if columns.positive_source is None else self._many(values, columns.positive_source)
             if len(asked) != 1 or len(told) != len(positives):

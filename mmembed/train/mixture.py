@@ -147,7 +147,8 @@ class Mixture:
                 example = self._one(name, inside[name], rng, keys)
                 if not isinstance(example, Example):
                     bad = example or bad
-                    if self._group >= self.batch or not sources.without(number):
+                    nothing = example is not None and len(self.data[name].skipped) == len(self.data[name])
+                    if nothing or self._group >= self.batch or not sources.without(number):
                         raise bad or self._too_few([name] if self._group >= self.batch else self._names)
                     self._tell(name)
                     break
@@ -171,8 +172,8 @@ class Mixture:
             found = self._drawn(name, self._strata[name][chosen], keys)
             if isinstance(found, Example):
                 return found
-            bad = found or bad
             inside.without(chosen)
+            bad = found or bad
         return bad
 
     def _too_few(self, names: Sequence[str]) -> SpecError:
@@ -200,7 +201,7 @@ class Mixture:
             if not shared:
                 return example
             stratum.wait(row, min(shared))
-        bad = 0
+        bad: set[int] = set()
         for _ in range(2 * len(stratum.order)):
             row = stratum.drawn()
             if row is None:
@@ -208,11 +209,11 @@ class Mixture:
             try:
                 example = examples[row]
             except InputError as error:
-                bad += 1
+                bad.add(row)
                 if examples.source.on_error == "raise":
                     raise
                 examples.skip(row, error.reason)
-                if bad >= len(stratum.order):
+                if len(bad) == len(stratum.order):
                     return error
                 continue
             shared = example.keys & keys

@@ -238,3 +238,11 @@ def test_where_reads_columns_that_are_numbered(tmp_path):
     pq.write_table(table, tmp_path / "a.parquet")
     rows = Parquet(path="a.parquet", columns=Columns(query=Column(text="q")), where={"l": "en"}).open("x", tmp_path)
     assert [rows[k].query[0].text for k in range(len(rows))] == ["a", "c"]
+
+
+def test_a_negative_that_is_a_positive_of_its_row_is_none(tmp_path):
+    write_lines(tmp_path / "x.jsonl", [{"q": "a", "p": ["b", "c"], "n": ["d", "c", "e"], "s": [4, 1, 3, 2]}])
+    columns = Columns(query=Column(text="q"), positive=Column(text="p"), negatives=(Column(text="n"),), score="s")
+    example = Jsonl(path="x.jsonl", columns=columns).open("x", tmp_path)[0]
+    assert [item[0].text for item in example.negatives] == ["d", "e"]
+    assert example.scores == (4, 1, 2)

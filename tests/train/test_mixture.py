@@ -126,6 +126,17 @@ def test_a_source_with_nothing_more_for_a_batch_leaves_its_turns_to_others():
         assert [next(again) for _ in range(3)] == due
 
 
+def test_a_source_with_nothing_but_broken_rows_is_no_small_one():
+    data = {"large": of(rows(200, "l"), "large"), "broken": of([{"q": 1}] * 3, "broken", on_error="skip")}
+    mixture = Mixture(data, batch=16, group=1, shares={"broken": 1e4}, seed=[1])
+    with pytest.raises(InputError, match="data 'broken', row"):
+        next(mixture)
+    few = of(
+        [{"q": 1}, {"q": 2}, *rows(1)], on_error="skip"
+    )  # of two rounds four rows are broken, of three that there are
+    assert [example.row for _ in range(5) for example in next(Mixture({"x": few}, batch=1, seed=[2]))] == [2] * 5
+
+
 def test_a_batch_of_one_source_is_not_filled_up_by_others():
     with pytest.raises(SpecError, match="'small' has too few rows"):
         Mixture({"large": of(rows(200, "l")), "small": of(rows(3, "s"))}, batch=4)
