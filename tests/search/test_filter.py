@@ -100,7 +100,7 @@ def test_a_name_of_two_kinds_is_refused_by_its_item(index):
 
 
 def test_names_that_sql_does_not_know_are_kept_and_not_asked_for(index):
-    about = {"two words": 1, "a.b": 2, "_rowid": 3, "vector": 4, "text": "mine", "checksum": 5, "": 6}
+    about = {"n" * 129: 1, "two words": 1, "a.b": 2, "_rowid": 3, "vector": 4, "text": "mine", "checksum": 5, "": 6}
     index.add(["odd"], ids=["o"], metadata=[about])
     assert index.get("o").metadata == about
     assert set(index.info()["metadata"]) == {"language", "year", "read", "语言"}
