@@ -236,9 +236,8 @@ class Embedder:
         """
         from .files import Block, VectorFile, chained
 
-        if isinstance(inputs, tuple):
-            raise InputError("many things are taken, and a tuple is one of several parts: it goes in a list")
-        inputs, ids = ordered(inputs, "things"), None if ids is None else ordered(ids, "ids")
+        inputs = ordered(inputs, "things", tuple, Mapping)
+        ids = None if ids is None else ordered(ids, "ids")
         width, said = self._split(options)
         report = said.report if said.report is not None else Report()
         said = dataclasses.replace(said, report=report)

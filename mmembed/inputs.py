@@ -62,13 +62,16 @@ def to_item(thing: Thing) -> Item:
     )
 
 
-def ordered(given: Iterable[Each], what: str) -> Iterable[Each]:
+def ordered(given: Iterable[Each], what: str, *one: type) -> Iterable[Each]:
     """Many of `what`, as things, ids and metadata are, which belong together by their order.
 
+    Args:
+        one: types that are one of them, beside texts.
+
     Raises:
-        InputError: one text or mapping, whose letters or keys would be taken for many, or a table, whose names would; or a set.
+        InputError: one of them, whose letters, parts or keys would be taken for many; a table, whose names would; or a set.
     """
-    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+    if isinstance(given, (str, bytes, *one)) or not isinstance(given, Iterable):
         raise InputError(f"many {what} are taken; one {type(given).__name__} goes in a list")
     if isinstance(given, (set, frozenset)):
         raise InputError(f"a set has no order, and {what} come in theirs: give a list of them")

@@ -200,7 +200,7 @@ class Index:
             FingerprintMismatch: the model was trained since the index was opened, or another index was made in its place.
             StoreError: the index was opened without an embedder; `ids` or `metadata` are fewer than the things.
         """
-        things = ordered(things, "things")
+        things = ordered(things, "things", Mapping)
         total = len(things) if isinstance(things, Sized) else None
         return self._add(together(things, ids, metadata), total, on_error, show_progress_bar)
 
@@ -439,14 +439,19 @@ class Index:
         `words` the ranking is fused with that of full-text search for them (hybrid). `query` says in the hits what was asked.
 
         Raises:
-            InputError: the vector has another width, or is not finite; `where` is no condition.
+            InputError: the vector has another width, is not finite, or is 0; `where` is no condition.
             UnknownName: no such modality, or column in `where`.
             FingerprintMismatch: another index was made in the place of this one.
         """
         _check_count("k", k)
-        vector = np.asarray(vector, dtype=np.float32)
-        if vector.shape != (self.dimension,) or not np.isfinite(vector).all():
-            raise InputError(f"a query of this index is {self.dimension} finite numbers, not {vector.shape}")
+        try:
+            vector = np.asarray(vector, dtype=np.float32)
+        except (TypeError, ValueError):
+            raise InputError(f"a query of this index is {self.dimension} numbers, not {vector!r:.60}") from None
+        if vector.shape != (self.dimension,):
+            raise InputError(f"a query of this index is {self.dimension} numbers, not {vector.shape}")
+        if not np.isfinite(vector).all() or not vector.any():
+            raise InputError("a query is of finite numbers, not all of them 0: this one points nowhere")
         asked, known = unit(vector), self.background
         k = min(k, known.items)
         if words is None:

@@ -12,6 +12,8 @@ LANGUAGE = "language"
 """The name under which metadata says of what language a thing is."""
 MOST = 256
 """Columns that metadata may make."""
+LONG = 128
+"""Characters of a name that makes a column: a longer one is no name that anyone writes in SQL."""
 DEEP = 64
 """So many lists and mappings may lie in each other; readers of JSON stop at some hundred."""
 
@@ -20,11 +22,13 @@ TEXT, NUMBER, TRUTH = "text", "number", "truth value"
 
 
 def columns_of(metadata: str) -> dict[str, str | float | bool]:
-    """What of metadata (JSON) has a column: values that are a text, a number or a truth value, under keys that are names of
-    letters, digits and underscores, such as "year" or "语言", not begun with an underscore. All numbers are floats."""
+    """What of metadata (JSON) has a column: values that are a text, a number or a truth value, under keys that are names
+    of at most `LONG` letters, digits and underscores, such as "year" or "语言", not begun with an underscore. All numbers are
+    floats."""
     plain: dict[str, str | float | bool] = {}
     for key, value in json.loads(metadata).items():
-        if key.isidentifier() and not key.startswith("_") and isinstance(value, (str, bool, int, float)):
+        named = key.isidentifier() and not key.startswith("_") and len(key) <= LONG
+        if named and isinstance(value, (str, bool, int, float)):
             plain[key] = float(value) if kind_of(value) == NUMBER else value
     return plain
 

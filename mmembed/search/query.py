@@ -84,7 +84,8 @@ class Query:
 def weighted(vectors: NDArray[np.float32], weights: Sequence[float]) -> NDArray[np.float32] | None:
     """The sum of unit vectors (N, D) by their weights, brought to unit length; None: they cancel each other, and what is left is
     rounding, which would point anywhere."""
-    shares = np.array(weights, dtype=np.float64) / np.abs(weights).sum()
-    total = shares @ unit(vectors)
+    shares = np.array(weights, dtype=np.float64)
+    shares /= np.abs(shares).max()  # before they are summed: the sum of great ones is beyond all numbers
+    total = shares / np.abs(shares).sum() @ unit(vectors)
     length = float(np.linalg.norm(total))
     return (total / length).astype(np.float32) if length >= 1e-4 else None

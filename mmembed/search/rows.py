@@ -182,7 +182,9 @@ def together(
     """Things with their ids and metadata, one each."""
     end: Any = object()
     named: Iterator[Any] = repeat(None) if ids is None else chain(ordered(ids, "ids"), repeat(end))
-    said: Iterator[Any] = repeat(None) if metadata is None else chain(ordered(metadata, "metadata"), repeat(end))
+    said: Iterator[Any] = (
+        repeat(None) if metadata is None else chain(ordered(metadata, "metadata", Mapping), repeat(end))
+    )
     count = 0
     for thing, name, extra in zip(things, named, said, strict=False):
         if name is end or extra is end:

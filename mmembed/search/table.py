@@ -362,7 +362,8 @@ class Table:
                 yield " AND ".join(parts) or None
         except StoreError as error:
             said = str(error.__cause__)
-            if where is None or not (isinstance(error.__cause__, ValueError) or _UNPLANNED in said):
+            ours = isinstance(error.__cause__, ValueError) or _UNPLANNED in said or _UNEVALUATED.search(said)
+            if where is None or not ours:
                 raise
             if missing := re.search(r"No field named [\"`']?(.+?)[\"`']?\. ", said + " "):
                 raise UnknownName("column", missing[1], self.columns) from None
@@ -449,12 +450,17 @@ def _short(said: str) -> str:
 
 
 _UNPLANNED = "does not support logical expression"
+_UNEVALUATED = re.compile("Query Execution error: (Error applying filter expression to batch|Execution error): ")
+"""It can be read, and not be told of some row: a division by zero, a text that is no number."""
+_BLANK = re.compile(r"[?$]|(?<!:):(?!:)")
+"""A place for a value, which LanceDB fills with none and panics at."""
 
 
 def _of_condition(said: str) -> str:
     """Words of LanceDB on a condition without the SQL and the plan that it made of it."""
     if _UNPLANNED in said:
         return "it is about many rows, and a condition is about each row by itself"
+    said = _UNEVALUATED.sub("", said)
     said = re.sub(
         r"Error resolving filter expression .*?\n\)( AND \(modality = '[^']*'\))?: ", "", said, flags=re.DOTALL
     )
@@ -463,7 +469,9 @@ def _of_condition(said: str) -> str:
 
 def check_condition(condition: str) -> None:
     """Raise `InputError` for a condition whose brackets, outside of its quoted words and comments, are not closed in their order:
-    in brackets, or joined with another one, it would say something else."""
+    in brackets, or joined with another one, it would say something else. And for what is no text, or has places for values."""
+    if not isinstance(condition, str):
+        raise InputError(f"where={condition!r}: a text is wanted, a condition of SQL")
     depth, bare = 0, QUOTED.sub("", condition)
     for sign in bare:
         depth += (sign == "(") - (sign == ")")
@@ -471,6 +479,10 @@ def check_condition(condition: str) -> None:
             break
     if depth or "/*" in bare or "'" in bare or '"' in bare or not condition.strip():
         raise InputError(f"where={condition!r} is no whole condition of SQL")
+    if blank := _BLANK.search(bare):
+        raise InputError(
+            f"where={condition!r} has a place for a value at {blank[0]!r}: write the value itself, a text in quotes"
+        )
 
 
 def checksum(row: Mapping[str, Any]) -> int:

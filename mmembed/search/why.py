@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import InputError
 from ..images import Image
 from ..inputs import Thing
+from ..report import Report
 from .words import SPACELESS
 
 if TYPE_CHECKING:
@@ -80,16 +81,12 @@ def why_text(embedder: Embedder, query: NDArray[np.float32], text: str) -> Cover
     Of a long text the first words alone are asked, and the rest is one part. Without its one word a text is empty: the word gives
     what the score is above that of the empty text, or all of it where the model gives an empty text no vector.
     """
-    parts = _parts(text)
+    read = _read(embedder, text)
+    parts = _parts(text, read)
     if not parts:
         return Covered(text, [])
-    without: list[Thing] = [" ".join((text[:begin] + text[end:]).split()) for begin, end in parts]
-    try:
-        lost = _lost(embedder, query, [text, *without])
-    except InputError as error:
-        if without != [""] or error.item != 1:
-            raise
-        lost = _scores(embedder, query, [text])
+    without: list[Thing] = [" ".join((text[:begin] + text[end:read]).split()) for begin, end in parts]
+    lost = _lost(embedder, query, [text[:read], *without])
     return Covered(text, [(begin, end, float(drop)) for (begin, end), drop in zip(parts, lost, strict=True)])
 
 
@@ -122,15 +119,26 @@ def _tokens(
     return names, embedder.encode_tokens([thing], side=side)[0]
 
 
-def _parts(text: str) -> list[tuple[int, int]]:
+def _read(embedder: Embedder, text: str) -> int:
+    """Characters of a text that the model reads, and as many again, for what comes up where a word is left out: they are
+    tokenised once a part, and a text may be a book."""
+    tokens = embedder.tokenizer.encode([text], located=True)[0]
+    most = 2 * embedder.spec.max_length
+    return len(text) if len(tokens.ids) <= most else tokens.spans[most - 1][1]
+
+
+def _parts(text: str, read: int) -> list[tuple[int, int]]:
+    """Parts of what is read of a text, and the rest of it."""
     found: list[tuple[int, int]] = []
-    for word in re.finditer(r"\S+", text):
+    for word in re.finditer(r"\S+", text[:read]):
         cut = [word.start()]
         for k in range(word.start(), word.end()):
             if SPACELESS.match(text[k]):
                 cut += [k, k + 1]
         edges = sorted({k for k in cut if not _follows(text, k)} | {word.start(), word.end()})
         found += pairwise(edges)
+    if read < len(text.rstrip()):
+        found.append((read, len(text.rstrip())))
     if len(found) > MOST_WORDS:
         found[MOST_WORDS - 1 :] = [(found[MOST_WORDS - 1][0], found[-1][1])]
     return found
@@ -142,11 +150,13 @@ def _follows(text: str, at: int) -> bool:
 
 
 def _lost(embedder: Embedder, query: NDArray[np.float32], things: list[Thing]) -> NDArray[np.float32]:
-    """How much lower each of the things scores than the first."""
-    scores = _scores(embedder, query, things)
+    """How much lower each of the things scores than the first; an empty text that the model gives no vector scores 0."""
+    width = None if len(query) == embedder.dimension else len(query)
+    told = Report()
+    vectors = embedder.encode_document(things, truncate_dim=width, on_error="skip", report=told)
+    for skipped in told.skipped:
+        if things[skipped.row] != "":
+            raise InputError(skipped.reason, skipped.row)
+        vectors[skipped.row] = 0
+    scores = vectors @ query
     return scores[0] - scores[1:]
-
-
-def _scores(embedder: Embedder, query: NDArray[np.float32], things: list[Thing]) -> NDArray[np.float32]:
-    vectors = embedder.encode_document(things, truncate_dim=None if len(query) == embedder.dimension else len(query))
-    return vectors @ query

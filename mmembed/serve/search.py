@@ -118,7 +118,7 @@ def why(index: Index, embedder: Embedder, request: WhyRequest, answer: Answer) -
     told: dict[str, Any] = {"id": request.id, "picture": None, "text": None}
     if item.thumbnail is not None:
         told["picture"] = why_picture(embedder, answer.vectors[0], Image(item.thumbnail)).tolist()
-    if item.text is not None:
+    if item.text is not None and item.text.strip():
         covered = why_text(embedder, answer.vectors[0], item.text)
         edges = [*(begin for begin, _, _ in covered.parts[1:]), len(covered.text)]  # with the spaces behind each part
         told["text"] = [

@@ -100,7 +100,7 @@ def test_a_name_of_two_kinds_is_refused_by_its_item(index):
 
 
 def test_names_that_sql_does_not_know_are_kept_and_not_asked_for(index):
-    about = {"two words": 1, "a.b": 2, "_rowid": 3, "vector": 4, "text": "mine", "checksum": 5, "": 6}
+    about = {"n" * 129: 1, "two words": 1, "a.b": 2, "_rowid": 3, "vector": 4, "text": "mine", "checksum": 5, "": 6}
     index.add(["odd"], ids=["o"], metadata=[about])
     assert index.get("o").metadata == about
     assert set(index.info()["metadata"]) == {"language", "year", "read", "语言"}
@@ -118,6 +118,19 @@ def test_a_comment_in_a_condition_hides_nothing_behind_it(index):
     assert {hit.id for hit in index.search("drei", where="year > 1 -- (")} == set("abc")
 
 
+@pytest.mark.parametrize("where", ["id = ?", "year > $1", "year > :least", "year > ? AND language = 'de'"])
+def test_a_condition_with_a_place_for_a_value_is_refused(index, where):
+    with pytest.raises(InputError, match="a place for a value"):
+        index.items(where=where)
+    assert index.count("text <> '?$1:x' AND year::int > 1 AND id <> 'a:?'") == index.count("year > 1 AND id <> 'a:?'")
+
+
+@pytest.mark.parametrize("where", [5, b"year > 1", ["year > 1"]])
+def test_a_condition_is_a_text(index, where):
+    with pytest.raises(InputError, match="a text is wanted"):
+        index.count(where)
+
+
 @pytest.mark.parametrize("where", ["1=1) OR (1=1", "", "(year > 1", "text = 'x"])
 def test_a_condition_stays_inside_of_those_it_is_joined_with(index, where):
     for ask in (lambda: index.search("drei", where=where), lambda: index.remove(where=where)):
@@ -133,6 +146,9 @@ def test_a_condition_stays_inside_of_those_it_is_joined_with(index, where):
         ("year = 1 AND", "Expected: an expression"),
         ("count(*) > 1", "each row by itself"),
         ("row_number() over () = 1", "each row by itself"),
+        ("cast(year as int) / 0 = 1", "Divide by zero"),
+        ("cast(text as int) > 3", "Cannot cast string"),
+        ("metadata.year = 1", "Cannot access field"),
     ],
 )
 def test_a_mistake_in_a_condition_quotes_what_was_written(index, where, said):

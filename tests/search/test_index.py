@@ -374,6 +374,13 @@ def test_a_query_that_cannot_be_embedded_is_an_error(index):
         index.add(picture(0))
 
 
+@pytest.mark.parametrize("vector", [np.zeros(32), np.full(32, np.nan), np.ones(31), "a cat", None, [[1.0], [1.0, 2.0]]])
+def test_a_vector_that_points_nowhere_asks_for_nothing(index, vector):
+    index.add(["a"])
+    with pytest.raises(InputError, match=r"32 numbers|points nowhere"):
+        index.nearest(vector)
+
+
 def test_a_copied_folder_is_the_same_index(index, tmp_path, tiny):
     index.add(WORDS)
     shutil.copytree(index.path, tmp_path / "copy")

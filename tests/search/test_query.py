@@ -32,6 +32,9 @@ def test_a_query_is_the_weighted_sum_of_unit_vectors(pico):
 def test_one_thing_is_the_query_of_one_part(pico):
     assert Query.of("cat").vector(pico) == pytest.approx(pico.encode_query(["cat"])[0], abs=1e-6)
     assert Query([("cat", 3.5)]).vector(pico) == pytest.approx(pico.encode_query(["cat"])[0], abs=1e-6)
+    even = Query([("cat", 1), ("dog", 1)]).vector(pico)
+    for weight in (1e308, 1e-308):
+        assert Query([("cat", weight), ("dog", weight)]).vector(pico) == pytest.approx(even, abs=1e-6)
     query = Query([("cat", 1)])
     assert Query.of(query) is query
 

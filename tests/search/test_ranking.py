@@ -38,6 +38,15 @@ def test_words_are_found_in_scripts_without_spaces_and_inside_of_words(index):
         assert index.search(words, mode="text")[0].id == language, words
 
 
+def test_of_a_query_as_long_as_a_book_the_first_words_are_searched_for(index, monkeypatch):
+    monkeypatch.setattr("mmembed.search.ranking.TERMS", 16)
+    index.add(["one cat", "a dog"], ids=["cat", "dog"])
+    assert [hit.id for hit in index.search("cat " * 20 + "dog", mode="text")] == ["cat"]
+    assert [hit.id for hit in index.search("dog " + "cat " * 20, mode="text")] == ["cat", "dog"]
+    hybrid = index.search("cat " * 20 + "dog", mode="hybrid")
+    assert {hit.id for hit in hybrid} == {"cat", "dog"}  # by vectors
+
+
 def test_full_text_needs_no_model(index, tiny):
     index.add(SAID.values(), ids=SAID)
     alone = Index.open(index.path)

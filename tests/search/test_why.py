@@ -51,6 +51,25 @@ def test_the_one_word_of_a_text_gives_the_whole_score_where_an_empty_text_has_no
     (query,) = bare.encode_query(["cat"])
     assert why_text(bare, query, "cat").parts == [(0, 3, pytest.approx(1, abs=1e-6))]
     assert why_text(bare, query, " ").parts == []
+    word, _ = why_text(bare, query, "cat" * 1000).parts
+    assert word[2] == pytest.approx((bare.encode_document(["cat" * 1000]) @ query)[0], abs=1e-6)
+
+
+def test_of_a_book_no_more_is_read_than_the_model_reads(pico):
+    (query,) = pico.encode_query(["cat"])
+    page = "a dog and a cat " * 60
+    short, book = why_text(pico, query, page), why_text(pico, query, page + "the end " * 50_000)
+    assert [part[:2] for part in book.parts[:95]] == [part[:2] for part in short.parts[:95]]
+    assert book.parts[95][:2] == (short.parts[95][0], len(page) + 399_999)
+    np.testing.assert_allclose([p[2] for p in book.parts[:95]], [p[2] for p in short.parts[:95]], atol=1e-5)
+
+
+def test_of_a_word_without_end_no_more_is_read_than_the_model_reads(pico):
+    (query,) = pico.encode_query(["cat"])
+    word = "cat" * 100_000
+    (first, rest) = why_text(pico, query, word).parts
+    assert (first[0], first[1], rest[1]) == (0, rest[0], len(word))
+    assert rest[2] == pytest.approx(0, abs=1e-6)
 
 
 def test_tokens_are_those_whose_greatest_similarities_sum_to_the_score(pico):

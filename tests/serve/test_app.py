@@ -136,6 +136,15 @@ def test_metadata_that_earlier_versions_took_is_told_as_it_is(pico, tmp_path, mo
         assert hit["metadata"] == metadata
 
 
+def test_a_text_of_white_space_beside_a_picture_has_no_words_that_say_why(pico, tmp_path):
+    index = Index.create(tmp_path / "index", pico)
+    index.add([("  ", mmembed.Image(_pixels(0)))], ids=["blank"])
+    with served(build_app(pico, index=index)) as base:
+        told = _ask(base, "/why", {"text": "cat", "id": "blank"}).json()
+    assert told["text"] is None
+    assert np.shape(told["picture"]) == (7, 7)
+
+
 def test_tei(pico, url):
     _near(_ask(url, "/embed", {"inputs": TEXTS}).json(), pico.encode(TEXTS))
     refused = _ask(url, "/embed", {"inputs": ""})
