@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..embedder import PROMPTS
-from ..errors import InputError, LoadError, MissingExtra, SpecError, UnknownName
-from ..images import Image
+from ..errors import ImageError, InputError, LoadError, MissingExtra, SpecError, UnknownName
+from ..images import Image, is_pil
 from ..inputs import Item, Text
 from ..kept import Kept
 from ..registry import Registry
@@ -55,7 +55,8 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """Where an item of a row is: the column of its text, that of its picture (a path or the bytes of a file), or both."""
+    """Where an item of a row is: the column of its text, that of its picture, or both. A picture is a path, which starts from the
+    folder of pictures, or whatever else `mmembed.Image` takes, or such an `Image`, which stays as it is."""
 
     text: str | None = None
     image: str | None = None
@@ -104,7 +105,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row as typed items; pictures are not read yet.
+    """One row as typed items; pictures in files are not read yet.
 
     Attributes:
         source, row: where it is from. sources: what a teacher reads in place of the query and of each positive.
@@ -351,47 +352,71 @@ class Examples:
         if column.image is None and isinstance(text := values.get(str(column.text)), str):
             return ((Text(text),),)
         texts = None if column.text is None else _listed(values, column.text, str, "a text")
-        images = None if column.image is None else _listed(values, column.image, (str, bytes, os.PathLike), "a picture")
-        pictured = None if images is None else [self._image(value) for value in images]
+        pictured = None if column.image is None else self._pictures(values, column.image)
         if texts is None or pictured is None:
             return tuple((part,) for part in (pictured if texts is None else [Text(text) for text in texts]) or ())
         if len(texts) != len(pictured):
             raise InputError(f"{len(texts)} texts in {column.text!r} and {len(pictured)} pictures in {column.image!r}")
         return tuple((picture, Text(text)) for picture, text in zip(pictured, texts, strict=True))
 
+    def _pictures(self, values: Mapping[str, Any], name: str) -> list[Image]:
+        value = _cell(values, name)
+        try:
+            return [self._image(each) for each in ([value] if held_picture(value) else _each(value))]
+        except ImageError as error:
+            raise InputError(f"column {name!r}: {error.reason}") from None
+
     def _image(self, value: Any) -> Image:
-        if isinstance(value, (bytes, bytearray)):
-            return Image(bytes(value))
-        return Image(self._images / value)
+        """What is held in memory as it is now: a row is read again, and by other processes."""
+        if isinstance(value, Mapping):  # as the `datasets` library writes them
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, os.PathLike) or (isinstance(value, str) and value[:5].lower() != "data:"):
+            return Image(self._images / value)
+        return (value if isinstance(value, Image) else Image(value)).as_now()
+
+
+def held_picture(value: Any) -> bool:
+    """Whether a cell is one picture by itself: an `Image`, a PIL image, or an array of numbers; other arrays are lists."""
+    return isinstance(value, Image) or is_pil(value) or (isinstance(value, np.ndarray) and value.dtype.kind in "buif")
 
 
 def digest(item: Item) -> bytes:
-    """Equal where items say the same: texts by their characters, pictures by path or bytes."""
+    """Equal where items say the same: texts by their characters, pictures by path or bytes, or by the pixels that are held."""
     told = hashlib.blake2b(digest_size=12)
     for part in item:
         if isinstance(part, Text):
             told.update(b"text " + part.text.encode("utf-8", "surrogatepass"))
+            continue
+        source: Any = part.source
+        if is_pil(source) or isinstance(source, np.ndarray):
+            pixels = part.load()
+            told.update(f"pixels {pixels.shape} ".encode())
+            told.update(pixels.tobytes())
         else:
-            source: Any = part.source
-            told.update(b"image " + (source if isinstance(source, bytes) else os.fsencode(source)))
+            told.update(b"image ")
+            told.update(os.fsencode(source) if isinstance(source, (str, os.PathLike)) else source)
     return told.digest()
+
+
+def _cell(values: Mapping[str, Any], name: str) -> Any:
+    if name not in values:
+        raise InputError(str(UnknownName("column", name, values)))
+    return values[name]
+
+
+def _each(value: Any) -> list[Any]:
+    """What a cell holds: the items of a list, or the one that it is."""
+    return list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value]
 
 
 def _said(values: Mapping[str, Any], name: str) -> str | None:
     """What a plain column says; None: nothing."""
-    if name not in values:
-        raise InputError(str(UnknownName("column", name, values)))
-    value = values[name]
+    value = _cell(values, name)
     return None if value is None else str(value)
 
 
 def _listed(values: Mapping[str, Any], name: str, kind: Any, wanted: str) -> list[Any]:
-    if name not in values:
-        raise InputError(str(UnknownName("column", name, values)))
-    value = values[name]
-    if isinstance(value, Mapping) and wanted == "a picture":  # as the `datasets` library writes them
-        value = value.get("bytes") or value.get("path")
-    many = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value]
+    many = _each(_cell(values, name))
     for each in many:
         if not isinstance(each, kind):
             raise InputError(f"column {name!r} holds {each!r:.60}, and {wanted} is wanted")

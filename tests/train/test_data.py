@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+import pickle
 import tarfile
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -91,6 +94,49 @@ def test_pictures_come_as_paths_from_their_folder_as_bytes_and_from_tars(tmp_pat
         shades = [int(positives[0][0].load()[0, 0, 0]) for _, positives in pairs(examples)]
         assert shades == [1, 2], name
     assert found["tar"][0].positives[0][1] == Text("a cat")
+
+
+def test_pictures_that_are_held_in_memory_are_taken_in_every_form(tmp_path):
+    (tmp_path / "1.png").write_bytes(png(1))
+    picture = PillowImage.open(io.BytesIO(png(1)))
+    pixels = np.asarray(picture)
+    data_uri = "data:image/png;base64," + base64.b64encode(png(1)).decode()
+    forms = [
+        *("1.png", tmp_path / "1.png", Image(tmp_path / "1.png"), data_uri, Image(data_uri)),
+        *(png(1), bytearray(png(1)), memoryview(png(1)), Image(png(1))),
+        *({"bytes": png(1), "path": None}, {"bytes": None, "path": "1.png"}),
+        *(picture, pixels, Image(picture), Image(pixels), (pixels / 255).astype(np.float32)),
+    ]
+    table = [{"q": form, "p": [form, form], "n": "x"} for form in forms]
+    columns = Columns(query=Column(image="q"), positive=Column(image="p"), negatives=(Column(text="n"),))
+    found = InMemory(table=table, columns=columns).open("x", tmp_path)
+    for k, form in enumerate(forms):
+        assert [len(found[k].positives), found[k].query[0].load().tolist()] == [2, pixels.tolist()], form
+        assert len(found[k].keys) == 1, form  # query and positives are one picture
+    assert [len({key for k in own for key in found[k].keys}) for own in ((5, 6, 7, 8, 9), range(11, 16))] == [1, 1]
+    lists = InMemory(table=[{"q": "1.png", "p": np.array(["1.png", "1.png"])}], columns=replace(columns, negatives=()))
+    assert len(lists.open("x", tmp_path)[0].positives) == 2  # an array of texts is a list
+    for wrong, said in (
+        (None, "not NoneType"),
+        ([7], "not int"),
+        (pixels.astype(np.int64), "array is uint8"),
+        ({}, "NoneT"),
+    ):
+        bad = InMemory(table=[{"q": "1.png", "p": wrong, "n": "x"}], columns=columns).open("x", tmp_path)
+        with pytest.raises(InputError, match=f"data 'x', row 0: .*{said}"):
+            bad[0]
+
+
+def test_pictures_in_memory_are_told_apart_by_shape_and_pixels_and_stay_as_they_were(tmp_path):
+    pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    assert digest((Image(pixels),)) == digest((Image(PillowImage.fromarray(pixels)),))
+    assert len({digest((Image(own),)) for own in (pixels, pixels.reshape(6, 4, 3), 255 - pixels)}) == 3
+    columns = Columns(query=Column(text="q"), positive=Column(image="p"))
+    example = InMemory(table=[{"q": "a", "p": pixels}], columns=columns).open("x", tmp_path)[0]
+    before = digest(example.positives[0])
+    pixels[:] = 0
+    sent = pickle.loads(pickle.dumps(example))
+    assert digest(example.positives[0]) == digest(sent.positives[0]) == before
 
 
 def test_scores_are_numbers_of_any_kind(tmp_path):
