@@ -91,6 +91,20 @@ def test_what_cannot_be_measured_is_told_before(tiny):
         HeldOut(data="x", most=0)
 
 
+def test_likeness_to_equal_scores_is_told_before_and_a_model_that_tells_nothing_apart_has_none(tiny):
+    columns = Columns(query=Column(text="q"), positive=Column(text="p"), score="s")
+
+    def data(*rows):
+        return InMemory(table=[dict(zip("qps", row, strict=True)) for row in rows], columns=columns).open("x", Path())
+
+    held = HeldOut(data="x", measure="sts", most=2)
+    for equal in (data(("a", "b", 3), ("c", "d", 3.0), ("e", "f", 4)), data(("a", "b", 3))):
+        for tried in (check, measure):
+            with pytest.raises(SpecError, match=r"data 'x': the scores of the \d rows .* are all equal, 3"):
+                tried(tiny, equal, held)
+    assert measure(tiny, data(("a", "b", 1), ("a", "b", 2)), held) == {"spearman": 0.0}
+
+
 def test_likeness_of_many_pairs_is_that_of_all_at_once(tiny, monkeypatch):
     pairs, held = of(positive=Column(text="one"), score="s"), HeldOut(data="x", measure="sts")
     whole = measure(tiny, pairs, held)
