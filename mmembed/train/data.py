@@ -6,14 +6,14 @@ import hashlib
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
 from itertools import accumulate
 from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, cast
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,16 +37,21 @@ HELD = 2**29
 OBJECT = 64
 """Bytes of a cell of a list beyond what it says: Python's own of it, and where it lies."""
 
+Numbers: TypeAlias = "range | NDArray[np.int64]"
+"""Row numbers, each once."""
+
 
 class Rows(Protocol):
     """Rows by number. `blocks` are runs of rows that are cheap to read together, by their lengths; `names` are the columns, where
-    all rows have the same."""
+    all rows have the same; `places` gives the files in the order of the rows, of each the numbers there of those it gives."""
 
     @property
     def blocks(self) -> Sequence[int]: ...
 
     @property
     def names(self) -> Sequence[str]: ...
+
+    def places(self) -> Iterable[tuple[Path, Numbers]]: ...
 
     def __len__(self) -> int: ...
 
@@ -240,6 +245,15 @@ class Examples:
     def stamp(self) -> str:
         """Another where rows are of other files, or there are more or less of them."""
         return f"{len(self)} rows, {of_files(self.files)}"
+
+    def places(self) -> dict[Path, Numbers]:
+        """The files that its rows are of, resolved, and of each the numbers there of those it takes; none for rows in memory."""
+        found: dict[Path, Numbers] = {}
+        left = len(self)
+        for path, numbers in self._rows.places():
+            found[path] = numbers[:left]
+            left -= len(found[path])
+        return found
 
     @property
     def graded(self) -> bool:
@@ -473,6 +487,9 @@ class _Jsonl:
         self._starts = [_line_starts(file) for file in files]
         self.blocks = [len(self)]
 
+    def places(self) -> Iterable[tuple[Path, Numbers]]:
+        return [(file.resolve(), range(len(own))) for file, own in zip(self._files, self._starts, strict=True)]
+
     def __len__(self) -> int:
         return sum(map(len, self._starts))
 
@@ -572,6 +589,9 @@ class _Joined:
                 if values[name] is not None:
                     found[name].append(values[name])
 
+    def places(self) -> Iterable[tuple[Path, Numbers]]:
+        return self._own.places()
+
     def __len__(self) -> int:
         return len(self._own)
 
@@ -597,7 +617,7 @@ class _Parquet:
             import pyarrow.parquet as pq
         except ImportError as error:
             raise MissingExtra("pyarrow", "train") from error
-        self._files = []
+        self._paths, self._files = files, []
         for file in files:
             try:
                 self._files.append(pq.ParquetFile(file))
@@ -618,6 +638,13 @@ class _Parquet:
         self.blocks = [count for count in counts if count]
         self._ends = [*accumulate(self.blocks)]
         self._held: Kept[int, Mapping[str, Any]] = Kept(HELD)
+
+    def places(self) -> Iterable[tuple[Path, Numbers]]:
+        for f, path in enumerate(self._paths):
+            whole = self._files[f].metadata
+            first = [0, *accumulate(whole.row_group(g).num_rows for g in range(whole.num_row_groups))]
+            kept = [first[g] + self._kept[f, g] for g in range(whole.num_row_groups)] if self._where else []
+            yield path.resolve(), np.concatenate(kept) if kept else range(whole.num_rows if not self._where else 0)
 
     def __len__(self) -> int:
         return sum(self.blocks)
@@ -695,6 +722,11 @@ class _Pictures:
             self._paths.append(path)
         self.blocks = [len(self._paths)]
 
+    def places(self) -> Iterable[tuple[Path, Numbers]]:
+        """Each picture is a file of one row."""
+        folders = {folder: folder.resolve() for folder in {path.parent for path in self._paths}}
+        return [(folders[path.parent] / path.name, range(1)) for path in self._paths]
+
     def __len__(self) -> int:
         return len(self._paths)
 
@@ -733,6 +765,9 @@ class _Tar:
         self._columns = columns
         self.blocks = [len(shard) for shard in self._shards]
 
+    def places(self) -> Iterable[tuple[Path, Numbers]]:
+        return [(shard.path.resolve(), range(len(shard))) for shard in self._shards]
+
     def __len__(self) -> int:
         return sum(self.blocks)
 
@@ -757,22 +792,26 @@ class HuggingFace(Source):
             import datasets
         except ImportError as error:
             raise MissingExtra("datasets", "datasets") from error
-        found = datasets.load_from_disk(str(files[0]))
+        folder = files[0]
+        found = datasets.load_from_disk(str(folder))
         if isinstance(found, datasets.DatasetDict):
             if self.split not in found:
-                raise SpecError(str(UnknownName(f"split of {files[0]}", self.split, found)))
-            found = found[self.split]
+                raise SpecError(str(UnknownName(f"split of {folder}", self.split, found)))
+            found, folder = found[self.split], folder / str(self.split)
         for column, kind in found.features.items():
             if isinstance(kind, datasets.Image):
                 found = found.cast_column(column, datasets.Image(decode=False))
-        return _Table(found)
+        return _Table(found, folder)
 
 
 class _Table:
-    def __init__(self, table: Any):
-        self._table = table
+    def __init__(self, table: Any, folder: Path):
+        self._table, self._folder = table, folder
         self.names = list(table.column_names)
         self.blocks = [len(table)]
+
+    def places(self) -> Iterable[tuple[Path, Numbers]]:
+        return [(self._folder.resolve(), range(len(self)))]
 
     def __len__(self) -> int:
         return len(self._table)
@@ -806,6 +845,9 @@ class _List:
     def __init__(self, table: Sequence[Mapping[str, Any]]):
         self._table = table
         self.blocks = [len(table)]
+
+    def places(self) -> Iterable[tuple[Path, Numbers]]:
+        return ()
 
     def __len__(self) -> int:
         return len(self._table)

@@ -42,6 +42,18 @@ def _check_settings(embedder: Embedder, examples: Examples, held: HeldOut) -> No
         embedder.width(held.truncate_dim)
 
 
+def check_apart(held: Examples, trained: Examples) -> None:
+    """Raise `SpecError` where data that is measured and data that is trained on take equal rows of a file."""
+    known = trained.places()
+    for path, numbers in held.places().items():
+        both = np.intersect1d(numbers, known.get(path, ()), assume_unique=True)
+        if len(both):
+            raise SpecError(
+                f"data {held.name!r} is held out, and data {trained.name!r} is trained on: both take {len(both)} rows of {path}, "
+                f"as row {both[0]:.0f}. Measure another file, or other rows (where, split)"
+            )
+
+
 def _scores(examples: Examples, rows: Sequence[Example]) -> list[float]:
     """The score of each row, not all of them equal: a correlation with one number is no number."""
     if any(len(example.scores) != 1 for example in rows):
