@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
+import csv
 import hashlib
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
 from itertools import accumulate
 from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias, cast
+from typing import IO, Any, ClassVar, Literal, Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -526,6 +529,113 @@ def _place(lengths: Sequence[int], row: int) -> tuple[int, int]:
     ends = list(accumulate(lengths))
     which = bisect_right(ends, row)
     return which, row - (ends[which - 1] if which else 0)
+
+
+@sources.register("csv")
+@dataclass(frozen=True, kw_only=True)
+class Csv(Source):
+    """Rows of cells, which may stand in quotes and then hold line breaks (RFC 4180), in UTF-8; the first row names the columns.
+
+    A cell is a text, an empty one an empty text; that of a score is a number, and an empty one of a language or group is none.
+    At most 131072 characters are in it, as Python's `csv` has it. Only where rows begin is held in memory.
+
+    Attributes:
+        delimiter: what stands between cells, a character of ASCII: "\\t" in most .tsv files.
+    """
+
+    delimiter: str = ","
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.delimiter) != 1 or not self.delimiter.isascii() or self.delimiter in '"\r\n':
+            raise SpecError(f"delimiter={self.delimiter!r}: it is one character of ASCII, and no quote")
+
+    def rows(self, files: Sequence[Path]) -> Rows:
+        return _Csv(files, self.delimiter, self.columns)
+
+
+class _Csv:
+    def __init__(self, files: Sequence[Path], delimiter: str, columns: Columns):
+        self._files, self._delimiter, self._columns = files, delimiter, columns
+        opened = [self._opened(file) for file in files]
+        self._headers, self._starts = [header for header, _ in opened], [starts for _, starts in opened]
+        self.names = self._headers[0]
+        self.blocks = [len(self)]
+        for file, header in zip(files, self._headers, strict=True):
+            if len(set(header)) < len(header) or set(header) != set(self.names):
+                raise LoadError(f"{file}: its columns are {header}, which are not each once those of {files[0]}")
+
+    def places(self) -> Iterable[tuple[Path, Numbers]]:
+        return [(file.resolve(), range(len(own))) for file, own in zip(self._files, self._starts, strict=True)]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._starts))
+
+    def __getitem__(self, row: int) -> Mapping[str, Any]:
+        which, place = _place([len(s) for s in self._starts], row)
+        header, (start, line) = self._headers[which], self._starts[which][place].tolist()
+        try:
+            cells = self._cells(self._files[which], start)
+            if len(cells) != len(header):
+                raise ValueError(f"it has {len(cells)} cells, and there are {len(header)} columns")
+        except (csv.Error, ValueError) as error:
+            raise InputError(f"line {line} of {self._files[which].name}: {error}") from None
+        values: dict[str, Any] = dict(zip(header, cells, strict=True))
+        values |= {
+            name: values[name] or None for name in (self._columns.language, self._columns.group) if name in values
+        }
+        if self._columns.score in values:
+            with suppress(ValueError):  # whoever wants a number says that it is none
+                values[self._columns.score] = float(values[self._columns.score])
+        return values
+
+    def _opened(self, file: Path) -> tuple[list[str], NDArray[np.int64]]:
+        """The columns of a file, and (n, 2): where its rows begin, and in which lines."""
+        try:
+            with file.open("rb") as lines:
+                starts = [*_row_starts(lines, self._delimiter)]
+            header = self._cells(file, starts[0][0]) if starts else []
+        except OSError as error:
+            raise LoadError(f"{file} cannot be read: {error.strerror}") from None
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise LoadError(f"{file}: {error}") from None
+        return header, np.asarray(starts[1:], dtype=np.int64).reshape(-1, 2)
+
+    def _cells(self, file: Path, start: int) -> list[str]:
+        with file.open("rb") as lines:
+            lines.seek(start)
+            return next(csv.reader((line.decode() for line in lines), delimiter=self._delimiter, strict=True))
+
+
+def _row_starts(lines: IO[bytes], delimiter: str) -> Iterator[tuple[int, int]]:
+    """Where the rows of a table begin that hold more than a line break, and in which lines.
+
+    Raises:
+        csv.Error: quotes that are not closed in their line, so that nobody knows where the next row begins.
+    """
+    place = len(codecs.BOM_UTF8) if lines.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
+    lines.seek(place)
+    read = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal place, read
+        for line in lines:
+            place, read = place + len(line), read + 1
+            yield line.decode(errors="surrogateescape")  # what is no UTF-8 is told when the row is read
+
+    rows = csv.reader(texts(), delimiter=delimiter, strict=True)
+    while True:
+        start, line = place, read + 1
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            if read > line:
+                raise csv.Error(f"the row of line {line} does not end: {error}") from None
+            row = [str(error)]  # as is this
+        if row is None:
+            return
+        if row:
+            yield start, line
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 import pickle
@@ -20,7 +21,7 @@ from PIL import Image as PillowImage
 from mmembed import Image, Text
 from mmembed.errors import InputError, SpecError
 from mmembed.train import data
-from mmembed.train.data import Column, Columns, ImageFolder, InMemory, Jsonl, Parquet, Tar, digest
+from mmembed.train.data import Column, Columns, Csv, ImageFolder, InMemory, Jsonl, Parquet, Tar, digest
 
 from .runs import write_lines
 
@@ -53,6 +54,70 @@ def test_jsonl_and_parquet_give_the_same_rows_in_any_order(tmp_path):
     )
     assert by_group[7].positives == ((Text("a7"),), (Text("b7"),))
     assert sorted(np.concatenate(by_group.blocks())) == list(range(25))
+
+
+def test_csv_gives_the_rows_that_were_written_in_any_order(tmp_path):
+    rows = [{"q": f"frage {k}, ü", "p": 'of two\nlines, "said"' if k % 3 else f"a{k}"} for k in range(25)]
+    for name, delimiter in (("x.csv", ","), ("x.tsv", "\t")):
+        with (tmp_path / name).open("w", encoding="utf-8-sig", newline="") as file:
+            writer = csv.DictWriter(file, ["q", "p"], delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)
+            file.write("\r\n\r\n")  # blank lines are no rows
+        found = Csv(path=name, columns=TEXTS, delimiter=delimiter).open("x", tmp_path)
+        order = np.random.default_rng(0).permutation(25)
+        assert len(found) == 25
+        assert [found[k].query[0].text for k in order] == [rows[k]["q"] for k in order]
+        assert [found[k].positives for k in order] == [((Text(rows[k]["p"]),),) for k in order]
+
+
+def test_cells_of_scores_are_numbers_and_empty_ones_of_groups_are_of_none(tmp_path):
+    (tmp_path / "0.csv").write_text("q,p,s,g,l\na,b,1e-1,,\nc,d,-2,1,en\n")
+    (tmp_path / "1.csv").write_text("l,q,s,g,p\nde,e,high,1,f")
+    columns = Columns(query=Column(text="q"), positive=Column(text="p"), score="s", group="g", language="l")
+    found = Csv(path="*.csv", columns=columns).open("x", tmp_path)
+    assert [(found[k].scores, found[k].group, found[k].language) for k in (0, 1)] == [
+        ((0.1,), None, None),
+        ((-2.0,), "1", "en"),
+    ]
+    assert {group: rows.tolist() for group, rows in found.groups().items()} == {"1": [1, 2]}
+    with pytest.raises(InputError, match="row 2: column 's' holds 'high', and a number is wanted"):
+        found[2]
+    bare = Csv(path="1.csv", columns=replace(columns, score=None)).open("x", tmp_path)
+    assert bare[0].positives == ((Text("f"),),)  # the last line may end without a break
+
+
+def test_a_bad_row_of_cells_is_told_by_its_line_and_those_behind_it_are_read(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b'q,p\n"a\nb",c\nd\n\n1,2,3\ne,\xff\n"f"g,h\ni,j\n')
+    found = Csv(path="x.csv", columns=TEXTS).open("x", tmp_path)
+    assert [found[k].query[0].text for k in (0, 5)] == ["a\nb", "i"]
+    for row, said in (
+        (1, "line 4 of x.csv: it has 1 cells, and there are 2 columns"),
+        (2, "line 6 of x.csv: it has 3 cells"),
+    ):
+        with pytest.raises(InputError, match=f"data 'x', row {row}: {said}"):
+            found[row]
+    for row, said in ((3, "line 7 of x.csv: 'utf-8' codec"), (4, "line 8 of x.csv: ',' expected after '\"'")):
+        with pytest.raises(InputError, match=f"data 'x', row {row}: {said}"):
+            found[row]
+    for name, text, said in (
+        ("open", 'q,p\na,"b\nc,d\n', r"open\.csv: the row of line 2 does not end"),
+        ("twice", "q,p,q\na,b,c\n", r"twice\.csv: its columns are \['q', 'p', 'q'\]"),
+        ("bare", "q,p\n", "holds no rows"),
+        ("empty", "", "holds no rows"),
+        ("other", "q,answer\na,b\n", "no column of .* is called 'p'"),
+    ):
+        (tmp_path / f"{name}.csv").write_text(text)
+        with pytest.raises(SpecError, match=said):
+            Csv(path=f"{name}.csv", columns=TEXTS).open("x", tmp_path)
+    (tmp_path / "two").mkdir()
+    for name, text in (("0.csv", "q,p\na,b\n"), ("1.csv", "q\na\n")):
+        (tmp_path / "two" / name).write_text(text)
+    with pytest.raises(SpecError, match=r"1\.csv: its columns are \['q'\], which are not each once those of .*0\.csv"):
+        Csv(path="two/*.csv", columns=TEXTS).open("x", tmp_path)
+    for delimiter in ("", ";;", '"', "\n", "§"):
+        with pytest.raises(SpecError, match="one character of ASCII"):
+            Csv(path="x.csv", columns=TEXTS, delimiter=delimiter)
 
 
 def test_parquet_takes_the_rows_that_where_names(tmp_path):
