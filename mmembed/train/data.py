@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import codecs
+import csv
 import hashlib
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import accumulate
 from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, cast
+from typing import IO, Any, ClassVar, Literal, Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..embedder import PROMPTS
-from ..errors import InputError, LoadError, MissingExtra, SpecError, UnknownName
-from ..images import Image
+from ..errors import ImageError, InputError, LoadError, MissingExtra, SpecError, UnknownName
+from ..images import Image, is_pil
 from ..inputs import Item, Text
 from ..kept import Kept
 from ..registry import Registry
@@ -38,16 +41,21 @@ OF = "mined_of"
 OBJECT = 64
 """Bytes of a cell of a list beyond what it says: Python's own of it, and where it lies."""
 
+Numbers: TypeAlias = "range | NDArray[np.int64]"
+"""Row numbers, each once."""
+
 
 class Rows(Protocol):
     """Rows by number. `blocks` are runs of rows that are cheap to read together, by their lengths; `names` are the columns, where
-    all rows have the same."""
+    all rows have the same; `places` gives the files in the order of the rows, of each the numbers there of those it gives."""
 
     @property
     def blocks(self) -> Sequence[int]: ...
 
     @property
     def names(self) -> Sequence[str]: ...
+
+    def places(self) -> Iterable[tuple[Path, Numbers]]: ...
 
     def __len__(self) -> int: ...
 
@@ -56,7 +64,8 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """Where an item of a row is: the column of its text, that of its picture (a path or the bytes of a file), or both."""
+    """Where an item of a row is: the column of its text, that of its picture, or both. A picture is a path, which starts from the
+    folder of pictures, or whatever else `mmembed.Image` takes, or such an `Image`, which stays as it is."""
 
     text: str | None = None
     image: str | None = None
@@ -105,7 +114,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row as typed items; pictures are not read yet.
+    """One row as typed items; pictures in files are not read yet.
 
     Attributes:
         source, row: where it is from. sources: what a teacher reads in place of the query and of each positive.
@@ -243,6 +252,15 @@ class Examples:
         """Another where rows are of other files, or there are more or less of them."""
         return f"{len(self)} rows, {of_files(self.files)}"
 
+    def places(self) -> dict[Path, Numbers]:
+        """The files that its rows are of, resolved, and of each the numbers there of those it takes; none for rows in memory."""
+        found: dict[Path, Numbers] = {}
+        left = len(self)
+        for path, numbers in self._rows.places():
+            found[path] = numbers[:left]
+            left -= len(found[path])
+        return found
+
     @property
     def graded(self) -> bool:
         """Pairs whose score says how alike they are: that one equals another does no harm."""
@@ -371,47 +389,71 @@ class Examples:
         if column.image is None and isinstance(text := values.get(str(column.text)), str):
             return ((Text(text),),)
         texts = None if column.text is None else _listed(values, column.text, str, "a text")
-        images = None if column.image is None else _listed(values, column.image, (str, bytes, os.PathLike), "a picture")
-        pictured = None if images is None else [self._image(value) for value in images]
+        pictured = None if column.image is None else self._pictures(values, column.image)
         if texts is None or pictured is None:
             return tuple((part,) for part in (pictured if texts is None else [Text(text) for text in texts]) or ())
         if len(texts) != len(pictured):
             raise InputError(f"{len(texts)} texts in {column.text!r} and {len(pictured)} pictures in {column.image!r}")
         return tuple((picture, Text(text)) for picture, text in zip(pictured, texts, strict=True))
 
+    def _pictures(self, values: Mapping[str, Any], name: str) -> list[Image]:
+        value = _cell(values, name)
+        try:
+            return [self._image(each) for each in ([value] if held_picture(value) else _each(value))]
+        except ImageError as error:
+            raise InputError(f"column {name!r}: {error.reason}") from None
+
     def _image(self, value: Any) -> Image:
-        if isinstance(value, (bytes, bytearray)):
-            return Image(bytes(value))
-        return Image(self._images / value)
+        """What is held in memory as it is now: a row is read again, and by other processes."""
+        if isinstance(value, Mapping):  # as the `datasets` library writes them
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, os.PathLike) or (isinstance(value, str) and value[:5].lower() != "data:"):
+            return Image(self._images / value)
+        return (value if isinstance(value, Image) else Image(value)).as_now()
+
+
+def held_picture(value: Any) -> bool:
+    """Whether a cell is one picture by itself: an `Image`, a PIL image, or an array of numbers; other arrays are lists."""
+    return isinstance(value, Image) or is_pil(value) or (isinstance(value, np.ndarray) and value.dtype.kind in "buif")
 
 
 def digest(item: Item) -> bytes:
-    """Equal where items say the same: texts by their characters, pictures by path or bytes."""
+    """Equal where items say the same: texts by their characters, pictures by path or bytes, or by the pixels that are held."""
     told = hashlib.blake2b(digest_size=12)
     for part in item:
         if isinstance(part, Text):
             told.update(b"text " + part.text.encode("utf-8", "surrogatepass"))
+            continue
+        source: Any = part.source
+        if is_pil(source) or isinstance(source, np.ndarray):
+            pixels = part.load()
+            told.update(f"pixels {pixels.shape} ".encode())
+            told.update(pixels.tobytes())
         else:
-            source: Any = part.source
-            told.update(b"image " + (source if isinstance(source, bytes) else os.fsencode(source)))
+            told.update(b"image ")
+            told.update(os.fsencode(source) if isinstance(source, (str, os.PathLike)) else source)
     return told.digest()
+
+
+def _cell(values: Mapping[str, Any], name: str) -> Any:
+    if name not in values:
+        raise InputError(str(UnknownName("column", name, values)))
+    return values[name]
+
+
+def _each(value: Any) -> list[Any]:
+    """What a cell holds: the items of a list, or the one that it is."""
+    return list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value]
 
 
 def _said(values: Mapping[str, Any], name: str) -> str | None:
     """What a plain column says; None: nothing."""
-    if name not in values:
-        raise InputError(str(UnknownName("column", name, values)))
-    value = values[name]
+    value = _cell(values, name)
     return None if value is None else str(value)
 
 
 def _listed(values: Mapping[str, Any], name: str, kind: Any, wanted: str) -> list[Any]:
-    if name not in values:
-        raise InputError(str(UnknownName("column", name, values)))
-    value = values[name]
-    if isinstance(value, Mapping) and wanted == "a picture":  # as the `datasets` library writes them
-        value = value.get("bytes") or value.get("path")
-    many = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value]
+    many = _each(_cell(values, name))
     for each in many:
         if not isinstance(each, kind):
             raise InputError(f"column {name!r} holds {each!r:.60}, and {wanted} is wanted")
@@ -477,6 +519,9 @@ class _Jsonl:
         self._starts = [_line_starts(file) for file in files]
         self.blocks = [len(self)]
 
+    def places(self) -> Iterable[tuple[Path, Numbers]]:
+        return [(file.resolve(), range(len(own))) for file, own in zip(self._files, self._starts, strict=True)]
+
     def __len__(self) -> int:
         return sum(map(len, self._starts))
 
@@ -513,6 +558,113 @@ def _place(lengths: Sequence[int], row: int) -> tuple[int, int]:
     ends = list(accumulate(lengths))
     which = bisect_right(ends, row)
     return which, row - (ends[which - 1] if which else 0)
+
+
+@sources.register("csv")
+@dataclass(frozen=True, kw_only=True)
+class Csv(Source):
+    """Rows of cells, which may stand in quotes and then hold line breaks (RFC 4180), in UTF-8; the first row names the columns.
+
+    A cell is a text, an empty one an empty text; that of a score is a number, and an empty one of a language or group is none.
+    At most 131072 characters are in it, as Python's `csv` has it. Only where rows begin is held in memory.
+
+    Attributes:
+        delimiter: what stands between cells, a character of ASCII: "\\t" in most .tsv files.
+    """
+
+    delimiter: str = ","
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.delimiter) != 1 or not self.delimiter.isascii() or self.delimiter in '"\r\n':
+            raise SpecError(f"delimiter={self.delimiter!r}: it is one character of ASCII, and no quote")
+
+    def rows(self, files: Sequence[Path]) -> Rows:
+        return _Csv(files, self.delimiter, self.columns)
+
+
+class _Csv:
+    def __init__(self, files: Sequence[Path], delimiter: str, columns: Columns):
+        self._files, self._delimiter, self._columns = files, delimiter, columns
+        opened = [self._opened(file) for file in files]
+        self._headers, self._starts = [header for header, _ in opened], [starts for _, starts in opened]
+        self.names = self._headers[0]
+        self.blocks = [len(self)]
+        for file, header in zip(files, self._headers, strict=True):
+            if len(set(header)) < len(header) or set(header) != set(self.names):
+                raise LoadError(f"{file}: its columns are {header}, which are not each once those of {files[0]}")
+
+    def places(self) -> Iterable[tuple[Path, Numbers]]:
+        return [(file.resolve(), range(len(own))) for file, own in zip(self._files, self._starts, strict=True)]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._starts))
+
+    def __getitem__(self, row: int) -> Mapping[str, Any]:
+        which, place = _place([len(s) for s in self._starts], row)
+        header, (start, line) = self._headers[which], self._starts[which][place].tolist()
+        try:
+            cells = self._cells(self._files[which], start)
+            if len(cells) != len(header):
+                raise ValueError(f"it has {len(cells)} cells, and there are {len(header)} columns")
+        except (csv.Error, ValueError) as error:
+            raise InputError(f"line {line} of {self._files[which].name}: {error}") from None
+        values: dict[str, Any] = dict(zip(header, cells, strict=True))
+        values |= {
+            name: values[name] or None for name in (self._columns.language, self._columns.group) if name in values
+        }
+        if self._columns.score in values:
+            with suppress(ValueError):  # whoever wants a number says that it is none
+                values[self._columns.score] = float(values[self._columns.score])
+        return values
+
+    def _opened(self, file: Path) -> tuple[list[str], NDArray[np.int64]]:
+        """The columns of a file, and (n, 2): where its rows begin, and in which lines."""
+        try:
+            with file.open("rb") as lines:
+                starts = [*_row_starts(lines, self._delimiter)]
+            header = self._cells(file, starts[0][0]) if starts else []
+        except OSError as error:
+            raise LoadError(f"{file} cannot be read: {error.strerror}") from None
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise LoadError(f"{file}: {error}") from None
+        return header, np.asarray(starts[1:], dtype=np.int64).reshape(-1, 2)
+
+    def _cells(self, file: Path, start: int) -> list[str]:
+        with file.open("rb") as lines:
+            lines.seek(start)
+            return next(csv.reader((line.decode() for line in lines), delimiter=self._delimiter, strict=True))
+
+
+def _row_starts(lines: IO[bytes], delimiter: str) -> Iterator[tuple[int, int]]:
+    """Where the rows of a table begin that hold more than a line break, and in which lines.
+
+    Raises:
+        csv.Error: quotes that are not closed in their line, so that nobody knows where the next row begins.
+    """
+    place = len(codecs.BOM_UTF8) if lines.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
+    lines.seek(place)
+    read = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal place, read
+        for line in lines:
+            place, read = place + len(line), read + 1
+            yield line.decode(errors="surrogateescape")  # what is no UTF-8 is told when the row is read
+
+    rows = csv.reader(texts(), delimiter=delimiter, strict=True)
+    while True:
+        start, line = place, read + 1
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            if read > line:
+                raise csv.Error(f"the row of line {line} does not end: {error}") from None
+            row = [str(error)]  # as is this
+        if row is None:
+            return
+        if row:
+            yield start, line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -576,6 +728,9 @@ class _Joined:
                 if values[name] is not None:
                     found[name].append(values[name])
 
+    def places(self) -> Iterable[tuple[Path, Numbers]]:
+        return self._own.places()
+
     def __len__(self) -> int:
         return len(self._own)
 
@@ -601,7 +756,7 @@ class _Parquet:
             import pyarrow.parquet as pq
         except ImportError as error:
             raise MissingExtra("pyarrow", "train") from error
-        self._files = []
+        self._paths, self._files = files, []
         for file in files:
             try:
                 self._files.append(pq.ParquetFile(file))
@@ -622,6 +777,13 @@ class _Parquet:
         self.blocks = [count for count in counts if count]
         self._ends = [*accumulate(self.blocks)]
         self._held: Kept[int, Mapping[str, Any]] = Kept(HELD)
+
+    def places(self) -> Iterable[tuple[Path, Numbers]]:
+        for f, path in enumerate(self._paths):
+            whole = self._files[f].metadata
+            first = [0, *accumulate(whole.row_group(g).num_rows for g in range(whole.num_row_groups))]
+            kept = [first[g] + self._kept[f, g] for g in range(whole.num_row_groups)] if self._where else []
+            yield path.resolve(), np.concatenate(kept) if kept else range(whole.num_rows if not self._where else 0)
 
     def __len__(self) -> int:
         return sum(self.blocks)
@@ -699,6 +861,11 @@ class _Pictures:
             self._paths.append(path)
         self.blocks = [len(self._paths)]
 
+    def places(self) -> Iterable[tuple[Path, Numbers]]:
+        """Each picture is a file of one row."""
+        folders = {folder: folder.resolve() for folder in {path.parent for path in self._paths}}
+        return [(folders[path.parent] / path.name, range(1)) for path in self._paths]
+
     def __len__(self) -> int:
         return len(self._paths)
 
@@ -737,6 +904,9 @@ class _Tar:
         self._columns = columns
         self.blocks = [len(shard) for shard in self._shards]
 
+    def places(self) -> Iterable[tuple[Path, Numbers]]:
+        return [(shard.path.resolve(), range(len(shard))) for shard in self._shards]
+
     def __len__(self) -> int:
         return sum(self.blocks)
 
@@ -761,22 +931,26 @@ class HuggingFace(Source):
             import datasets
         except ImportError as error:
             raise MissingExtra("datasets", "datasets") from error
-        found = datasets.load_from_disk(str(files[0]))
+        folder = files[0]
+        found = datasets.load_from_disk(str(folder))
         if isinstance(found, datasets.DatasetDict):
             if self.split not in found:
-                raise SpecError(str(UnknownName(f"split of {files[0]}", self.split, found)))
-            found = found[self.split]
+                raise SpecError(str(UnknownName(f"split of {folder}", self.split, found)))
+            found, folder = found[self.split], folder / str(self.split)
         for column, kind in found.features.items():
             if isinstance(kind, datasets.Image):
                 found = found.cast_column(column, datasets.Image(decode=False))
-        return _Table(found)
+        return _Table(found, folder)
 
 
 class _Table:
-    def __init__(self, table: Any):
-        self._table = table
+    def __init__(self, table: Any, folder: Path):
+        self._table, self._folder = table, folder
         self.names = list(table.column_names)
         self.blocks = [len(table)]
+
+    def places(self) -> Iterable[tuple[Path, Numbers]]:
+        return [(self._folder.resolve(), range(len(self)))]
 
     def __len__(self) -> int:
         return len(self._table)
@@ -810,6 +984,9 @@ class _List:
     def __init__(self, table: Sequence[Mapping[str, Any]]):
         self._table = table
         self.blocks = [len(table)]
+
+    def places(self) -> Iterable[tuple[Path, Numbers]]:
+        return ()
 
     def __len__(self) -> int:
         return len(self._table)

@@ -25,8 +25,15 @@ def check(embedder: Embedder, examples: Examples, held: HeldOut) -> None:
     """What can be said before anything is measured.
 
     Raises:
-        SpecError: no scores where they are asked for, or dimensions that the model does not have.
+        SpecError: no scores where they are asked for, or equal ones alone, or dimensions that the model does not have.
+        InputError: a row with a score that gives no example, unless its source says skip.
     """
+    _check_settings(embedder, examples, held)
+    if held.measure == "sts":
+        _scores(examples, readable(examples, held.most))
+
+
+def _check_settings(embedder: Embedder, examples: Examples, held: HeldOut) -> None:
     if held.measure == "sts" and examples.source.columns.score is None:
         raise SpecError(f"data {examples.name!r} has no scores to measure by: measure = 'retrieval', or columns.score")
     if held.truncate_dim is not None:
@@ -35,17 +42,43 @@ def check(embedder: Embedder, examples: Examples, held: HeldOut) -> None:
         embedder.width(held.truncate_dim)
 
 
+def check_apart(held: Examples, trained: Examples) -> None:
+    """Raise `SpecError` where data that is measured and data that is trained on take equal rows of a file."""
+    known = trained.places()
+    for path, numbers in held.places().items():
+        both = np.intersect1d(numbers, known.get(path, ()), assume_unique=True)
+        if len(both):
+            raise SpecError(
+                f"data {held.name!r} is held out, and data {trained.name!r} is trained on: both take {len(both)} rows of {path}, "
+                f"as row {both[0]:.0f}. Measure another file, or other rows (where, split)"
+            )
+
+
+def _scores(examples: Examples, rows: Sequence[Example]) -> list[float]:
+    """The score of each row, not all of them equal: a correlation with one number is no number."""
+    if any(len(example.scores) != 1 for example in rows):
+        raise SpecError(f"data {examples.name!r} has several scores a row: measure = 'retrieval'")
+    scores = [example.scores[0] for example in rows]
+    if len(set(scores)) == 1:
+        raise SpecError(
+            f"data {examples.name!r}: the scores of the {len(scores)} rows that are measured are all equal, {scores[0]:g}, and "
+            "nothing can go along with them: measure = 'retrieval', more rows (most), or another columns.score"
+        )
+    return scores
+
+
 def measure(embedder: Embedder, examples: Examples, held: HeldOut) -> dict[str, float]:
-    """Scores by name: "R@1", "R@10" and "MRR", or "spearman".
+    """Scores by name: "R@1", "R@10" and "MRR", or "spearman", which is 0 where a model finds all pairs equally alike.
 
     Of equal scores the right one counts as last. In retrieval the positives of all rows that are looked at are the candidates,
     equal ones once; what answers an equal query or one of the same group answers a query too, as in training.
 
     Raises:
-        InputError: a row that gives no example, unless its source says skip. SpecError: no row, or no scores.
+        InputError: a row that gives no example, unless its source says skip. SpecError: no row, no scores, or equal ones alone.
     """
-    check(embedder, examples, held)
+    _check_settings(embedder, examples, held)
     rows = readable(examples, held.most)
+    due = _scores(examples, rows) if held.measure == "sts" else []
     asked, told = examples.source.prompts(embedder.spec)
     queries = _encoded(
         embedder,
@@ -56,15 +89,13 @@ def measure(embedder: Embedder, examples: Examples, held: HeldOut) -> dict[str, 
         instruction=examples.source.instruction,
     )
     if held.measure == "sts":
-        if any(len(example.scores) != 1 for example in rows):
-            raise SpecError(f"data {examples.name!r} has several scores a row: measure = 'retrieval'")
         from scipy.stats import spearmanr
 
         positives = [example.positives[0] for example in rows]
         others = _encoded(embedder, positives, "document", held.truncate_dim, prompt_name=told)
         blocks = [slice(first, first + BLOCK) for first in range(0, len(rows), BLOCK)]
         alike = np.concatenate([np.diagonal(embedder.similarity(queries[own], others[own])) for own in blocks])
-        return {"spearman": float(spearmanr(alike, [example.scores[0] for example in rows]).statistic)}
+        return {"spearman": float(spearmanr(alike, due).statistic) if np.ptp(alike) else 0.0}
     candidates: dict[bytes, Item] = {}
     answers: dict[bytes | str, set[bytes]] = {}  # by query, and by group
     asks: list[list[bytes | str]] = []

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import io
 import json
+import pickle
 import tarfile
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -17,7 +21,7 @@ from PIL import Image as PillowImage
 from mmembed import Image, Text
 from mmembed.errors import InputError, SpecError
 from mmembed.train import data
-from mmembed.train.data import Column, Columns, ImageFolder, InMemory, Jsonl, Parquet, Tar, digest
+from mmembed.train.data import Column, Columns, Csv, ImageFolder, InMemory, Jsonl, Parquet, Tar, digest
 
 from .runs import write_lines
 
@@ -50,6 +54,70 @@ def test_jsonl_and_parquet_give_the_same_rows_in_any_order(tmp_path):
     )
     assert by_group[7].positives == ((Text("a7"),), (Text("b7"),))
     assert sorted(np.concatenate(by_group.blocks())) == list(range(25))
+
+
+def test_csv_gives_the_rows_that_were_written_in_any_order(tmp_path):
+    rows = [{"q": f"frage {k}, ü", "p": 'of two\nlines, "said"' if k % 3 else f"a{k}"} for k in range(25)]
+    for name, delimiter in (("x.csv", ","), ("x.tsv", "\t")):
+        with (tmp_path / name).open("w", encoding="utf-8-sig", newline="") as file:
+            writer = csv.DictWriter(file, ["q", "p"], delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)
+            file.write("\r\n\r\n")  # blank lines are no rows
+        found = Csv(path=name, columns=TEXTS, delimiter=delimiter).open("x", tmp_path)
+        order = np.random.default_rng(0).permutation(25)
+        assert len(found) == 25
+        assert [found[k].query[0].text for k in order] == [rows[k]["q"] for k in order]
+        assert [found[k].positives for k in order] == [((Text(rows[k]["p"]),),) for k in order]
+
+
+def test_cells_of_scores_are_numbers_and_empty_ones_of_groups_are_of_none(tmp_path):
+    (tmp_path / "0.csv").write_text("q,p,s,g,l\na,b,1e-1,,\nc,d,-2,1,en\n")
+    (tmp_path / "1.csv").write_text("l,q,s,g,p\nde,e,high,1,f")
+    columns = Columns(query=Column(text="q"), positive=Column(text="p"), score="s", group="g", language="l")
+    found = Csv(path="*.csv", columns=columns).open("x", tmp_path)
+    assert [(found[k].scores, found[k].group, found[k].language) for k in (0, 1)] == [
+        ((0.1,), None, None),
+        ((-2.0,), "1", "en"),
+    ]
+    assert {group: rows.tolist() for group, rows in found.groups().items()} == {"1": [1, 2]}
+    with pytest.raises(InputError, match="row 2: column 's' holds 'high', and a number is wanted"):
+        found[2]
+    bare = Csv(path="1.csv", columns=replace(columns, score=None)).open("x", tmp_path)
+    assert bare[0].positives == ((Text("f"),),)  # the last line may end without a break
+
+
+def test_a_bad_row_of_cells_is_told_by_its_line_and_those_behind_it_are_read(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b'q,p\n"a\nb",c\nd\n\n1,2,3\ne,\xff\n"f"g,h\ni,j\n')
+    found = Csv(path="x.csv", columns=TEXTS).open("x", tmp_path)
+    assert [found[k].query[0].text for k in (0, 5)] == ["a\nb", "i"]
+    for row, said in (
+        (1, "line 4 of x.csv: it has 1 cells, and there are 2 columns"),
+        (2, "line 6 of x.csv: it has 3 cells"),
+    ):
+        with pytest.raises(InputError, match=f"data 'x', row {row}: {said}"):
+            found[row]
+    for row, said in ((3, "line 7 of x.csv: 'utf-8' codec"), (4, "line 8 of x.csv: ',' expected after '\"'")):
+        with pytest.raises(InputError, match=f"data 'x', row {row}: {said}"):
+            found[row]
+    for name, text, said in (
+        ("open", 'q,p\na,"b\nc,d\n', r"open\.csv: the row of line 2 does not end"),
+        ("twice", "q,p,q\na,b,c\n", r"twice\.csv: its columns are \['q', 'p', 'q'\]"),
+        ("bare", "q,p\n", "holds no rows"),
+        ("empty", "", "holds no rows"),
+        ("other", "q,answer\na,b\n", "no column of .* is called 'p'"),
+    ):
+        (tmp_path / f"{name}.csv").write_text(text)
+        with pytest.raises(SpecError, match=said):
+            Csv(path=f"{name}.csv", columns=TEXTS).open("x", tmp_path)
+    (tmp_path / "two").mkdir()
+    for name, text in (("0.csv", "q,p\na,b\n"), ("1.csv", "q\na\n")):
+        (tmp_path / "two" / name).write_text(text)
+    with pytest.raises(SpecError, match=r"1\.csv: its columns are \['q'\], which are not each once those of .*0\.csv"):
+        Csv(path="two/*.csv", columns=TEXTS).open("x", tmp_path)
+    for delimiter in ("", ";;", '"', "\n", "§"):
+        with pytest.raises(SpecError, match="one character of ASCII"):
+            Csv(path="x.csv", columns=TEXTS, delimiter=delimiter)
 
 
 def test_parquet_takes_the_rows_that_where_names(tmp_path):
@@ -91,6 +159,49 @@ def test_pictures_come_as_paths_from_their_folder_as_bytes_and_from_tars(tmp_pat
         shades = [int(positives[0][0].load()[0, 0, 0]) for _, positives in pairs(examples)]
         assert shades == [1, 2], name
     assert found["tar"][0].positives[0][1] == Text("a cat")
+
+
+def test_pictures_that_are_held_in_memory_are_taken_in_every_form(tmp_path):
+    (tmp_path / "1.png").write_bytes(png(1))
+    picture = PillowImage.open(io.BytesIO(png(1)))
+    pixels = np.asarray(picture)
+    data_uri = "data:image/png;base64," + base64.b64encode(png(1)).decode()
+    forms = [
+        *("1.png", tmp_path / "1.png", Image(tmp_path / "1.png"), data_uri, Image(data_uri)),
+        *(png(1), bytearray(png(1)), memoryview(png(1)), Image(png(1))),
+        *({"bytes": png(1), "path": None}, {"bytes": None, "path": "1.png"}),
+        *(picture, pixels, Image(picture), Image(pixels), (pixels / 255).astype(np.float32)),
+    ]
+    table = [{"q": form, "p": [form, form], "n": "x"} for form in forms]
+    columns = Columns(query=Column(image="q"), positive=Column(image="p"), negatives=(Column(text="n"),))
+    found = InMemory(table=table, columns=columns).open("x", tmp_path)
+    for k, form in enumerate(forms):
+        assert [len(found[k].positives), found[k].query[0].load().tolist()] == [2, pixels.tolist()], form
+        assert len(found[k].keys) == 1, form  # query and positives are one picture
+    assert [len({key for k in own for key in found[k].keys}) for own in ((5, 6, 7, 8, 9), range(11, 16))] == [1, 1]
+    lists = InMemory(table=[{"q": "1.png", "p": np.array(["1.png", "1.png"])}], columns=replace(columns, negatives=()))
+    assert len(lists.open("x", tmp_path)[0].positives) == 2  # an array of texts is a list
+    for wrong, said in (
+        (None, "not NoneType"),
+        ([7], "not int"),
+        (pixels.astype(np.int64), "array is uint8"),
+        ({}, "NoneT"),
+    ):
+        bad = InMemory(table=[{"q": "1.png", "p": wrong, "n": "x"}], columns=columns).open("x", tmp_path)
+        with pytest.raises(InputError, match=f"data 'x', row 0: .*{said}"):
+            bad[0]
+
+
+def test_pictures_in_memory_are_told_apart_by_shape_and_pixels_and_stay_as_they_were(tmp_path):
+    pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    assert digest((Image(pixels),)) == digest((Image(PillowImage.fromarray(pixels)),))
+    assert len({digest((Image(own),)) for own in (pixels, pixels.reshape(6, 4, 3), 255 - pixels)}) == 3
+    columns = Columns(query=Column(text="q"), positive=Column(image="p"))
+    example = InMemory(table=[{"q": "a", "p": pixels}], columns=columns).open("x", tmp_path)[0]
+    before = digest(example.positives[0])
+    pixels[:] = 0
+    sent = pickle.loads(pickle.dumps(example))
+    assert digest(example.positives[0]) == digest(sent.positives[0]) == before
 
 
 def test_scores_are_numbers_of_any_kind(tmp_path):

@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image as PillowImage
 from scipy.stats import spearmanr
 
 from mmembed.errors import SpecError
 from mmembed.testing import tiny_embedder
 from mmembed.train import held_out
-from mmembed.train.data import Column, Columns, InMemory
-from mmembed.train.held_out import check, measure, rank_of
+from mmembed.train.data import Column, Columns, HuggingFace, ImageFolder, InMemory, Jsonl, Parquet
+from mmembed.train.held_out import check, check_apart, measure, rank_of
 from mmembed.train.recipe import HeldOut
+
+from .runs import write_lines
 
 PAIRS = [{"q": f"question {k}", "p": [f"answer {k}", f"other {k % 7}"], "s": k % 5} for k in range(30)]
 
@@ -89,6 +94,84 @@ def test_what_cannot_be_measured_is_told_before(tiny):
             measure(tiny, pairs, held)
     with pytest.raises(SpecError, match="most=0"):
         HeldOut(data="x", most=0)
+
+
+def test_likeness_to_equal_scores_is_told_before_and_a_model_that_tells_nothing_apart_has_none(tiny):
+    columns = Columns(query=Column(text="q"), positive=Column(text="p"), score="s")
+
+    def data(*rows):
+        return InMemory(table=[dict(zip("qps", row, strict=True)) for row in rows], columns=columns).open("x", Path())
+
+    held = HeldOut(data="x", measure="sts", most=2)
+    for equal in (data(("a", "b", 3), ("c", "d", 3.0), ("e", "f", 4)), data(("a", "b", 3))):
+        for tried in (check, measure):
+            with pytest.raises(SpecError, match=r"data 'x': the scores of the \d rows .* are all equal, 3"):
+                tried(tiny, equal, held)
+    assert measure(tiny, data(("a", "b", 1), ("a", "b", 2)), held) == {"spearman": 0.0}
+
+
+def test_rows_that_are_trained_on_are_not_held_out_by_another_name(tmp_path):
+    columns = Columns(query=Column(text="q"), positive=Column(text="q"))
+    write_lines(tmp_path / "a.jsonl", [{"q": f"{k}"} for k in range(6)])
+    write_lines(tmp_path / "b.jsonl", [{"q": f"{k}"} for k in range(3)])
+    (tmp_path / "link.jsonl").symlink_to("a.jsonl")
+    table = pa.table(
+        {"q": [f"{k}" for k in range(20)], "split": ["train", "dev"] * 10, "lang": ["en"] * 10 + ["de"] * 10}
+    )
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=3)
+    for name in ("all/dev", "all/train"):
+        (tmp_path / name).mkdir(parents=True)
+        PillowImage.new("RGB", (4, 4)).save(tmp_path / name / "1.png")
+    pictures = Columns(query=Column(image="image"), positive=Column(text="folder"))
+
+    def lines(path, **more):
+        return Jsonl(path=path, columns=columns, **more)
+
+    def rows(**where):
+        return Parquet(path="a.parquet", columns=columns, where=where)
+
+    def folder(path):
+        return ImageFolder(path=path, columns=pictures)
+
+    def tried(held, trained):
+        check_apart(held.open("dev", tmp_path), trained.open("pairs", tmp_path))
+
+    for held, trained, count in (
+        (lines("a.jsonl"), lines("./a.jsonl"), 6),
+        (lines("link.jsonl", limit=4), lines("[ab].jsonl"), 4),
+        (rows(), rows(split="train"), 10),
+        (rows(split="dev"), rows(lang="de"), 5),
+        (folder("all/dev"), folder("all"), 1),
+    ):
+        with pytest.raises(
+            SpecError, match=rf"'dev' is held out, and data 'pairs' is trained on: both take {count} rows of"
+        ):
+            tried(held, trained)
+        with pytest.raises(SpecError, match=f"both take {count} rows"):
+            tried(trained, held)
+    for held, trained in (
+        (lines("b.jsonl"), lines("a.jsonl")),
+        (lines("[ab].jsonl", limit=6), lines("b.jsonl")),
+        (rows(split="dev"), rows(split="train")),
+        (rows(split="dev", lang="en"), rows(lang=["de", "fr"])),
+        (folder("all/dev"), folder("all/train")),
+        (InMemory(table=[{"q": "0"}], columns=columns), lines("a.jsonl")),
+    ):
+        tried(held, trained)
+        tried(trained, held)
+
+
+def test_splits_of_a_dataset_are_apart_and_one_is_not_by_another_name(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"q": ["a", "b"]})
+    datasets.DatasetDict({"train": rows, "dev": rows}).save_to_disk(str(tmp_path / "set"))
+    dev, train, again = (
+        HuggingFace(path=path, columns=Columns(query=Column(text="q")), split=split).open("x", tmp_path)
+        for path, split in (("set", "dev"), ("set", "train"), ("set/dev", None))
+    )
+    check_apart(dev, train)
+    with pytest.raises(SpecError, match="both take 2 rows"):
+        check_apart(dev, again)
 
 
 def test_likeness_of_many_pairs_is_that_of_all_at_once(tiny, monkeypatch):

@@ -6,14 +6,16 @@ import os
 import signal
 import time
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image as PillowImage
 
 from mmembed.errors import InputError, TrainingError
 from mmembed.train import checkpoints
-from mmembed.train.data import Example
+from mmembed.train.data import Column, Columns, Example, InMemory
 from mmembed.train.learning import Learning
 from mmembed.train.loop import Run
 from mmembed.train.recipe import read_recipe
@@ -65,6 +67,21 @@ def test_the_batches_are_the_same_in_the_same_order(path):
     assert any(step.images for step in told)
     assert all(same(one, other) for one, other in zip(due, told, strict=True))
     assert not same(told[0], told[1])
+
+
+def test_pictures_in_memory_travel(path):
+    table = [{"q": f"shade {k}", "p": PillowImage.new("RGB", (32, 32), (20 * k, 9, 9))} for k in range(8)]
+    columns = Columns(query=Column(text="q"), positive=Column(image="p"))
+    recipe = read_recipe(path, ["stage.0.steps=1"])
+    recipe = replace(recipe, data={name: InMemory(table=table, columns=columns) for name in recipe.data})
+    steps = []
+    for count in (0, 1):
+        learning = Learning(Run(recipe, path.parent / "none", device="cpu"), 0, 0)
+        learning.choose()
+        with Workers(learning.collator, count) as workers:
+            steps += learning.batches(workers)
+    assert steps[0].images == 8
+    assert same(steps[0], steps[1])
 
 
 @pytest.mark.slow
