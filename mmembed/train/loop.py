@@ -20,7 +20,7 @@ from ..errors import LoadError, MissingExtra, SpecError
 from . import checkpoints, parts
 from .building import build
 from .export import export
-from .held_out import check
+from .held_out import check, check_apart
 from .learning import Learning
 from .recipe import Recipe
 from .shards import Shards, unsharded
@@ -80,8 +80,11 @@ class Run:
             raise SpecError("a loss of a language head reads embeddings outside of the backbone: leave shard out")
         for examples in self.data.values():
             examples.source.prompts(self.embedder.spec)
+        trained = {name for stage in recipe.stage for task in stage.task for name in task.data}
         for held in recipe.held_out.values():
             check(self.embedder, self.data[held.data], held)
+            for name in sorted(trained):
+                check_apart(self.data[held.data], self.data[name])
         self.teachers: dict[str, Teacher] = {}
         self.changed: dict[str, Tensor] = {}
         self.adapted = False

@@ -23,18 +23,20 @@ class Teacher:
 
     Args:
         embedder: it. room: bytes of its answers that are kept.
-
-    Attributes:
-        stamp: of its weights.
     """
 
     def __init__(self, embedder: Embedder, room: int = ROOM):
-        self._embedder, self.stamp = embedder, of_model(embedder.model)
+        self._embedder = embedder
         self._kept: Kept[tuple[str, bytes], NDArray[np.float32]] = Kept(room)
         prompts, plain = embedder.spec.prompts, embedder.spec.default_prompt_name
         names = {side: next((name for name in own if name in prompts), plain) for side, own in PROMPTS.items()}
         # Where both sides have one prompt, a thing has one answer.
         self._prompts = {side: repr(prompts.get(name)) if name else "" for side, name in names.items()}
+
+    @property
+    def stamp(self) -> str:
+        """Of its weights, see `stamp.of_model`."""
+        return of_model(self._embedder.model)
 
     @property
     def dimension(self) -> int:

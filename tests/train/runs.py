@@ -58,7 +58,7 @@ def write_lines(path: Path, rows: Sequence[Any]) -> None:
 
 
 def lay(folder: Path, recipe: str = RECIPE) -> Path:
-    """A folder with a tiny model, 40 pairs, 12 named pictures and a recipe; the path of the recipe."""
+    """A folder with a tiny model, 40 pairs, 12 pictures with two names each and a recipe; the path of the recipe."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "tiny").exists():
         tiny_embedder().save(folder / "tiny")
@@ -66,6 +66,7 @@ def lay(folder: Path, recipe: str = RECIPE) -> Path:
     for k in range(12):
         PillowImage.new("RGB", (32, 32), (20 * k, 250 - 20 * k, 128)).save(folder / f"{k}.png")
     write_lines(folder / "pictures.jsonl", [{"name": f"colour {k}", "file": f"{k}.png"} for k in range(12)])
+    write_lines(folder / "others.jsonl", [{"name": f"shade {k}", "file": f"{k}.png"} for k in range(12)])
     path = folder / "recipe.toml"
     path.write_text(recipe, encoding="utf-8")
     return path

@@ -16,9 +16,10 @@ from mmembed.testing import tiny_embedder
 from mmembed.train import held_out
 from mmembed.train.data import Column, Columns, HuggingFace, ImageFolder, InMemory, Jsonl, Parquet
 from mmembed.train.held_out import check, check_apart, measure, rank_of
-from mmembed.train.recipe import HeldOut
+from mmembed.train.loop import Run
+from mmembed.train.recipe import HeldOut, read_recipe
 
-from .runs import write_lines
+from .runs import RECIPE, lay, write_lines
 
 PAIRS = [{"q": f"question {k}", "p": [f"answer {k}", f"other {k % 7}"], "s": k % 5} for k in range(30)]
 
@@ -179,3 +180,13 @@ def test_likeness_of_many_pairs_is_that_of_all_at_once(tiny, monkeypatch):
     whole = measure(tiny, pairs, held)
     monkeypatch.setattr(held_out, "BLOCK", 7)
     assert measure(tiny, pairs, held) == pytest.approx(whole)
+
+
+def test_a_run_is_refused_that_measures_the_rows_that_it_trains_on(tmp_path):
+    columns = 'columns = { query = { text = "q" }, positive = { text = "p" } }\n'
+    columns = f'[data.dev]\nkind = "jsonl"\npath = "pairs.jsonl"\nlimit = 5\n{columns}'
+    held = '[held_out.dev]\ndata = "dev"\n'
+    with pytest.raises(SpecError, match="'dev' is held out, and data 'pairs' is trained on: both take 5 rows of"):
+        Run(read_recipe(lay(tmp_path, RECIPE + columns + held)), tmp_path / "out", device="cpu")
+    other = columns.replace('positive = { text = "p" }', 'positive = { text = "q" }')
+    Run(read_recipe(lay(tmp_path, RECIPE + other + held)), tmp_path / "out", device="cpu")

@@ -290,7 +290,7 @@ evaluate = 2
 
 [data.others]
 kind = "jsonl"
-path = "pictures.jsonl"
+path = "others.jsonl"
 columns = { query = { text = "name" }, positive = { image = "file" } }
 
 [held_out.names]
