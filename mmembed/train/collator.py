@@ -78,7 +78,9 @@ class Collator:
         ]
         every = samples[self.outputs[0]] if self.outputs else []
         tokens = sum(map(len, every)) + sum(len(own.batch.ids) for own in told)
-        return Step(number, at, rows, order, told, tokens, sum(len(s.images) for s in every))
+        cut = sum(any(own.truncated for own in of_item) for of_item in zip(*samples.values(), strict=True))
+        cut += sum(own.truncated for own in told)
+        return Step(number, at, rows, order, told, tokens, sum(len(s.images) for s in every), cut)
 
     def _spoken(
         self, task: int, examples: Sequence[Example], chosen: Sequence[int], own: range, number: int

@@ -336,6 +336,9 @@ class Examples:
             negatives += tuple(told[0] for _, told, _, _ in mined)
             right = {digest(item) for item in positives} if negatives else set()
             wrong = [k for k, item in enumerate(negatives) if digest(item) not in right]
+            _check_said([query], "the query is")
+            _check_said(positives, "a positive is")
+            _check_said(negatives, "a negative is")
             scores = () if columns.score is None else _numbers(values, columns.score)
             if scores and len(scores) != 1 + len(negatives):
                 raise InputError(f"it has {len(scores)} scores, of a positive and {len(negatives)} negatives")
@@ -433,6 +436,13 @@ def digest(item: Item) -> bytes:
             told.update(b"image ")
             told.update(os.fsencode(source) if isinstance(source, (str, os.PathLike)) else source)
     return told.digest()
+
+
+def _check_said(items: Sequence[Item], which: str) -> None:
+    """Raise `InputError` where one of them is white space alone, of which nothing can be learnt."""
+    for item in items:
+        if not any(isinstance(part, Image) or part.text.strip() for part in item):
+            raise InputError(f"{which} empty")
 
 
 def _cell(values: Mapping[str, Any], name: str) -> Any:

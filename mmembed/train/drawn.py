@@ -66,6 +66,7 @@ class Step:
         number: of the step in its stage. drawn: of each task that compares. rows: packed rows. order: the distinct sample of each
             vector that they give, one row behind the other. spoken: rows of tasks whose losses read a language head.
         tokens, images: in the items of this process, before equal ones are put together.
+        truncated: how many of these items were cut at the length that the model reads.
         examples: of every task, those of all processes. state: of the data after this draw.
     """
 
@@ -76,6 +77,7 @@ class Step:
     spoken: Sequence[Spoken]
     tokens: int
     images: int
+    truncated: int
     examples: Mapping[int, Sequence[Example]] = field(default_factory=dict)
     state: Mapping[str, Any] = field(default_factory=dict)
 

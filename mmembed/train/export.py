@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import shutil
@@ -10,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image as PillowImage
 from torch import Tensor, nn
 
 from .. import __version__, loading
@@ -172,12 +175,23 @@ def _entry(item: Item) -> dict[str, str] | None:
             if len(part.text) > 500:
                 return None
         else:
-            source: Any = part.source
-            held = source if isinstance(source, bytes) else Path(source).read_bytes() if Path(source).exists() else b""
+            held = _file_of(part)
             if not 0 < len(held) <= PICTURE:
                 return None
             entry[key] = f"data:image/png;base64,{base64.b64encode(held).decode()}"
     return entry
+
+
+def _file_of(image: Image) -> bytes:
+    """A picture as the bytes of a file, one that lies in none as a PNG; nothing where its file is gone."""
+    source: Any = image.source
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, np.ndarray) or (isinstance(source, str) and source[:5].lower() == "data:"):
+        file = io.BytesIO()
+        PillowImage.fromarray(image.load()).save(file, "PNG")
+        return file.getvalue()
+    return Path(source).read_bytes() if Path(source).exists() else b""
 
 
 def _card(

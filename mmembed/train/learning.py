@@ -351,6 +351,7 @@ class Learning:
             "lr": stage.lr * rate,
             "tokens": sum(run.world.told(step.tokens)),
             "images": sum(run.world.told(step.images)),
+            **({"truncated": truncated} if (truncated := sum(run.world.told(step.truncated))) else {}),
         }
 
     def _gradient(self, step: Step, told: dict[str, Any]) -> float:

@@ -79,7 +79,7 @@ class Spoken:
     Attributes:
         task: its number. batch: the row, with masks in it where there are some.
         chosen: (T,) which tokens are predicted; ids: (T,) what they are. masked: whether they are hidden, and else the next ones.
-        tokens, texts: how many tokens are predicted, and of how many texts.
+        tokens, texts: how many tokens are predicted, and of how many texts. truncated: texts that were cut, predicted or not.
     """
 
     task: int
@@ -89,6 +89,7 @@ class Spoken:
     masked: bool
     tokens: int
     texts: int
+    truncated: int
 
     def to(self, device: torch.device) -> Spoken:
         return replace(
@@ -167,6 +168,7 @@ def spoken(
                 masked=masking is not None,
                 tokens=int(learnt.sum()),
                 texts=sum(bool(due[k][1].any()) for k in places),
+                truncated=sum(bool(samples[k].truncated) for k in places),
             )
         )
     return rows

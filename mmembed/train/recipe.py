@@ -17,9 +17,10 @@ from PIL import Image as PillowImage
 
 from .. import loading
 from ..errors import MmembedError, SpecError, UnknownName
+from ..images import Image
 from ..spec import ModelSpec
 from .augment import augmentations
-from .data import Source
+from .data import Source, digest, held_picture
 from .losses.objective import losses as known_losses
 from .signatures import Place, call, called, fitted, read_toml
 
@@ -380,13 +381,13 @@ class Recipe:
 
     def check_digests(self) -> None:
         """Raises: SpecError, a file that is not the one the recipe names."""
-        for path, digest in self.digests.items():
+        for path, due in self.digests.items():
             try:
                 with (self.folder / path).open("rb") as file:
                     found = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as error:
                 raise SpecError(f"{self.folder / path} cannot be read: {error.strerror}") from None
-            if found != digest:
+            if found != due:
                 raise SpecError(f"{self.folder / path} is not the file of the recipe: its sha256 is {found}")
 
     def located(self, name: str) -> str | Path:
@@ -427,6 +428,8 @@ def _plain(value: Any) -> Any:
         return {"is": type(value).__name__, **fields}
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
+    if held_picture(value):
+        return digest((value if isinstance(value, Image) else Image(value),)).hex()
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 

@@ -231,6 +231,9 @@ def test_graded_pairs_triples_and_lists_of_negatives(tmp_path):
         ({"q": 7, "p": "p"}, "row 1: column 'q' holds 7, and a text is wanted"),
         ({"q": "q", "pp": "p"}, "row 1: no column is called 'p'. Did you mean 'pp'?"),
         ({"q": "q", "p": []}, "row 1: it has no positive"),
+        ({"q": "", "p": "p"}, "row 1: the query is empty"),
+        ({"q": "q", "p": ["p", " \n\u3000"]}, "row 1: a positive is empty"),
+        ({"q": "q", "p": "p", "n": ["n", "\t"]}, "row 1: a negative is empty"),
         ({"q": ["a", "b"], "p": "p"}, "row 1: the query holds 2 items, and one is wanted"),
         ({"q": "q", "p": "p", "s": "high"}, "row 1: column 's' holds 'high', and a number is wanted"),
         ({"q": "q", "p": "p", "s": True}, "row 1: column 's' holds True, and a number is wanted"),
@@ -240,12 +243,19 @@ def test_graded_pairs_triples_and_lists_of_negatives(tmp_path):
 )
 def test_a_bad_row_is_told_by_data_and_row(tmp_path, row, said):
     columns = Columns(query=Column(text="q"), positive=Column(text="p"), score="s" if "s" in row else None)
-    write_lines(tmp_path / "x.jsonl", [{"q": "q", "p": "p", "s": 1}, row])
+    columns = replace(columns, negatives=(Column(text="n"),)) if "n" in row else columns
+    write_lines(tmp_path / "x.jsonl", [{"q": "q", "p": "p", "s": 1, "n": []}, row])
     examples = Jsonl(path="x.jsonl", columns=columns).open("words", tmp_path)
     assert examples[0].query == (Text("q"),)
     with pytest.raises(InputError) as caught:
         examples[1]
     assert str(caught.value) == f"data 'words', {said}" or said in str(caught.value)
+
+
+def test_an_empty_text_beside_a_picture_is_no_empty_item(tmp_path):
+    columns = Columns(query=Column(text="q", image="i"))
+    found = InMemory(table=[{"q": "", "i": png(1)}], columns=columns).open("x", tmp_path)
+    assert found[0].query[1] == Text("")
 
 
 def test_files_that_hold_nothing_to_learn_from_are_told(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,10 +13,11 @@ from mmembed.batch import Sample
 from mmembed.errors import InputError
 from mmembed.kept import Kept
 from mmembed.testing import tiny_embedder
-from mmembed.train.collator import ROOM, _read
+from mmembed.train.collator import ROOM, Collator, _read
 from mmembed.train.compared import Embedded
-from mmembed.train.data import Example
+from mmembed.train.data import Column, Columns, Example, InMemory
 from mmembed.train.drawn import Drawn, compared
+from mmembed.train.recipe import Stage, Task
 from mmembed.train.world import World
 
 from ..conftest import picture
@@ -79,6 +82,21 @@ def test_room_that_is_full_is_no_harm(embedder):
             alike(one, other) for one, other in zip(told, embedder.samples(ITEMS, prompt_name="plain"), strict=True)
         )
     assert len(kept) == 1
+
+
+@pytest.mark.parametrize(("outputs", "speaking"), [(["vectors"], []), (["vectors", "tokens"], []), ([], [0])])
+def test_every_item_that_is_cut_is_counted_also_where_it_is_kept(outputs, speaking):
+    tokens = {"head": {"kind": "dense", "out": 16}}
+    embedder = tiny_embedder(max_length=12, tokens=tokens if "tokens" in outputs else None)
+    columns = Columns(query=Column(text="q"), positive=Column(text="p"))
+    table = [{"q": "short", "p": "long " * 30}, {"q": "longer " * 30, "p": "long " * 30}, {"q": "a", "p": "b"}]
+    rows = InMemory(table=table, columns=columns).open("x", Path())
+    stage = Stage(name="one", steps=2, train=("all",), task=(Task(data=("x",), batch=3),))
+    make = Collator(embedder, {"x": rows.source}, stage, World(), outputs, speaking, [0])
+    # What a language head says is one text of query and positive.
+    due = 2 if speaking else 3
+    assert [make({0: [rows[k] for k in range(3)]}, step).truncated for step in range(2)] == [due, due]
+    assert make({0: [rows[2]]}, 2).truncated == 0
 
 
 def test_a_positive_that_was_not_drawn_is_known_to_answer_all_the_same():

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image as PillowImage
@@ -11,7 +15,8 @@ from mmembed.cli import main
 from mmembed.errors import InputError, SpecError
 from mmembed.testing import tiny_embedder
 from mmembed.train import checkpoints, learning, stamp
-from mmembed.train.loop import Run
+from mmembed.train.data import Column, Columns, InMemory
+from mmembed.train.loop import Run, train
 from mmembed.train.mining import mine
 from mmembed.train.recipe import read_recipe
 from mmembed.train.watch import read_log
@@ -218,3 +223,34 @@ def test_stamps_tell_files_and_weights_apart(tmp_path, monkeypatch):
     one, two = tiny_embedder(seed=1).model, tiny_embedder(seed=1).model
     assert stamp.of_model(one) == stamp.of_model(two)
     assert stamp.of_model(one) != stamp.of_model(tiny_embedder(seed=2).model)
+
+
+def test_pictures_that_a_program_holds_are_trained_on_exported_and_resumed(tmp_path):
+    recipe = read_recipe(lay(tmp_path, PICTURES))
+    pixels = [np.full((32, 32, 3), 20 * k, np.uint8) for k in range(12)]
+    columns = Columns(query=Column(image="seen"), positive=Column(text="name"))
+
+    def held():
+        return InMemory(table=[{"seen": own, "name": f"shade {k}"} for k, own in enumerate(pixels)], columns=columns)
+
+    run = Run(dataclasses.replace(recipe, data={"pictures": held()}), tmp_path / "out", device="cpu")
+    run.stopping.set()
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    train(dataclasses.replace(recipe, data={"pictures": held()}), tmp_path / "out", device="cpu", resume=True)
+    golden = json.loads((tmp_path / "out" / "golden.json").read_text())
+    assert any("image" in entry["input"] for entry in golden)
+    pixels[3] += 1
+    with pytest.raises(SpecError, match="another recipe"):
+        Run(dataclasses.replace(recipe, data={"pictures": held()}), tmp_path / "out", device="cpu", resume=True)
+
+
+def test_texts_that_are_cut_are_counted_in_the_log(tmp_path):
+    recipe = lay(tmp_path, RECIPE.replace('data = ["pairs", "pictures"]', 'data = ["pairs"]'))
+    run = trained(recipe, tmp_path / "out", "stage.0.steps=1")
+    assert "truncated" not in read_log(run.log)[0]
+    write_lines(
+        tmp_path / "pairs.jsonl", [{"q": f"thing {k} " + "long " * (500 * (k < 2)), "p": f"{k}"} for k in range(8)]
+    )
+    run = trained(recipe, tmp_path / "long", "stage.0.steps=1")
+    assert read_log(run.log)[0]["truncated"] == 2
