@@ -10,7 +10,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image as PillowImage
@@ -20,8 +20,16 @@ from ..errors import MmembedError, SpecError, UnknownName
 from ..spec import ModelSpec
 from .augment import augmentations
 from .data import Source
-from .losses.objective import losses as known_losses
+from .losses.objective import check_loss
 from .signatures import Place, call, called, fitted, read_toml
+
+
+def _check_loss(settings: Mapping[str, Any], place: Place) -> None:
+    """Raises: SpecError, UnknownName, a loss of a task that cannot be built, or a weight of it that is none."""
+    own = dict(settings)
+    fitted(own.pop("weight", 1.0), float, place.at("weight"))
+    check_loss(own, place)
+
 
 TRIES = 30
 """How often an augmentation is tried before a run."""
@@ -125,7 +133,7 @@ class Task:
 
     data: tuple[str, ...]
     batch: int
-    losses: tuple[Mapping[str, Any], ...] = ({"kind": "infonce"},)
+    losses: tuple[Annotated[Mapping[str, Any], _check_loss], ...] = ({"kind": "infonce"},)
     teacher: str | None = None
     augment: tuple[Mapping[str, Any], ...] = ()
     ease: float = 0.0
@@ -139,6 +147,8 @@ class Task:
     def __post_init__(self) -> None:
         if not self.data or self.batch < 1 or not self.losses:
             raise SpecError("a task needs data, a batch of at least 1 and a loss")
+        for k, loss in enumerate(self.losses):
+            _check_loss(loss, Place("").at("losses", k))
         if self.ease < 0:
             raise SpecError(f"ease={self.ease} must not be negative")
         if self.group is not None and self.group < 1:
@@ -348,7 +358,8 @@ class Recipe:
         if len(set(names)) < len(names):
             raise SpecError(f"two stages have one name: {', '.join(names)}")
         used = [name for stage in self.stage for task in stage.task for name in task.data]
-        for name in [*used, *(held.data for held in self.held_out.values())]:
+        starts = [start for stage in self.stage for task in stage.task for start in _starts(task.losses)]
+        for name in [*used, *starts, *(held.data for held in self.held_out.values())]:
             if name not in self.data:
                 raise UnknownName("data of this recipe", name, self.data)
         if not self.export.merge and self.model.load is None:
@@ -477,7 +488,7 @@ def _model(model: Model, place: Place) -> Model:
 
 
 def _checked(stages: tuple[Stage, ...], place: Place) -> tuple[Stage, ...]:
-    """With losses, augmentations and fields of the spec as their signatures want them."""
+    """With augmentations and fields of the spec as their signatures want them."""
     return tuple(
         dataclasses.replace(
             stage,
@@ -485,10 +496,6 @@ def _checked(stages: tuple[Stage, ...], place: Place) -> tuple[Stage, ...]:
             task=tuple(
                 dataclasses.replace(
                     task,
-                    losses=tuple(
-                        _loss(settings, place.at("stage", s, "task", t, "losses", k))
-                        for k, settings in enumerate(task.losses)
-                    ),
                     augment=tuple(
                         _augmentation(settings, place.at("stage", s, "task", t, "augment", k))
                         for k, settings in enumerate(task.augment)
@@ -508,14 +515,6 @@ def _spec(table: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
         if key not in hints:
             raise place.at(key).error(UnknownName(f"setting of {place.name}", key, hints))
     return {key: fitted(value, hints[key], place.at(key)) for key, value in table.items()}
-
-
-def _loss(settings: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
-    """Settings of a loss, tried on its signature."""
-    tried = dict(settings)
-    fitted(tried.pop("weight", 1.0), float, place.at("weight"))
-    called(known_losses, tried, place, width=None, teacher_width=None)
-    return settings
 
 
 def _augmentation(settings: Mapping[str, Any], place: Place) -> Mapping[str, Any]:

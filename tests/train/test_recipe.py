@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mmembed.errors import SpecError
-from mmembed.train.recipe import read_recipe
+from mmembed.errors import SpecError, UnknownName
+from mmembed.train.recipe import Task, read_recipe
 from mmembed.train.signatures import lines_of
 
 from .runs import RECIPE
@@ -45,6 +45,7 @@ def test_a_recipe_is_what_it_says(tmp_path):
         ("temperature = 0.05", "temparature = 0.05", "'temparature'. Did you mean 'temperature'?"),
         ("temperature = 0.05", 'temperature = "low"', "temperature must be a number"),
         ("temperature = 0.05", 'weight = "much"', "weight must be a number, not 'much'"),
+        ("lr = 1e-3", "lr = inf", "stage[0].lr must be a finite number, not inf"),
         ('path = "pictures.jsonl"', 'path = "pictures.jsonl"\nlimits = 3', "'limits'. Did you mean 'limit'?"),
         ('{ text = "name" }', '{ txt = "name" }', "'txt'. Did you mean 'text'?"),
         ('data = ["pairs", "pictures"]', 'data = ["pears"]', "'pears'. Did you mean 'pairs'?"),
@@ -66,6 +67,42 @@ def test_what_is_wrong_is_told_with_its_line(tmp_path, old, new, said):
     at = str(caught.value).split("line ")[1].split(":")[0]
     near = line(text, "[[stage]]") if "projektor" in new else int(at)
     assert int(at) in lines or int(at) == near
+
+
+HOT = '{ kind = "infonce", temperature = "hot" }'
+TWICE = '{ kind = "sum", losses = [{ kind = "infonce", hard_negatives = "onw" }] }'
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        ('kind = "matryoshka", dimensions = [8], loss = { kind = "infonce", temprature = 1.0 }',
+         ".loss is called 'temprature'. Did you mean 'temperature'?"),
+        (f'kind = "sum", losses = [{{ kind = "infonce" }}, {HOT}]', ".losses[1].temperature must be a number"),
+        ('kind = "sum", losses = [{ temperature = 1.0 }]', ".losses[0] needs a kind"),
+        ('kind = "sum", losses = ["infonce"]', ".losses[0] must be a table, not 'infonce'"),
+        ('kind = "sum", losses = []', ".losses must not be empty"),
+        (f'kind = "matryoshka_2d", dimensions = [8], loss = {TWICE}',
+         ".loss.losses[0].hard_negatives is called 'onw'. Did you mean 'own'? Known: all, none, own."),
+        ('kind = "infonce", temperature = nan', ".temperature must be a finite number, not nan"),
+        ('kind = "infonce", temperature = -0.05', ".temperature must be a number above 0, not -0.05"),
+        ('kind = "positive_aware", share = 5', ".share must be a number above 0 and of at most 1, not 5.0"),
+        ('kind = "proxies", start = "pears"', "'pears'. Did you mean 'pairs'?"),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_of_a_loss_within_another_is_told_with_its_line(tmp_path, loss, said):
+    text = RECIPE.replace("  losses = [{", "  losses = [\n    {").replace('kind = "infonce", temperature = 0.05', loss)
+    with pytest.raises(SpecError) as caught:
+        read(tmp_path, text)
+    assert said in str(caught.value)
+    if "pears" not in loss:  # which data there is, is known of the whole recipe
+        assert f"line {line(text, loss)}: " in str(caught.value)
+        assert "stage[0].task[0].losses[0]." in str(caught.value)
+
+
+def test_a_recipe_written_in_python_refuses_a_loss_that_cannot_be_built():
+    with pytest.raises(UnknownName, match=r"value of losses\[0\]\.by is called 'techer'"):
+        Task(data=("pairs",), batch=8, losses=({"kind": "infonce", "by": "techer"},))
 
 
 def test_lacking_keys_are_named_with_their_table(tmp_path):
