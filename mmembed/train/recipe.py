@@ -21,13 +21,15 @@ from ..spec import ModelSpec
 from .augment import augmentations
 from .data import Source
 from .losses.objective import check_loss
-from .signatures import Place, call, called, fitted, read_toml
+from .signatures import Place, Range, call, called, fitted, read_toml
 
 
 def _check_loss(settings: Mapping[str, Any], place: Place) -> None:
-    """Raises: SpecError, UnknownName, a loss of a task that cannot be built, or a weight of it that is none."""
+    """Raises: SpecError, UnknownName, a loss of a task that cannot be built, or whose weight is not above 0."""
     own = dict(settings)
-    fitted(own.pop("weight", 1.0), float, place.at("weight"))
+    at = place.at("weight")
+    if fitted(own.pop("weight", 1.0), Annotated[float, Range(least=0)], at) == 0:
+        raise at.error(f"{at.name} = 0: such a loss teaches nothing; leave it out")
     check_loss(own, place)
 
 
@@ -120,7 +122,7 @@ class Task:
 
     Attributes:
         data: names of data. batch: examples a step, over all processes.
-        losses: `{kind = "...", weight = 1.0, ...}` each, the settings of the loss beside.
+        losses: `{kind = "...", weight = 1.0, ...}` each, the settings of the loss beside; weights are above 0.
         teacher: an embedder, by folder or name, whose vectors of the same things losses read; see `Columns.query_source`.
         augment: what pictures go through, each time drawn anew: `{kind = "...", chance = 1.0, ...}` each, the settings of the
             augmentation beside; see `mmembed.train.augment`.

@@ -100,6 +100,17 @@ def test_a_wrong_setting_of_a_loss_within_another_is_told_with_its_line(tmp_path
         assert "stage[0].task[0].losses[0]." in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("weight", "said"),
+    [("-1.0", "at least 0, not -1"), ("nan", "not nan"), ("inf", "not inf"), ("0", "teaches nothing; leave it out")],
+)
+def test_a_weight_of_a_loss_is_above_0(tmp_path, weight, said):
+    with pytest.raises(SpecError, match=rf"stage\[0\]\.task\[0\]\.losses\[0\]\.weight .*{said}"):
+        read(tmp_path, RECIPE.replace("temperature = 0.05", f"weight = {weight}"))
+    with pytest.raises(SpecError, match=rf"losses\[0\]\.weight .*{said}"):
+        Task(data=("pairs",), batch=8, losses=({"kind": "infonce", "weight": float(weight)},))
+
+
 def test_a_recipe_written_in_python_refuses_a_loss_that_cannot_be_built():
     with pytest.raises(UnknownName, match=r"value of losses\[0\]\.by is called 'techer'"):
         Task(data=("pairs",), batch=8, losses=({"kind": "infonce", "by": "techer"},))
