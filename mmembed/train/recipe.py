@@ -20,7 +20,7 @@ from ..errors import MmembedError, SpecError, UnknownName
 from ..spec import ModelSpec
 from .augment import augmentations
 from .data import Source
-from .losses.objective import check_loss
+from .losses.objective import check_loss, is_contrastive
 from .signatures import Place, Range, call, called, fitted, read_toml
 
 
@@ -364,6 +364,9 @@ class Recipe:
         for name in [*used, *starts, *(held.data for held in self.held_out.values())]:
             if name not in self.data:
                 raise UnknownName("data of this recipe", name, self.data)
+        for stage in self.stage:
+            for task in stage.task:
+                self._check_contrasts(stage, task)
         if not self.export.merge and self.model.load is None:
             raise SpecError(
                 "export.merge = false leaves LoRA beside its base, and a composed model has none: model.load"
@@ -390,6 +393,29 @@ class Recipe:
         trained = set(used) & {held.data for held in self.held_out.values()}
         if trained:
             raise SpecError(f"held out, and trained on: {', '.join(sorted(trained))}")
+
+    def _check_contrasts(self, stage: Stage, task: Task) -> None:
+        """Raises: SpecError, a contrastive loss that cannot find anything, whatever the rows are."""
+        found = [loss["kind"] for loss in task.losses if is_contrastive(loss)]
+        if not found:
+            return
+        said = f"stage {stage.name!r}: the loss {found[0]!r}"
+        for name in task.data:
+            source = self.data[name]
+            if source.columns.negatives or source.mined is not None:
+                continue
+            if task.batch == 1:
+                raise SpecError(
+                    f"{said} teaches nothing in a batch of 1: data {name!r} has no hard negatives, so nothing stands beside a "
+                    "positive; batch = 2 or more, columns.negatives, or mined"
+                )
+            prompted = source.query_prompt != source.positive_prompt or source.instruction is not None
+            if source.columns.positive is None and not prompted and not stage.dropout:
+                raise SpecError(
+                    f"{said} only drives things apart on data {name!r}, whose positives are the queries themselves and have their "
+                    "very vectors: columns.positive; or dropout = true in the stage, by which the two differ (SimCSE); or a "
+                    "query_prompt and another positive_prompt"
+                )
 
     def check_digests(self) -> None:
         """Raises: SpecError, a file that is not the one the recipe names."""

@@ -224,6 +224,34 @@ def test_every_setting_of_every_loss_refuses_what_it_cannot_be_when_it_is_built(
                 built(kind, **{name: []})
 
 
+CONTRASTIVE = {
+    *("embeddinggemma", "gist", "gte", "hardest_negatives", "infonce", "late_interaction", "late_interaction_pairwise"),
+    *("learnt_temperature", "llave", "matryoshka", "modality_aware", "positive_aware", "qwen3", "simcse", "symmetric"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(CONTRASTIVE))
+def test_a_pair_with_nothing_beside_it_teaches_a_contrastive_loss_nothing(kind):
+    compared, loss = things(), built(kind)
+    first = ((compared.owner == 0) & compared.positive).nonzero()[0]
+    values = {name: x.requires_grad_() for name, x in leaves(compared).items()}
+    given = with_leaves(compared, values)
+    one = Compared(
+        queries=given.queries.take(torch.tensor([0])),
+        documents=given.documents.take(first),
+        owner=torch.tensor([0]),
+        positive=torch.tensor([True]),
+    )
+    loss(one).backward()
+    assert all((x.grad == 0).all() for x in values.values() if x.grad is not None)
+    assert loss.contrastive
+
+
+def test_what_is_over_a_contrastive_loss_is_one():
+    found = {kind for kind in EVERY if built(kind).contrastive}
+    assert found == CONTRASTIVE | {"adaptive_layers", "espresso", "matryoshka_2d", "sum"}
+
+
 @pytest.mark.parametrize("kind", EVERY)
 def test_a_loss_says_what_it_reads_and_reads_nothing_else(kind):
     compared, loss = things(), built(kind)

@@ -111,6 +111,28 @@ def test_a_weight_of_a_loss_is_above_0(tmp_path, weight, said):
         Task(data=("pairs",), batch=8, losses=({"kind": "infonce", "weight": float(weight)},))
 
 
+def test_a_contrastive_loss_with_nothing_to_learn_from_is_refused(tmp_path):
+    alone = RECIPE.replace("batch = 8", "batch = 1").replace("group = 4", "")
+    over = '{ kind = "matryoshka", dimensions = [8], loss = { kind = "infonce" } }'
+    for text in (alone, alone.replace('{ kind = "infonce", temperature = 0.05 }', over)):
+        with pytest.raises(
+            SpecError, match=r"stage 'first': the loss '(infonce|matryoshka)' teaches nothing in a batch of 1"
+        ):
+            read(tmp_path, text)
+        read(tmp_path, text, 'stage.0.task.0.data=["pairs"]', 'data.pairs.mined="mined.jsonl"')
+        read(tmp_path, text, 'stage.0.task.0.data=["pairs"]', 'data.pairs.columns.negatives=[{ text = "n" }]')
+    for kind in ("embedding_matching", "language_modelling", "flops", "siglip"):
+        read(tmp_path, alone, f'stage.0.task.0.losses=[{{ kind = "{kind}" }}]')
+    itself = RECIPE.replace(', positive = { text = "p" }', "")
+    with pytest.raises(
+        SpecError, match="'infonce' only drives things apart on data 'pairs', whose positives are the queries"
+    ):
+        read(tmp_path, itself)
+    read(tmp_path, itself, "stage.0.dropout=true")
+    read(tmp_path, itself, 'data.pairs.query_prompt="query"', 'data.pairs.positive_prompt="document"')
+    read(tmp_path, itself, 'stage.0.task.0.losses=[{ kind = "proxies" }]')
+
+
 def test_a_recipe_written_in_python_refuses_a_loss_that_cannot_be_built():
     with pytest.raises(UnknownName, match=r"value of losses\[0\]\.by is called 'techer'"):
         Task(data=("pairs",), batch=8, losses=({"kind": "infonce", "by": "techer"},))

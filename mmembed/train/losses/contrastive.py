@@ -56,7 +56,7 @@ def _together(settings: Mapping[str, Any]) -> None:
         raise SpecError("only query_to_document and document_to_query have a share each: say joint=True")
 
 
-@objective("infonce", check=_together)
+@objective("infonce", contrastive=True, check=_together)
 def infonce(
     compared: Compared,
     *,
@@ -156,7 +156,7 @@ def _nearest(logits: Row, off: Off, pair: Off, most: int) -> Row:
     return logits.masked_fill(~pair & (others < least), float("-inf"))
 
 
-@objective("symmetric")
+@objective("symmetric", contrastive=True)
 def symmetric(
     compared: Compared,
     *,
@@ -178,14 +178,14 @@ def symmetric(
     )
 
 
-@objective("simcse", "vectors")
+@objective("simcse", "vectors", contrastive=True)
 def simcse(compared: Compared, *, temperature: Above0 | Tensor = 0.05) -> Float[Tensor, ""]:
     """InfoNCE at 0.05 (SimCSE, arXiv 2104.08821; LLM2Vec's second step, arXiv 2404.05961): unsupervised, where the documents
     are the queries embedded once more under another dropout; supervised, where they are entailed and contradicted sentences."""
     return infonce(compared, temperature=temperature)
 
 
-@objective("gte")
+@objective("gte", contrastive=True)
 def gte(
     compared: Compared, *, temperature: Above0 | Tensor = 0.01, similarity: Similarity = "cosine"
 ) -> Float[Tensor, ""]:
@@ -196,7 +196,7 @@ def gte(
     return infonce(compared, temperature=temperature, similarity=similarity, directions=DIRECTIONS[:4])
 
 
-@objective("qwen3")
+@objective("qwen3", contrastive=True)
 def qwen3(
     compared: Compared,
     *,
@@ -223,7 +223,7 @@ def qwen3(
     )
 
 
-@objective("embeddinggemma", "vectors")
+@objective("embeddinggemma", "vectors", contrastive=True)
 def embeddinggemma(
     compared: Compared, *, temperature: Above0 | Tensor = 0.02, hardness: Least0 = 5.0
 ) -> Float[Tensor, ""]:
@@ -234,7 +234,7 @@ def embeddinggemma(
     return infonce(compared, temperature=temperature, hard_negatives="own", hardness=hardness, hardness_of="hard")
 
 
-@objective("llave", "vectors")
+@objective("llave", "vectors", contrastive=True)
 def llave(compared: Compared, *, temperature: Above0 | Tensor = 0.02, hardness: Least0 = 9.0) -> Float[Tensor, ""]:
     """Symmetric InfoNCE in which every negative weighs exp(hardness * sg(s)) (LLaVE, arXiv 2503.04812; its code defaults to
     0.5, its paper and README use 9)."""
@@ -243,7 +243,7 @@ def llave(compared: Compared, *, temperature: Above0 | Tensor = 0.02, hardness: 
     )
 
 
-@objective("gist", "vectors", "teacher")
+@objective("gist", "vectors", "teacher", contrastive=True)
 def gist(
     compared: Compared,
     *,
@@ -265,7 +265,7 @@ def gist(
     )
 
 
-@objective("positive_aware", "vectors", "teacher")
+@objective("positive_aware", "vectors", "teacher", contrastive=True)
 def positive_aware(
     compared: Compared, *, temperature: Above0 | Tensor = 0.02, share: Annotated[float, Range(above=0, most=1)] = 0.95
 ) -> Float[Tensor, ""]:
@@ -274,7 +274,7 @@ def positive_aware(
     return infonce(compared, temperature=temperature, margin=share - 1, relative=True, by="teacher")
 
 
-@objective("hardest_negatives", "vectors")
+@objective("hardest_negatives", "vectors", contrastive=True)
 def hardest_negatives(
     compared: Compared, *, temperature: Above0 | Tensor = 0.02, margin: float = 0.1, most: Count = 8
 ) -> Float[Tensor, ""]:
@@ -282,13 +282,13 @@ def hardest_negatives(
     return infonce(compared, temperature=temperature, margin=margin, hardest=most)
 
 
-@objective("modality_aware", "vectors", "modality")
+@objective("modality_aware", "vectors", "modality", contrastive=True)
 def modality_aware(compared: Compared, *, temperature: Above0 | Tensor = 0.02) -> Float[Tensor, ""]:
     """InfoNCE against the documents of the positive's own modality (UNITE's MAMCL, arXiv 2505.19650)."""
     return infonce(compared, temperature=temperature, same_modality=True)
 
 
-@objective("late_interaction")
+@objective("late_interaction", contrastive=True)
 def late_interaction(
     compared: Compared, *, temperature: Above0 | Tensor = 0.02, similarity: Similarity = "meanmaxsim"
 ) -> Float[Tensor, ""]:
@@ -296,7 +296,7 @@ def late_interaction(
     return infonce(compared, temperature=temperature, similarity=similarity)
 
 
-@objective("late_interaction_pairwise")
+@objective("late_interaction_pairwise", contrastive=True)
 def late_interaction_pairwise(
     compared: Compared,
     *,
@@ -379,7 +379,7 @@ class LearntTemperature(Loss):
         inner = build_loss(loss, width=width, teacher_width=teacher_width)
         if not isinstance(inner, Plain) or "temperature" not in inner.settings:
             raise SpecError(f"the loss {loss['kind']!r} takes no temperature that could be learnt")
-        self.loss, self.needs, self.least = inner, inner.needs, least
+        self.loss, self.needs, self.contrastive, self.least = inner, inner.needs, inner.contrastive, least
         self.log_temperature = nn.Parameter(torch.tensor(temperature).log())
 
     def measure(self, compared: Compared) -> Float[Tensor, ""]:

@@ -43,10 +43,13 @@ class Loss(nn.Module):
     Attributes:
         needs: names of what it reads: fields of `Embedded`, "score", "predicted".
         alone: what is in a batch is measured one by one: no thing is another's negative, and equal ones may stand in it.
+        contrastive: a query's positive is to be found among others: a pair with none beside it teaches nothing, and one of a
+            thing and itself only that others lie apart.
     """
 
     needs: frozenset[str] = frozenset()
     alone: bool = False
+    contrastive: bool = False
 
     def forward(self, compared: Compared) -> Float[Tensor, ""]:
         with torch.autocast(compared.owner.device.type, enabled=False):
@@ -63,8 +66,9 @@ losses: Registry[Callable[..., Loss]] = Registry("loss")
 class Plain(Loss):
     """A loss without weights: a formula with its settings."""
 
-    def __init__(self, formula: Formula, settings: Mapping[str, Any], needs: Iterable[str]):
+    def __init__(self, formula: Formula, settings: Mapping[str, Any], needs: Iterable[str], contrastive: bool):
         super().__init__()
+        self.contrastive = contrastive
         self.formula, self.settings = formula, dict(settings)
         self.needs = frozenset(needs) | _read_by(self.settings)
 
@@ -76,12 +80,13 @@ class Plain(Loss):
 
 
 def objective(
-    name: str, *needs: str, check: Callable[[Mapping[str, Any]], None] | None = None
+    name: str, *needs: str, contrastive: bool = False, check: Callable[[Mapping[str, Any]], None] | None = None
 ) -> Callable[[Formula], Formula]:
     """Register a formula under `name`; its keyword-only arguments are the settings.
 
     Args:
         needs: what it reads, besides what the settings `similarity` and `by` say.
+        contrastive: see `Loss`.
         check: is called with all settings as the loss is built, and raises those that do not go together.
     """
 
@@ -93,7 +98,7 @@ def objective(
             every = {p.name: settings.get(p.name, p.default) for p in own}
             if check is not None:
                 check(every)
-            return Plain(formula, every, needs)
+            return Plain(formula, every, needs, contrastive)
 
         make.__signature__ = inspect.Signature([*given, *own])  # type: ignore[attr-defined]
         make.__doc__, make.__wrapped__ = formula.__doc__, formula  # type: ignore[attr-defined]
@@ -135,6 +140,11 @@ def needs_of(settings: Mapping[str, Any]) -> frozenset[str]:
 def measures_alone(settings: Mapping[str, Any]) -> bool:
     """Whether the loss of these settings measures things one by one."""
     return build_loss({key: value for key, value in settings.items() if key != "weight"}).alone
+
+
+def is_contrastive(settings: Mapping[str, Any]) -> bool:
+    """Whether the loss of these settings, or one within it, finds positives among others."""
+    return build_loss({key: value for key, value in settings.items() if key != "weight"}).contrastive
 
 
 def _read_by(settings: Mapping[str, Any]) -> frozenset[str]:

@@ -43,6 +43,7 @@ class Sum(Loss):
         self.weights = _weights(weights, len(losses), "losses")
         self.needs = frozenset().union(*(each.needs for each in self.losses))  # type: ignore[arg-type]
         self.alone = all(bool(each.alone) for each in self.losses)
+        self.contrastive = any(bool(each.contrastive) for each in self.losses)
 
     def measure(self, compared: Compared) -> Float[Tensor, ""]:
         parts = [weight * loss(compared) for weight, loss in zip(self.weights, self.losses, strict=True)]
@@ -56,6 +57,7 @@ class Over(Loss):
         super().__init__()
         self.loss = build_loss(loss, width=width, teacher_width=teacher_width)
         self.needs, self.alone = self.loss.needs | set(needs), self.loss.alone
+        self.contrastive = self.loss.contrastive
 
 
 @losses.register("matryoshka")
