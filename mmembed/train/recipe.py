@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import json
 import typing
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..errors import MmembedError, SpecError, UnknownName
 from ..spec import ModelSpec
 from .augment import augmentations
 from .data import Source
-from .losses.objective import check_loss, is_contrastive
+from .losses.objective import check_loss, is_contrastive, needs_of
 from .signatures import Place, Range, call, called, fitted, read_toml
 
 
@@ -412,10 +413,16 @@ class Recipe:
             prompted = source.query_prompt != source.positive_prompt or source.instruction is not None
             if source.columns.positive is None and not prompted and not stage.dropout:
                 raise SpecError(
-                    f"{said} only drives things apart on data {name!r}, whose positives are the queries themselves and have their "
-                    "very vectors: columns.positive; or dropout = true in the stage, by which the two differ (SimCSE); or a "
-                    "query_prompt and another positive_prompt"
+                    f"{said} only drives things apart on data {name!r}, whose positives are the queries themselves and have "
+                    "their very vectors: columns.positive; or dropout = true in the stage, by which the two differ (SimCSE); or "
+                    "a query_prompt and another positive_prompt"
                 )
+
+    def unread_scores(self, task: Task) -> list[str]:
+        """The data of a task that has scores, where none of its losses reads them."""
+        if any("score" in needs_of(loss) for loss in task.losses):
+            return []
+        return [name for name in task.data if self.data[name].columns.score is not None]
 
     def check_digests(self) -> None:
         """Raises: SpecError, a file that is not the one the recipe names."""
@@ -481,6 +488,9 @@ def read_recipe(path: Path, changes: typing.Sequence[str] = ()) -> Recipe:
 
     Raises:
         SpecError: what is wrong with it, with the line.
+
+    Warns:
+        UserWarning: data has scores that a task drawing it does not read.
     """
     try:
         text = path.read_text(encoding="utf-8")

@@ -133,6 +133,19 @@ def test_a_contrastive_loss_with_nothing_to_learn_from_is_refused(tmp_path):
     read(tmp_path, itself, 'stage.0.task.0.losses=[{ kind = "proxies" }]')
 
 
+def test_scores_that_no_loss_reads_are_told_once(tmp_path, recwarn):
+    scored = RECIPE.replace('positive = { text = "p" }', 'positive = { text = "p" }, score = "s"')
+    two = scored + scored[scored.index("[[stage]]") :].replace('"first"', '"second"')
+    with pytest.warns(UserWarning, match="no loss of a task that draws 'pairs' reads its columns.score") as told:
+        read(tmp_path, two)
+    assert len(told) == 1
+    over = '{ kind = "matryoshka", dimensions = [8], loss = { kind = "cosent" } }'
+    both = scored.replace("temperature = 0.05 }", f"temperature = 0.05 }}, {over}")
+    for text in (RECIPE, scored.replace('"infonce", temperature = 0.05', '"cosent"'), both):
+        read(tmp_path, text)
+    assert not recwarn
+
+
 def test_a_recipe_written_in_python_refuses_a_loss_that_cannot_be_built():
     with pytest.raises(UnknownName, match=r"value of losses\[0\]\.by is called 'techer'"):
         Task(data=("pairs",), batch=8, losses=({"kind": "infonce", "by": "techer"},))
