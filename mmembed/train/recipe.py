@@ -503,6 +503,13 @@ def read_recipe(path: Path, changes: typing.Sequence[str] = ()) -> Recipe:
     if given is not None:
         raise place.at("folder").error("the folder of a recipe is the one it lies in")
     recipe = call(Recipe, values, place, folder=path.absolute().parent)
+    unread = sorted({name for stage in recipe.stage for task in stage.task for name in recipe.unread_scores(task)})
+    if unread:
+        warnings.warn(
+            f"{path}: no loss of a task that draws {', '.join(map(repr, unread))} reads its columns.score: a pair of any score "
+            "is an answer there; 'cosent' is one that reads scores",
+            stacklevel=2,
+        )
     return dataclasses.replace(recipe, model=_model(recipe.model, place), stage=_checked(recipe.stage, place))
 
 
@@ -587,8 +594,19 @@ def _change(values: dict[str, Any], change: str) -> None:
             if at < len(path):
                 table = table[int(part)] if isinstance(table, list) else table.setdefault(part, {})
         table[int(last) if isinstance(table, list) else last] = tomllib.loads(f"x = {value}")["x"]
-    except (tomllib.TOMLDecodeError, ValueError, IndexError, AttributeError, TypeError) as error:
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"--set {change}: {_unread(key.strip(), value.strip(), error)}") from None
+    except (ValueError, IndexError, AttributeError, TypeError) as error:
         raise SpecError(f"--set {change}: {error}") from None
+
+
+def _unread(key: str, value: str, error: Exception) -> str:
+    """Why a value is none of TOML, and what may have been meant."""
+    if value in ("True", "False"):
+        return f"true and false are in small letters: --set {key}={value.lower()}"
+    if not value or any(mark in value for mark in "\"'[]{}"):
+        return str(error)
+    return f"{value!r} is no value of TOML, where texts are quoted: --set '{key}=\"{value}\"'"
 
 
 def _no_such(path: typing.Sequence[str], part: str, count: int) -> str:

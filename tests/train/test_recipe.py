@@ -186,6 +186,25 @@ def test_set_changes_a_value_and_says_where_it_cannot(tmp_path):
             read(tmp_path, RECIPE, change)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("name=foo", """'foo' is no value of TOML, where texts are quoted: --set 'name="foo"'"""),
+        ("stage.0.name=the first", """texts are quoted: --set 'stage.0.name="the first"'"""),
+        ("stage.0.dropout=True", "true and false are in small letters"),
+        ("stage.0.betas=[0.9,", "Invalid value"),
+        ("stage.0.stepz=3", "'stepz'. Did you mean 'steps'?"),
+        ("modle.load='tiny'", "'modle'. Did you mean 'model'?"),
+        ("stage.0.task.0.losses.0.temprature=3", "'temprature'. Did you mean 'temperature'?"),
+        ("data.pears.limit=3", "data.pears needs a kind"),
+    ],
+)
+def test_what_set_cannot_read_is_told_with_what_to_write(tmp_path, change, said):
+    with pytest.raises(SpecError) as caught:
+        read(tmp_path, RECIPE, change)
+    assert said in str(caught.value)
+
+
 def test_set_of_a_stage_that_is_not_there_says_which_are(tmp_path):
     for change, said in (
         ("stage.1.steps=3", "there is no stage.1: the recipe has 1, stage.0"),
