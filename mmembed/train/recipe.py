@@ -21,16 +21,17 @@ from ..errors import MmembedError, SpecError, UnknownName
 from ..spec import ModelSpec
 from .augment import augmentations
 from .data import Source
-from .losses.objective import check_loss, is_contrastive, needs_of
+from .losses.objective import PREDICTED, check_loss, is_contrastive, needs_of
 from .signatures import Place, Range, call, called, fitted, read_toml
 
 
 def _check_loss(settings: Mapping[str, Any], place: Place) -> None:
     """Raises: SpecError, UnknownName, a loss of a task that cannot be built, or whose weight is not above 0."""
     own = dict(settings)
-    at = place.at("weight")
-    if fitted(own.pop("weight", 1.0), Annotated[float, Range(least=0)], at) == 0:
+    at, weight = place.at("weight"), own.pop("weight", 1.0)
+    if weight == 0:
         raise at.error(f"{at.name} = 0: such a loss teaches nothing; leave it out")
+    fitted(weight, Annotated[float, Range(above=0)], at)
     check_loss(own, place)
 
 
@@ -398,7 +399,7 @@ class Recipe:
     def _check_contrasts(self, stage: Stage, task: Task) -> None:
         """Raises: SpecError, a contrastive loss that cannot find anything, whatever the rows are."""
         found = [loss["kind"] for loss in task.losses if is_contrastive(loss)]
-        if not found:
+        if not found or any(PREDICTED in needs_of(loss) for loss in task.losses):  # which are refused beside each other
             return
         said = f"stage {stage.name!r}: the loss {found[0]!r}"
         for name in task.data:

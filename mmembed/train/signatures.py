@@ -18,6 +18,7 @@ from ..errors import MmembedError, SpecError, UnknownName
 from ..registry import Registry
 
 T = TypeVar("T")
+WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
 Key = tuple["str | int", ...]
 
 TOKEN = re.compile(
@@ -341,13 +342,18 @@ def _said(wanted: Any) -> str:
     if origin is typing.Annotated:
         return _said(arguments[0])
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_said(kind) for kind in arguments if kind is not type(None))
+        return " or ".join(_said(kind) for kind in arguments if _writable(kind))
     if _many(origin):
         return f"a list of {_said(arguments[0]).removeprefix('a ').removeprefix('an ')}s"
     if origin is typing.Literal:
         return " or ".join(map(repr, arguments))
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
-    return words.get(wanted, "a table")
+    return WORDS.get(wanted, "a table")
+
+
+def _writable(wanted: Any) -> bool:
+    """Whether a file can say it, and no tensor or nothing that only Python has."""
+    table = dataclasses.is_dataclass(wanted) or hasattr(wanted, "registry")
+    return table or wanted in WORDS or typing.get_origin(wanted) is not None
 
 
 def _found(value: Any) -> str:

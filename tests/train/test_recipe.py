@@ -78,7 +78,7 @@ TWICE = '{ kind = "sum", losses = [{ kind = "infonce", hard_negatives = "onw" }]
     [
         ('kind = "matryoshka", dimensions = [8], loss = { kind = "infonce", temprature = 1.0 }',
          ".loss is called 'temprature'. Did you mean 'temperature'?"),
-        (f'kind = "sum", losses = [{{ kind = "infonce" }}, {HOT}]', ".losses[1].temperature must be a number"),
+        (f'kind = "sum", losses = [{{ kind = "infonce" }}, {HOT}]', ".losses[1].temperature must be a number, not 'hot'"),
         ('kind = "sum", losses = [{ temperature = 1.0 }]', ".losses[0] needs a kind"),
         ('kind = "sum", losses = ["infonce"]', ".losses[0] must be a table, not 'infonce'"),
         ('kind = "sum", losses = []', ".losses must not be empty"),
@@ -102,7 +102,7 @@ def test_a_wrong_setting_of_a_loss_within_another_is_told_with_its_line(tmp_path
 
 @pytest.mark.parametrize(
     ("weight", "said"),
-    [("-1.0", "at least 0, not -1"), ("nan", "not nan"), ("inf", "not inf"), ("0", "teaches nothing; leave it out")],
+    [("-1.0", "above 0, not -1"), ("nan", "not nan"), ("inf", "not inf"), ("0", "teaches nothing; leave it out")],
 )
 def test_a_weight_of_a_loss_is_above_0(tmp_path, weight, said):
     with pytest.raises(SpecError, match=rf"stage\[0\]\.task\[0\]\.losses\[0\]\.weight .*{said}"):
