@@ -81,7 +81,7 @@ class Range:
     def __call__(self, value: float, place: Place) -> None:
         low = self.above is None or value > self.above
         if not (low and (self.least is None or value >= self.least) and (self.most is None or value <= self.most)):
-            raise place.error(f"{place.name} must be a number {self}, not {value!r}")
+            raise place.error(f"{place.name}={value!r} is no number {self}")
 
     def __str__(self) -> str:
         ends = {"above": self.above, "of at least": self.least, "of at most": self.most}

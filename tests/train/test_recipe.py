@@ -85,8 +85,8 @@ TWICE = '{ kind = "sum", losses = [{ kind = "infonce", hard_negatives = "onw" }]
         (f'kind = "matryoshka_2d", dimensions = [8], loss = {TWICE}',
          ".loss.losses[0].hard_negatives is called 'onw'. Did you mean 'own'? Known: all, none, own."),
         ('kind = "infonce", temperature = nan', ".temperature must be a finite number, not nan"),
-        ('kind = "infonce", temperature = -0.05', ".temperature must be a number above 0, not -0.05"),
-        ('kind = "positive_aware", share = 5', ".share must be a number above 0 and of at most 1, not 5.0"),
+        ('kind = "infonce", temperature = -0.05', ".temperature=-0.05 is no number above 0"),
+        ('kind = "positive_aware", share = 5', ".share=5.0 is no number above 0 and of at most 1"),
         ('kind = "proxies", start = "pears"', "'pears'. Did you mean 'pairs'?"),
     ],
 )  # fmt: skip
@@ -102,12 +102,17 @@ def test_a_wrong_setting_of_a_loss_within_another_is_told_with_its_line(tmp_path
 
 @pytest.mark.parametrize(
     ("weight", "said"),
-    [("-1.0", "above 0, not -1"), ("nan", "not nan"), ("inf", "not inf"), ("0", "teaches nothing; leave it out")],
+    [
+        ("-1.0", "=-1.0 is no number above 0"),
+        ("nan", " .*not nan"),
+        ("inf", " .*not inf"),
+        ("0", " = 0: .*teaches nothing; leave it out"),
+    ],
 )
 def test_a_weight_of_a_loss_is_above_0(tmp_path, weight, said):
-    with pytest.raises(SpecError, match=rf"stage\[0\]\.task\[0\]\.losses\[0\]\.weight .*{said}"):
+    with pytest.raises(SpecError, match=rf"stage\[0\]\.task\[0\]\.losses\[0\]\.weight{said}"):
         read(tmp_path, RECIPE.replace("temperature = 0.05", f"weight = {weight}"))
-    with pytest.raises(SpecError, match=rf"losses\[0\]\.weight .*{said}"):
+    with pytest.raises(SpecError, match=rf"losses\[0\]\.weight{said}"):
         Task(data=("pairs",), batch=8, losses=({"kind": "infonce", "weight": float(weight)},))
 
 
