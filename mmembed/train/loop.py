@@ -80,6 +80,7 @@ class Run:
             raise SpecError("a loss of a language head reads embeddings outside of the backbone: leave shard out")
         for examples in self.data.values():
             examples.source.prompts(self.embedder.spec)
+        recipe.check_views(self.embedder.spec)
         trained = {name for stage in recipe.stage for task in stage.task for name in task.data}
         for held in recipe.held_out.values():
             check(self.embedder, self.data[held.data], held)

@@ -7,10 +7,11 @@ import hashlib
 import inspect
 import json
 import typing
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image as PillowImage
@@ -21,8 +22,19 @@ from ..images import Image
 from ..spec import ModelSpec
 from .augment import augmentations
 from .data import Source, digest, held_picture
-from .losses.objective import losses as known_losses
-from .signatures import Place, call, called, fitted, read_toml
+from .losses.objective import PREDICTED, check_loss, is_contrastive, needs_of
+from .signatures import Place, Range, call, called, fitted, read_toml
+
+
+def _check_loss(settings: Mapping[str, Any], place: Place) -> None:
+    """Raises: SpecError, UnknownName, a loss of a task that cannot be built, or whose weight is not above 0."""
+    own = dict(settings)
+    at, weight = place.at("weight"), own.pop("weight", 1.0)
+    if weight == 0:
+        raise at.error(f"{at.name} = 0: such a loss teaches nothing; leave it out")
+    fitted(weight, Annotated[float, Range(above=0)], at)
+    check_loss(own, place)
+
 
 TRIES = 30
 """How often an augmentation is tried before a run."""
@@ -113,7 +125,7 @@ class Task:
 
     Attributes:
         data: names of data. batch: examples a step, over all processes.
-        losses: `{kind = "...", weight = 1.0, ...}` each, the settings of the loss beside.
+        losses: `{kind = "...", weight = 1.0, ...}` each, the settings of the loss beside; weights are above 0.
         teacher: an embedder, by folder or name, whose vectors of the same things losses read; see `Columns.query_source`.
         augment: what pictures go through, each time drawn anew: `{kind = "...", chance = 1.0, ...}` each, the settings of the
             augmentation beside; see `mmembed.train.augment`.
@@ -126,7 +138,7 @@ class Task:
 
     data: tuple[str, ...]
     batch: int
-    losses: tuple[Mapping[str, Any], ...] = ({"kind": "infonce"},)
+    losses: tuple[Annotated[Mapping[str, Any], _check_loss], ...] = ({"kind": "infonce"},)
     teacher: str | None = None
     augment: tuple[Mapping[str, Any], ...] = ()
     ease: float = 0.0
@@ -140,6 +152,8 @@ class Task:
     def __post_init__(self) -> None:
         if not self.data or self.batch < 1 or not self.losses:
             raise SpecError("a task needs data, a batch of at least 1 and a loss")
+        for k, loss in enumerate(self.losses):
+            _check_loss(loss, Place("").at("losses", k))
         if self.ease < 0:
             raise SpecError(f"ease={self.ease} must not be negative")
         if self.group is not None and self.group < 1:
@@ -349,9 +363,17 @@ class Recipe:
         if len(set(names)) < len(names):
             raise SpecError(f"two stages have one name: {', '.join(names)}")
         used = [name for stage in self.stage for task in stage.task for name in task.data]
-        for name in [*used, *(held.data for held in self.held_out.values())]:
+        starts = [start for stage in self.stage for task in stage.task for start in _starts(task.losses)]
+        for name in [*used, *starts, *(held.data for held in self.held_out.values())]:
             if name not in self.data:
                 raise UnknownName("data of this recipe", name, self.data)
+        for stage, task, kind in self._contrasts():
+            for name in task.data if task.batch == 1 else ():
+                if not self.data[name].columns.negatives and self.data[name].mined is None:
+                    raise SpecError(
+                        f"stage {stage.name!r}: the loss {kind!r} teaches nothing in a batch of 1: data {name!r} has no hard "
+                        "negatives, so nothing stands beside a positive; batch = 2 or more, columns.negatives, or mined"
+                    )
         if not self.export.merge and self.model.load is None:
             raise SpecError(
                 "export.merge = false leaves LoRA beside its base, and a composed model has none: model.load"
@@ -378,6 +400,34 @@ class Recipe:
         trained = set(used) & {held.data for held in self.held_out.values()}
         if trained:
             raise SpecError(f"held out, and trained on: {', '.join(sorted(trained))}")
+
+    def _contrasts(self) -> typing.Iterator[tuple[Stage, Task, str]]:
+        """Tasks with a contrastive loss, and its kind."""
+        for stage in self.stage:
+            for task in stage.task:
+                found = [str(loss["kind"]) for loss in task.losses if is_contrastive(loss)]
+                if found and not any(PREDICTED in needs_of(loss) for loss in task.losses):  # refused beside each other
+                    yield stage, task, found[0]
+
+    def check_views(self, spec: ModelSpec) -> None:
+        """Raises: SpecError, a contrastive loss of things and themselves, which have one vector under the model's prompts."""
+        for stage, task, kind in self._contrasts():
+            for name in task.data:
+                source = self.data[name]
+                asked, told = source.prompts(spec)
+                alone = not source.columns.negatives and source.mined is None and source.columns.positive is None
+                if alone and not stage.dropout and asked == told and source.instruction is None:
+                    raise SpecError(
+                        f"stage {stage.name!r}: the loss {kind!r} only drives things apart on data {name!r}, whose positives are "
+                        "the queries themselves and have their very vectors: columns.positive; or dropout = true in the stage, "
+                        "by which the two differ (SimCSE); or a query_prompt and another positive_prompt"
+                    )
+
+    def unread_scores(self, task: Task) -> list[str]:
+        """The data of a task that has scores, where none of its losses reads them."""
+        if any("score" in needs_of(loss) for loss in task.losses):
+            return []
+        return [name for name in task.data if self.data[name].columns.score is not None]
 
     def check_digests(self) -> None:
         """Raises: SpecError, a file that is not the one the recipe names."""
@@ -445,6 +495,9 @@ def read_recipe(path: Path, changes: typing.Sequence[str] = ()) -> Recipe:
 
     Raises:
         SpecError: what is wrong with it, with the line.
+
+    Warns:
+        UserWarning: data has scores that a task drawing it does not read.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -457,6 +510,13 @@ def read_recipe(path: Path, changes: typing.Sequence[str] = ()) -> Recipe:
     if given is not None:
         raise place.at("folder").error("the folder of a recipe is the one it lies in")
     recipe = call(Recipe, values, place, folder=path.absolute().parent)
+    unread = sorted({name for stage in recipe.stage for task in stage.task for name in recipe.unread_scores(task)})
+    if unread:
+        warnings.warn(
+            f"{path}: no loss of a task that draws {', '.join(map(repr, unread))} reads its columns.score: a pair of any score "
+            "is an answer there; 'cosent' is one that reads scores",
+            stacklevel=2,
+        )
     return dataclasses.replace(recipe, model=_model(recipe.model, place), stage=_checked(recipe.stage, place))
 
 
@@ -480,7 +540,7 @@ def _model(model: Model, place: Place) -> Model:
 
 
 def _checked(stages: tuple[Stage, ...], place: Place) -> tuple[Stage, ...]:
-    """With losses, augmentations and fields of the spec as their signatures want them."""
+    """With augmentations and fields of the spec as their signatures want them."""
     return tuple(
         dataclasses.replace(
             stage,
@@ -488,10 +548,6 @@ def _checked(stages: tuple[Stage, ...], place: Place) -> tuple[Stage, ...]:
             task=tuple(
                 dataclasses.replace(
                     task,
-                    losses=tuple(
-                        _loss(settings, place.at("stage", s, "task", t, "losses", k))
-                        for k, settings in enumerate(task.losses)
-                    ),
                     augment=tuple(
                         _augmentation(settings, place.at("stage", s, "task", t, "augment", k))
                         for k, settings in enumerate(task.augment)
@@ -511,14 +567,6 @@ def _spec(table: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
         if key not in hints:
             raise place.at(key).error(UnknownName(f"setting of {place.name}", key, hints))
     return {key: fitted(value, hints[key], place.at(key)) for key, value in table.items()}
-
-
-def _loss(settings: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
-    """Settings of a loss, tried on its signature."""
-    tried = dict(settings)
-    fitted(tried.pop("weight", 1.0), float, place.at("weight"))
-    called(known_losses, tried, place, width=None, teacher_width=None)
-    return settings
 
 
 def _augmentation(settings: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
@@ -553,8 +601,19 @@ def _change(values: dict[str, Any], change: str) -> None:
             if at < len(path):
                 table = table[int(part)] if isinstance(table, list) else table.setdefault(part, {})
         table[int(last) if isinstance(table, list) else last] = tomllib.loads(f"x = {value}")["x"]
-    except (tomllib.TOMLDecodeError, ValueError, IndexError, AttributeError, TypeError) as error:
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"--set {change}: {_unread(key.strip(), value.strip(), error)}") from None
+    except (ValueError, IndexError, AttributeError, TypeError) as error:
         raise SpecError(f"--set {change}: {error}") from None
+
+
+def _unread(key: str, value: str, error: Exception) -> str:
+    """Why a value is none of TOML, and what may have been meant."""
+    if value in ("True", "False"):
+        return f"true and false are in small letters: --set {key}={value.lower()}"
+    if not value or any(mark in value for mark in "\"'[]{}"):
+        return str(error)
+    return f"{value!r} is no value of TOML, where texts are quoted: --set '{key}=\"{value}\"'"
 
 
 def _no_such(path: typing.Sequence[str], part: str, count: int) -> str:

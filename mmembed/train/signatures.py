@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import re
 import tomllib
 import types
@@ -17,6 +18,7 @@ from ..errors import MmembedError, SpecError, UnknownName
 from ..registry import Registry
 
 T = TypeVar("T")
+WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
 Key = tuple["str | int", ...]
 
 TOKEN = re.compile(
@@ -27,7 +29,7 @@ TOKEN = re.compile(
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a file a value stands: its key from the top, and the lines of all keys of the file."""
+    """Where in a file a value stands: its key from the top, and the lines of all keys of the file; "": it is in no file."""
 
     file: str
     lines: Mapping[Key, int] = field(default_factory=dict)
@@ -50,9 +52,46 @@ class Place:
         said = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in self.key)
         return said.removeprefix(".") or "the recipe"
 
-    def error(self, reason: object) -> SpecError:
+    def error(self, reason: object) -> MmembedError:
+        """An error that says where it stands; in no file, an error as it is."""
+        if not self.file:
+            return reason if isinstance(reason, MmembedError) else SpecError(reason)
         where = self.file if self.line is None else f"{self.file}, line {self.line}"
-        return SpecError(f"{where}: {reason}")
+        return _Placed(f"{where}: {reason}")
+
+
+class _Placed(SpecError):
+    """An error that says where it stands."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The finite numbers that a setting may be: `Annotated[float, Range(above=0)]`.
+
+    What stands beside an annotation is called with the value and its `Place`, and raises what is wrong.
+
+    Attributes:
+        above: all of them are more. least, most: the ends, which are among them.
+    """
+
+    above: float | None = None
+    least: float | None = None
+    most: float | None = None
+
+    def __call__(self, value: float, place: Place) -> None:
+        low = self.above is None or value > self.above
+        if not (low and (self.least is None or value >= self.least) and (self.most is None or value <= self.most)):
+            raise place.error(f"{place.name}={value!r} is no number {self}")
+
+    def __str__(self) -> str:
+        ends = {"above": self.above, "of at least": self.least, "of at most": self.most}
+        return " and ".join(f"{word} {end:g}" for word, end in ends.items() if end is not None)
+
+
+def filled(values: Sequence[Any], place: Place) -> None:
+    """For a list that holds something: `Annotated[Sequence[str], filled]`."""
+    if not values:
+        raise place.error(f"{place.name} must not be empty")
 
 
 def read_toml(text: str, file: str) -> tuple[dict[str, Any], Place]:
@@ -201,11 +240,7 @@ def call(part: Callable[..., T], table: Mapping[str, Any], place: Place, **given
     try:
         return part(**made)
     except MmembedError as error:
-        raise (error if isinstance(error, _Placed) else _Placed(str(place.error(error)))) from None
-
-
-class _Placed(SpecError):
-    """An error that says where it stands."""
+        raise (error if isinstance(error, _Placed) else place.error(error)) from None
 
 
 def schema(part: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
@@ -214,19 +249,28 @@ def schema(part: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], dict
         name: p for name, p in inspect.signature(part).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY
     }
     bare = inspect.isclass(part) and not dataclasses.is_dataclass(part)
-    return settings, typing.get_type_hints(part.__init__ if bare else inspect.unwrap(part))
+    return settings, typing.get_type_hints(part.__init__ if bare else inspect.unwrap(part), include_extras=True)
 
 
 def fitted(value: Any, wanted: Any, place: Place) -> Any:
     """A value of TOML as an annotation wants it: tuples of arrays, dataclasses and registered parts of tables.
 
     Raises:
-        SpecError: it is something else; the message names the key, the line, what was wanted and what was found.
+        SpecError: it is something else, or a number that is none; the message names the key, the line, what was wanted and what
+            was found.
+        UnknownName: a name that is none, of what stands in no file.
     """
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
     if wanted is Any:
         return value
+    if origin is typing.Annotated:
+        made = fitted(value, arguments[0], place)
+        for check in arguments[1:]:
+            check(made, place)
+        return made
     if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
         kinds = [kind for kind in arguments if kind is not type(None)]
         for kind in kinds:
             if len(kinds) == 1 or _is(value, kind):
@@ -234,7 +278,7 @@ def fitted(value: Any, wanted: Any, place: Place) -> Any:
     elif origin is typing.Literal:
         if value in arguments:
             return value
-        raise place.error(UnknownName(place.name, value, map(str, arguments)))
+        raise place.error(UnknownName(f"value of {place.name}", value, map(str, arguments)))
     elif _is(value, wanted):
         if _many(origin):
             return tuple(fitted(each, arguments[0], place.at(k)) for k, each in enumerate(value))
@@ -245,6 +289,8 @@ def fitted(value: Any, wanted: Any, place: Place) -> Any:
             return called(registry, value, place)
         if dataclasses.is_dataclass(wanted):
             return call(typing.cast("type[Any]", wanted), value, place)
+        if wanted is float and not math.isfinite(value):
+            raise place.error(f"{place.name} must be a finite number, not {value!r}")
         return float(value) if wanted is float else Path(value) if wanted is Path else value
     raise place.error(f"{place.name} must be {_said(wanted)}, not {_found(value)}")
 
@@ -267,12 +313,14 @@ def _is(value: Any, wanted: Any) -> bool:
     origin = typing.get_origin(wanted)
     if wanted is Any:
         return True
+    if origin is typing.Annotated:
+        return _is(value, typing.get_args(wanted)[0])
     if origin is typing.Literal:
         return value in typing.get_args(wanted)
     if _many(origin):
-        return isinstance(value, list)
+        return isinstance(value, (list, tuple))
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
-        return isinstance(value, dict)
+        return isinstance(value, Mapping)
     if wanted is bool or isinstance(value, bool):
         return wanted is bool and isinstance(value, bool)
     if wanted is float:
@@ -291,14 +339,21 @@ def _many(origin: Any) -> bool:
 def _said(wanted: Any) -> str:
     """An annotation in words."""
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin is typing.Annotated:
+        return _said(arguments[0])
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_said(kind) for kind in arguments if kind is not type(None))
+        return " or ".join(_said(kind) for kind in arguments if _writable(kind))
     if _many(origin):
         return f"a list of {_said(arguments[0]).removeprefix('a ').removeprefix('an ')}s"
     if origin is typing.Literal:
         return " or ".join(map(repr, arguments))
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
-    return words.get(wanted, "a table")
+    return WORDS.get(wanted, "a table")
+
+
+def _writable(wanted: Any) -> bool:
+    """Whether a file can say it, and no tensor or nothing that only Python has."""
+    table = dataclasses.is_dataclass(wanted) or hasattr(wanted, "registry")
+    return table or wanted in WORDS or typing.get_origin(wanted) is not None
 
 
 def _found(value: Any) -> str:

@@ -337,6 +337,10 @@ def test_a_temperature_is_learnt_with_the_model():
         ({"kind": "infonce", "similarity": "cosin"}, "Did you mean 'cosine'"),
         ({"kind": "infonce", "temperature": 0}, "above 0"),
         ({"kind": "infonce", "by": "techer"}, "Did you mean 'teacher'"),
+        ({"kind": "infonce", "directions": ["query_to_query"]}, "hold no pair that could be found"),
+        ({"kind": "infonce", "directions": ["query_to_document", "query_to_query"], "joint": False}, "joint=True"),
+        ({"kind": "learnt_temperature", "loss": {"kind": "infonce"}, "temperature": 0.005}, "begins below the least"),
+        ({"kind": "sum", "losses": [{"kind": "infonce", "temprature": 1}]}, "Did you mean 'temperature'"),
     ],
 )
 def test_a_wrong_setting_is_said_when_the_loss_is_built(settings, said):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from mmembed.errors import SpecError, UnknownName
 from mmembed.train.compared import GRADED, Compared, Embedded, joined
 from mmembed.train.losses import build_loss, losses
 from mmembed.train.losses.proxies import Proxies
+from mmembed.train.signatures import schema
 
 from .things import B, D, V, W, things
 
@@ -157,6 +160,96 @@ def test_an_unknown_setting_names_the_nearest(kind):
     known = [*SETTINGS.get(kind, {})] or ["temperature"]
     with pytest.raises(UnknownName, match=f"setting of the loss '{kind}'"):
         built(kind, **{known[0] + "x": 1})
+
+
+NAMES = (
+    "similarity",
+    "by",
+    "directions",
+    "hard_negatives",
+    "hardness_of",
+    "metric",
+    "sides",
+    "between",
+    "of",
+    "over",
+    "weighting",
+)
+ABOVE = ("temperature", "teacher_temperature", "scale", "least", "weights")
+COUNTS = ("hardest", "most", "block", "dimensions", "dimension", "per_step", "layers_per_step", "dimensions_per_step")
+NOT_NEGATIVE = (
+    *(
+        "hardness",
+        "pull",
+        "mean",
+        "second",
+        "documents",
+        "warmup",
+        "sparse_score",
+        "sparse_loss",
+        "last",
+        "prior",
+        "kl",
+    ),
+    "in_batch",
+)
+ANY = ("margin", "bias")
+OTHERS = ("loss", "losses", "start")
+LISTS = ("directions", "sides", "of", "dimensions", "weights")
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_every_setting_of_every_loss_refuses_what_it_cannot_be_when_it_is_built(kind):
+    settings, hints = schema(losses[kind])
+    for name in settings:
+        wrong = [object()]
+        number = name in (*ABOVE, *COUNTS, *NOT_NEGATIVE, *ANY) or (
+            name in ("queries", "share") and hints[name] is not bool
+        )
+        if name in NAMES:
+            wrong += ["onw"]
+        elif number:
+            whole = int in (hints[name], *get_args(hints[name])) or name in COUNTS
+            wrong += [0.5 if whole else x for x in (math.nan, math.inf, -math.inf)]
+            wrong += [] if name in ANY else [-1]
+            wrong += [0] if name in (*ABOVE, *COUNTS, "share") else []
+            wrong += [1.5] if name in ("in_batch", "share") else []
+        else:
+            assert hints[name] is bool or name in OTHERS, f"what {name!r} of {kind!r} may be is not tried here"
+        for value in wrong:
+            with pytest.raises((SpecError, UnknownName), match=name):
+                built(kind, **{name: [value] if name in LISTS else value})
+        if name in LISTS or name == "losses":
+            with pytest.raises(SpecError, match=name):
+                built(kind, **{name: []})
+
+
+CONTRASTIVE = {
+    *("embeddinggemma", "gist", "gte", "hardest_negatives", "infonce", "late_interaction", "late_interaction_pairwise"),
+    *("learnt_temperature", "llave", "matryoshka", "modality_aware", "positive_aware", "qwen3", "simcse", "symmetric"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(CONTRASTIVE))
+def test_a_pair_with_nothing_beside_it_teaches_a_contrastive_loss_nothing(kind):
+    compared, loss = things(), built(kind)
+    first = ((compared.owner == 0) & compared.positive).nonzero()[0]
+    values = {name: x.requires_grad_() for name, x in leaves(compared).items()}
+    given = with_leaves(compared, values)
+    one = Compared(
+        queries=given.queries.take(torch.tensor([0])),
+        documents=given.documents.take(first),
+        owner=torch.tensor([0]),
+        positive=torch.tensor([True]),
+    )
+    loss(one).backward()
+    assert all((x.grad == 0).all() for x in values.values() if x.grad is not None)
+    assert loss.contrastive
+
+
+def test_what_is_over_a_contrastive_loss_is_one():
+    found = {kind for kind in EVERY if built(kind).contrastive}
+    assert found == CONTRASTIVE | {"adaptive_layers", "espresso", "matryoshka_2d", "sum"}
 
 
 @pytest.mark.parametrize("kind", EVERY)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mmembed.errors import SpecError
-from mmembed.train.recipe import read_recipe
+from mmembed.errors import SpecError, UnknownName
+from mmembed.testing import tiny_embedder
+from mmembed.train.recipe import Task, read_recipe
 from mmembed.train.signatures import lines_of
 
 from .runs import RECIPE
@@ -45,6 +47,7 @@ def test_a_recipe_is_what_it_says(tmp_path):
         ("temperature = 0.05", "temparature = 0.05", "'temparature'. Did you mean 'temperature'?"),
         ("temperature = 0.05", 'temperature = "low"', "temperature must be a number"),
         ("temperature = 0.05", 'weight = "much"', "weight must be a number, not 'much'"),
+        ("lr = 1e-3", "lr = inf", "stage[0].lr must be a finite number, not inf"),
         ('path = "pictures.jsonl"', 'path = "pictures.jsonl"\nlimits = 3', "'limits'. Did you mean 'limit'?"),
         ('{ text = "name" }', '{ txt = "name" }', "'txt'. Did you mean 'text'?"),
         ('data = ["pairs", "pictures"]', 'data = ["pears"]', "'pears'. Did you mean 'pairs'?"),
@@ -66,6 +69,97 @@ def test_what_is_wrong_is_told_with_its_line(tmp_path, old, new, said):
     at = str(caught.value).split("line ")[1].split(":")[0]
     near = line(text, "[[stage]]") if "projektor" in new else int(at)
     assert int(at) in lines or int(at) == near
+
+
+HOT = '{ kind = "infonce", temperature = "hot" }'
+TWICE = '{ kind = "sum", losses = [{ kind = "infonce", hard_negatives = "onw" }] }'
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        ('kind = "matryoshka", dimensions = [8], loss = { kind = "infonce", temprature = 1.0 }',
+         ".loss is called 'temprature'. Did you mean 'temperature'?"),
+        (f'kind = "sum", losses = [{{ kind = "infonce" }}, {HOT}]', ".losses[1].temperature must be a number, not 'hot'"),
+        ('kind = "sum", losses = [{ temperature = 1.0 }]', ".losses[0] needs a kind"),
+        ('kind = "sum", losses = ["infonce"]', ".losses[0] must be a table, not 'infonce'"),
+        ('kind = "sum", losses = []', ".losses must not be empty"),
+        (f'kind = "matryoshka_2d", dimensions = [8], loss = {TWICE}',
+         ".loss.losses[0].hard_negatives is called 'onw'. Did you mean 'own'? Known: all, none, own."),
+        ('kind = "infonce", temperature = nan', ".temperature must be a finite number, not nan"),
+        ('kind = "infonce", temperature = -0.05', ".temperature=-0.05 is no number above 0"),
+        ('kind = "positive_aware", share = 5', ".share=5.0 is no number above 0 and of at most 1"),
+        ('kind = "proxies", start = "pears"', "'pears'. Did you mean 'pairs'?"),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_of_a_loss_within_another_is_told_with_its_line(tmp_path, loss, said):
+    text = RECIPE.replace("  losses = [{", "  losses = [\n    {").replace('kind = "infonce", temperature = 0.05', loss)
+    with pytest.raises(SpecError) as caught:
+        read(tmp_path, text)
+    assert said in str(caught.value)
+    if "pears" not in loss:  # which data there is, is known of the whole recipe
+        assert f"line {line(text, loss)}: " in str(caught.value)
+        assert "stage[0].task[0].losses[0]." in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("weight", "said"),
+    [
+        ("-1.0", "=-1.0 is no number above 0"),
+        ("nan", " .*not nan"),
+        ("inf", " .*not inf"),
+        ("0", " = 0: .*teaches nothing; leave it out"),
+    ],
+)
+def test_a_weight_of_a_loss_is_above_0(tmp_path, weight, said):
+    with pytest.raises(SpecError, match=rf"stage\[0\]\.task\[0\]\.losses\[0\]\.weight{said}"):
+        read(tmp_path, RECIPE.replace("temperature = 0.05", f"weight = {weight}"))
+    with pytest.raises(SpecError, match=rf"losses\[0\]\.weight{said}"):
+        Task(data=("pairs",), batch=8, losses=({"kind": "infonce", "weight": float(weight)},))
+
+
+def test_a_contrastive_loss_with_nothing_to_learn_from_is_refused(tmp_path):
+    alone = RECIPE.replace("batch = 8", "batch = 1").replace("group = 4", "")
+    over = '{ kind = "matryoshka", dimensions = [8], loss = { kind = "infonce" } }'
+    for text in (alone, alone.replace('{ kind = "infonce", temperature = 0.05 }', over)):
+        with pytest.raises(
+            SpecError, match=r"stage 'first': the loss '(infonce|matryoshka)' teaches nothing in a batch of 1"
+        ):
+            read(tmp_path, text)
+        read(tmp_path, text, 'stage.0.task.0.data=["pairs"]', 'data.pairs.mined="mined.jsonl"')
+        read(tmp_path, text, 'stage.0.task.0.data=["pairs"]', 'data.pairs.columns.negatives=[{ text = "n" }]')
+    for kind in ("embedding_matching", "language_modelling", "flops", "siglip"):
+        read(tmp_path, alone, f'stage.0.task.0.losses=[{{ kind = "{kind}" }}]')
+    itself = RECIPE.replace(', positive = { text = "p" }', "")
+    spec = tiny_embedder().spec
+    two = replace(spec, prompts={name: {"any": f"{name}: {{content}}"} for name in ("query", "document", "other")})
+    with pytest.raises(
+        SpecError, match="'infonce' only drives things apart on data 'pairs', whose positives are the queries"
+    ):
+        read(tmp_path, itself).check_views(spec)
+    read(tmp_path, itself).check_views(two)  # by default the two sides have prompts of these names
+    with pytest.raises(SpecError, match="only drives things apart"):
+        read(tmp_path, itself, 'data.pairs.query_prompt="other"', 'data.pairs.positive_prompt="other"').check_views(two)
+    for change in ("stage.0.dropout=true", 'stage.0.task.0.losses=[{ kind = "proxies" }]'):
+        read(tmp_path, itself, change).check_views(spec)
+
+
+def test_scores_that_no_loss_reads_are_told_once(tmp_path, recwarn):
+    scored = RECIPE.replace('positive = { text = "p" }', 'positive = { text = "p" }, score = "s"')
+    two = scored + scored[scored.index("[[stage]]") :].replace('"first"', '"second"')
+    with pytest.warns(UserWarning, match="no loss of a task that draws 'pairs' reads its columns.score") as told:
+        read(tmp_path, two)
+    assert len(told) == 1
+    over = '{ kind = "matryoshka", dimensions = [8], loss = { kind = "cosent" } }'
+    both = scored.replace("temperature = 0.05 }", f"temperature = 0.05 }}, {over}")
+    for text in (RECIPE, scored.replace('"infonce", temperature = 0.05', '"cosent"'), both):
+        read(tmp_path, text)
+    assert not recwarn
+
+
+def test_a_recipe_written_in_python_refuses_a_loss_that_cannot_be_built():
+    with pytest.raises(UnknownName, match=r"value of losses\[0\]\.by is called 'techer'"):
+        Task(data=("pairs",), batch=8, losses=({"kind": "infonce", "by": "techer"},))
 
 
 def test_lacking_keys_are_named_with_their_table(tmp_path):
@@ -101,6 +195,25 @@ def test_set_changes_a_value_and_says_where_it_cannot(tmp_path):
     for change in ("stage.3.steps=9", "stage.0.steps", "stage.0.steps=many words", "name.first=1"):
         with pytest.raises(SpecError, match="--set"):
             read(tmp_path, RECIPE, change)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("name=foo", """'foo' is no value of TOML, where texts are quoted: --set 'name="foo"'"""),
+        ("stage.0.name=the first", """texts are quoted: --set 'stage.0.name="the first"'"""),
+        ("stage.0.dropout=True", "true and false are in small letters"),
+        ("stage.0.betas=[0.9,", "Invalid value"),
+        ("stage.0.stepz=3", "'stepz'. Did you mean 'steps'?"),
+        ("modle.load='tiny'", "'modle'. Did you mean 'model'?"),
+        ("stage.0.task.0.losses.0.temprature=3", "'temprature'. Did you mean 'temperature'?"),
+        ("data.pears.limit=3", "data.pears needs a kind"),
+    ],
+)
+def test_what_set_cannot_read_is_told_with_what_to_write(tmp_path, change, said):
+    with pytest.raises(SpecError) as caught:
+        read(tmp_path, RECIPE, change)
+    assert said in str(caught.value)
 
 
 def test_set_of_a_stage_that_is_not_there_says_which_are(tmp_path):

@@ -1,7 +1,7 @@
 """Training objectives by name: importing this registers them all."""
 
 from . import contrastive, distillation, graded, language, proxies, regularisers, shortened
-from .objective import PREDICTED, Loss, build_loss, losses, measures_alone, needs_of, objective
+from .objective import PREDICTED, Loss, build_loss, is_contrastive, losses, measures_alone, needs_of, objective
 
 __all__ = [
     "PREDICTED",
@@ -10,6 +10,7 @@ __all__ = [
     "contrastive",
     "distillation",
     "graded",
+    "is_contrastive",
     "language",
     "losses",
     "measures_alone",

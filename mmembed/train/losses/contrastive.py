@@ -4,50 +4,74 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ...errors import SpecError, UnknownName
+from ...errors import SpecError
 from ..compared import Compared, Embedded, blockwise, cosine, paired, similarity_of, teacher_cosine
-from .objective import Loss, Plain, build_loss, losses, objective, read_by
+from ..signatures import Range
+from .objective import (
+    Above0,
+    Count,
+    Judge,
+    Least0,
+    Loss,
+    Plain,
+    Settings,
+    Share,
+    Similarity,
+    build_loss,
+    losses,
+    objective,
+)
 
 Row = Float[Tensor, "R M"]
 Off = Bool[Tensor, "R M"]
 
-DIRECTIONS = (
+Direction = Literal[
     "query_to_document",
     "query_to_query",
     "document_to_query",
     "document_to_document",
     "positive_to_positive",
-)
-"""Parts of a denominator: which of the two of a pair is compared, and with what."""
-BETWEEN = ("query_to_document", "document_to_query")
+]
+"""A part of a denominator: which of the two of a pair is compared, and with what."""
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+BETWEEN: tuple[Direction, ...] = ("query_to_document", "document_to_query")
 """Those in which the pair itself stands."""
-HARDNESS = ("in_batch", "hard", "all")
+Hardness = Literal["in_batch", "hard", "all"]
 """Negatives that weigh by how near they are: those of other queries, the hard ones of the own, or both."""
 
 
-@objective("infonce")
+def _together(settings: Mapping[str, Any]) -> None:
+    """Raises: SpecError, directions that no pair is found by."""
+    directions = settings["directions"]
+    if "query_to_document" not in directions:
+        raise SpecError("directions without 'query_to_document' hold no pair that could be found")
+    if not settings["joint"] and not set(directions) <= set(BETWEEN):
+        raise SpecError("only query_to_document and document_to_query have a share each: say joint=True")
+
+
+@objective("infonce", contrastive=True, check=_together)
 def infonce(
     compared: Compared,
     *,
-    temperature: float | Tensor = 0.02,
-    similarity: str = "cosine",
-    directions: Sequence[str] = ("query_to_document",),
+    temperature: Above0 | Tensor = 0.02,
+    similarity: Similarity = "cosine",
+    directions: Sequence[Direction] = ("query_to_document",),
     joint: bool = True,
-    hard_negatives: str = "all",
-    hardness: float = 0.0,
-    hardness_of: str = "all",
+    hard_negatives: Literal["all", "own", "none"] = "all",
+    hardness: Least0 = 0.0,
+    hardness_of: Hardness = "all",
     margin: float | None = None,
     relative: bool = False,
-    by: str = "self",
+    by: Judge = "self",
     same_modality: bool = False,
-    hardest: int | None = None,
+    hardest: Count | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy of picking the positive d of a query q among all documents, mean over the pairs (CPC, arXiv 1807.03748):
 
@@ -60,16 +84,16 @@ def infonce(
             what belongs to the same query. joint: one Z of all parts; else a Z a part, and the mean of their logarithms.
         hard_negatives: "all" in the batch stand in Z, or each query's "own", or "none".
         hardness: so many times its own similarity, held constant, is added to the logit of a negative, `hardness_of`
-            of `HARDNESS`: w = exp(hardness * sg(s)).
+            of `Hardness`: w = exp(hardness * sg(s)).
         margin: a candidate whose similarity exceeds that of q and d+ by more is taken for one that answers too, and left
             out; `relative`: by more than so many times its size. by: the similarity of the model itself ("self") or of
             the "teacher". same_modality: candidates of another modality than d+ are left out (UNITE).
         hardest: so many of the nearest negatives stay, None: all.
 
     Raises:
-        UnknownName, SpecError: a setting that is none.
+        SpecError: directions that no pair is found by, or no document is a positive.
     """
-    _check(directions, joint, hard_negatives, hardness_of)
+    _together({"directions": directions, "joint": joint})
     queries, documents = compared.queries, compared.documents
     positives = compared.positive.nonzero().flatten()
     if not len(positives):
@@ -132,21 +156,13 @@ def _nearest(logits: Row, off: Off, pair: Off, most: int) -> Row:
     return logits.masked_fill(~pair & (others < least), float("-inf"))
 
 
-def _check(directions: Sequence[str], joint: bool, hard_negatives: str, hardness_of: str) -> None:
-    known = (("direction", directions, DIRECTIONS), ("set of hard negatives", [hard_negatives], ("all", "own", "none")))
-    for kind, names, those in (*known, ("set of negatives", [hardness_of], HARDNESS)):
-        for name in names:
-            if name not in those:
-                raise UnknownName(kind, name, those)
-    if "query_to_document" not in directions:
-        raise SpecError("directions without 'query_to_document' hold no pair that could be found")
-    if not joint and not set(directions) <= set(BETWEEN):
-        raise SpecError("only query_to_document and document_to_query have a share each: say joint=True")
-
-
-@objective("symmetric")
+@objective("symmetric", contrastive=True)
 def symmetric(
-    compared: Compared, *, temperature: float | Tensor = 0.02, similarity: str = "cosine", same_modality: bool = False
+    compared: Compared,
+    *,
+    temperature: Above0 | Tensor = 0.02,
+    similarity: Similarity = "cosine",
+    same_modality: bool = False,
 ) -> Float[Tensor, ""]:
     """InfoNCE of queries among documents and of documents among queries, the mean of both (CLIP, arXiv 2103.00020).
 
@@ -162,15 +178,17 @@ def symmetric(
     )
 
 
-@objective("simcse", "vectors")
-def simcse(compared: Compared, *, temperature: float | Tensor = 0.05) -> Float[Tensor, ""]:
+@objective("simcse", "vectors", contrastive=True)
+def simcse(compared: Compared, *, temperature: Above0 | Tensor = 0.05) -> Float[Tensor, ""]:
     """InfoNCE at 0.05 (SimCSE, arXiv 2104.08821; LLM2Vec's second step, arXiv 2404.05961): unsupervised, where the documents
     are the queries embedded once more under another dropout; supervised, where they are entailed and contradicted sentences."""
     return infonce(compared, temperature=temperature)
 
 
-@objective("gte")
-def gte(compared: Compared, *, temperature: float | Tensor = 0.01, similarity: str = "cosine") -> Float[Tensor, ""]:
+@objective("gte", contrastive=True)
+def gte(
+    compared: Compared, *, temperature: Above0 | Tensor = 0.01, similarity: Similarity = "cosine"
+) -> Float[Tensor, ""]:
     """One denominator of all four kinds of pairs (GTE, arXiv 2308.03281):
 
     Z_i = sum_j e^s(q_i, d_j)/t + sum_{j != i} e^s(q_i, q_j)/t + sum_j e^s(q_j, d_i)/t + sum_{j != i} e^s(d_j, d_i)/t
@@ -178,14 +196,14 @@ def gte(compared: Compared, *, temperature: float | Tensor = 0.01, similarity: s
     return infonce(compared, temperature=temperature, similarity=similarity, directions=DIRECTIONS[:4])
 
 
-@objective("qwen3")
+@objective("qwen3", contrastive=True)
 def qwen3(
     compared: Compared,
     *,
-    temperature: float | Tensor = 0.01,
+    temperature: Above0 | Tensor = 0.01,
     margin: float = 0.1,
     same_tower: bool = True,
-    similarity: str = "cosine",
+    similarity: Similarity = "cosine",
 ) -> Float[Tensor, ""]:
     """Own hard negatives, other queries' positives, queries and positives of the own tower, less what looks like a false
     negative (Qwen3-Embedding, arXiv 2506.05176):
@@ -205,9 +223,9 @@ def qwen3(
     )
 
 
-@objective("embeddinggemma", "vectors")
+@objective("embeddinggemma", "vectors", contrastive=True)
 def embeddinggemma(
-    compared: Compared, *, temperature: float | Tensor = 0.02, hardness: float = 5.0
+    compared: Compared, *, temperature: Above0 | Tensor = 0.02, hardness: Least0 = 5.0
 ) -> Float[Tensor, ""]:
     """InfoNCE in which the own hard negative weighs w = exp(hardness * sg(s(q, d-))) (EmbeddingGemma, arXiv 2509.20354):
 
@@ -216,8 +234,8 @@ def embeddinggemma(
     return infonce(compared, temperature=temperature, hard_negatives="own", hardness=hardness, hardness_of="hard")
 
 
-@objective("llave", "vectors")
-def llave(compared: Compared, *, temperature: float | Tensor = 0.02, hardness: float = 9.0) -> Float[Tensor, ""]:
+@objective("llave", "vectors", contrastive=True)
+def llave(compared: Compared, *, temperature: Above0 | Tensor = 0.02, hardness: Least0 = 9.0) -> Float[Tensor, ""]:
     """Symmetric InfoNCE in which every negative weighs exp(hardness * sg(s)) (LLaVE, arXiv 2503.04812; its code defaults to
     0.5, its paper and README use 9)."""
     return infonce(
@@ -225,11 +243,11 @@ def llave(compared: Compared, *, temperature: float | Tensor = 0.02, hardness: f
     )
 
 
-@objective("gist", "vectors", "teacher")
+@objective("gist", "vectors", "teacher", contrastive=True)
 def gist(
     compared: Compared,
     *,
-    temperature: float | Tensor = 0.01,
+    temperature: Above0 | Tensor = 0.01,
     margin: float = 0.0,
     relative: bool = False,
     queries: bool = True,
@@ -247,42 +265,44 @@ def gist(
     )
 
 
-@objective("positive_aware", "vectors", "teacher")
-def positive_aware(compared: Compared, *, temperature: float | Tensor = 0.02, share: float = 0.95) -> Float[Tensor, ""]:
+@objective("positive_aware", "vectors", "teacher", contrastive=True)
+def positive_aware(
+    compared: Compared, *, temperature: Above0 | Tensor = 0.02, share: Annotated[float, Range(above=0, most=1)] = 0.95
+) -> Float[Tensor, ""]:
     """InfoNCE over the candidates that a teacher scores below `share` of the positive (TopK-PercPos of NV-Retriever,
     arXiv 2407.15831, in the batch)."""
     return infonce(compared, temperature=temperature, margin=share - 1, relative=True, by="teacher")
 
 
-@objective("hardest_negatives", "vectors")
+@objective("hardest_negatives", "vectors", contrastive=True)
 def hardest_negatives(
-    compared: Compared, *, temperature: float | Tensor = 0.02, margin: float = 0.1, most: int = 8
+    compared: Compared, *, temperature: Above0 | Tensor = 0.02, margin: float = 0.1, most: Count = 8
 ) -> Float[Tensor, ""]:
     """InfoNCE against the `most` nearest documents that do not exceed the positive by `margin` (UniME, arXiv 2504.17432)."""
     return infonce(compared, temperature=temperature, margin=margin, hardest=most)
 
 
-@objective("modality_aware", "vectors", "modality")
-def modality_aware(compared: Compared, *, temperature: float | Tensor = 0.02) -> Float[Tensor, ""]:
+@objective("modality_aware", "vectors", "modality", contrastive=True)
+def modality_aware(compared: Compared, *, temperature: Above0 | Tensor = 0.02) -> Float[Tensor, ""]:
     """InfoNCE against the documents of the positive's own modality (UNITE's MAMCL, arXiv 2505.19650)."""
     return infonce(compared, temperature=temperature, same_modality=True)
 
 
-@objective("late_interaction")
+@objective("late_interaction", contrastive=True)
 def late_interaction(
-    compared: Compared, *, temperature: float | Tensor = 0.02, similarity: str = "meanmaxsim"
+    compared: Compared, *, temperature: Above0 | Tensor = 0.02, similarity: Similarity = "meanmaxsim"
 ) -> Float[Tensor, ""]:
     """InfoNCE of MaxSim (ColBERT, arXiv 2004.12832), over the number of a query's tokens as in colpali-engine's loss."""
     return infonce(compared, temperature=temperature, similarity=similarity)
 
 
-@objective("late_interaction_pairwise")
+@objective("late_interaction_pairwise", contrastive=True)
 def late_interaction_pairwise(
     compared: Compared,
     *,
-    temperature: float = 0.02,
-    similarity: str = "meanmaxsim",
-    in_batch: float = 0.5,
+    temperature: Above0 = 0.02,
+    similarity: Similarity = "meanmaxsim",
+    in_batch: Share = 0.5,
 ) -> Float[Tensor, ""]:
     """Each hard negative against its positive, and InfoNCE (colpali-engine's losses with explicit negatives):
 
@@ -318,9 +338,8 @@ class SigLIP(Loss):
 
     needs = frozenset({"vectors"})
 
-    def __init__(self, width: int | None, teacher_width: int | None, *, scale: float = 10.0, bias: float = -10.0):
+    def __init__(self, width: int | None, teacher_width: int | None, *, scale: Above0 = 10.0, bias: float = -10.0):
         super().__init__()
-        read_by({"scale": scale})
         self.log_scale = nn.Parameter(torch.tensor(scale).log())
         self.bias = nn.Parameter(torch.tensor(float(bias)))
 
@@ -340,6 +359,9 @@ class LearntTemperature(Loss):
 
     Args:
         loss: settings of a loss that takes a temperature. temperature: where it starts. least: what it never goes below.
+
+    Raises:
+        SpecError: the loss takes none, or it would start below `least`.
     """
 
     def __init__(
@@ -347,16 +369,17 @@ class LearntTemperature(Loss):
         width: int | None,
         teacher_width: int | None,
         *,
-        loss: Mapping[str, Any],
-        temperature: float = 0.07,
-        least: float = 0.01,
+        loss: Settings,
+        temperature: Above0 = 0.07,
+        least: Above0 = 0.01,
     ):
         super().__init__()
-        read_by({"temperature": temperature})
+        if temperature < least:
+            raise SpecError(f"temperature={temperature} begins below the least that it may be: least={least}")
         inner = build_loss(loss, width=width, teacher_width=teacher_width)
         if not isinstance(inner, Plain) or "temperature" not in inner.settings:
             raise SpecError(f"the loss {loss['kind']!r} takes no temperature that could be learnt")
-        self.loss, self.needs, self.least = inner, inner.needs, least
+        self.loss, self.needs, self.contrastive, self.least = inner, inner.needs, inner.contrastive, least
         self.log_temperature = nn.Parameter(torch.tensor(temperature).log())
 
     def measure(self, compared: Compared) -> Float[Tensor, ""]:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ...errors import SpecError, UnknownName
+from ...errors import SpecError
 from ..compared import Compared, Embedded, blockwise, cosine, mean_maxsim, paired, sparse, teacher_cosine
-from .objective import Loss, losses, objective
+from ..signatures import filled
+from .objective import Above0, Least0, Loss, Similarity, losses, objective
 
 Metric = Literal["cosine", "mse", "l2"]
-SIDES = ("queries", "documents")
-PAIRS = ("sides", *SIDES)
+Side = Literal["queries", "documents"]
+SIDES: tuple[Side, ...] = get_args(Side)
 
 
 @objective("margin_mse", "score")
-def margin_mse(compared: Compared, *, similarity: str = "dot") -> Float[Tensor, ""]:
+def margin_mse(compared: Compared, *, similarity: Similarity = "dot") -> Float[Tensor, ""]:
     """Margins of the teacher between a positive and each hard negative of its query (arXiv 2010.02666):
 
     L = mean over (q, d+, d-) of ((s(q, d+) - s(q, d-)) - (t(q, d+) - t(q, d-)))^2
@@ -38,9 +39,9 @@ def margin_mse(compared: Compared, *, similarity: str = "dot") -> Float[Tensor, 
 def kl(
     compared: Compared,
     *,
-    temperature: float = 1.0,
-    teacher_temperature: float | None = None,
-    similarity: str = "dot",
+    temperature: Above0 = 1.0,
+    teacher_temperature: Above0 | None = None,
+    similarity: Similarity = "dot",
 ) -> Float[Tensor, ""]:
     """The teacher's distribution over the documents of each query (arXiv 2010.11386; in the last stage of Qwen3-VL-Embedding
     that of a reranker):
@@ -79,7 +80,7 @@ def _divergence(
     return (due.exp() * (due - said)).sum(1)
 
 
-METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+METRICS: dict[Metric, Callable[[Tensor, Tensor], Tensor]] = {
     "cosine": lambda a, b: 1 - F.cosine_similarity(a, b, dim=-1),
     "mse": lambda a, b: (a - b).square().mean(-1),
     "l2": lambda a, b: (a - b).norm(dim=-1),
@@ -109,15 +110,11 @@ class EmbeddingMatching(Loss):
         width: int | None,
         teacher_width: int | None,
         *,
-        metric: str = "cosine",
+        metric: Metric = "cosine",
         projection: bool = False,
-        sides: Sequence[str] = SIDES,
+        sides: Annotated[Sequence[Side], filled] = SIDES,
     ):
         super().__init__()
-        for kind, names, known in (("metric", [metric], METRICS), ("side", sides, SIDES)):
-            for name in names:
-                if name not in known:
-                    raise UnknownName(kind, name, known)
         self.metric, self.sides = METRICS[metric], tuple(sides)
         self.width = width
         self.projection: nn.Linear | None = None
@@ -152,10 +149,10 @@ class EmbeddingMatching(Loss):
 def similarity_distillation(
     compared: Compared,
     *,
-    temperature: float = 0.02,
-    teacher_temperature: float | None = None,
-    between: str = "sides",
-    metric: str = "kl",
+    temperature: Above0 = 0.02,
+    teacher_temperature: Above0 | None = None,
+    between: Literal["sides", "queries", "documents"] = "sides",
+    metric: Literal["kl", "mse"] = "kl",
 ) -> Float[Tensor, ""]:
     """How the teacher ranks the things of a batch (UniME's first stage, arXiv 2504.17432; of pictures by what it says of their
     captions it is cross-modal distillation):
@@ -166,9 +163,6 @@ def similarity_distillation(
         between: "sides" ranks the documents for each query; "queries", "documents": the others of the own side.
         metric: "kl" or "mse".
     """
-    for kind, name, known in (("pair of sides", between, PAIRS), ("metric", metric, ("kl", "mse"))):
-        if name not in known:
-            raise UnknownName(kind, name, known)
     asked = compared.documents if between == "documents" else compared.queries
     told = compared.queries if between == "queries" else compared.documents
 
@@ -189,15 +183,13 @@ def similarity_distillation(
 
 
 @objective("relational", "vectors", "teacher")
-def relational(compared: Compared, *, sides: Sequence[str] = SIDES) -> Float[Tensor, ""]:
+def relational(compared: Compared, *, sides: Annotated[Sequence[Side], filled] = SIDES) -> Float[Tensor, ""]:
     """Distances between the things of a side, as shares of their mean (RKD, arXiv 1904.05068, as jina-embeddings-v5 has it):
 
     L = mean over the sides of the mean over i, j of ((1 - cos_ij) / mu - (1 - cos'_ij) / mu')^2
     """
     parts = []
     for name in sides:
-        if name not in SIDES:
-            raise UnknownName("side", name, SIDES)
         side: Embedded = getattr(compared, name)
         said, due = 1 - cosine(side, side), 1 - teacher_cosine(side, side)
         off = 1 - torch.eye(len(side), device=said.device, dtype=said.dtype)
@@ -208,7 +200,7 @@ def relational(compared: Compared, *, sides: Sequence[str] = SIDES) -> Float[Ten
 
 @objective("self_distillation", "vectors", "sparse", "tokens")
 def self_distillation(
-    compared: Compared, *, temperature: float = 0.02, sparse_score: float = 0.3, sparse_loss: float = 0.1
+    compared: Compared, *, temperature: Above0 = 0.02, sparse_score: Least0 = 0.3, sparse_loss: Least0 = 0.1
 ) -> Float[Tensor, ""]:
     """Dense, sparse and multi-vector scores learn from their sum (BGE-M3, arXiv 2402.03216, and its code):
 

@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..compared import Compared, paired
-from .objective import objective
+from .objective import Above0, Similarity, objective
 
 
 @objective("cosent", "score")
-def cosent(compared: Compared, *, scale: float = 20.0, similarity: str = "cosine") -> Float[Tensor, ""]:
+def cosent(compared: Compared, *, scale: Above0 = 20.0, similarity: Similarity = "cosine") -> Float[Tensor, ""]:
     """CoSENT (Su, 2022; doi 10.1109/TASLP.2024.3402087), over the pairs of a document and its query:
 
     L = log(1 + sum over i, j with y_i > y_j of exp(scale * (s_j - s_i)))
@@ -21,7 +21,7 @@ def cosent(compared: Compared, *, scale: float = 20.0, similarity: str = "cosine
 
 
 @objective("angle", "score", "vectors")
-def angle(compared: Compared, *, scale: float = 20.0) -> Float[Tensor, ""]:
+def angle(compared: Compared, *, scale: Above0 = 20.0) -> Float[Tensor, ""]:
     """CoSENT over the angle of vectors read as complex numbers, the first half real (AnglE, arXiv 2309.12871):
 
     s = |sum over dimensions of Re and Im of q / d| * |d| / |q|,     which is |cos + sin| of both

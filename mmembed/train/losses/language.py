@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -12,29 +12,27 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ...errors import SpecError, UnknownName
+from ...errors import SpecError
 from ..compared import Compared, Predicted, precise
-from .objective import objective
+from .objective import Count, objective
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-OVER = ("tokens", "samples")
+Mean = Literal["tokens", "samples"]
 """The mean over all tokens, or over samples of the mean over their tokens."""
 
 
 @objective("language_modelling", "predicted")
-def language_modelling(compared: Compared, *, over: str = "tokens", block: int = 1 << 13) -> Float[Tensor, ""]:
+def language_modelling(compared: Compared, *, over: Mean = "tokens", block: Count = 1 << 13) -> Float[Tensor, ""]:
     """Cross-entropy of the tokens that a language head predicts, in fp32: L = mean of -log softmax(head(h))[target].
 
     What is predicted of which state is said by `Predicted`: the next token (autoregressive, GritLM's L_gen), or a masked one
     from the state before it (MNTP).
 
     Args:
-        over: one of `OVER`; GritLM calls them "token" and, alone in a batch, "sample". block: states whose logits stand at once.
+        over: one of `Mean`; GritLM calls them "token" and, alone in a batch, "sample". block: states whose logits stand at once.
     """
-    if over not in OVER:
-        raise UnknownName("mean", over, OVER)
     found = compared.predicted
     if found is None:
         raise SpecError("this loss reads tokens that a language head predicts, and none were given")
@@ -49,7 +47,7 @@ def language_modelling(compared: Compared, *, over: str = "tokens", block: int =
 
 
 @objective("mntp", "predicted")
-def mntp(compared: Compared, *, block: int = 1 << 13) -> Float[Tensor, ""]:
+def mntp(compared: Compared, *, block: Count = 1 << 13) -> Float[Tensor, ""]:
     """Masked next token prediction (LLM2Vec, arXiv 2404.05961): cross-entropy of the masked tokens, each predicted from the state
     before it under bidirectional attention; `mask_tokens` masks, by the `masking` of a recipe's task."""
     return language_modelling(compared, block=block)

@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...errors import SpecError, UnknownName
+from ...errors import UnknownName
 from ...registry import Registry
 from ..compared import SIMILARITIES, Compared
+from ..signatures import Place, Range, called
 
 Formula = Callable[..., Float[Tensor, ""]]
 """formula(compared, *, settings) -> a number in fp32."""
 PREDICTED = "predicted"
 """What a loss of a language head reads."""
+
+Above0 = Annotated[float, Range(above=0)]
+Least0 = Annotated[float, Range(least=0)]
+Share = Annotated[float, Range(least=0, most=1)]
+Count = Annotated[int, Range(least=1)]
+Judge = Literal["self", "teacher"]
+"""Whose vectors are gone by: the model's own or its teacher's."""
+
+
+def _known(name: str, place: Place) -> None:
+    if name not in SIMILARITIES:
+        raise place.error(UnknownName("similarity", name, SIMILARITIES))
+
+
+Similarity = Annotated[str, _known]
+"""A name of `SIMILARITIES`."""
 
 
 class Loss(nn.Module):
@@ -26,10 +43,13 @@ class Loss(nn.Module):
     Attributes:
         needs: names of what it reads: fields of `Embedded`, "score", "predicted".
         alone: what is in a batch is measured one by one: no thing is another's negative, and equal ones may stand in it.
+        contrastive: a query's positive is to be found among others: a pair with none beside it teaches nothing, and one of a
+            thing and itself only that others lie apart.
     """
 
     needs: frozenset[str] = frozenset()
     alone: bool = False
+    contrastive: bool = False
 
     def forward(self, compared: Compared) -> Float[Tensor, ""]:
         with torch.autocast(compared.owner.device.type, enabled=False):
@@ -46,10 +66,11 @@ losses: Registry[Callable[..., Loss]] = Registry("loss")
 class Plain(Loss):
     """A loss without weights: a formula with its settings."""
 
-    def __init__(self, formula: Formula, settings: Mapping[str, Any], needs: Iterable[str]):
+    def __init__(self, formula: Formula, settings: Mapping[str, Any], needs: Iterable[str], contrastive: bool):
         super().__init__()
+        self.contrastive = contrastive
         self.formula, self.settings = formula, dict(settings)
-        self.needs = frozenset(needs) | read_by(self.settings)
+        self.needs = frozenset(needs) | _read_by(self.settings)
 
     def measure(self, compared: Compared) -> Float[Tensor, ""]:
         return self.formula(compared, **self.settings)
@@ -58,11 +79,15 @@ class Plain(Loss):
         return ", ".join(f"{key}={value!r}" for key, value in self.settings.items())
 
 
-def objective(name: str, *needs: str) -> Callable[[Formula], Formula]:
+def objective(
+    name: str, *needs: str, contrastive: bool = False, check: Callable[[Mapping[str, Any]], None] | None = None
+) -> Callable[[Formula], Formula]:
     """Register a formula under `name`; its keyword-only arguments are the settings.
 
     Args:
         needs: what it reads, besides what the settings `similarity` and `by` say.
+        contrastive: see `Loss`.
+        check: is called with all settings as the loss is built, and raises those that do not go together.
     """
 
     def add(formula: Formula) -> Formula:
@@ -70,7 +95,10 @@ def objective(name: str, *needs: str) -> Callable[[Formula], Formula]:
         given = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ("width", "teacher_width")]
 
         def make(width: int | None, teacher_width: int | None, **settings: Any) -> Loss:
-            return Plain(formula, {p.name: settings.get(p.name, p.default) for p in own}, needs)
+            every = {p.name: settings.get(p.name, p.default) for p in own}
+            if check is not None:
+                check(every)
+            return Plain(formula, every, needs, contrastive)
 
         make.__signature__ = inspect.Signature([*given, *own])  # type: ignore[attr-defined]
         make.__doc__, make.__wrapped__ = formula.__doc__, formula  # type: ignore[attr-defined]
@@ -87,10 +115,21 @@ def build_loss(settings: Mapping[str, Any], *, width: int | None = None, teacher
         width: numbers of a vector of the model. teacher_width: of the teacher's.
 
     Raises:
-        SpecError, UnknownName: as `Registry.build`, or a setting outside its range.
+        UnknownName: no such loss, no such setting, or a name that is none.
+        SpecError: a setting of another type or outside its range, or settings that do not go together.
     """
-    built: Loss = losses.build(settings, width=width, teacher_width=teacher_width)
+    place = Place("").at(f"the loss {settings['kind']!r}" if "kind" in settings else "a loss")
+    built: Loss = called(losses, settings, place, width=width, teacher_width=teacher_width)
     return built
+
+
+def check_loss(settings: Mapping[str, Any], place: Place) -> None:
+    """Raises: SpecError, UnknownName, as `build_loss`; where settings stand in a file, with the line."""
+    called(losses, settings, place, width=None, teacher_width=None)
+
+
+Settings = Annotated[Mapping[str, Any], check_loss]
+"""The settings of a loss, its kind among them."""
 
 
 def needs_of(settings: Mapping[str, Any]) -> frozenset[str]:
@@ -103,24 +142,12 @@ def measures_alone(settings: Mapping[str, Any]) -> bool:
     return build_loss({key: value for key, value in settings.items() if key != "weight"}).alone
 
 
-def read_by(settings: Mapping[str, Any]) -> frozenset[str]:
-    """What the settings `similarity` and `by` have a loss read.
+def is_contrastive(settings: Mapping[str, Any]) -> bool:
+    """Whether the loss of these settings, or one within it, finds positives among others."""
+    return build_loss({key: value for key, value in settings.items() if key != "weight"}).contrastive
 
-    Raises:
-        UnknownName, SpecError: no such similarity, filter or temperature.
-    """
-    needs = set()
-    similarity, by = settings.get("similarity"), settings.get("by")
-    if similarity is not None:
-        if similarity not in SIMILARITIES:
-            raise UnknownName("similarity", similarity, SIMILARITIES)
-        needs.add(SIMILARITIES[similarity][1])
-    if by is not None:
-        if by not in ("self", "teacher"):
-            raise UnknownName("source of scores", by, ("self", "teacher"))
-        needs |= {"teacher"} if by == "teacher" else set()
-    for name in ("temperature", "teacher_temperature", "scale"):
-        value = settings.get(name)
-        if isinstance(value, (int, float)) and not value > 0:
-            raise SpecError(f"{name}={value!r} is no number above 0")
-    return frozenset(needs)
+
+def _read_by(settings: Mapping[str, Any]) -> frozenset[str]:
+    """What the settings `similarity` and `by` have a loss read."""
+    needs = {SIMILARITIES[settings["similarity"]][1]} if "similarity" in settings else set()
+    return frozenset(needs | ({"teacher"} if settings.get("by") == "teacher" else set()))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 
 from ...errors import SpecError
 from ..compared import Compared
-from .objective import Loss, losses
+from .objective import Above0, Judge, Least0, Loss, losses
 
 
 @losses.register("proxies")
@@ -39,15 +37,13 @@ class Proxies(Loss):
         width: int | None,
         teacher_width: int | None,
         *,
-        temperature: float = 0.05,
+        temperature: Above0 = 0.05,
         start: str | None = None,
-        by: Literal["self", "teacher"] = "self",
+        by: Judge = "self",
         learnt: bool = True,
-        pull: float = 0.0,
+        pull: Least0 = 0.0,
     ):
         super().__init__()
-        if not temperature > 0:
-            raise SpecError(f"temperature={temperature!r} is no number above 0")
         if by == "teacher" and start is None:
             raise SpecError("by = 'teacher' is about the data that proxies begin with: start = '...'")
         if by == "teacher" and None not in (width, teacher_width) and width != teacher_width:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...errors import UnknownName
 from ..compared import Compared, Embedded, blockwise, cosine
+from ..signatures import Range, filled
 from .contrastive import infonce
-from .objective import objective
+from .objective import Above0, Least0, objective
 
-SPREAD = ("queries", "positives", "negatives")
+Things = Literal["queries", "positives", "negatives"]
+Warmup = Annotated[int, Range(least=0)]
 
 
 @objective("spread_out", "vectors")
 def spread_out(
     compared: Compared,
     *,
-    mean: float = 0.0,
-    second: float = 1.0,
+    mean: Least0 = 0.0,
+    second: Least0 = 1.0,
     beyond: bool = False,
-    of: Sequence[str] = ("queries", "positives"),
+    of: Annotated[Sequence[Things], filled] = ("queries", "positives"),
 ) -> Float[Tensor, ""]:
     """Things of one side lie apart as random directions do (GOR, arXiv 1708.06320; as in EmbeddingGemma, arXiv 2509.20354):
 
@@ -36,8 +38,6 @@ def spread_out(
     """
     total = compared.queries.of("vectors").new_zeros(())
     for name in of:
-        if name not in SPREAD:
-            raise UnknownName("set of things", name, SPREAD)
         kept = compared.positive if name == "positives" else ~compared.positive
         side = compared.queries if name == "queries" else compared.documents.take(kept.nonzero().flatten())
         total = total + _moments(side, mean, second, beyond)
@@ -58,7 +58,9 @@ def _moments(side: Embedded, mean: float, second: float, beyond: bool) -> Float[
 
 
 @objective("flops", "sparse")
-def flops(compared: Compared, *, queries: float = 5e-5, documents: float = 3e-5, warmup: int = 0) -> Float[Tensor, ""]:
+def flops(
+    compared: Compared, *, queries: Least0 = 5e-5, documents: Least0 = 3e-5, warmup: Warmup = 0
+) -> Float[Tensor, ""]:
     """Expected products of a sparse look-up (arXiv 2004.05665): FLOPS = sum over terms of (mean over things of |w|)^2.
 
     L = lambda(step) * (queries * FLOPS of the queries + documents * FLOPS of the documents),     lambda = min(1, step / warmup)^2
@@ -74,10 +76,10 @@ def flops(compared: Compared, *, queries: float = 5e-5, documents: float = 3e-5,
 def splade(
     compared: Compared,
     *,
-    temperature: float | Tensor = 1.0,
-    queries: float = 5e-5,
-    documents: float = 3e-5,
-    warmup: int = 0,
+    temperature: Above0 | Tensor = 1.0,
+    queries: Least0 = 5e-5,
+    documents: Least0 = 3e-5,
+    warmup: Warmup = 0,
 ) -> Float[Tensor, ""]:
     """InfoNCE of the dot products of sparse weights, and FLOPS (SPLADE v2, arXiv 2109.10086)."""
     few = flops(compared, queries=queries, documents=documents, warmup=warmup)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...errors import SpecError, UnknownName
+from ...errors import SpecError
 from ..compared import Compared
-from .objective import Loss, build_loss, losses
+from ..signatures import filled
+from .objective import Above0, Count, Least0, Loss, Settings, build_loss, losses
 
-WEIGHTINGS = ("uniform", "linear", "log")
+Weighting = Literal["uniform", "linear", "log"]
 """Of a layer k, counted from 0: 1, 1 / (1 + k), 1 / (1 + ln(1 + k))."""
 
 
@@ -34,14 +35,15 @@ class Sum(Loss):
         width: int | None,
         teacher_width: int | None,
         *,
-        losses: Sequence[Mapping[str, Any]],
-        weights: Sequence[float] | None = None,
+        losses: Annotated[Sequence[Settings], filled],
+        weights: Sequence[Above0] | None = None,
     ):
         super().__init__()
         self.losses = nn.ModuleList(build_loss(each, width=width, teacher_width=teacher_width) for each in losses)
         self.weights = _weights(weights, len(losses), "losses")
         self.needs = frozenset().union(*(each.needs for each in self.losses))  # type: ignore[arg-type]
         self.alone = all(bool(each.alone) for each in self.losses)
+        self.contrastive = any(bool(each.contrastive) for each in self.losses)
 
     def measure(self, compared: Compared) -> Float[Tensor, ""]:
         parts = [weight * loss(compared) for weight, loss in zip(self.weights, self.losses, strict=True)]
@@ -55,6 +57,7 @@ class Over(Loss):
         super().__init__()
         self.loss = build_loss(loss, width=width, teacher_width=teacher_width)
         self.needs, self.alone = self.loss.needs | set(needs), self.loss.alone
+        self.contrastive = self.loss.contrastive
 
 
 @losses.register("matryoshka")
@@ -66,7 +69,7 @@ class Matryoshka(Over):
         per_step: so many of them are drawn each step, by the number of the step; None: all.
 
     Raises:
-        SpecError: a dimension below 1 or beyond the width of the vectors.
+        SpecError: a dimension beyond the width of the vectors.
     """
 
     def __init__(
@@ -74,16 +77,14 @@ class Matryoshka(Over):
         width: int | None,
         teacher_width: int | None,
         *,
-        loss: Mapping[str, Any],
-        dimensions: Sequence[int],
-        weights: Sequence[float] | None = None,
-        per_step: int | None = None,
+        loss: Settings,
+        dimensions: Annotated[Sequence[Count], filled],
+        weights: Sequence[Above0] | None = None,
+        per_step: Count | None = None,
     ):
         super().__init__(width, teacher_width, loss, "vectors")
-        if not dimensions or min(dimensions) < 1 or (width is not None and max(dimensions) > width):
-            raise SpecError(
-                f"dimensions={list(dimensions)}: each lies between 1 and the {width or 'numbers'} of a vector"
-            )
+        if width is not None and max(dimensions) > width:
+            raise SpecError(f"dimensions={list(dimensions)}: each lies between 1 and the {width} numbers of a vector")
         self.dimensions = tuple(zip(dimensions, _weights(weights, len(dimensions), "dimensions"), strict=True))
         self.per_step = per_step
 
@@ -109,7 +110,7 @@ class AdaptiveLayers(Over):
 
     Args:
         loss: settings of the other. per_step: so many layers are drawn each step; None: all. last, prior: weights.
-        kl, temperature: weight and t of the agreement with the last layer. weighting: w_k, one of `WEIGHTINGS`.
+        kl, temperature: weight and t of the agreement with the last layer. weighting: w_k, one of `Weighting`.
     """
 
     def __init__(
@@ -117,17 +118,15 @@ class AdaptiveLayers(Over):
         width: int | None,
         teacher_width: int | None,
         *,
-        loss: Mapping[str, Any],
-        per_step: int | None = 1,
-        last: float = 1.0,
-        prior: float = 1.0,
-        kl: float = 1.0,
-        temperature: float = 0.3,
-        weighting: str = "uniform",
+        loss: Settings,
+        per_step: Count | None = 1,
+        last: Least0 = 1.0,
+        prior: Least0 = 1.0,
+        kl: Least0 = 1.0,
+        temperature: Above0 = 0.3,
+        weighting: Weighting = "uniform",
     ):
         super().__init__(width, teacher_width, loss, "vectors", "layers")
-        if weighting not in WEIGHTINGS:
-            raise UnknownName("weighting of layers", weighting, WEIGHTINGS)
         self.per_step, self.last, self.prior = per_step, last, prior
         self.kl, self.temperature, self.weighting = kl, temperature, weighting
 
@@ -157,13 +156,13 @@ class Matryoshka2D(AdaptiveLayers):
         width: int | None,
         teacher_width: int | None,
         *,
-        loss: Mapping[str, Any],
-        dimensions: Sequence[int],
-        weights: Sequence[float] | None = None,
-        layers_per_step: int | None = 1,
-        dimensions_per_step: int | None = 1,
-        kl: float = 1.0,
-        temperature: float = 0.3,
+        loss: Settings,
+        dimensions: Annotated[Sequence[Count], filled],
+        weights: Sequence[Above0] | None = None,
+        layers_per_step: Count | None = 1,
+        dimensions_per_step: Count | None = 1,
+        kl: Least0 = 1.0,
+        temperature: Above0 = 0.3,
     ):
         over: dict[str, Any] = {"kind": "matryoshka", "loss": loss, "dimensions": dimensions}
         over |= {"weights": weights, "per_step": dimensions_per_step}
@@ -185,10 +184,10 @@ class Espresso(Over):
         loss: settings of the other. dimension: k.
     """
 
-    def __init__(self, width: int | None, teacher_width: int | None, *, loss: Mapping[str, Any], dimension: int = 128):
+    def __init__(self, width: int | None, teacher_width: int | None, *, loss: Settings, dimension: Count = 128):
         super().__init__(width, teacher_width, loss, "vectors", "layers")
-        if dimension < 1 or (width is not None and dimension > width):
-            raise SpecError(f"dimension={dimension}: it lies between 1 and the {width or 'numbers'} of a vector")
+        if width is not None and dimension > width:
+            raise SpecError(f"dimension={dimension}: it lies between 1 and the {width} numbers of a vector")
         self.dimension = dimension
 
     def measure(self, compared: Compared) -> Float[Tensor, ""]:
