@@ -145,7 +145,7 @@ def _stage(run: Run, learning: Learning, step: Step) -> StageLook:
         images=step.images,
         distinct=len(step.order) + sum(len(row.batch.rows) for row in step.spoken),
         rows=len(step.rows) + len(step.spoken),
-        weights=held + trained * (OF_ADAM + (4 if stage.average is not None else 0) + (4 if stage.soup else 0)),
+        weights=held + trained * (OF_ADAM + (4 if stage.ema_decay is not None else 0) + (4 if stage.soup else 0)),
         activations=inside,
         first=[_shown(example) for examples in step.examples.values() for example in examples[:SHOWN]],
     )

@@ -150,7 +150,7 @@ class Learning:
         self.buffers = parts.buffers(model, self.weights)
         run.changed |= {**self.weights, **self.buffers}
         changing = {**self.weights, **{k: b for k, b in self.buffers.items() if b.is_floating_point()}}
-        self.average = {k: w.detach().clone() for k, w in changing.items()} if stage.average is not None else {}
+        self.average = {k: w.detach().clone() for k, w in changing.items()} if stage.ema_decay is not None else {}
         self.earlier = {k: w.detach().clone() for k, w in changing.items()} if stage.soup else {}
 
     def _of_tasks(self) -> Iterator[tuple[int, list[Loss]]]:
@@ -240,7 +240,11 @@ class Learning:
                 log.step({"step": self.before + self.step, "stage": stage.name, **record})
                 log.skipped(run.data)
                 stopping, late = zip(*run.world.told((run.stopping.is_set(), self._late)), strict=True)
-                if self._done or any(stopping) or (late[0] if stage.save is None else self.step % stage.save == 0):
+                if (
+                    self._done
+                    or any(stopping)
+                    or (late[0] if stage.save_steps is None else self.step % stage.save_steps == 0)
+                ):
                     self.save()
                 if any(stopping):
                     raise KeyboardInterrupt
@@ -255,7 +259,7 @@ class Learning:
     @property
     def _to_be_seen(self) -> bool:
         """Whether held-out data is looked at behind this step."""
-        return self._done or bool(self.stage.evaluate and self.step % self.stage.evaluate == 0)
+        return self._done or bool(self.stage.eval_steps and self.step % self.stage.eval_steps == 0)
 
     @property
     def _late(self) -> bool:
@@ -331,7 +335,7 @@ class Learning:
         told: dict[str, Any] = {}
         loss = self._gradient(step, told)
         run.world.add_gradients(self.weights.values(), self.learnt.values())
-        norm = clip(self.every.values(), stage.clip or float("inf"))
+        norm = clip(self.every.values(), stage.max_grad_norm or float("inf"))
         if not (np.isfinite(loss) and bool(norm.isfinite())):
             raise TrainingError(self._not_finite(step, loss, float(norm), told["losses"]))
         if told["losses"]:  # else every example was left out, and a step would only let weights decay
@@ -341,8 +345,8 @@ class Learning:
         # Each process had the statistics of its own share; from here on all have one model again.
         run.world.average(buffer for buffer in self.buffers.values() if buffer.is_floating_point())
         for name, mean in self.average.items():
-            assert stage.average is not None
-            share = 1 - min(stage.average, (step.number + 1) / (step.number + 10))
+            assert stage.ema_decay is not None
+            share = 1 - min(stage.ema_decay, (step.number + 1) / (step.number + 10))
             mean.lerp_(run.changed[name].detach(), share)
         learnt = {"loss": loss, "grad_norm": float(norm)} if told["losses"] else {}
         return {
@@ -460,7 +464,8 @@ class Learning:
         kept = f"; {last[-1].name} is the last good checkpoint" if last else "; no checkpoint was due before it"
         return (
             f"stage {self.stage.name!r}, step {step.number + 1}: loss {loss:.4g} ({said}), gradient of norm {norm:.4g}: no "
-            f"numbers to learn from. Rows: {some} (all in {path}){kept}. A lower rate, clip, or precision = 'fp32' may help"
+            f"numbers to learn from. Rows: {some} (all in {path}){kept}. A lower lr or max_grad_norm may help, or "
+            "precision = 'fp32'"
         )
 
     # ---- looks, checkpoints --------------------------------------------------------------------------------------------

@@ -231,7 +231,7 @@ def set_modes(model: nn.Module, stage: Stage, trained: Mapping[str, nn.Parameter
         _drop(backbone, stage.attention_dropout)
         if stage.dropout:
             backbone.train()
-        if stage.checkpointing:
+        if stage.gradient_checkpointing:
             backbone.gradient_checkpointing_enable({"use_reentrant": False})
             for module in backbone.modules():
                 if type(module).__name__.endswith("Layer") or module is backbone:

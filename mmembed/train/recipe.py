@@ -181,16 +181,17 @@ class Stage:
         lr: the highest rate of learning. rates: other ones by part. layer_decay: a layer's rate is so many times that of the
             next one above it.
         weight_decay: of matrices; vectors (norms, biases) have none. betas, eps: of AdamW (arXiv 1711.05101).
-        schedule, warmup, lowest: the rate rises for `warmup` steps and falls to `lowest` times itself as the schedule says.
-        clip: greatest norm of the gradient; None: any.
+        schedule, warmup_steps, min_lr_ratio: the rate rises for `warmup_steps` and falls to `min_lr_ratio` times itself as the
+            schedule says.
+        max_grad_norm: greatest norm of the gradient; None: any.
         precision: "bf16" makes products in bf16 under autocast; weights, norms and losses stay fp32.
         batch_tokens: tokens that go through the model at once, patches counted too; a larger batch goes in chunks by GradCache.
-        checkpointing: states of layers are made again in the backward pass and not kept (gradient checkpointing).
+        gradient_checkpointing: states of layers are made again in the backward pass and not kept.
         dropout: the backbone's own dropout is on, and nothing is computed once for several items.
         attention_dropout: the share of what attention looks at that is left out, in place of the configuration's (SimCSE; LLM2Vec
             takes 0.3).
         batch_norm: statistics of trained batch norms are "frozen" or "learnt".
-        average: decay of a running mean of the weights and statistics, which is what is measured and kept; None: there is none.
+        ema_decay: of a running mean of the weights and statistics (EMA), which is what is measured and kept; None: there is none.
         soup: how much of the weights from before the stage stays in what it leaves, a soup of both (WiSE-FT, arXiv 2109.01903): a
             stage forgets less so. It is measured with them too.
         lora: adapters that this stage puts in, and later ones keep.
@@ -198,8 +199,8 @@ class Stage:
             `{ layers = [0], norm_layers = true }` trains what stands without the blocks of the backbone.
         image_size: the side that pictures are resized to while this stage lasts, where the tower takes any (EfficientNetV2's
             progressive learning, arXiv 2104.00298); None: that of the model.
-        evaluate: steps between looks at held-out data; None: at the end of the stage alone.
-        save: steps between checkpoints; None: every ten minutes. There is one at the end of the stage, too.
+        eval_steps: steps between looks at held-out data; None: at the end of the stage alone.
+        save_steps: steps between checkpoints; None: every ten minutes. There is one at the end of the stage, too.
     """
 
     name: str
@@ -215,22 +216,22 @@ class Stage:
     betas: tuple[float, ...] = (0.9, 0.999)
     eps: float = 1e-8
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: int = 0
-    lowest: float = 0.0
-    clip: float | None = 1.0
+    warmup_steps: int = 0
+    min_lr_ratio: float = 0.0
+    max_grad_norm: float | None = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
     batch_tokens: int = 8192
-    checkpointing: bool = False
+    gradient_checkpointing: bool = False
     dropout: bool = False
     attention_dropout: float | None = None
     batch_norm: Literal["frozen", "learnt"] = "frozen"
-    average: float | None = None
+    ema_decay: float | None = None
     soup: float = 0.0
     lora: Lora | None = None
     spec: Mapping[str, Any] = field(default_factory=dict)
     image_size: int | None = None
-    evaluate: int | None = None
-    save: int | None = None
+    eval_steps: int | None = None
+    save_steps: int | None = None
 
     def __post_init__(self) -> None:
         for part in self.train:
@@ -243,7 +244,7 @@ class Stage:
                 raise UnknownName("part of a model", part, PARTS)
             if part not in mine:
                 raise SpecError(f"stage {self.name!r} has a rate for {part!r} and trains {', '.join(self.train)}")
-        for name in ("clip", "evaluate", "save", "batch_tokens"):
+        for name in ("max_grad_norm", "eval_steps", "save_steps", "batch_tokens"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise SpecError(f"stage {self.name!r}: {name}={value} must be more than 0")
@@ -251,17 +252,17 @@ class Stage:
             "lr": self.lr,
             **self.rates,
             "weight_decay": self.weight_decay,
-            "warmup": self.warmup,
+            "warmup_steps": self.warmup_steps,
         }.items():
             if not 0 <= value < float("inf"):
                 raise SpecError(f"stage {self.name!r}: {name}={value} must be a number, and not negative")
         for name in ("layer_decay", "eps"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise SpecError(f"stage {self.name!r}: {name}={getattr(self, name)} must be more than 0")
-        if self.warmup > self.steps:
-            raise SpecError(f"stage {self.name!r}: warmup={self.warmup} ends behind its {self.steps} steps")
-        if not 0 <= self.lowest <= 1:
-            raise SpecError(f"stage {self.name!r}: lowest={self.lowest} must lie in [0, 1]")
+        if self.warmup_steps > self.steps:
+            raise SpecError(f"stage {self.name!r}: warmup_steps={self.warmup_steps} ends behind its {self.steps} steps")
+        if not 0 <= self.min_lr_ratio <= 1:
+            raise SpecError(f"stage {self.name!r}: min_lr_ratio={self.min_lr_ratio} must lie in [0, 1]")
         if self.steps < 1 or not self.task or not self.train:
             raise SpecError(f"stage {self.name!r} needs at least one step, one task and one part to train")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
@@ -270,8 +271,8 @@ class Stage:
             raise SpecError(f"stage {self.name!r} draws a task a step, and none has a share")
         if self.attention_dropout is not None and not (self.dropout and 0 <= self.attention_dropout < 1):
             raise SpecError(f"attention_dropout={self.attention_dropout} goes with dropout = true, and lies in [0, 1)")
-        if self.average is not None and not 0 < self.average < 1:
-            raise SpecError(f"average={self.average} must lie between 0 and 1")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise SpecError(f"ema_decay={self.ema_decay} must lie between 0 and 1")
         if not 0 <= self.soup < 1:
             raise SpecError(f"soup={self.soup} must lie in [0, 1)")
         if self.lora is not None and not {"lora", "all"} & set(self.train):

@@ -44,7 +44,7 @@ name = "first"
 steps = 6
 train = ["backbone", "projector"]
 lr = 1e-3
-save = 2
+save_steps = 2
   [[stage.task]]
   data = ["pairs", "pictures"]
   batch = 8

@@ -57,9 +57,9 @@ BAD = {
     ),
     "true for a number": (changed("seed = 3", "seed = true"), 2, "line 3: seed must be a whole number, not True"),
     "an unknown key": (
-        changed("save = 2", "safe = 2"),
+        changed("save_steps = 2", "safe_steps = 2"),
         2,
-        "no setting of stage[0] is called 'safe'. Did you mean 'save'?",
+        "no setting of stage[0] is called 'safe_steps'. Did you mean 'save_steps'?",
     ),
     "an unknown loss": (changed('"infonce"', '"infonse"'), 2, "no loss is called 'infonse'. Did you mean 'infonce'?"),
     "a setting of a loss": (changed("temperature = 0.05", "temprature = 0.05"), 2, "Did you mean 'temperature'?"),
@@ -111,9 +111,9 @@ def test_a_loss_that_grows_beyond_all_numbers_stops_and_keeps_the_last_good_chec
     good = keep.read_bytes()
     changes = (
         "stage.0.steps=9",
-        "stage.0.save=1",
+        "stage.0.save_steps=1",
         "stage.0.lr=1e38",
-        "stage.0.clip=1e38",
+        "stage.0.max_grad_norm=1e38",
         'stage.0.schedule="constant"',
     )
     with pytest.raises(TrainingError) as caught:
@@ -202,7 +202,7 @@ def test_steps_whose_examples_were_all_left_out_change_nothing(tmp_path):
 
 def test_checkpointing_learns_what_is_learnt_without_it(tmp_path):
     recipe = lay(tmp_path)
-    for name, changes in (("plain", ()), ("again", ("stage.0.checkpointing=true",))):
+    for name, changes in (("plain", ()), ("again", ("stage.0.gradient_checkpointing=true",))):
         trained(recipe, tmp_path / name, "stage.0.steps=4", *changes)
     plain, again = (
         [(r["loss"], r["grad_norm"]) for r in read_log(tmp_path / name / "run" / "log.jsonl")]

@@ -23,7 +23,7 @@ from mmembed.train.watch import read_log
 
 from .runs import RECIPE, lay, trained, write_lines
 
-PICTURES = RECIPE.replace('data = ["pairs", "pictures"]', 'data = ["pictures"]').replace("save = 2\n", "")
+PICTURES = RECIPE.replace('data = ["pairs", "pictures"]', 'data = ["pictures"]').replace("save_steps = 2\n", "")
 HELD = """
 [data.dev]
 kind = "jsonl"
@@ -102,7 +102,9 @@ def test_mining_names_the_rows_that_it_leaves_out(tmp_path, capfd):
 
 
 def test_a_run_that_is_stopped_behind_its_last_step_is_looked_at_when_it_goes_on(tmp_path):
-    recipe = held(tmp_path, RECIPE.replace("save = 2", "save = 1\nevaluate = 3").replace("lr = 1e-3", "lr = 3e-2"))
+    recipe = held(
+        tmp_path, RECIPE.replace("save_steps = 2", "save_steps = 1\neval_steps = 3").replace("lr = 1e-3", "lr = 3e-2")
+    )
     whole = trained(recipe, tmp_path / "whole")
     run = Run(read_recipe(recipe), tmp_path / "cut", device="cpu")
     save = learning.Learning.save
@@ -149,7 +151,7 @@ def test_a_row_that_cannot_be_read_costs_no_step_and_may_be_mended(tmp_path):
 
 
 def test_checkpoints_are_written_by_the_clock_where_a_stage_does_not_say_when(tmp_path, monkeypatch):
-    recipe = lay(tmp_path, RECIPE.replace("save = 2\n", ""))
+    recipe = lay(tmp_path, RECIPE.replace("save_steps = 2\n", ""))
     trained(recipe, tmp_path / "out")
     assert [path.stem for path in checkpoints.found(tmp_path / "out" / "run")] == ["00000006"]
     monkeypatch.setattr(learning, "EVERY", 0.0)

@@ -229,7 +229,7 @@ def test_parts_that_the_model_lacks_and_prompts_it_does_not_have_are_told(recipe
 
 
 def test_the_mean_of_the_weights_is_what_stays(recipe, tmp_path):
-    run = trained(recipe, tmp_path, "stage.0.average=0.5")
+    run = trained(recipe, tmp_path, "stage.0.ema_decay=0.5")
     tensors, _ = checkpoints.load(checkpoints.found(tmp_path / "run")[-1])
     mean = {name.removeprefix("average."): t for name, t in tensors.items() if name.startswith("average.")}
     assert mean
@@ -282,7 +282,7 @@ steps = 4
 train = ["lora"]
 lora = { r = 2, targets = ["q_proj", "down_proj"], dropout = 0.1 }
 lr = 1e-2
-evaluate = 2
+eval_steps = 2
   [[stage.task]]
   data = ["pairs"]
   batch = 8
@@ -470,7 +470,7 @@ train = ["backbone"]
 def test_held_out_data_that_cannot_be_read_costs_no_step(tmp_path):
     recipe = lay(
         tmp_path,
-        RECIPE.replace("save = 2\n", "")
+        RECIPE.replace("save_steps = 2\n", "")
         + """
 [data.dev]
 kind = "jsonl"

@@ -42,10 +42,10 @@ name = "tower"
 steps = 4
 train = ["tower", "projector"]
 batch_norm = "learnt"
-average = 0.9
+ema_decay = 0.9
 soup = 0.25
 lr = 1e-3
-save = 2
+save_steps = 2
   [[stage.task]]
   data = ["colours"]
   batch = 4
@@ -165,7 +165,7 @@ def test_rows_have_columns_of_a_joined_table(tmp_path):
 def test_what_is_frozen_by_name_stays_while_the_rest_of_its_part_learns(recipe, tmp_path):
     before = mmembed.load(tmp_path / "tiny", device="cpu").model.state_dict()
     names = [name for name in before if name.startswith("vision.") and before[name].is_floating_point()]
-    run = trained(recipe, tmp_path / "out", f"stage.0.frozen=['{names[0]}']", "stage.0.average=0.5")
+    run = trained(recipe, tmp_path / "out", f"stage.0.frozen=['{names[0]}']", "stage.0.ema_decay=0.5")
     after = run.embedder.model.state_dict()
     assert torch.equal(after[names[0]], before[names[0]])
     assert any(not torch.equal(after[name], before[name]) for name in names[1:])
@@ -200,4 +200,4 @@ def test_classes_may_come_twice_in_a_batch_where_nothing_is_a_negative(recipe, t
     assert run.embedder is not None
     pairs = "stage.0.task.0.losses=[{ kind = 'infonce' }]"
     with pytest.raises(SpecError, match="too few rows that differ"):
-        trained(recipe, tmp_path / "pairs", "stage.0.task.0.batch=24", pairs)
+        trained(recipe, tmp_path / "pairs", "stage.0.task.0.batch=24", pairs, "stage.0.dropout=true")

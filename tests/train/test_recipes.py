@@ -237,7 +237,7 @@ name = "one"
 steps = 8
 train = ["backbone"]
 lr = 3e-3
-save = 4
+save_steps = 4
   [[stage.task]]
   data = ["texts"]
   batch = 8

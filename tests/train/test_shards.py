@@ -43,9 +43,9 @@ def recipe(tmp_path_factory):
     """Pictures and texts, one of them broken, rows of few tokens (not equally many in both processes), a mean of weights, a look,
     and two stages that train other parts."""
     text = RECIPE.replace("[[stage]]", LOOKED + "[[stage]]", 1).replace(
-        "lr = 1e-3", "lr = 1e-3\neps = 1e-4\naverage = 0.9\nsoup = 0.25"
+        "lr = 1e-3", "lr = 1e-3\neps = 1e-4\nema_decay = 0.9\nsoup = 0.25"
     )
-    text = text.replace("save = 2", "save = 2\nevaluate = 3\nbatch_tokens = 60")
+    text = text.replace("save_steps = 2", "save_steps = 2\neval_steps = 3\nbatch_tokens = 60")
     text = text.replace('path = "pictures.jsonl"', 'path = "pictures.jsonl"\non_error = "skip"')
     path = lay(tmp_path_factory.mktemp("recipe"), text + SECOND)
     (path.parent / "7.png").write_bytes(b"no picture")

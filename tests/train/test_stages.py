@@ -81,11 +81,11 @@ def _kept(path, output, resume):
 def test_lora_beside_weights_that_were_trained_themselves_is_kept_resumed_and_loaded(tmp_path):
     two = changed(more=SECOND.replace('train = ["backbone"]', LORA).replace('["pictures"]', '["pairs"]'))
     path = lay(tmp_path, two)
-    whole = trained(path, tmp_path / "whole", "stage.1.save=1")
+    whole = trained(path, tmp_path / "whole", "stage.1.save_steps=1")
     (tmp_path / "cut" / "run").mkdir(parents=True)
     for name in ("00000008.safetensors", "log.jsonl"):
         (tmp_path / "cut" / "run" / name).write_bytes((tmp_path / "whole" / "run" / name).read_bytes())
-    run = trained(path, tmp_path / "cut", "stage.1.save=1", resume=True)
+    run = trained(path, tmp_path / "cut", "stage.1.save_steps=1", resume=True)
     assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
     beside = trained(path, tmp_path / "beside", "export.merge=false")
     for other in (run, beside):
@@ -175,16 +175,16 @@ def test_rates_of_what_is_not_trained_and_settings_without_sense_are_refused():
     for settings, said in (
         ({"rates": {"all": 1.0}}, "'all'"),
         ({"rates": {"tower": 1.0}}, "has a rate for 'tower' and trains backbone"),
-        ({"clip": 0.0}, "clip=0.0"),
-        ({"save": -1}, "save=-1"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm=0.0"),
+        ({"save_steps": -1}, "save_steps=-1"),
         ({"batch_tokens": 0}, "batch_tokens=0"),
         ({"lr": -1.0}, "lr=-1.0 must be a number, and not negative"),
         ({"lr": float("nan")}, "lr=nan must be a number"),
         ({"weight_decay": -1.0}, "weight_decay=-1.0"),
-        ({"warmup": -5}, "warmup=-5"),
+        ({"warmup_steps": -5}, "warmup_steps=-5"),
         ({"layer_decay": -0.5}, "layer_decay=-0.5 must be more than 0"),
-        ({"warmup": 5000}, "warmup=5000 ends behind its"),
-        ({"lowest": -1.0}, r"lowest=-1.0 must lie in \[0, 1\]"),
+        ({"warmup_steps": 5000}, "warmup_steps=5000 ends behind its"),
+        ({"min_lr_ratio": -1.0}, r"min_lr_ratio=-1.0 must lie in \[0, 1\]"),
         ({"betas": (1.5, 0.9)}, r"betas=\[1.5, 0.9\]"),
     ):
         with pytest.raises((SpecError, UnknownName), match=said):

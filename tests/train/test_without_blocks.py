@@ -55,7 +55,7 @@ steps = 4
 train = ["embeddings", "pooling"]
 spec = { layers = [0], norm_layers = true }
 lr = 1e-2
-save = 2
+save_steps = 2
   [[stage.task]]
   data = ["pairs"]
   batch = 8
@@ -65,7 +65,7 @@ name = "blocks"
 steps = 3
 train = ["backbone"]
 lr = 1e-3
-save = 2
+save_steps = 2
   [[stage.task]]
   data = ["pairs", "pictures"]
   batch = 8

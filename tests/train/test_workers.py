@@ -128,7 +128,7 @@ def test_a_process_that_dies_is_told(path):
 def _slow_and_stopped(recipe, output):
     """All of a group of processes is told to end, as schedulers do it, while the one that learns waits for a batch."""
     os.setpgrp()
-    trained(recipe, output, "stage.0.steps=100000", "stage.0.save=100000", workers=1)
+    trained(recipe, output, "stage.0.steps=100000", "stage.0.save_steps=100000", workers=1)
 
 
 def test_a_signal_to_all_processes_loses_no_step(path, tmp_path):

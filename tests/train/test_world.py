@@ -43,7 +43,7 @@ def test_two_processes_learn_what_one_learns_of_the_whole_batch(recipe, tmp_path
 
 
 def test_two_processes_go_on_from_a_checkpoint_of_one(recipe, tmp_path):
-    steps = ("stage.0.steps=8", "stage.0.save=4")
+    steps = ("stage.0.steps=8", "stage.0.save_steps=4")
     trained(recipe, tmp_path / "one", *steps)
     (tmp_path / "two" / "run").mkdir(parents=True)
     for name in ("00000004.safetensors", "log.jsonl"):
