@@ -62,6 +62,10 @@ class Learning:
         self.step = 0  # steps that are done
         self.state: dict[str, Any] = {}
         self.saved = 0, time.monotonic()  # the step of the last checkpoint, and when it was
+        self.best: tuple[float, dict[str, Tensor]] = (
+            float("-inf"),
+            {},
+        )  # of the looks so far, and the weights that had it
         self.mixtures = [
             Mixture(
                 {name: run.data[name] for name in task.data},
@@ -251,6 +255,9 @@ class Learning:
                 if self._to_be_seen:
                     self._look(log)
         self.settle()
+        with torch.no_grad():
+            for name, own in self.best[1].items():
+                run.changed[name].copy_(own)
 
     @property
     def _done(self) -> bool:
@@ -474,6 +481,7 @@ class Learning:
         run = self.run_
         if not run.recipe.held_out:
             return
+        best = None
         with self.averaged(), run.whole(), run.autocast(run.recipe.model.precision):
             if run.world.leads:
                 run.model.eval()
@@ -483,7 +491,13 @@ class Learning:
                 }
                 log.scores(self.before + self.step, self.stage.name, scores)
                 log.skipped(run.data)
-            run.world.wait()
+                if self.stage.keep_best is not None:
+                    name, _, kind = self.stage.keep_best.rpartition(".")
+                    best = scores[name][kind]
+            best = run.world.told(best)[0]
+        if best is not None and best > self.best[0]:
+            with self.averaged():
+                self.best = best, {name: own.detach().clone() for name, own in (self.weights | self.buffers).items()}
         parts.set_modes(run.model, self.stage, self.weights)
 
     @contextmanager
@@ -515,6 +529,7 @@ class Learning:
             tensors |= {f"loss.{name}": weight for name, weight in self.losses.named_parameters()}
             tensors |= {f"average.{name}": mean for name, mean in self.average.items()}
             tensors |= {f"earlier.{name}": weight for name, weight in self.earlier.items()}
+            tensors |= {f"best.{name}": own for name, own in self.best[1].items()}
             counts = {}
             for name, weight in self.every.items():
                 own = self.optimizer.state.get(weight, {})
@@ -530,6 +545,7 @@ class Learning:
                 "in_stage": self.step,
                 "recipe": run.recipe.digest(self.number),
                 "adam": counts,
+                "best": self.best[0] if self.best[1] else None,
                 "made_of": self._made_of,
                 **self.state,
             }
@@ -585,6 +601,12 @@ class Learning:
         for kind, held in (("average", self.average), ("earlier", self.earlier)):
             for name, tensor in held.items():
                 put(tensor, tensors[f"{kind}.{name}"])
+        if state["best"] is not None:
+            seen = self.weights | self.buffers
+            self.best = (
+                state["best"],
+                {k: put(torch.empty_like(w.detach()), tensors[f"best.{k}"]) for k, w in seen.items()},
+            )
         for name, count in state["adam"].items():
             weight = self.every[name]
             # Laid out as the weight is: the fused step walks over both as they lie.

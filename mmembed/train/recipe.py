@@ -200,6 +200,8 @@ class Stage:
         image_size: the side that pictures are resized to while this stage lasts, where the tower takes any (EfficientNetV2's
             progressive learning, arXiv 2104.00298); None: that of the model.
         eval_steps: steps between looks at held-out data; None: at the end of the stage alone.
+        keep_best: the score of held-out data by which the best look is found, "dev.MRR", whose weights are what stays; None: the
+            last ones do.
         save_steps: steps between checkpoints; None: every ten minutes. There is one at the end of the stage, too.
     """
 
@@ -231,6 +233,7 @@ class Stage:
     spec: Mapping[str, Any] = field(default_factory=dict)
     image_size: int | None = None
     eval_steps: int | None = None
+    keep_best: str | None = None
     save_steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -267,6 +270,8 @@ class Stage:
             raise SpecError(f"stage {self.name!r} needs at least one step, one task and one part to train")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise SpecError(f"betas={list(self.betas)}: AdamW has two, in [0, 1)")
+        if self.keep_best is not None and (self.eval_steps is None or self.eval_steps >= self.steps):
+            raise SpecError(f"stage {self.name!r} keeps the best of several looks, and looks once: eval_steps")
         if not self.together and not sum(task.share for task in self.task) > 0:
             raise SpecError(f"stage {self.name!r} draws a task a step, and none has a share")
         if self.attention_dropout is not None and not (self.dropout and 0 <= self.attention_dropout < 1):
@@ -277,6 +282,10 @@ class Stage:
             raise SpecError(f"soup={self.soup} must lie in [0, 1)")
         if self.lora is not None and not {"lora", "all"} & set(self.train):
             raise SpecError(f"stage {self.name!r} puts LoRA in and does not train it: train = ['lora', ...]")
+
+
+SCORES = {"retrieval": ("R@1", "R@10", "MRR"), "sts": ("spearman",)}
+"""What each measure of held-out data gives, the more the better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -368,6 +377,10 @@ class Recipe:
         for name in [*used, *starts, *(held.data for held in self.held_out.values())]:
             if name not in self.data:
                 raise UnknownName("data of this recipe", name, self.data)
+        known = [f"{name}.{score}" for name, held in self.held_out.items() for score in SCORES[held.measure]]
+        for stage in self.stage:
+            if stage.keep_best is not None and stage.keep_best not in known:
+                raise UnknownName("score of this recipe's held-out data", stage.keep_best, known)
         for stage, task, kind in self._contrasts():
             for name in task.data if task.batch == 1 else ():
                 if not self.data[name].columns.negatives and self.data[name].mined is None:

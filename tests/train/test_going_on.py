@@ -256,3 +256,33 @@ def test_texts_that_are_cut_are_counted_in_the_log(tmp_path):
     )
     run = trained(recipe, tmp_path / "long", "stage.0.steps=1")
     assert read_log(run.log)[0]["truncated"] == 2
+
+
+def test_the_weights_of_the_best_look_are_what_stays(tmp_path):
+    text = RECIPE.replace("save_steps = 2", "save_steps = 1\neval_steps = 1").replace("lr = 1e-3", "lr = 1e-1")
+    recipe = held(tmp_path, text)
+    keep = 'stage.0.keep_best="dev.MRR"'
+    last, best = trained(recipe, tmp_path / "last"), trained(recipe, tmp_path / "best", keep)
+    seen = [r["scores"]["dev"]["MRR"] for r in read_log(best.log) if "scores" in r]
+    assert seen == [r["scores"]["dev"]["MRR"] for r in read_log(last.log) if "scores" in r]
+    assert seen[-1] < max(seen), "the last look is not the best one"
+    assert best.scores["dev"]["MRR"] == max(seen)
+    assert last.scores["dev"]["MRR"] == seen[-1]
+    run = Run(read_recipe(recipe, [keep]), tmp_path / "cut", device="cpu")
+    save = learning.Learning.save
+
+    def stopped(self):
+        save(self)
+        if self.step == 4:
+            run.stopping.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learning.Learning, "save", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run.train()
+    again = trained(recipe, tmp_path / "cut", keep, resume=True).embedder.model.state_dict()
+    assert all(torch.equal(own, again[name]) for name, own in best.embedder.model.state_dict().items())
+    with pytest.raises(SpecError, match="looks once: eval_steps"):
+        read_recipe(recipe, [keep, "stage.0.eval_steps=6"])
+    with pytest.raises(SpecError, match=r"Did you mean 'dev\.MRR'"):
+        read_recipe(recipe, ['stage.0.keep_best="dev.MMR"'])
