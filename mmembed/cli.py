@@ -374,7 +374,8 @@ def train(
         print_json(found.as_dict()) if as_json else click.echo(found.text())
         return 0
     if resume and run.world.leads:
-        click.echo(f"goes on behind step {run.begun}" if run.begun else "no checkpoint lies there: it begins", err=True)
+        said = f"goes on behind step {run.begun}" if run.begun else "no checkpoint lies there: it begins"
+        click.echo(f"mmembed: {said}", err=True)
     embedder = run.train()
     if not run.world.leads:
         return 0
