@@ -25,6 +25,7 @@ from ..errors import ImageError, InputError, LoadError, MissingExtra, SpecError,
 from ..images import Image, is_pil
 from ..inputs import Item, Text
 from ..kept import Kept
+from ..prompts import check_text
 from ..registry import Registry
 from ..shards import PICTURES, Shard
 from ..sources import files_of, walk
@@ -439,8 +440,11 @@ def digest(item: Item) -> bytes:
 
 
 def _check_said(items: Sequence[Item], which: str) -> None:
-    """Raise `InputError` where one of them is white space alone, of which nothing can be learnt."""
+    """Raise `InputError` where one of them is no Unicode, or white space alone, of which nothing can be learnt."""
     for item in items:
+        for part in item:
+            if isinstance(part, Text):
+                check_text(part.text)
         if not any(isinstance(part, Image) or part.text.strip() for part in item):
             raise InputError(f"{which} empty")
 
@@ -542,7 +546,7 @@ class _Jsonl:
             line = file.readline()
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"no JSON: {error}") from None
         if not isinstance(values, dict):
             raise InputError("no JSON object")

@@ -111,10 +111,12 @@ class Learning:
                 run.adapted = True
             elif stage.lora != next(s.lora for s in run.recipe.stage if s.lora is not None):
                 raise SpecError(f"stage {stage.name!r} asks for another LoRA than the one that is in already")
-        rounded = {name for name, weight in model.named_parameters() if weight.dtype != torch.float32}
+        held = [*model.named_parameters(), *model.named_buffers()]
+        rounded = {name for name, own in held if own.is_floating_point() and own.dtype != torch.float32}
         self.weights = parts.choose(model, stage)
-        if rounded & self.weights.keys() and not begun:
-            restore(run.recipe, model, rounded & self.weights.keys())
+        rounded &= (self.weights | parts.buffers(model, self.weights)).keys()
+        if rounded and not begun:
+            restore(run.recipe, model, rounded)
         for task in stage.task:
             if task.teacher is not None:
                 run.teacher(task.teacher)  # loaded first: what it draws is not what losses begin with

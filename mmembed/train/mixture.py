@@ -114,8 +114,8 @@ class Mixture:
         self._names = list(data)
         given = [(shares or {}).get(name, 1.0) for name in self._names]
         sizes = [len(examples) for examples in data.values()]
-        for name, size in zip(data, sizes, strict=True):
-            if self._group >= batch > size and not (twins or data[name].graded):
+        for name, size, share in zip(data, sizes, given, strict=True):
+            if share and self._group >= batch > size and not (twins or data[name].graded):
                 raise self._too_few([name])
         self.chances = _proportions(sizes, temperature, given)
         self._strata: dict[str, list[_Stratum]] = {}

@@ -116,7 +116,7 @@ def silence(model: nn.Module) -> None:
 
 
 def choose(model: nn.Module, stage: Stage) -> dict[str, nn.Parameter]:
-    """The weights that a stage trains, by name, in fp32; all others are frozen.
+    """The weights that a stage trains, by name, in fp32 as are the statistics beside them; all others are frozen.
 
     Raises:
         SpecError: a part that the model does not have.
@@ -137,6 +137,8 @@ def choose(model: nn.Module, stage: Stage) -> dict[str, nn.Parameter]:
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
             found[name] = weight
             seen |= mine
+    for buffer in buffers(model, found).values():
+        buffer.data = buffer.data.float() if buffer.is_floating_point() else buffer.data
     known_names = [name for name, _ in model.named_parameters()]
     for start in stage.frozen:
         if not any(name.startswith(start) for name in known_names):

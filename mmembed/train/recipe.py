@@ -438,8 +438,9 @@ class Recipe:
                     )
 
     def unread_scores(self, task: Task) -> list[str]:
-        """The data of a task that has scores, where none of its losses reads them."""
-        if any("score" in needs_of(loss) for loss in task.losses):
+        """The data of a task that has scores, where none of its losses reads them, and not all ask a teacher how alike things are."""
+        asks = ["teacher" in needs_of(loss) and not is_contrastive(loss) for loss in task.losses]
+        if all(asks) or any("score" in needs_of(loss) for loss in task.losses):
             return []
         return [name for name in task.data if self.data[name].columns.score is not None]
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..shards import PICTURES
+
 WHOLE = 2**28
 """Bytes of a file that are read whole; of a longer one its ends and places between."""
 PLACES, PIECE = 64, 2**20
@@ -29,13 +31,18 @@ def of_model(model: nn.Module) -> str:
 
 
 def of_files(files: Sequence[Path]) -> str:
-    """Another for other files: of a file what it says, of a folder the names and sizes of what lies in it."""
+    """Another for other files: of a file what it says, of a folder the names of pictures, which may be mended, and names and
+    sizes of texts and tables. What else lies in it, a run perhaps, is no data."""
     told = hashlib.sha256()
     for path in files:
         told.update(path.name.encode())
         if path.is_dir():
-            inside = sorted(own for own in path.rglob("*") if own.is_file())
-            told.update(repr([(str(own.relative_to(path)), own.stat().st_size) for own in inside]).encode())
+            known = {**dict.fromkeys(PICTURES, False), ".txt": True, ".arrow": True}
+            inside = sorted(own for own in path.rglob("*") if own.suffix.lower() in known and own.is_file())
+            sizes = [own.stat().st_size if known[own.suffix.lower()] else 0 for own in inside]
+            told.update(
+                repr([(str(o.relative_to(path)), size) for o, size in zip(inside, sizes, strict=True)]).encode()
+            )
         else:
             _read(path, told)
     return told.hexdigest()[:16]

@@ -252,6 +252,20 @@ def test_a_bad_row_is_told_by_data_and_row(tmp_path, row, said):
     assert str(caught.value) == f"data 'words', {said}" or said in str(caught.value)
 
 
+def test_a_text_that_is_no_unicode_is_an_error_of_its_row(tmp_path):
+    (tmp_path / "x.jsonl").write_text(r'{"q": "q", "p": ["p", "half \ud800"]}')
+    examples = Jsonl(path="x.jsonl", columns=TEXTS).open("words", tmp_path)
+    with pytest.raises(InputError, match=r"data 'words', row 0: the text is no Unicode: at character 5 stands U\+D800"):
+        examples[0]
+
+
+def test_lines_that_nest_too_deeply_are_errors_of_their_rows(tmp_path):
+    (tmp_path / "x.jsonl").write_text("[" * 200_000)
+    examples = Jsonl(path="x.jsonl", columns=TEXTS).open("words", tmp_path)
+    with pytest.raises(InputError, match="data 'words', row 0: no JSON: "):
+        examples[0]
+
+
 def test_an_empty_text_beside_a_picture_is_no_empty_item(tmp_path):
     columns = Columns(query=Column(text="q", image="i"))
     found = InMemory(table=[{"q": "", "i": png(1)}], columns=columns).open("x", tmp_path)

@@ -150,6 +150,19 @@ def test_a_row_that_cannot_be_read_costs_no_step_and_may_be_mended(tmp_path):
         assert run.begun == steps
 
 
+def test_a_picture_of_a_folder_may_be_mended_and_a_run_may_lie_in_it(tmp_path):
+    recipe = lay(tmp_path, PICTURES.replace('kind = "jsonl"\npath = "pictures.jsonl"', 'kind = "images"\npath = "."'))
+    recipe.write_text(
+        recipe.read_text().replace('text = "name"', 'text = "stem"').replace('image = "file"', 'image = "image"')
+    )
+    good = (tmp_path / "5.png").read_bytes()
+    broken(tmp_path, 5)
+    with pytest.raises(InputError, match=r"5\.png"):
+        trained(recipe, tmp_path / "out")
+    (tmp_path / "5.png").write_bytes(good)
+    assert trained(recipe, tmp_path / "out", resume=True).begun > 0
+
+
 def test_checkpoints_are_written_by_the_clock_where_a_stage_does_not_say_when(tmp_path, monkeypatch):
     recipe = lay(tmp_path, RECIPE.replace("save_steps = 2\n", ""))
     trained(recipe, tmp_path / "out")

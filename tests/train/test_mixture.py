@@ -207,3 +207,10 @@ def test_what_waits_costs_nothing_until_its_turn():
 def test_a_small_temperature_is_no_overflow():
     mixture = Mixture({"a": of(rows(100, "a"), "a"), "b": of(rows(10, "b"), "b")}, batch=4, temperature=0.001)
     assert mixture.chances == pytest.approx([1.0, 0.0])
+
+
+def test_a_source_without_a_share_may_be_smaller_than_a_batch():
+    data = {"x": of(rows(8, "x"), "x"), "small": of(rows(2, "s"), "small")}
+    with pytest.raises(SpecError, match="'small' has too few rows"):
+        Mixture(data, batch=4)
+    assert {source for source, _ in told(next(Mixture(data, batch=4, shares={"small": 0.0})))} == {"x"}

@@ -152,7 +152,8 @@ def test_scores_that_no_loss_reads_are_told_once(tmp_path, recwarn):
     assert len(told) == 1
     over = '{ kind = "matryoshka", dimensions = [8], loss = { kind = "cosent" } }'
     both = scored.replace("temperature = 0.05 }", f"temperature = 0.05 }}, {over}")
-    for text in (RECIPE, scored.replace('"infonce", temperature = 0.05', '"cosent"'), both):
+    taught = scored.replace('"infonce", temperature = 0.05', '"similarity_distillation"')
+    for text in (RECIPE, scored.replace('"infonce", temperature = 0.05', '"cosent"'), both, taught):
         read(tmp_path, text)
     assert not recwarn
 

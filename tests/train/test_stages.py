@@ -225,6 +225,22 @@ def test_a_table_of_tokens_is_trained_before_blocks_that_are_held_in_bf16(tmp_pa
     assert changes == {"backbone.embed_tokens.weight"}
 
 
+@pytest.mark.parametrize("batch_norm", ["frozen", "learnt"])
+def test_statistics_beside_trained_weights_are_not_held_in_bf16(tmp_path, batch_norm):
+    path = lay(tmp_path, changed(('train = ["backbone", "projector"]', 'train = ["tower"]')))
+    way = {"size": 48, "resize": "square", "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
+    embedder = tiny_embedder(vision={"library": "timm", "name": "test_efficientnet", "preprocess": way})
+    for name, own in embedder.model.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            own.uniform_(0.5, 1.5)
+    embedder.save(tmp_path / "tiny")
+    run = trained(path, tmp_path / "out", *BF16, f"stage.0.batch_norm='{batch_norm}'", "stage.0.steps=2")
+    before, after = embedder.model.state_dict(), run.embedder.model.state_dict()
+    statistics = [name for name in run.changed if name.endswith(("running_mean", "running_var"))]
+    assert statistics
+    assert all(torch.equal(before[name], after[name]) for name in statistics) == (batch_norm == "frozen")
+
+
 @pytest.mark.parametrize("targets", [("all-linear",), ("q_proj", "v_proj", "qkv")])
 def test_lora_stays_out_of_the_tower_inside_a_backbone(tmp_path, targets):
     tiny_vlm(tmp_path, "qwen3_vl")
