@@ -438,7 +438,7 @@ class Recipe:
                     )
 
     def unread_scores(self, task: Task) -> list[str]:
-        """The data of a task that has scores, where none of its losses reads them, and not all ask a teacher how alike things are."""
+        """The data of a task that has scores, where no loss reads them and not all ask a teacher how alike things are."""
         asks = ["teacher" in needs_of(loss) and not is_contrastive(loss) for loss in task.losses]
         if all(asks) or any("score" in needs_of(loss) for loss in task.losses):
             return []
