@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ..embedder import Embedder
 from ..errors import LoadError, SpecError, TrainingError, UnknownName
@@ -115,6 +116,11 @@ class Learning:
         rounded = {name for name, own in held if own.is_floating_point() and own.dtype != torch.float32}
         self.weights = parts.choose(model, stage)
         rounded &= (self.weights | parts.buffers(model, self.weights)).keys()
+        if any(isinstance(self.weights.get(name), DTensor) for name in rounded):
+            raise SpecError(
+                f"stage {stage.name!r} trains weights that lie in parts in {run.recipe.model.precision}: "
+                "model.precision = 'fp32', or leave shard out"
+            )
         if rounded and not begun:
             restore(run.recipe, model, rounded)
         for task in stage.task:
@@ -570,7 +576,7 @@ class Learning:
         data = sorted({name for task in self.stage.task for name in task.data})
         teachers = sorted({task.teacher for task in self.stage.task if task.teacher is not None})
         return {
-            f"the model that it begins with ({run.recipe.model.load})": run.stamp,
+            f"the model that it begins with ({run.recipe.model.load or 'composed'})": run.stamp,
             **{f"data {name!r}": run.data[name].stamp for name in data},
             **{f"the teacher {name!r}": run.teacher(name).stamp for name in teachers},
         }

@@ -75,7 +75,7 @@ class Run:
                 raise SpecError(f"{output} is read by the recipe, and would be written over: give another --output")
         self.data = {name: source.open(name, recipe.folder) for name, source in recipe.data.items()}
         self.embedder, self.head = build(recipe, self.device)
-        self.stamp = of_model(self.embedder.model)
+        self.stamp = of_model(self.embedder.model, self.embedder.spec)
         if shard and self.head is not None:
             raise SpecError("a loss of a language head reads embeddings outside of the backbone: leave shard out")
         for examples in self.data.values():

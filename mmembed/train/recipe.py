@@ -381,6 +381,11 @@ class Recipe:
         for stage in self.stage:
             if stage.keep_best is not None and stage.keep_best not in known:
                 raise UnknownName("score of this recipe's held-out data", stage.keep_best, known)
+        for task in (task for stage in self.stage for task in stage.task):
+            scored = [str(loss["kind"]) for loss in task.losses if "score" in needs_of(loss)]
+            bare = [name for name in task.data if self.data[name].columns.score is None]
+            if scored and bare:
+                raise SpecError(f"the loss {scored[0]!r} reads scores, and data {bare[0]!r} has none: columns.score")
         for stage, task, kind in self._contrasts():
             for name in task.data if task.batch == 1 else ():
                 if not self.data[name].columns.negatives and self.data[name].mined is None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..shards import PICTURES
+from ..spec import ModelSpec
 
 WHOLE = 2**28
 """Bytes of a file that are read whole; of a longer one its ends and places between."""
@@ -19,9 +20,10 @@ NUMBERS = 64
 """Numbers of a weight that are looked at."""
 
 
-def of_model(model: nn.Module) -> str:
-    """Another for another training of the weights; one number among millions that was changed by hand may pass."""
-    told = hashlib.sha256()
+def of_model(model: nn.Module, spec: ModelSpec) -> str:
+    """Another for another spec, or another training of the weights; one number among millions that was changed by hand may
+    pass."""
+    told = hashlib.sha256(spec.to_json().encode())
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().reshape(-1)
         some = flat[:: max(1, len(flat) // NUMBERS)].cpu().contiguous()

@@ -35,8 +35,8 @@ class Teacher:
 
     @property
     def stamp(self) -> str:
-        """Of its weights, see `stamp.of_model`."""
-        return of_model(self._embedder.model)
+        """Of its weights and spec, see `stamp.of_model`."""
+        return of_model(self._embedder.model, self._embedder.spec)
 
     @property
     def dimension(self) -> int:

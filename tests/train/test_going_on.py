@@ -235,9 +235,10 @@ def test_stamps_tell_files_and_weights_apart(tmp_path, monkeypatch):
     seen.add(stamp.of_files([tmp_path]))
     assert len(seen) == 8
     assert stamp.of_files([large]) in seen
-    one, two = tiny_embedder(seed=1).model, tiny_embedder(seed=1).model
-    assert stamp.of_model(one) == stamp.of_model(two)
-    assert stamp.of_model(one) != stamp.of_model(tiny_embedder(seed=2).model)
+    one, two, other = (tiny_embedder(seed=seed) for seed in (1, 1, 2))
+    assert stamp.of_model(one.model, one.spec) == stamp.of_model(two.model, two.spec)
+    assert stamp.of_model(one.model, one.spec) != stamp.of_model(other.model, other.spec)
+    assert stamp.of_model(one.model, one.spec) != stamp.of_model(one.model, one.respecified(max_length=8).spec)
 
 
 def test_pictures_that_a_program_holds_are_trained_on_exported_and_resumed(tmp_path):

@@ -144,8 +144,17 @@ def test_a_contrastive_loss_with_nothing_to_learn_from_is_refused(tmp_path):
         read(tmp_path, itself, change).check_views(spec)
 
 
+def test_a_loss_that_reads_scores_is_refused_where_there_are_none(tmp_path):
+    for kind in ("cosent", "kl", "margin_mse"):
+        with pytest.raises(
+            SpecError, match=f"the loss '{kind}' reads scores, and data 'pairs' has none: columns.score"
+        ):
+            read(tmp_path, RECIPE, f'stage.0.task.0.losses=[{{ kind = "{kind}" }}]')
+
+
 def test_scores_that_no_loss_reads_are_told_once(tmp_path, recwarn):
     scored = RECIPE.replace('positive = { text = "p" }', 'positive = { text = "p" }, score = "s"')
+    scored = scored.replace('["pairs", "pictures"]', '["pairs"]')
     two = scored + scored[scored.index("[[stage]]") :].replace('"first"', '"second"')
     with pytest.warns(UserWarning, match="no loss of a task that draws 'pairs' reads its columns.score") as told:
         read(tmp_path, two)

@@ -122,6 +122,17 @@ def test_a_frozen_backbone_is_asked_for_by_all_though_some_have_only_texts(tmp_p
     assert_alike(tmp_path / "alone", tmp_path / "parts")
 
 
+def held_in_less(recipe, output):
+    changes = [f'{name}.precision="bf16"' for name in ("model", "stage.0", "stage.1")]
+    with pytest.raises(SpecError, match="stage 'second' trains weights that lie in parts in bf16"):
+        Run(read_recipe(recipe, changes), output, device="cpu", shard=True).train()
+
+
+def test_weights_in_parts_that_are_held_in_bf16_are_not_trained_later(tmp_path):
+    path = lay(tmp_path, RECIPE.replace('["backbone", "projector"]', '["projector"]') + SECOND)
+    together(2, held_in_less, path, tmp_path / "parts")
+
+
 def test_one_process_has_no_parts_to_hold(recipe, tmp_path):
     run = Run(read_recipe(recipe), tmp_path, device="cpu", shard=True)
     with pytest.raises(SpecError, match="torchrun"):
