@@ -55,6 +55,7 @@ def test_two_processes_give_what_one_gives(tiny, two):
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_replicas_of_a_compiled_embedder_are_compiled():
     embedder = mmembed.testing.tiny_embedder().compile()
     with Replicas(embedder, devices=["cpu"]) as replicas:
