@@ -45,6 +45,21 @@ def held(folder, recipe):
     return path
 
 
+def stopped_behind(run, step):
+    """Asked to stop once the checkpoint of a step is written: it ends with the next one."""
+    save = learning.Learning.save
+
+    def stopped(self):
+        save(self)
+        if self.step == step:
+            run.stopping.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learning.Learning, "save", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run.train()
+
+
 def test_rows_that_are_left_out_are_named_in_a_file_the_card_and_the_exit_code(tmp_path, capfd):
     recipe = lay(tmp_path, PICTURES)
     broken(tmp_path, 3, 8)
@@ -107,17 +122,7 @@ def test_a_run_that_is_stopped_behind_its_last_step_is_looked_at_when_it_goes_on
     )
     whole = trained(recipe, tmp_path / "whole")
     run = Run(read_recipe(recipe), tmp_path / "cut", device="cpu")
-    save = learning.Learning.save
-
-    def stopped(self):
-        save(self)
-        if self.step == 5:
-            run.stopping.set()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learning.Learning, "save", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            run.train()
+    stopped_behind(run, 5)
     assert checkpoints.found(tmp_path / "cut" / "run")[-1].name == "00000006.safetensors"
     assert [r["step"] for r in read_log(run.log) if "scores" in r] == [3]
     again = trained(recipe, tmp_path / "cut", resume=True)
@@ -283,17 +288,7 @@ def test_the_weights_of_the_best_look_are_what_stays(tmp_path):
     assert best.scores["dev"]["MRR"] == max(seen)
     assert last.scores["dev"]["MRR"] == seen[-1]
     run = Run(read_recipe(recipe, [keep]), tmp_path / "cut", device="cpu")
-    save = learning.Learning.save
-
-    def stopped(self):
-        save(self)
-        if self.step == 4:
-            run.stopping.set()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learning.Learning, "save", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            run.train()
+    stopped_behind(run, 4)
     again = trained(recipe, tmp_path / "cut", keep, resume=True).embedder.model.state_dict()
     assert all(torch.equal(own, again[name]) for name, own in best.embedder.model.state_dict().items())
     with pytest.raises(SpecError, match="looks once: eval_steps"):
