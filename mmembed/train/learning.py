@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..embedder import Embedder
-from ..errors import LoadError, SpecError, TrainingError, UnknownName
+from ..errors import LoadError, SpecError, TrainingError
 from ..model import EmbeddingModel
 from . import checkpoints, parts
 from .building import restore
@@ -223,13 +223,11 @@ class Learning:
         """What can be said before anything is embedded.
 
         Raises:
-            UnknownName, SpecError: there is nothing that proxies could begin by.
+            SpecError: there is nothing that proxies could begin by.
         """
         run, name = self.run_, proxies.start
         if name is None:
             return
-        if name not in run.data:
-            raise UnknownName("data of this recipe", name, run.data)
         if proxies.by == "teacher" and self.stage.task[task].teacher is None:
             raise SpecError("proxies begin by a teacher, and their task names none: teacher = '...'")
         check_groups(run.data[name], run.data[name].groups(), classes)

@@ -16,6 +16,8 @@ WHOLE = 2**28
 """Bytes of a file that are read whole; of a longer one its ends and places between."""
 PLACES, PIECE = 64, 2**20
 """How many places of a longer file are read, and bytes of each."""
+TABLES = (".txt", ".arrow")
+"""Files of a folder of data that say something themselves."""
 NUMBERS = 64
 """Numbers of a weight that are looked at."""
 
@@ -39,12 +41,11 @@ def of_files(files: Sequence[Path]) -> str:
     for path in files:
         told.update(path.name.encode())
         if path.is_dir():
-            known = {**dict.fromkeys(PICTURES, False), ".txt": True, ".arrow": True}
-            inside = sorted(own for own in path.rglob("*") if own.suffix.lower() in known and own.is_file())
-            sizes = [own.stat().st_size if known[own.suffix.lower()] else 0 for own in inside]
-            told.update(
-                repr([(str(o.relative_to(path)), size) for o, size in zip(inside, sizes, strict=True)]).encode()
-            )
+            kinds = (*PICTURES, *TABLES)
+            inside = sorted(own for own in path.rglob("*") if own.suffix.lower() in kinds and own.is_file())
+            sizes = [own.stat().st_size if own.suffix.lower() in TABLES else None for own in inside]
+            names = [str(own.relative_to(path)) for own in inside]
+            told.update(repr([*zip(names, sizes, strict=True)]).encode())
         else:
             _read(path, told)
     return told.hexdigest()[:16]
