@@ -525,19 +525,26 @@ class Jsonl(Source):
         return _Jsonl(files)
 
 
-class _Jsonl:
-    names: Sequence[str] = ()
+class _Begun:
+    """Files of which is known where each row begins."""
 
-    def __init__(self, files: Sequence[Path]):
-        self._files = files
-        self._starts = [_line_starts(file) for file in files]
-        self.blocks = [len(self)]
+    _files: Sequence[Path]
+    _starts: Sequence[NDArray[np.int64]]
 
     def places(self) -> Iterable[tuple[Path, Numbers]]:
         return [(file.resolve(), range(len(own))) for file, own in zip(self._files, self._starts, strict=True)]
 
     def __len__(self) -> int:
         return sum(map(len, self._starts))
+
+
+class _Jsonl(_Begun):
+    names: Sequence[str] = ()
+
+    def __init__(self, files: Sequence[Path]):
+        self._files = files
+        self._starts = [_line_starts(file) for file in files]
+        self.blocks = [len(self)]
 
     def __getitem__(self, row: int) -> Mapping[str, Any]:
         which, place = _place([len(s) for s in self._starts], row)
@@ -597,7 +604,7 @@ class Csv(Source):
         return _Csv(files, self.delimiter, self.columns)
 
 
-class _Csv:
+class _Csv(_Begun):
     def __init__(self, files: Sequence[Path], delimiter: str, columns: Columns):
         self._files, self._delimiter, self._columns = files, delimiter, columns
         opened = [self._opened(file) for file in files]
@@ -607,12 +614,6 @@ class _Csv:
         for file, header in zip(files, self._headers, strict=True):
             if len(set(header)) < len(header) or set(header) != set(self.names):
                 raise LoadError(f"{file}: its columns are {header}, which are not each once those of {files[0]}")
-
-    def places(self) -> Iterable[tuple[Path, Numbers]]:
-        return [(file.resolve(), range(len(own))) for file, own in zip(self._files, self._starts, strict=True)]
-
-    def __len__(self) -> int:
-        return sum(map(len, self._starts))
 
     def __getitem__(self, row: int) -> Mapping[str, Any]:
         which, place = _place([len(s) for s in self._starts], row)

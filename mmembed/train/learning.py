@@ -63,10 +63,8 @@ class Learning:
         self.step = 0  # steps that are done
         self.state: dict[str, Any] = {}
         self.saved = 0, time.monotonic()  # the step of the last checkpoint, and when it was
-        self.best: tuple[float, dict[str, Tensor]] = (
-            float("-inf"),
-            {},
-        )  # of the looks so far, and the weights that had it
+        # the best score of the looks so far, and the weights that had it
+        self.best: tuple[float, dict[str, Tensor]] = float("-inf"), {}
         self.mixtures = [
             Mixture(
                 {name: run.data[name] for name in task.data},
