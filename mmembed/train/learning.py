@@ -584,6 +584,8 @@ class Learning:
             LoadError: it lacks weights. SpecError: the model, a teacher or data of this stage is another by now.
         """
         run = self.run_
+        if "made_of" not in state:
+            raise LoadError(f"{run.folder} holds a run of an earlier version of mmembed: remove it to begin again")
         if state["in_stage"] < self.stage.steps:  # a whole stage draws nothing more: its data may be another by now
             then = state["made_of"]
             for what, stamp in self._made_of.items():

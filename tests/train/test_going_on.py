@@ -12,7 +12,7 @@ from PIL import Image as PillowImage
 
 import mmembed
 from mmembed.cli import main
-from mmembed.errors import InputError, SpecError
+from mmembed.errors import InputError, LoadError, SpecError
 from mmembed.testing import tiny_embedder
 from mmembed.train import checkpoints, learning, stamp
 from mmembed.train.data import Column, Columns, InMemory
@@ -196,6 +196,16 @@ def test_a_run_does_not_go_on_with_another_model_or_other_data(tmp_path):
         trained(recipe, tmp_path / "out", resume=True)
     (model / "weights.safetensors").write_bytes(kept)
     trained(recipe, tmp_path / "out", resume=True)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_told(tmp_path):
+    recipe = lay(tmp_path)
+    trained(recipe, tmp_path / "out", "stage.0.steps=2")
+    (last,) = checkpoints.found(tmp_path / "out" / "run")
+    tensors, state = checkpoints.load(last)
+    checkpoints.save(last.parent, 2, tensors, {key: value for key, value in state.items() if key != "made_of"})
+    with pytest.raises(LoadError, match="of an earlier version of mmembed"):
+        trained(recipe, tmp_path / "out", "stage.0.steps=2", resume=True)
 
 
 def test_going_on_where_nothing_lies_is_said(tmp_path, capfd):
