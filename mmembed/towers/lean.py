@@ -6,10 +6,11 @@ time that transformers' modules take. Here three kinds of parts get another `for
 - a linear layer goes through oneDNN, which on AMD's processors multiplies a fifth faster than the MKL behind torch's own, and,
   where there is memory for a copy, on weights laid out as oneDNN reads them, those of layers that read the same input in one
   piece: half the time of ten rows, a short query;
-- an RMS norm walks over its input three times instead of six, and on CUDA is one kernel of torch's instead of seven;
+- an RMS norm walks over its input three times instead of six (five times in bf16), and on CUDA is one kernel of torch's instead
+  of seven;
 - a block's MLP takes 512 rows at a time, so that what it widens to stays in the cache; BERT's and its kin's too.
 
-But for that kernel all of this is for fp32 on the CPU, copies of weights for bf16 there too. Nothing else of a part changes:
+But for that kernel all of this is for fp32 on the CPU, copies of weights and norms for bf16 there too. Nothing else of a part changes:
 names, weights, hooks, `isinstance`, what is saved. Wherever gradients are recorded, in other precisions and on other devices its
 own forward runs, and under compilers too, but that linear layers stay oneDNN's, as an operator that no compiler looks into. Parts
 that are built otherwise are left as they are: a norm must give what its own forward gives, an MLP must treat each row by itself,
@@ -83,9 +84,10 @@ def lean(model: M) -> M:
     return model
 
 
-def serves(states: Tensor) -> bool:
-    """Whether lean arithmetic is for these numbers: fp32 on a CPU, no gradients, nothing that watches the operators."""
-    return states.dtype == torch.float32 and alone(states) and not torch.compiler.is_dynamo_compiling()
+def serves(states: Tensor, *also: torch.dtype) -> bool:
+    """Whether lean arithmetic is for these numbers: fp32, or `also` another dtype, on a CPU, no gradients, nothing that watches
+    the operators."""
+    return states.dtype in (torch.float32, *also) and alone(states) and not torch.compiler.is_dynamo_compiling()
 
 
 def _fused(states: Tensor, weight: Tensor) -> bool:
@@ -348,17 +350,19 @@ class LeanNorm(Over):
     weight: Tensor
     _fuses: ClassVar[bool] = True
 
-    def scale(self) -> Tensor:
-        return self.weight
+    def scaled(self, normed: Float[Tensor, "*R D"], dtype: torch.dtype) -> Float[Tensor, "*R D"]:
+        """What is of length one in fp32, and ours to write to, times the weight, in a dtype."""
+        return normed.to(dtype).mul_(self.weight)
 
     def forward(self, states: Float[Tensor, "*R D"]) -> Float[Tensor, "*R D"]:
         if self._fuses and _fused(states, self.weight):
             return nn.functional.rms_norm(states, self.weight.shape, self.weight, _eps(self))
-        if not serves(states) or self.weight.dtype != torch.float32:
+        if not serves(states, torch.bfloat16) or self.weight.dtype != states.dtype:
             return super().forward(states)  # type: ignore[misc]
-        length = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
-        eps = _constant(_eps(self))
-        return (states * torch.addcmul(eps, length, length, value=1 / states.shape[-1]).rsqrt_()).mul_(self.scale())
+        exact = states.float()
+        length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
+        inverse = torch.addcmul(_constant(_eps(self)), length, length, value=1 / states.shape[-1]).rsqrt_()
+        return self.scaled(exact * inverse if exact is states else exact.mul_(inverse), states.dtype)
 
 
 class LeanNormAroundOne(LeanNorm):
@@ -366,8 +370,8 @@ class LeanNormAroundOne(LeanNorm):
 
     _fuses = False  # 1 + weight has more digits than half precision holds
 
-    def scale(self) -> Tensor:
-        return 1 + self.weight
+    def scaled(self, normed: Float[Tensor, "*R D"], dtype: torch.dtype) -> Float[Tensor, "*R D"]:
+        return normed.mul_(1 + self.weight.float()).to(dtype)
 
 
 @cache
