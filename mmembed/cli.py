@@ -384,14 +384,19 @@ def train(
             {
                 "output": str(run.output),
                 "name": embedder.spec.name,
-                "steps": run.steps,
+                "steps": sum(run.learnt.values()),
                 "log": str(run.log),
                 "skipped": run.skipped,
                 "scores": run.scores,
             }
         )
     else:
-        click.echo(f"{run.steps} steps: {embedder!r} in {run.output}")
+        early = [
+            f"{stage.name} ended after {run.learnt[stage.name]} of {stage.steps}"
+            for stage in run.recipe.stage
+            if run.learnt.get(stage.name, 0) < stage.steps
+        ]
+        click.echo(f"{'; '.join([f'{sum(run.learnt.values())} steps', *early])}: {embedder!r} in {run.output}")
         for name, own in run.scores.items():
             click.echo(f"{name}: " + ", ".join(f"{kind} {value:.3f}" for kind, value in own.items()))
     for name, count in run.skipped.items():

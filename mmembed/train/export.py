@@ -30,6 +30,7 @@ from .building import restore
 from .data import Examples
 from .held_out import measure
 from .recipe import Recipe
+from .watch import learnt
 
 CARD = "README.md"
 MARK = "<!-- written by mmembed train -->"
@@ -203,7 +204,7 @@ def _card(
 ) -> str:
     """The card of the embedder, for people to go on with."""
     spec = embedder.spec
-    steps = [record for record in records if "loss" in record]
+    steps, done = [record for record in records if "loss" in record], learnt(records)
     shorter = f" ({', '.join(map(str, spec.dimensions))} by `truncate_dim`)" if spec.dimensions else ""
     base = recipe.model.load or "parts composed by its recipe"
     lines = [
@@ -235,7 +236,9 @@ def _card(
     for stage in recipe.stage:
         losses = ", ".join(str(loss["kind"]) for task in stage.task for loss in task.losses)
         count = " + ".join(str(task.batch) for task in stage.task)
-        lines.append(f"| {stage.name} | {stage.steps} | {', '.join(stage.train)} | {count} | {losses} |")
+        own = done.get(stage.name, 0)
+        told = str(own) if own == stage.steps else f"{own} of {stage.steps}"
+        lines.append(f"| {stage.name} | {told} | {', '.join(stage.train)} | {count} | {losses} |")
     lines += ["", "| data | rows | left out | kind |", "|---|---|---|---|"]
     lines += [
         f"| {name} | {len(own)} | {len(own.skipped) or ''} | {type(own.source).__name__} |"

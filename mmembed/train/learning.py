@@ -63,8 +63,9 @@ class Learning:
         self.step = 0  # steps that are done
         self.state: dict[str, Any] = {}
         self.saved = 0, time.monotonic()  # the step of the last checkpoint, and when it was
-        # the best score of the looks so far, and the weights that had it
+        # the best score of the looks so far, the weights that had it, and how many looks there were since
         self.best: tuple[float, dict[str, Tensor]] = float("-inf"), {}
+        self.waited = 0
         self.mixtures = [
             Mixture(
                 {name: run.data[name] for name in task.data},
@@ -238,6 +239,16 @@ class Learning:
         parts.set_modes(run.model, stage, self.weights)
         if self.step and self._to_be_seen:  # it was stopped behind a checkpoint and before a look, or in it
             self._look(log)
+        if not (self._done or self._given_up):
+            self._steps(log)
+        self.settle()
+        with torch.no_grad():
+            for name, own in self.best[1].items():
+                run.changed[name].copy_(own)
+
+    def _steps(self, log: Log) -> None:
+        """Learn until the stage is over."""
+        run, stage = self.run_, self.stage
         with Workers(self.collator, run.workers) as make, ThreadPoolExecutor(1, "batches") as ahead, _settled():
             batches = self.batches(make)
             waiting = ahead.submit(next, batches, None)
@@ -258,14 +269,17 @@ class Learning:
                     raise KeyboardInterrupt
                 if self._to_be_seen:
                     self._look(log)
-        self.settle()
-        with torch.no_grad():
-            for name, own in self.best[1].items():
-                run.changed[name].copy_(own)
+                if self._given_up:
+                    break
 
     @property
     def _done(self) -> bool:
         return self.step == self.stage.steps
+
+    @property
+    def _given_up(self) -> bool:
+        """Whether so many looks were no better that the stage ends before its last step."""
+        return self.stage.early_stopping_patience is not None and self.waited >= self.stage.early_stopping_patience
 
     @property
     def _to_be_seen(self) -> bool:
@@ -499,7 +513,9 @@ class Learning:
                     name, _, kind = self.stage.keep_best.rpartition(".")
                     best = scores[name][kind]
             best = run.world.told(best)[0]
+        self.waited += 1
         if best is not None and best > self.best[0]:
+            self.waited = 0
             with self.averaged():
                 self.best = best, {name: own.detach().clone() for name, own in (self.weights | self.buffers).items()}
         parts.set_modes(run.model, self.stage, self.weights)
@@ -550,6 +566,7 @@ class Learning:
                 "recipe": run.recipe.digest(self.number),
                 "adam": counts,
                 "best": self.best[0] if self.best[1] else None,
+                "waited": self.waited,
                 "made_of": self._made_of,
                 **self.state,
             }
@@ -584,7 +601,7 @@ class Learning:
             LoadError: it lacks weights. SpecError: the model, a teacher or data of this stage is another by now.
         """
         run = self.run_
-        if "made_of" not in state:
+        if not {"made_of", "waited"} <= state.keys():
             raise LoadError(f"{run.folder} holds a run of an earlier version of mmembed: remove it to begin again")
         if state["in_stage"] < self.stage.steps:  # a whole stage draws nothing more: its data may be another by now
             then = state["made_of"]
@@ -599,7 +616,7 @@ class Learning:
         lacking = due - tensors.keys()
         if lacking:
             raise LoadError(f"{run.folder}: the checkpoint lacks {', '.join(sorted(lacking)[:3])}")
-        self.step = state["in_stage"]
+        self.step, self.waited = state["in_stage"], state["waited"]
         for name, own in run.changed.items():
             put(own, tensors[f"weight.{name}"])
         for name, weight in self.learnt.items():

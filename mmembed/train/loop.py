@@ -26,7 +26,7 @@ from .recipe import Recipe
 from .shards import Shards, unsharded
 from .stamp import of_model
 from .teacher import Teacher
-from .watch import LOG, PLOT, SKIPPED, Log, plot, read_log
+from .watch import LOG, PLOT, SKIPPED, Log, learnt, plot, read_log
 from .world import World
 
 RUN = "run"
@@ -47,7 +47,8 @@ class Run:
     Attributes:
         begun: the step that it goes on from; 0: it begins. stamp: of the model that it begins with, see `stamp.of_model`.
         changed: weights and statistics that are not those of that model any more. adapted: whether LoRA is in.
-        scores: at its end, of the folder on held-out data.
+        scores: at its end, of the folder on held-out data. learnt: how many steps of each stage were learnt from by then; one
+            that stopped early has fewer than its recipe says.
 
     Raises:
         SpecError: a recipe that does not fit its data or its model, or an output that is the model that it begins with or a
@@ -90,6 +91,7 @@ class Run:
         self.changed: dict[str, Tensor] = {}
         self.adapted = False
         self.scores: dict[str, dict[str, float]] = {}
+        self.learnt: dict[str, int] = {}
         self.shards: Shards | None = None
         self.stopping = threading.Event()
         found = checkpoints.found(self.folder)
@@ -191,6 +193,7 @@ class Run:
                     plot(log.records, self.folder / PLOT)
                 except MissingExtra as missing:  # the model matters more
                     warnings.warn(f"the run is not drawn: {missing}", stacklevel=2)
+            self.learnt = learnt(log.records)
             self.scores = export(self.recipe, self.embedder, self.data, self.output, log.records, changed)
         self.world.wait()
         return loading.load(self.output, device=self.device)

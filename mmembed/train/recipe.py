@@ -202,6 +202,8 @@ class Stage:
         eval_steps: steps between looks at held-out data; None: at the end of the stage alone.
         keep_best: the score of held-out data by which the best look is found, "dev.MRR", whose weights are what stays; None: the
             last ones do.
+        early_stopping_patience: looks in a row that are not better than the best one, after which the stage ends; None: all its
+            steps are learnt from.
         save_steps: steps between checkpoints; None: every ten minutes. There is one at the end of the stage, too.
     """
 
@@ -234,6 +236,7 @@ class Stage:
     image_size: int | None = None
     eval_steps: int | None = None
     keep_best: str | None = None
+    early_stopping_patience: int | None = None
     save_steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -247,7 +250,7 @@ class Stage:
                 raise UnknownName("part of a model", part, PARTS)
             if part not in mine:
                 raise SpecError(f"stage {self.name!r} has a rate for {part!r} and trains {', '.join(self.train)}")
-        for name in ("max_grad_norm", "eval_steps", "save_steps", "batch_tokens"):
+        for name in ("max_grad_norm", "eval_steps", "early_stopping_patience", "save_steps", "batch_tokens"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise SpecError(f"stage {self.name!r}: {name}={value} must be more than 0")
@@ -272,6 +275,10 @@ class Stage:
             raise SpecError(f"betas={list(self.betas)}: AdamW has two, in [0, 1)")
         if self.keep_best is not None and (self.eval_steps is None or self.eval_steps >= self.steps):
             raise SpecError(f"stage {self.name!r} keeps the best of several looks, and looks once: eval_steps")
+        if self.early_stopping_patience is not None and self.keep_best is None:
+            raise SpecError(
+                f"stage {self.name!r} ends early where nothing gets better, and does not say what: keep_best"
+            )
         if not self.together and not sum(task.share for task in self.task) > 0:
             raise SpecError(f"stage {self.name!r} draws a task a step, and none has a share")
         if self.attention_dropout is not None and not (self.dropout and 0 <= self.attention_dropout < 1):

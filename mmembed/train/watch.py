@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -191,6 +192,11 @@ def _wandb(project: str, name: str, folder: Path, begun: int) -> Board:
             fresh.write_text(uuid4().hex)
     run = wandb.init(project=project, name=name, id=known.read_text(), resume="allow")
     return Board(lambda step, values: run.log(dict(values), step=step), run.finish)
+
+
+def learnt(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many steps of each stage a log tells of."""
+    return dict(Counter(record["stage"] for record in records if "scores" not in record))
 
 
 def plot(records: list[dict[str, Any]], path: Path) -> None:

@@ -340,6 +340,10 @@ def test_a_temperature_is_learnt_with_the_model():
         ({"kind": "infonce", "directions": ["query_to_query"]}, "hold no pair that could be found"),
         ({"kind": "infonce", "directions": ["query_to_document", "query_to_query"], "joint": False}, "joint=True"),
         ({"kind": "learnt_temperature", "loss": {"kind": "infonce"}, "temperature": 0.005}, "begins below the least"),
+        (
+            {"kind": "learnt_temperature", "loss": {"kind": "infonce", "temperature": 0.05}},
+            "say where it starts beside",
+        ),
         ({"kind": "sum", "losses": [{"kind": "infonce", "temprature": 1}]}, "Did you mean 'temperature'"),
     ],
 )

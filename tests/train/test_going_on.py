@@ -305,3 +305,25 @@ def test_the_weights_of_the_best_look_are_what_stays(tmp_path):
         read_recipe(recipe, [keep, "stage.0.eval_steps=6"])
     with pytest.raises(SpecError, match=r"Did you mean 'dev\.MRR'"):
         read_recipe(recipe, ['stage.0.keep_best="dev.MMR"'])
+
+
+def test_a_stage_ends_early_where_looks_get_no_better(tmp_path):
+    text = RECIPE.replace("save_steps = 2", "save_steps = 1\neval_steps = 1").replace("lr = 1e-3", "lr = 1e-1")
+    recipe = held(tmp_path, text.replace("steps = 6", "steps = 40"))
+    patient = ('stage.0.keep_best="dev.MRR"', "stage.0.early_stopping_patience=2")
+    whole = trained(recipe, tmp_path / "out", *patient)
+    seen = [r["scores"]["dev"]["MRR"] for r in read_log(whole.log) if "scores" in r]
+    best = seen.index(max(seen))
+    (name,) = whole.learnt
+    assert whole.learnt[name] == len(seen) == best + 3 < 40, "two looks behind the first best one"
+    assert whole.scores["dev"]["MRR"] == max(seen)
+    assert f"| {name} | {len(seen)} of 40 |" in (tmp_path / "out" / "README.md").read_text()
+    run = Run(read_recipe(recipe, patient), tmp_path / "cut", device="cpu")
+    stopped_behind(run, len(seen) - 1)
+    again = trained(recipe, tmp_path / "cut", *patient, resume=True)
+    assert again.learnt == {name: len(seen)}
+    due = whole.embedder.model.state_dict()
+    assert all(torch.equal(own, due[key]) for key, own in again.embedder.model.state_dict().items())
+    assert trained(recipe, tmp_path / "cut", *patient, resume=True).learnt == {name: len(seen)}
+    with pytest.raises(SpecError, match="does not say what: keep_best"):
+        read_recipe(recipe, ["stage.0.early_stopping_patience=2"])

@@ -361,7 +361,7 @@ class LearntTemperature(Loss):
         loss: settings of a loss that takes a temperature. temperature: where it starts. least: what it never goes below.
 
     Raises:
-        SpecError: the loss takes none, or it would start below `least`.
+        SpecError: the loss takes none, or says one of its own; it would start below `least`.
     """
 
     def __init__(
@@ -379,6 +379,10 @@ class LearntTemperature(Loss):
         inner = build_loss(loss, width=width, teacher_width=teacher_width)
         if not isinstance(inner, Plain) or "temperature" not in inner.settings:
             raise SpecError(f"the loss {loss['kind']!r} takes no temperature that could be learnt")
+        if "temperature" in loss:
+            raise SpecError(
+                f"the temperature of the loss {loss['kind']!r} is learnt: say where it starts beside `loss`, not in it"
+            )
         self.loss, self.needs, self.contrastive, self.least = inner, inner.needs, inner.contrastive, least
         self.log_temperature = nn.Parameter(torch.tensor(temperature).log())
 
