@@ -26,7 +26,7 @@ def read(results: Path) -> list[dict[str, Any]]:
         entries,
         key=lambda e: (
             e["device"],
-            e["precision"],
+            e["precision"] != "fp32",  # which comes first
             where(e["machine"]),
             list(SHAPES).index(e["model"]["name"]),
             EVERY.index(e["workload"]),
@@ -141,14 +141,14 @@ def _machine(entry: dict[str, Any]) -> str:
 
 
 def shortened(results: Path) -> str:
-    """The README's: of each device the machine that was measured last, `encode` as it is beside sentence-transformers and the
-    fastest of all others."""
+    """The README's: of each device and precision the machine that was measured last, `encode` as it is beside
+    sentence-transformers and the fastest of all others."""
     lines: list[str] = []
     entries = read(results)
-    for device in dict.fromkeys(entry["device"] for entry in entries):
-        of_device = [entry for entry in entries if entry["device"] == device]
-        newest = where(max(of_device, key=lambda entry: entry["when"])["machine"])
-        shown = [entry for entry in of_device if where(entry["machine"]) == newest]
+    for kind in dict.fromkeys(map(_kind, entries)):
+        of_kind = [entry for entry in entries if _kind(entry) == kind]
+        newest = where(max(of_kind, key=lambda entry: entry["when"])["machine"])
+        shown = [entry for entry in of_kind if where(entry["machine"]) == newest]
         head = ["model", "workload", "mmembed", f"{PEER}, default / best", "fastest other peer"]
         rows = []
         for entry in shown:
@@ -162,6 +162,10 @@ def shortened(results: Path) -> str:
             rows.append([entry["model"]["said"], entry["said"], speed(ours, alone), ratios, said])
         lines += [f"**{_machine(shown[0])}**, {shown[0]['precision']}, random weights", "", *_rows(head, rows), ""]
     return "\n".join(lines[:-1]) + "\n"
+
+
+def _kind(entry: dict[str, Any]) -> tuple[str, str]:
+    return entry["device"], entry["precision"]
 
 
 def into(page: Path, tables: str) -> None:
