@@ -271,7 +271,9 @@ class Sampler:
                 sample = self._sample(own if self.mark is None else _split(own, runs, self.mark), truncate, seen)
                 yield self._read(sample if part is None else self._less(sample, len(part.ids)), runs)
             except InputError as error:
-                yield error
+                yield error.with_traceback(
+                    None
+                )  # which holds this frame, and `seen` the error: all pictures of a window
 
     @property
     def _by_part(self) -> bool:
@@ -318,15 +320,17 @@ class Sampler:
         pictures = len(images) if self.apart else 0
         excess = len(ids) - pictures - self.max_length
         copies = self._copies(runs, images, len(ids)) if excess > 0 or self.placed or self.counted in BY_COPY else []
+        cut = 0
         if excess > 0:
             kept = self._kept(len(ids), copies, images, excess, truncate)
+            cut = len(ids) - len(kept)
             ids, copies, images = [ids[k] for k in kept], [copies[k] for k in kept], _moved(images, kept)
         if self.fill is not None and len(ids) > pictures:
             filling = self.max_length + pictures - len(ids)
             ids, copies = ids + [self.fill] * filling, copies + [0] * filling
         row = np.array(ids, dtype=np.int64)
         placeholder = copies.index(PLACED) if self.placed else None
-        return Sample(row, self._count(row, copies), tuple(images), max(excess, 0), placeholder=placeholder)
+        return Sample(row, self._count(row, copies), tuple(images), cut, placeholder=placeholder)
 
     def _laid(self, runs: Sequence[Laid], seen: Seen) -> tuple[list[int], list[Slots]]:
         """The ids of a sample before it is cut, and the images among them."""
@@ -373,7 +377,7 @@ class Sampler:
             elif isinstance(run, Placeholder):
                 copies.append(PLACED)
             else:
-                copies += [_copy_of(span, run[0].content) for span in run[1].spans]
+                copies += _copies_of(run[1].spans, run[0].content)
         # What is left are the tokens around them; where there is nothing but pictures, of towers of their own, there are none.
         opening = len(self._prefix) if count > len(copies) else 0
         return [0] * opening + copies + [0] * (count - opening - len(copies))
@@ -470,8 +474,10 @@ class ChunkSampler(Sampler):
             raise InputError("the parts of an item are not pooled one by one under an intervention with a placeholder")
         owners, parts = self._owners(runs, images, len(ids))
         excess = len(ids) - self.max_length if self.window is None else 0
+        cut = 0
         if excess > 0:
             kept = self._kept(len(ids), copies, images, excess, truncate)
+            cut = len(ids) - len(kept)
             # A last part that is cut does not reach the closing tokens, as the authors have it.
             owners[max(k for k, copy in enumerate(copies) if copy > 0) + 1 :] = -1
             ids, copies, images = [ids[k] for k in kept], [copies[k] for k in kept], _moved(images, kept)
@@ -482,7 +488,7 @@ class ChunkSampler(Sampler):
         if excess <= 0 and not all(len(chunk) for chunk in chunks):
             lacking = next(part for part, chunk in enumerate(chunks) if not len(chunk))
             raise InputError(f"its part {lacking} has no token of its own; leave it out, or join it to another")
-        sample = Sample(row, counted, tuple(images), max(excess, 0), None, tuple(chunks))
+        sample = Sample(row, counted, tuple(images), cut, None, tuple(chunks))
         return sample if self.window is None or len(row) <= self.window else self._in_windows(sample, self.window)
 
     def _owners(self, runs: Sequence[Laid], images: Sequence[Slots], count: int) -> tuple[NDArray[np.int64], int]:
@@ -592,6 +598,21 @@ def _alone(counted: str, runs: Sequence[Run]) -> str:
         return ""
     begin = run.content[0][0]
     return run.text[begin:] if counted == "tail" else run.text[:begin]
+
+
+def _copies_of(spans: Sequence[tuple[int, int]], content: list[tuple[int, int, int]]) -> list[int]:
+    """Which copy of the item each token of a text belongs to, 0 for none. Some stand for no character by their spans, all bytes
+    of one but the last, and spaces that RoBERTa's tokenizer trims: between two tokens of a copy, and behind the last token of the
+    text, they are of it."""
+    copies = [_copy_of(span, content) for span in spans]
+    empty = [begin >= end for begin, end in spans]
+    after: list[int | None] = [None] * len(copies)
+    for k in reversed(range(len(copies) - 1)):
+        after[k] = after[k + 1] if empty[k + 1] else copies[k + 1]
+    for k in range(1, len(copies)):
+        if empty[k] and after[k] in (None, copies[k - 1]):
+            copies[k] = copies[k - 1]
+    return copies
 
 
 def _copy_of(span: tuple[int, int], content: list[tuple[int, int, int]]) -> int:

@@ -86,6 +86,8 @@ class Options:
             )
             if said is not None and not several:
                 raise SpecError(f"{what}={said!r}: a text is wanted, or a list of one an item")
+            if said is not None and not isinstance(said, str):  # a column of a table is asked for row 3 by another name
+                object.__setattr__(self, what, list(ordered(said, f"{what}s")))
         if self.language is not None and not isinstance(self.language, str):
             raise SpecError(f"language={self.language!r}: a text is wanted, as 'en'")
         if self.batch_tokens is not None and not (
@@ -368,6 +370,7 @@ def _prepared(
             bad[row] = error
             if options.on_error == "raise":
                 break  # after those before it, of which one may be bad too
+            error.__traceback__ = None  # it holds this frame, which holds the error: only a search would free them
             continue
         wrapped += ways
         rows += [row] * len(ways)
@@ -483,6 +486,8 @@ class _Computing(Generic[Result]):
             bad = InputError(f"{what} do not fit into the memory of {self._model.device}: {exhausted}", rows[0])
         if bad is None:
             return True
+        if not self._raises:
+            bad.__traceback__ = None  # as in `_prepared`
         if bad.item is None:  # whose it is shows alone
             if len(places) > 1:
                 self.waiting.extendleft([place] for place in reversed(places))

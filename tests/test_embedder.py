@@ -206,6 +206,19 @@ def test_an_instruction_fills_its_place(prompted):
     assert greatest(each, plain.encode(["Instruct: one\nQuery: a", "Instruct: two\nQuery: b"])) <= 1e-6
     with pytest.raises(SpecError, match="no place for an instruction"):
         prompted.encode("red", prompt_name="query", instruction="find")
+    column = pandas.Series(["one", "two"], index=[1, 0])
+    assert greatest(prompted.encode(["a", "b"], prompt_name="instructed", instruction=column), each) == 0
+    with pytest.raises(InputError, match="give instructions as one of them"):
+        prompted.encode(["a", "b"], prompt_name="instructed", instruction=pandas.DataFrame({"a": ["one", "two"]}))
+
+
+def test_where_the_counted_tail_begins_does_not_hang_on_how_much_is_cut():
+    ours = tiny_embedder(
+        counted="tail", pooling="mean", max_length=24, prompts={"document": {"any": "see {content} or {content}"}}
+    )
+    samples = ours.samples(["abc", "abcdefghijk", "abcdefghijkl"], prompt_name="document")
+    assert [sample.truncated for sample in samples] == [0, 8, 10], "of both copies alike"
+    assert len({int(np.flatnonzero(sample.counted)[0]) for sample in samples}) == 1
 
 
 def test_an_unknown_prompt_names_the_nearest(prompted):
@@ -572,6 +585,14 @@ def test_things_without_an_order_are_refused_and_one_of_no_kind_by_its_row(tiny)
     assert tiny.encode(pandas.DataFrame({"text": ["a", "b"]})["text"]).shape[0] == 2
     with pytest.raises(InputError, match="a ndarray is not guessed at"):
         tiny.encode(np.array("a"))
+
+
+def test_a_token_of_padding_in_a_text_is_one_position_whatever_stands_beside_it():
+    ours = tiny_embedder(backbone=tiny_backbone("xlm-roberta"), pooling="mean")
+    assert ours.tokenizer.encode(['"'])[0].ids[0] == ours.model.backbone.config.pad_token_id
+    text = 'what "this" is'
+    due = ours.encode([text])
+    assert greatest(ours.encode([text, picture(1), (picture(2), text)])[:1], due) <= 1e-5
 
 
 def test_a_dict_is_one_thing_and_never_its_keys(tiny):

@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import sentencepiece
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from mmembed import Report
@@ -54,6 +55,33 @@ def _wide():
     from mmembed.testing import tiny_backbone
 
     return tiny_backbone(vocab_size=500)
+
+
+def trimming() -> PreTrainedTokenizerFast:
+    """Bytes, as RoBERTa's tokenizer gives them: a space by itself stands for no character."""
+    words = byte_tokenizer()
+    ends = [(token, words.convert_tokens_to_ids(token)) for token in ("</s>", "<s>")]
+    words.backend_tokenizer.post_processor = processors.RobertaProcessing(
+        *ends, trim_offsets=True, add_prefix_space=False
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=words.backend_tokenizer, pad_token="<pad>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("kind", ["bytes of a character", "trimmed spaces"])
+def test_a_text_is_cut_at_its_last_tokens_whatever_they_stand_for(pieces, kind):
+    spaced = kind == "trimmed spaces"
+    ours = tiny_embedder(tokenizer=trimming() if spaced else pieces, max_length=40)
+    words = ours.tokenizer
+    texts = ["a    b", "in   words "] if spaced else ["བོད་ཡིག་གི་ཡི་གེ་", "a red car 😀"]
+    for text in (text * 20 for text in texts):
+        (tokens,) = words.encode([text])
+        room = 40 - len(words.prefix) - len(words.suffix)
+        assert sum(begin == end for begin, end in tokens.spans) > 20
+        for prompt in ({}, {"prompt": "so: "}):
+            (sample,) = ours.prepare([text], **prompt).samples
+            (whole,) = words.encode([prompt.get("prompt", "") + text])
+            assert sample.ids.tolist() == [*words.prefix, *whole.ids[:room], *words.suffix]
+            assert sample.truncated == len(whole.ids) - room
 
 
 def test_an_unknown_piece_is_named(pieces):
