@@ -21,6 +21,7 @@ from scipy.sparse import coo_array, csr_array, vstack
 from .batch import Sample
 from .dual import DualEncoder
 from .errors import InputError, LoadError, SpecError, StoreError, UnknownName
+from .hub import ADAPTER
 from .inputs import Image, Thing, ordered
 from .kept import Kept
 from .model import EmbeddingModel
@@ -31,6 +32,7 @@ from .reader import Reader, Sparse
 from .report import Report, Skipped
 from .spec import ModelSpec
 from .tokenizer import Tokenizer
+from .towers.adapters import WEIGHTS_FILE as ADAPTER_WEIGHTS
 from .towers.starts import generation
 from .walk import (
     Arrays,
@@ -604,6 +606,12 @@ class Embedder:
         self.model.check_whole()
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
+        for stale in (
+            ADAPTER,
+            ADAPTER_WEIGHTS,
+            GOLDEN_FILE,
+        ):  # of what lay there: an adapter would be merged a second time
+            (path / stale).unlink(missing_ok=True)
         self.model.save(path)
         self.tokenizer.save(path)
         if self.golden:

@@ -217,7 +217,7 @@ def _sentence_transformers(
     how = _optional(backbone / "sentence_bert_config.json")
     chats = known is None and "message" in how.get("modality_config", {})
     if known is None and not chats:
-        _check_transformer(folder, _of_transformer(backbone), body.config)
+        _check_transformer(folder, backbone, body.config)
     _warn_of_settings(folder, settings, normalize)
     sight = None if chats else _native(backbone, body.config, known)
     spec = _spec(folder, backbone, body.config, pooling, tuple(heads), wide, said, normalize, counted, sight)
@@ -280,13 +280,15 @@ def _sparse_encoder(
     task = _optional(paths[0] / "sentence_bert_config.json").get("transformer_task", "fill-mask")
     if task != "fill-mask":
         raise SpecError(f"{folder} is a SparseEncoder over {task}; known: fill-mask")
+    body = _body(paths[0], known, base)
+    if known is None:
+        _check_transformer(folder, paths[0], body.config)
     pooling = _json(paths[1] / "config.json")
     head = {
         "kind": "splade",
         "activation": "log1p_log1p_relu" if pooling.get("activation_function") == "log1p_relu" else "log1p_relu",
         "reduce": pooling.get("pooling_strategy", "max"),
     }
-    body = _body(paths[0], known, base)
     sight = _native(paths[0], body.config, known)
     spec = _spec(folder, paths[0], body.config, {}, (), body.config.vocab_size, _prompts(settings), False, "all", sight)
     sparse = SparseOutput(head=head, top=settings.get("max_active_dims"))
@@ -318,6 +320,8 @@ def _multi_vector_encoder(
     head: dict[str, Any] = {"kind": "states", "normalize": "Normalize" in at}
     weights: tuple[Path, ...] = ()
     body = _body(paths[0], known, base)
+    if known is None:
+        _check_transformer(folder, paths[0], body.config)
     wide = width(body.config)
     if "Dense" in at:
         dense = _head("Dense", at["Dense"])
@@ -543,10 +547,15 @@ def _module(folder: Path, module: Mapping[str, Any], known: Checkpoint | None) -
     return str(name)
 
 
-def _check_transformer(folder: Path, how: Mapping[str, Any], config: Any) -> None:
+def _check_transformer(folder: Path, backbone: Path, config: Any) -> None:
     """Raise `SpecError` for what a module Transformer is told and nothing here follows: another vector would come of it."""
-    own = config.to_dict()
+    own, how = config.to_dict(), _of_transformer(backbone)
     left = [
+        f"{key}={how[key]!r}"
+        for key in ("query_length", "document_length", "tokenizer_name_or_path")
+        if how.get(key) is not None
+    ]
+    left += [
         f"{key}: {name}={value!r}"
         for key in ("config_args", "config_kwargs")
         for name, value in (how.get(key) or {}).items()
@@ -554,12 +563,19 @@ def _check_transformer(folder: Path, how: Mapping[str, Any], config: Any) -> Non
     ]
     left += [
         f"{key}: {name}={value!r}"
-        for key in ("tokenizer_args", "tokenizer_kwargs", "processor_kwargs")
+        for key in ("tokenizer_args", "tokenizer_kwargs", "processor_kwargs", "model_args", "model_kwargs")
         for name, value in (how.get(key) or {}).items()
         if name not in HARMLESS
     ]
-    texts = (how.get("processing_kwargs") or {}).get("text") or {}
-    left += [f"processing_kwargs: {name}={value!r}" for name, value in texts.items() if name not in HARMLESS]
+    given = how.get("processing_kwargs") or {}
+    texts = {**(given.get("text") or {}), **(given.get("common") or {})}
+    left += [
+        f"processing_kwargs: {name}={value!r}"
+        for name, value in texts.items()
+        if name not in HARMLESS or (name == "truncation" and not value)
+    ]
+    words = _optional(backbone / "tokenizer_config.json")
+    left += ["truncation_side='left'"] if words.get("truncation_side") == "left" else []
     text = (how.get("modality_config") or {}).get("text")
     output = text.get("method_output_name", "last_hidden_state") if isinstance(text, dict) else "last_hidden_state"
     left += [] if output == "last_hidden_state" else [f"method_output_name={output!r}"]

@@ -43,10 +43,11 @@ def find(name: str | os.PathLike[str] | None = None, *, revision: str | None = N
     shelf = bundled()
     asked = DEFAULT if name is None else os.fspath(name)
     path = Path(asked).expanduser()
-    if path.is_dir():
-        return path
-    if asked in shelf:
-        return shelf[asked]
+    here = path if path.is_dir() else shelf.get(asked)
+    if here is not None:
+        if revision is not None:
+            raise LoadError(f"revision={revision!r} is of a hub repository, and {asked!r} lies here: {here}")
+        return here
     if isinstance(name, os.PathLike) or asked.startswith((".", "/", "~")) or asked.count("/") != 1:
         raise UnknownName(
             "folder or bundled model", asked, shelf if "/" in asked else {*shelf, *checkpoints.declared()}

@@ -15,7 +15,7 @@ import torch
 from . import folders, hub
 from .dual import DualEncoder, load_open_clip
 from .embedder import GOLDEN_FILE, Embedder
-from .errors import SpecError, UnknownName
+from .errors import LoadError, SpecError, UnknownName
 from .model import EmbeddingModel, load_model, reads_logits
 from .nn.int8 import check_int8, in_int8
 from .nn.precision import COMPUTED, INT8, cast, dtype_of
@@ -65,12 +65,17 @@ def load(
     entries: Sequence[Mapping[str, Any]] = ()
     model: EmbeddingModel | DualEncoder
     if isinstance(name, str) and name.startswith(OPEN_CLIP):
+        if base is not None:
+            raise SpecError(f"{name} is no adapter: it stands on no other model, and base= is for those that do")
         model, words = load_open_clip(name.removeprefix(OPEN_CLIP), revision)
     else:
         folder = hub.find(name, revision=revision)
         model, words = load_model(folder, None if base is None else hub.find(base))
         golden = folder / GOLDEN_FILE
-        entries = json.loads(golden.read_text(encoding="utf-8")) if golden.exists() else ()
+        try:
+            entries = json.loads(golden.read_text(encoding="utf-8")) if golden.exists() else ()
+        except ValueError as error:
+            raise LoadError(f"{golden} is no JSON: {error}") from None
     tokenizer = load_tokenizer(words, copied(model.spec.tokenizer))
     if isinstance(model, EmbeddingModel):
         check_precision(model.backbone, dtype)
@@ -114,6 +119,8 @@ def compose(
             raise UnknownName("field of the spec", key, known)
     if vision is not None and not isinstance(vision, Mapping):
         raise SpecError(f"vision={vision!r}: settings are wanted, such as {{'library': 'timm', 'name': ...}}")
+    if projector is not None and (vision is None or vision.get("library") == NATIVE):
+        raise SpecError(f"projector={projector!r} is for a vision tower: vision={{'library': 'timm', 'name': ...}}")
     wanted = SparseOutput.of(spec.get("sparse"))
     body, language_head = _backbone(backbone, wanted is not None and reads_logits(wanted))
     words = _tokenizer(tokenizer)

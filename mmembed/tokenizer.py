@@ -220,7 +220,7 @@ class TransformersTokenizer:
 
         try:
             words = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # `tokenizers` raises no other kind for a file that it cannot read
             raise LoadError(f"{folder} holds no tokenizer: {error}") from None
         made = cls(words, **settings)
         said = Path(folder) / "tokenizer_config.json"

@@ -298,3 +298,15 @@ def test_a_prompt_is_a_template_for_each_modality():
         mmembed.compose(
             backbone=tiny_backbone(), tokenizer=byte_tokenizer(), device="cpu", prompts={"query": "Query: "}
         )
+
+
+def test_what_would_be_left_aside_is_refused(tmp_path):
+    parts = {"backbone": tiny_backbone(), "tokenizer": byte_tokenizer()}
+    with pytest.raises(SpecError, match="projector='mlp' is for a vision tower"):
+        mmembed.compose(**parts, projector="mlp")
+    folder = tiny_embedder().save(tmp_path / "tiny")
+    for here in (folder, "pico"):
+        with pytest.raises(LoadError, match="revision='v1' is of a hub repository"):
+            mmembed.load(here, revision="v1")
+    with pytest.raises(SpecError, match="is no adapter"):
+        mmembed.load("open_clip:ViT-B-32:none", base=folder)

@@ -230,6 +230,13 @@ def test_a_long_text_is_cut_as_sentence_transformers_cuts_it(tmp_path):
     assert np.abs(got - theirs.encode(TEXTS)).max() <= 1e-5
 
 
+def test_a_tokenizer_file_that_is_none_is_told(tmp_path):
+    folder = plain_folder(tmp_path / "plain", "qwen3")
+    (folder / "tokenizer.json").write_text('{"version": "1.0"}', encoding="utf-8")
+    with pytest.raises(LoadError, match="holds no tokenizer"):
+        mmembed.load(folder)
+
+
 def test_a_plain_folder_pools_as_sentence_transformers_would(tmp_path):
     for kind in ("qwen3", "xlm-roberta"):
         folder = plain_folder(tmp_path / kind, kind)
@@ -319,6 +326,11 @@ def test_a_text_without_a_prompt_is_pooled_whole_though_prompts_are_left_out(tmp
             {"processing_kwargs": {"text": {"add_special_tokens": False}}},
             "add_special_tokens=False",
         ),
+        ("sentence_bert_config.json", {"processing_kwargs": {"common": {"max_length": 7}}}, "max_length=7"),
+        ("sentence_bert_config.json", {"processing_kwargs": {"text": {"truncation": False}}}, "truncation=False"),
+        ("sentence_bert_config.json", {"model_kwargs": {"num_labels": 3}}, "num_labels=3"),
+        ("sentence_bert_config.json", {"query_length": 8}, "query_length=8"),
+        ("tokenizer_config.json", {"truncation_side": "left"}, "truncation_side='left'"),
         ("2_Dense/config.json", {"activation_function": "my_mod.Tanh"}, "'my_mod.Tanh' is code of its authors'"),
     ],
 )

@@ -236,3 +236,17 @@ def test_an_adapter_without_its_base_or_a_base_without_an_adapter_is_an_error(tm
     set_in(adapter, base_model_name_or_path=None)
     with pytest.raises(LoadError, match="does not say which model it stands on"):
         mmembed.load(adapter)
+
+
+def test_an_embedder_that_is_saved_over_its_own_adapter_is_merged_once(tmp_path):
+    base = base_model(tmp_path)
+    folder = adapted(base, tmp_path / "tuned", AutoModelForCausalLM.from_pretrained(base), **KINDS["lora"])
+    ours = mmembed.load(folder)
+    due = ours.encode(TEXTS)
+    ours.save(folder)
+    assert np.abs(mmembed.load(folder).encode(TEXTS) - due).max() <= 1e-6
+    (folder / "golden.json").write_text("[{", encoding="utf-8")
+    with pytest.raises(LoadError, match=r"golden\.json is no JSON"):
+        mmembed.load(folder)
+    mmembed.load(base).save(folder)
+    assert not (folder / "golden.json").exists(), "which told of another model"
