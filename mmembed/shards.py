@@ -63,7 +63,7 @@ class Shard:
         `json.KEY` for what its JSON file says. Parts of which none of `columns` comes are not read; None: all.
 
         Raises:
-            InputError: a part cannot be read, or does not hold what its ending says.
+            InputError: a part cannot be read, or does not hold what its ending says; two parts are its `image`, or its `text`.
         """
         found: dict[str, Any] = {}
         with self.path.open("rb") as file:
@@ -76,7 +76,13 @@ class Shard:
                 data = file.read(place[1])
                 if len(data) < place[1]:
                     raise InputError(f"its .{ending} breaks off after {len(data)} of {place[1]} bytes")
-                found |= _values(ending, data)
+                values = _values(ending, data)
+                twice = [name for name in ("image", "text") if name in values and name in found]
+                if twice and (columns is None or twice[0] in columns):
+                    raise InputError(
+                        f"it has more than one {twice[0]}, .{ending} the last: name the column that is meant"
+                    )
+                found |= values
         return found
 
     def _members(self) -> Iterator[tarfile.TarInfo]:

@@ -172,14 +172,14 @@ def _file(path: Path, lines: bool, columns: Columns | None) -> Iterator[Entry]:
         if (path / "dataset_dict.json").is_file():
             raise LoadError(f"{printable(path)} holds several splits: name one of its folders")
         is_dataset = (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
-        yield from _saved(path, columns) if is_dataset else _folder(path)
-    elif path.suffix == ".jsonl" or (lines and path.suffix == ".txt"):
+        yield from _saved(path, columns) if is_dataset else _folder(path, lines)
+    elif path.suffix == ".jsonl" or (lines and path.suffix.lower() == ".txt"):
         try:
             file = path.open("rb")
         except OSError as error:
             raise LoadError(f"{printable(path)}: {error.strerror}") from None
         with file:
-            yield from _lines(file, printable(path), path.parent, lines and path.suffix == ".txt", columns)
+            yield from _lines(file, printable(path), path.parent, path.suffix != ".jsonl", columns)
     elif path.suffix == ".parquet":
         yield from _parquet(path, columns)
     elif path.suffix == ".tgz" or ".tar" in path.suffixes[-2:]:
@@ -193,12 +193,15 @@ def _file(path: Path, lines: bool, columns: Columns | None) -> Iterator[Entry]:
         yield _single(path)
 
 
-def _folder(folder: Path) -> Iterator[Entry]:
+def _folder(folder: Path, lines: bool) -> Iterator[Entry]:
     for inside in walk(folder, (*PICTURES, ".txt")):
         if isinstance(inside, InputError):
             yield Entry(inside.reason.partition(":")[0], inside)
         else:
-            yield _single(inside)
+            try:
+                yield from _file(inside, lines, None)
+            except LoadError as error:  # in a folder it is one of many
+                yield Entry(printable(inside), InputError(str(error)))
 
 
 def _single(path: Path) -> Entry:

@@ -229,6 +229,20 @@ def test_so_many_members_are_read_and_no_more(quiet, monkeypatch):
     assert "more than 5 members" in shard.broken
 
 
+def test_of_two_pictures_or_texts_of_a_row_none_is_taken_for_the_one(quiet):
+    parts = member("a.png", png(1)), member("a.gif", png(2)), member("a.txt", b"one"), member("a.caption", b"two")
+    (quiet / "x.tar").write_bytes(b"".join(parts) + b"\0" * 1024)
+    shard = Shard(quiet / "x.tar")
+    for columns, said in (
+        (None, "more than one image"),
+        (("image",), "more than one image"),
+        (("text",), "more than one text"),
+    ):
+        with pytest.raises(InputError, match=said):
+            shard.read(0, columns)
+    assert shard.read(0, ("gif", "caption"))["gif"] == png(2)
+
+
 def test_honest_archives_are_read_whole(quiet):
     """Odd names, folders, members that come twice (the last counts), parts far from each other, two kinds of headers."""
     odd = ["./a/1", "z" * 300 + "/2", "日本/שלום", "a\nb", "dots.in.name", os.fsdecode(b"\xff\xfe")]

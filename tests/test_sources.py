@@ -67,6 +67,9 @@ def test_things_are_read_from_folders_lines_and_tables(tmp_path):
     assert found[8].thing["image"].source == b"png"
     assert [k for k, thing in enumerate(things(found)) if thing == "error"] == [2, 5, 6, 9]
     assert things(read([folder / "a.txt"], lines=True)) == ["eins", "zwei"]
+    (folder / "a.txt").rename(folder / "A.TXT")
+    assert things(read([folder / "A.TXT"], lines=True)) == ["eins", "zwei"]
+    assert things(read([folder], lines=True))[:2] == ["eins", "zwei"]
     for missing in ("none.jsonl", "none.parquet", "none.tar", "none-*.png"):
         with pytest.raises(LoadError, match=missing.replace("*", r"\*")):
             list(read([tmp_path / missing]))

@@ -45,13 +45,16 @@ def encode(
             raise InputError("texts are split here, and nothing else", row)
         text = given if isinstance(given, str) else given.text
         own = {key: value if isinstance(value, str) or value is None else value[row] for key, value in wrapping.items()}
-        groups.append(
-            _fitting(embedder, text, row, own) if size is None else windows_of_tokens(text, size, embedder.tokenizer)
-        )
+        try:
+            groups.append(
+                _fitting(embedder, text, own) if size is None else windows_of_tokens(text, size, embedder.tokenizer)
+            )
+        except InputError as error:
+            raise type(error)(error.reason, row) from None
     return mean_of_several(embedder, groups, truncate="error", **options)
 
 
-def _fitting(embedder: Embedder, text: str, row: int, wrapping: dict[str, Any]) -> list[str]:
+def _fitting(embedder: Embedder, text: str, wrapping: dict[str, Any]) -> list[str]:
     """Windows of as many tokens as go through the model with the prompt around them."""
     most = embedder.spec.max_length
     size = most
@@ -63,4 +66,4 @@ def _fitting(embedder: Embedder, text: str, row: int, wrapping: dict[str, Any]) 
         # What is too much goes; where a template says a text twice that is more than there is, and it shrinks in proportion.
         size = size - (longest - most) if size > longest - most else min(size - 1, size * most // longest)
         if size < 1:
-            raise InputError(f"the prompt leaves no room for a text in {most} tokens", row)
+            raise InputError(f"the prompt leaves no room for a text in {most} tokens")

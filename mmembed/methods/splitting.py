@@ -6,6 +6,7 @@ import re
 from itertools import pairwise
 
 from ..errors import SpecError
+from ..prompts import check_text
 from ..tokenizer import Tokenizer
 
 _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s)|[。！？｡؟۔।॥]+[\"'”’」』）]*|\n{2,}")
@@ -58,6 +59,7 @@ def _check(number: int, name: str) -> None:
 
 def _begins(text: str, tokenizer: Tokenizer) -> list[int]:
     """Where each token begins that shares no character with the one before; where it would, after that character."""
+    check_text(text)
     begins: list[int] = []
     reached = 0
     for begin, end in tokenizer.encode([text])[0].spans:

@@ -115,3 +115,9 @@ def test_tokens_are_counted_as_the_model_would_read_them(ours):
         ours.count_tokens(["a", []])
     with pytest.raises(SpecError, match="1 prompts were given for 2 items"):
         ours.count_tokens(["a", "b"], prompt=["c"])
+
+
+def test_a_text_that_no_tokenizer_reads_is_named(ours):
+    for size in (None, 5):
+        with pytest.raises(InputError, match="item 1: the text is no Unicode"):
+            chunk_and_average.encode(ours, ["fine", "\ud800"], size=size)
