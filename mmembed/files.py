@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
@@ -93,10 +93,12 @@ class VectorFile:
         self._tell()
 
     def __exit__(self, *error: object) -> None:
-        self._sink.close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        try:
+            self._sink.close()  # what a full disk has no room for is written once more
+        finally:
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
 
     def append(self, block: Block, digest: bytes) -> None:
         """Write rows that follow those there are; when this returns they are on the disk. `digest` is of all so far."""
@@ -280,9 +282,10 @@ class NpySink:
             self.errors.unlink()
 
     def close(self) -> None:
-        for file in (self._file, self._told):
-            if file is not None:
-                file.close()
+        with ExitStack() as closing:
+            for file in (self._file, self._told):
+                if file is not None:
+                    closing.callback(file.close)
 
 
 class JsonlSink:

@@ -28,6 +28,8 @@ SHARE = 0.5
 the rest is for what nobody estimates."""
 EVERY = 5.0
 """Seconds from one time that the host's free memory is given back to the next, which takes some 30 ms."""
+UNSEARCHED = 10.0
+"""Seconds that Python does not search its memory for cycles, at the most."""
 MAPPED, HELD = 2**26, 2**28
 """Blocks of as many bytes are the system's own to give and take back; of smaller ones glibc keeps so many bytes that are free."""
 CGROUPS = Path("/sys/fs/cgroup")
@@ -145,12 +147,18 @@ def keep_freed() -> bool:
 @contextmanager
 def uncollected() -> Iterator[None]:
     """Inside, Python does not search its memory for cycles, in any thread: thousands of small objects that are made at once, and
-    have none, would have it search everything that torch and transformers hold, for a quarter of a second."""
-    global _without
+    have none, would have it search everything that torch and transformers hold, for a quarter of a second. Where threads are in
+    here one after the other without a gap, it does again after `UNSEARCHED`."""
+    global _without, _since
+    now = time.monotonic()
     with _counting:
+        if not _without:
+            _since = now
         _without += gc.isenabled() or _without > 0  # whoever turned it off for good finds it so
-        if _without:
+        if _without and now - _since < UNSEARCHED:
             gc.disable()
+        elif _without:
+            gc.enable()
     try:
         yield
     finally:
@@ -172,7 +180,7 @@ def uncollected_steps(steps: Iterable[T]) -> Iterator[T]:
         yield step  # type: ignore[misc]
 
 
-_without = 0
+_without, _since = 0, 0.0
 _counting = threading.Lock()
 _trimmed = time.monotonic()
 _glibc = ctypes.CDLL(None) if sys.platform == "linux" else None

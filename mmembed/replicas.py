@@ -222,7 +222,10 @@ class _Crew:
         for task in orphans:
             task.ended += 1
             if task.ended < TRIES:
-                self._hand(task)
+                try:
+                    self._hand(task)
+                except Exception as error:  # whoever waits for it is told
+                    task.result.set_exception(error)
             else:
                 task.result.set_exception(
                     ReplicaLost(f"a batch ended {TRIES} replicas, the last time {said}", task.rows)

@@ -157,6 +157,21 @@ def test_one_writer_at_a_time(tmp_path):
         file.finish()
 
 
+@pytest.mark.parametrize("ending", [".npy", ".jsonl"])
+def test_after_a_full_disk_the_same_process_goes_on(tiny, tmp_path, ending):
+    resource = pytest.importorskip("resource")
+    path, things = tmp_path / f"vectors{ending}", [f"text {k}" for k in range(40)]
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            tiny.encode_to(path, things)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    tiny.encode_to(path, things)
+    np.testing.assert_allclose(contents(path)[1], tiny.encode(things), atol=1e-6)
+
+
 @pytest.mark.parametrize("ending", FORMATS)
 def test_rows_that_were_written_and_never_told_of_are_cut_off(tmp_path, ending):
     """Killed between the rows and NAME.json, or in the middle of the rows."""

@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -98,6 +99,21 @@ def test_python_does_not_search_for_cycles_inside():
     assert gc.isenabled()
     with pytest.raises(ZeroDivisionError), memory.uncollected():
         _ = 1 // 0
+    assert gc.isenabled()
+
+
+def test_threads_that_are_inside_one_after_the_other_do_not_end_the_search_for_good(monkeypatch):
+    monkeypatch.setattr(memory, "UNSEARCHED", 0.05)
+    first, second = memory.uncollected(), memory.uncollected()
+    with first:
+        assert not gc.isenabled()
+        time.sleep(0.1)
+        second.__enter__()
+        assert gc.isenabled()
+    assert gc.isenabled()
+    second.__exit__(None, None, None)
+    with memory.uncollected():
+        assert not gc.isenabled()
     assert gc.isenabled()
 
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -39,6 +40,22 @@ def small_windows(monkeypatch):
 
 def own_threads() -> set[str]:
     return {thread.name for thread in threading.enumerate() if thread.name.startswith("mmembed-")}
+
+
+def test_pictures_beside_one_that_is_skipped_are_given_back_without_a_search(tiny):
+    shown = [np.full((32, 32, 3), k, dtype=np.uint8) for k in range(4)]
+    held = [weakref.ref(own) for own in shown]
+    gc.collect()
+    gc.disable()
+    try:
+        for bad in (Image(b"no picture"), 7):
+            report = Report()
+            tiny.encode([Image(own) for own in shown] + [bad], on_error="skip", report=report)
+            assert len(report.skipped) == 1
+        del shown
+        assert [ref() for ref in held] == [None] * 4
+    finally:
+        gc.enable()
 
 
 # ---- streams and threads ---------------------------------------------------------------------------------------------

@@ -40,6 +40,8 @@ ROWS = 1024
 STORES = {"float32": pa.float32(), "float16": pa.float16()}
 """How numbers of a vector may be kept. LanceDB searches no column of int8 by floats, and bits by their differences alone; both
 are kinds of its codes beside the vectors, see `codes`."""
+SHOWN = ("id", "modality", "text", "path", "thumbnail", "metadata")
+"""Columns that a hit tells of; each one that a search reads is a walk to the disk, and metadata may have hundreds."""
 IDS = 256
 """A statement names at most so many ids."""
 HELD = timedelta(minutes=10)
@@ -233,7 +235,7 @@ class Table:
                 if condition is not None:
                     query = query.where(condition, prefilter=True)
                 query = query.bypass_vector_index() if exact else codes.through(query)
-                found = query.limit(limit).to_arrow()
+                found = query.select([*SHOWN, "vector", "_distance"]).limit(limit).to_arrow()
             vectors = matrix(found.column("vector"))
             scores = (vectors.astype(np.float64) * vector).sum(1).astype(np.float32)
             ids = found.column("id").to_pylist()
@@ -259,7 +261,7 @@ class Table:
                 query = self._table.search(MatchQuery(words, "terms"), query_type="fts")
                 if condition is not None:
                     query = query.where(condition, prefilter=True)
-                found = query.limit(limit).to_arrow()
+                found = query.select([*SHOWN, "terms", "vector", "_score"]).limit(limit).to_arrow()
             scores, ids = found.column("_score").to_pylist(), found.column("id").to_pylist()
             order = sorted(range(len(ids)), key=lambda row: (-scores[row], ids[row]))[:k]
             if not order:

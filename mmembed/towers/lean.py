@@ -6,15 +6,15 @@ time that transformers' modules take. Here three kinds of parts get another `for
 - a linear layer goes through oneDNN, which on AMD's processors multiplies a fifth faster than the MKL behind torch's own, and,
   where there is memory for a copy, on weights laid out as oneDNN reads them, those of layers that read the same input in one
   piece: half the time of ten rows, a short query;
-- an RMS norm walks over its input three times instead of six (five times in bf16), and on CUDA is one kernel of torch's instead
-  of seven;
+- an RMS norm walks over its input three times instead of six (five times in bf16), and on CUDA is one kernel of torch's
+  instead of seven;
 - a block's MLP takes 512 rows at a time, so that what it widens to stays in the cache; BERT's and its kin's too.
 
-But for that kernel all of this is for fp32 on the CPU, copies of weights and norms for bf16 there too. Nothing else of a part changes:
-names, weights, hooks, `isinstance`, what is saved. Wherever gradients are recorded, in other precisions and on other devices its
-own forward runs, and under compilers too, but that linear layers stay oneDNN's, as an operator that no compiler looks into. Parts
-that are built otherwise are left as they are: a norm must give what its own forward gives, an MLP must treat each row by itself,
-both tried out on random numbers.
+But for that kernel all of this is for fp32 on the CPU, copies of weights and norms for bf16 there too. Nothing else of a part
+changes: names, weights, hooks, `isinstance`, what is saved. Wherever gradients are recorded, in other precisions and on other
+devices its own forward runs, and under compilers too, but that linear layers stay oneDNN's, as an operator that no compiler
+looks into. Parts that are built otherwise are left as they are: a norm must give what its own forward gives, an MLP must treat
+each row by itself, both tried out on random numbers.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ second can look at the keys and values of the first. They are found on ids, neve
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from dataclasses import dataclass, field
@@ -203,8 +204,8 @@ class _Weights:
 
     Attributes:
         inner, children: the dicts of its modules' modules, and who stands in them. tensors: the dicts of their tensors.
-        told: what they were told by. generation: how often that changed. held: small ones, which are not given back to the
-            allocator so that none that comes later has their place.
+        told: what they were told by. generation: a number of its own since that changed. held: small ones, which are not given
+            back to the allocator so that none that comes later has their place.
     """
 
     inner: list[dict[str, Any]]
@@ -215,6 +216,8 @@ class _Weights:
     held: list[Tensor] = field(default_factory=list)
 
 
+_generations = itertools.count(1)
+"""Two bodies may hold the same weights."""
 _seen: WeakKeyDictionary[nn.Module, _Weights] = WeakKeyDictionary()
 _looking = threading.Lock()
 _tried: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -230,7 +233,7 @@ def generation(body: nn.Module) -> int | None:
             tensors: list[dict[str, Any]] = [own for m in modules for own in (m._parameters, m._buffers) if own]
             if any(hasattr(module, "_disable_adapters") for module in modules):
                 tensors = []  # live adapters of `peft`: they are switched without a weight being touched
-            known = _Weights(inner, _children(inner), tensors, generation=0 if known is None else known.generation)
+            known = _Weights(inner, _children(inner), tensors)
             _seen[body] = known
         every = [tensor for own in known.tensors for tensor in own.values() if tensor is not None]
         try:
@@ -238,7 +241,7 @@ def generation(body: nn.Module) -> int | None:
         except (RuntimeError, NotImplementedError):
             return None
         if told != known.told:
-            known.told, known.generation = told, known.generation + 1
+            known.told, known.generation = told, next(_generations)
             known.held = [tensor.detach() for tensor in every if tensor.numel() <= SMALL]
         return known.generation if known.held else None
 

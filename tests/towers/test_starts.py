@@ -13,7 +13,7 @@ import torch
 from mmembed import compose
 from mmembed.batch import pack
 from mmembed.testing import BACKBONES, ENCODERS, PADDED, byte_tokenizer, tiny_backbone, tiny_embedder
-from mmembed.towers.starts import Start, Starts, Taking, Wanted
+from mmembed.towers.starts import Start, Starts, Taking, Wanted, generation
 
 ASKED = "Instruct: find the picture that this text is about.\nQuery: "
 OTHER = "Instruct: find the picture that this text is about, in any language.\nQuery: "
@@ -277,3 +277,12 @@ def test_an_item_of_which_nothing_is_read_is_no_start():
     ).keep(starts=2**22)
     for _ in range(4):
         assert ours.encode_tokens(["!" * 40])[0].shape == (0, 32)
+
+
+def test_two_bodies_over_the_same_weights_are_told_apart():
+    one = tiny_backbone()
+    other = copy.copy(one)
+    assert len({generation(one), generation(one), generation(other)}) == 2
+    with torch.no_grad():
+        next(one.parameters()).mul_(2)
+    assert len({generation(one), generation(other)}) == 2
