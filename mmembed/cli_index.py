@@ -346,6 +346,8 @@ def index_verify(index: str, sample: int, model: str | None, device: str | None,
     from .search.hits import visible
     from .search.index import Index
 
+    if not sample and (model is not None or device is not None):
+        raise click.UsageError("--model and --device are for --sample, which embeds; without it no model is opened")
     opened = open_index(index, model, device) if sample else Index.open(index)
     told = opened.verify(sample=sample)
     if as_json:
@@ -430,6 +432,8 @@ def search(
         parts.append(query)
     if image is not None:
         parts.append(Image(image))
+    if mode == "text" and (model is not None or device is not None):
+        raise click.UsageError("--mode text opens no model: leave --model and --device out")
     with usage():
         asked = Query([(tuple(parts), 1.0), *((text, weight) for weight, text in more)])
     opened = Index.open(index) if mode == "text" else open_index(index, model, device)

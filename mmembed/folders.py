@@ -282,7 +282,7 @@ def _sparse_encoder(
         raise SpecError(f"{folder} is a SparseEncoder over {task}; known: fill-mask")
     body = _body(paths[0], known, base)
     if known is None:
-        _check_transformer(folder, paths[0], body.config)
+        _check_transformer(folder, paths[0], body.config, "logits")
     pooling = _json(paths[1] / "config.json")
     head = {
         "kind": "splade",
@@ -547,7 +547,7 @@ def _module(folder: Path, module: Mapping[str, Any], known: Checkpoint | None) -
     return str(name)
 
 
-def _check_transformer(folder: Path, backbone: Path, config: Any) -> None:
+def _check_transformer(folder: Path, backbone: Path, config: Any, gives: str = "last_hidden_state") -> None:
     """Raise `SpecError` for what a module Transformer is told and nothing here follows: another vector would come of it."""
     own, how = config.to_dict(), _of_transformer(backbone)
     left = [
@@ -577,8 +577,8 @@ def _check_transformer(folder: Path, backbone: Path, config: Any) -> None:
     words = _optional(backbone / "tokenizer_config.json")
     left += ["truncation_side='left'"] if words.get("truncation_side") == "left" else []
     text = (how.get("modality_config") or {}).get("text")
-    output = text.get("method_output_name", "last_hidden_state") if isinstance(text, dict) else "last_hidden_state"
-    left += [] if output == "last_hidden_state" else [f"method_output_name={output!r}"]
+    output = text.get("method_output_name", gives) if isinstance(text, dict) else gives
+    left += [] if output == gives else [f"method_output_name={output!r}"]
     if left:
         raise SpecError(f"{folder}: settings of sentence-transformers that nothing here follows: {', '.join(left)}")
 

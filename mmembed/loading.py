@@ -130,7 +130,8 @@ def compose(
         seeing["vision"] = {**vision, "processor": _image_processor(backbone, vision.get("processor", {}))}
     elif vision is not None:
         tower, entry = compose_vision(vision)
-        if not any(vision.get(said) for said in ("pretrained", "weights", "path")):
+        with_weights = str(vision.get("name")).startswith(("local-dir:", "hf-hub:"))
+        if not with_weights and not any(vision.get(said) for said in ("pretrained", "weights", "path")):
             told = f"the vision tower {vision.get('name')!r} has random weights"
             warnings.warn(
                 f"{told}: give 'weights' (a file) or 'pretrained' (which fetches them), or train it", stacklevel=3

@@ -78,7 +78,8 @@ def _draw_hit(picture: PIL.Image.Image, canvas: ImageDraw.ImageDraw, hit: Hit, l
     else:
         canvas.rounded_rectangle((left, top + 10, left + width, top + 108), 8, fill="#f1f3f4")
         box = left + 10, top + 14, left + width - 10, top + 106
-        below = draw_text(canvas, box, hit.label, size=16, language=hit.metadata.get("language"))
+        said = hit.metadata.get("language")
+        below = draw_text(canvas, box, hit.label, size=16, language=said if isinstance(said, str) else None)
         note = str(hit.metadata.get("note", ""))
         draw_text(canvas, (left + 10, below, left + width - 10, top + 108), note, size=12, fill="#5f6368")
     draw_text(canvas, (left, top + 111, left + width, top + ROW), f"{hit.score:z.3f}", size=12, fill="#5f6368")

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import InputError, UnknownName
 from ..inputs import Thing
 from ..sources import Entry
-from .known import Counted, Known
+from .known import Counted, Known, at
 from .metadata import fit
 from .rows import Row, read_row, terms_of
 from .table import IDS, OWN, CommitConflict, Table, among, quoted
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 CHUNK = 256
 CHUNK_PIXELS = 48 * 10**6
 """A chunk is embedded and written as one: at most so many items and, beyond the first, so many decoded pixels."""
+
+AGAIN = 4096
+"""So many things that stand in a chunk already are told with it at most."""
 
 NOTHING = "{}"
 """Metadata that says nothing, as it is stored."""
@@ -104,7 +107,8 @@ def add(
     outdated = files.outdated()
     _inherit(table, {old.now: old.metadata for old in outdated.values() if old.metadata != NOTHING})
     for first in range(0, len(outdated), IDS):
-        table.remove(among(list(outdated)[first : first + IDS]))
+        some = list(outdated)[first : first + IDS]  # by their paths too: another process may have found one elsewhere
+        table.remove(f"{among(some)} AND {at({outdated[name].path for name in some})}")
     # A file of another content was replaced, whether that is new to the index or stands in it already.
     for path in {old.path for old in outdated.values()}:
         report.count(files.counted(path), -1)
@@ -139,9 +143,10 @@ def _write(table: Table, embedder: Embedder, chunk: Chunk, files: Known, report:
     held = [row for row in chunk.rows.values() if row.id not in named]  # the same content: its vector is there
     more = [row for row in held if row.says_more_than(known[row.id])]
     moved = [row for row in held if row not in more and not row.is_file_of(known[row.id])]
-    written = [*fresh, *((row, known[row.id]["vector"]) for row in (*more, *moved))]
+    now = {row["id"]: row for row in table.read(columns, among(chunk.rows), len(chunk.rows))}  # others write meanwhile
+    written = [*fresh, *((row, now[row.id]["vector"]) for row in (*more, *moved) if row.id in now)]
     while written:
-        stored = [row.as_stored(known.get(row.id)) for row, _ in written]
+        stored = [row.as_stored(now.get(row.id)) for row, _ in written]
         try:
             table.merge(stored, np.stack([vector for _, vector in written]))
             break
@@ -160,7 +165,7 @@ def _write(table: Table, embedder: Embedder, chunk: Chunk, files: Known, report:
             continue
         counted: Counted = "added" if row.number in added else "replaced" if row.number in replaced else "unchanged"
         report.count(counted)
-        if row.id == row.content:  # one of another id names the file and is not what it is
+        if row.id == row.content and row.look is not None:  # another one names the file and is not what it is
             files.settle(row.path, row.id, counted)
 
 
@@ -191,7 +196,7 @@ class Chunk:
 
     def takes(self, row: Row) -> bool:
         if row.id in self.rows:
-            return self._repeats(row)
+            return self._repeats(row) and len(self.again) < AGAIN
         return not self.rows or (len(self.rows) < CHUNK and self.pixels + row.pixels <= CHUNK_PIXELS)
 
     def take(self, row: Row) -> None:

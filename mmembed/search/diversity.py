@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import SpecError
+from .duplicates import ROUNDING
 from .hits import Hit
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def grouped(hits: Sequence[Hit], vectors: NDArray[np.float32], threshold: float)
     behind: dict[int, list[str]] = {}
     for at, hit in enumerate(hits):
         near = vectors[kept] @ vectors[at]
-        if len(near) and near.max() >= threshold:
+        if len(near) and near.max() >= threshold - ROUNDING:
             behind[kept[int(near.argmax())]] += [hit.id, *hit.duplicates]
         else:
             kept.append(at)

@@ -65,10 +65,13 @@ def duplicates(table: Table, threshold: float, kind: str | None = None) -> list[
         groups = [rows for rows in members.values() if len(rows) > 1]
         scores = [vectors[rows].astype(np.float64) @ vectors[rows[0]].astype(np.float64) for rows in groups]
     known = _told(table, [ids[row] for rows in groups for row in rows])
-    found = [
-        DuplicateGroup(_hits([ids[row] for row in rows], score, known), len({contents[row] for row in rows}) == 1)
-        for rows, score in zip(groups, scores, strict=True)
-    ]
+    found = []
+    for rows, score in zip(groups, scores, strict=True):
+        there = [at for at, row in enumerate(rows) if ids[row] in known]  # others remove meanwhile
+        if len(there) > 1:
+            own = [rows[at] for at in there]
+            hits = _hits([ids[row] for row in own], score[there], known)
+            found.append(DuplicateGroup(hits, len({contents[row] for row in own}) == 1))
     return sorted(found, key=lambda group: (not group.same, -len(group.hits), group.hits[0].id))
 
 

@@ -21,7 +21,7 @@ from .diversity import diversified, grouped
 from .duplicates import DuplicateGroup, duplicates
 from .export import export
 from .hits import Hit, Hits
-from .known import gone
+from .known import below, gone
 from .languages import LanguageReport
 from .metadata import LANGUAGE
 from .plane import plane
@@ -273,10 +273,16 @@ class Index:
         Raises:
             StoreError: `folder` is no folder, or an empty one, as a disk that is not mounted looks.
         """
-        if not Path(folder).is_dir() or not any(Path(folder).iterdir()):
+        try:
+            is_filled = Path(folder).is_dir() and any(Path(folder).iterdir())
+        except OSError as error:
+            raise StoreError(f"{folder} cannot be looked into: {error.strerror}") from None
+        if not is_filled:
             raise StoreError(f"{folder} is no folder with files in it: nothing is taken out")
         found = gone(self._table, folder)
-        self.remove(list(found))
+        names = list(found)
+        for first in range(0, len(names), IDS):  # another process may have found one elsewhere
+            self._table.remove(f"{among(names[first : first + IDS])} AND {below(folder)}")
         return sorted(found.values())
 
     def export(self, path: str | os.PathLike[str], *, modality: str | None = None) -> int:

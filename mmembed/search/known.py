@@ -94,15 +94,16 @@ class Known:
             return
         paths = [placed(entry.path) for _, entry in group if entry.path is not None]
         rows: dict[str, list[dict[str, Any]]] = {}
-        where = f"id = content AND path IN ({', '.join(map(quoted, paths))})"  # rows that are the file itself
+        # Rows that are the file itself; those of a picture with its caption had its size and time once.
+        where = f"id = content AND modality != 'image+text' AND file_size IS NOT NULL AND {at(paths)}"
         for row in self._table.read(["id", "path", "file_size", "file_time"], where):
             rows.setdefault(row["path"], []).append(row)
         for (number, entry), path in zip(group, paths, strict=True):
             look = Look.at(path) if path in rows else None
             same = next((row["id"] for row in rows.get(path, ()) if look and look.is_same(Look.of(row))), None)
-            if path in rows:
-                self._former[path] = {row["id"] for row in rows[path]}
             is_known = same is not None and not self._reread and entry.id is None and entry.metadata is None
+            if path in rows and not (is_known and len(rows[path]) == 1):  # a file as it was makes no row another's
+                self._former[path] = {row["id"] for row in rows[path]}
             if is_known and same is not None:
                 self.settle(path, same, "unchanged")
             yield number, entry, is_known
@@ -133,13 +134,22 @@ class Known:
 def gone(table: Table, folder: str | os.PathLike[str]) -> dict[str, str]:
     """Items of files that were below a folder and are surely there no more: paths by id. What lies in a folder that cannot be
     read, or behind a link, may be there. A copy elsewhere does not keep an item: a row knows of one file, see `Known`."""
-    top = placed(folder)
     shut: list[str] = []
     walked = os.walk(_whole(folder), onerror=lambda error: shut.append(placed(error.filename) + os.sep))
     there = {printable(os.path.join(where, name)) for where, _, names in walked for name in names}  # noqa: PTH118
-    rows = table.read(["id", "path"], f"starts_with(path, {quoted(top.rstrip(os.sep) + os.sep)})")
+    rows = table.read(["id", "path"], below(folder))
     lost = {row["id"]: row["path"] for row in rows if row["path"] not in there}
     return {name: path for name, path in lost.items() if not path.startswith(tuple(shut)) and not os.path.lexists(path)}
+
+
+def below(folder: str | os.PathLike[str]) -> str:
+    """Rows of files below a folder, in SQL."""
+    return f"starts_with(path, {quoted(placed(folder).rstrip(os.sep) + os.sep)})"
+
+
+def at(paths: Iterable[str]) -> str:
+    """Rows of these files, in SQL."""
+    return f"path IN ({', '.join(map(quoted, paths))})"
 
 
 def _whole(folder: str | os.PathLike[str]) -> str:

@@ -110,9 +110,10 @@ class Quantizer:
         if self.packed:
             bits = np.unpackbits(self._bits(codes), axis=-1).astype(np.float32)
             return (2 * bits - 1) * np.float32(self.dimension**-0.5)
-        low, step = self._steps()
+        assert self.ranges is not None
+        low, high = self.ranges
         levels = self._codes(codes).astype(np.float32) + (128.5 if self.kind == "int8" else 0.5)
-        return levels * step + low
+        return levels * ((high - low) / np.float32(LEVELS)) + low  # a number that never changed is that number
 
     def similarity(self, queries: NDArray[Any], codes: NDArray[Any]) -> NDArray[np.float32]:
         """Cosine of every float query (N, D) with what every code (M, width) stands for: (N, M), for rescoring what a

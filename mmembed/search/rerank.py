@@ -49,8 +49,10 @@ def reranked(embedder: Embedder, query: Query, hits: Sequence[Hit]) -> list[Hit]
 def source(hit: Hit) -> Thing:
     """The item of a hit, as far as the index knows it: its text, and its picture from the file at its path, or, where it has
     none, the small copy. Of several pictures that is the first, behind the text."""
-    if hit.thumbnail is None:
+    if hit.modality == "text":
         assert hit.text is not None
         return hit.text
-    picture = Image(hit.path if hit.path is not None else hit.thumbnail)
+    if hit.path is None and hit.thumbnail is None:
+        raise InputError(f"the hit {hit.id!r} of {hit.modality} has no picture with it: `index.get` has its small copy")
+    picture = Image(hit.path if hit.path is not None else hit.thumbnail)  # type: ignore[arg-type]
     return picture if hit.text is None else (hit.text, picture)

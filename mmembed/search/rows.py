@@ -88,7 +88,8 @@ def read_row(number: int, entry: Entry) -> Row:
     item, name, path = to_item(entry.thing), entry.id, entry.path
     if path is None:
         path = next((Path(part.source) for part in item if isinstance(part, Image) and _is_file(part)), None)  # type: ignore[arg-type]
-    look = None if path is None else Look.at(path)  # before it is read: a change from now on is seen the next time
+    # Before it is read: a change from now on is seen the next time. A picture and its caption are no file, nor are two pictures.
+    look = None if path is None or len(item) > 1 else Look.at(path)
     digest = hashlib.sha256()
     parts: list[Text | Image] = []
     texts: list[str] = []

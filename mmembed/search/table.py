@@ -40,6 +40,8 @@ ROWS = 1024
 STORES = {"float32": pa.float32(), "float16": pa.float16()}
 """How numbers of a vector may be kept. LanceDB searches no column of int8 by floats, and bits by their differences alone; both
 are kinds of its codes beside the vectors, see `codes`."""
+NEAR = {"float32": 1e-5, "float16": 1e-3}
+"""So far LanceDB's own order may be from that of the scores: it rounds a query to the numbers of the column."""
 SHOWN = ("id", "modality", "text", "path", "thumbnail", "metadata")
 """Columns that a hit tells of; each one that a search reads is a walk to the disk, and metadata may have hundreds."""
 IDS = 256
@@ -186,9 +188,18 @@ class Table:
         if "vector" in columns:
             self.check()
         with self._asked(where) as condition:
-            query = self._table.search().where(condition).select(list(columns))
-            found = query.limit(most or self._table.count_rows(condition) or 1).to_arrow()
+            found = self._all(columns, condition) if most is None else self._first(columns, condition, most)
         return self.rows(found)
+
+    def _first(self, columns: Sequence[str], condition: str | None, most: int) -> pa.Table:
+        return self._table.search().where(condition).select(list(columns)).limit(most).to_arrow()
+
+    def _all(self, columns: Sequence[str], condition: str | None) -> pa.Table:
+        """All rows, as they are at one time: more may come between counting and reading them."""
+        most = self._table.count_rows(condition) + 1
+        while len(found := self._first(columns, condition, most)) == most:
+            most *= 2
+        return found
 
     def rows(self, found: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
         """What was found, row by row."""
@@ -216,8 +227,7 @@ class Table:
     def vectors(self, where: str | None = None, kind: str | None = None) -> NDArray[np.float32]:
         """Vectors (N, D) alone."""
         with self._asked(where, kind) as condition:
-            query = self._table.search().where(condition).select(["vector"])
-            found = query.limit(self._table.count_rows(condition) or 1).to_arrow()
+            found = self._all(["vector"], condition)
         return matrix(found.column("vector"))
 
     def nearest(
@@ -242,7 +252,7 @@ class Table:
             order = sorted(range(len(ids)), key=lambda row: (-scores[row], ids[row]))[:k]
             if not order:
                 return []
-            if len(ids) < limit or scores.min() < scores[order[-1]] - 1e-5:
+            if len(ids) < limit or scores.min() < scores[order[-1]] - NEAR[self.made["store"]]:
                 break
             limit *= 4
         rows = found.drop_columns(["vector", "_distance"]).take(order).to_pylist()

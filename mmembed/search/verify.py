@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +12,10 @@ import numpy as np
 from ..errors import InputError, StoreError
 from ..images import Image
 from ..inputs import Thing
+from ..sources import Entry
 from .known import Look
 from .metadata import columns_of
+from .rows import read_row
 from .table import OWN, Table, checksum
 from .vectors import unit
 
@@ -68,7 +71,7 @@ def verify(table: Table, embedder: Embedder | None, *, sample: int = 0) -> Verif
     ids: set[str] = set()
     some: list[dict[str, Any]] = []
     try:
-        expected = table.count()
+        version, expected = table.version, table.count()
         for batch in table.batches(table.schema.names):
             for row in table.rows(batch):
                 told.items += 1
@@ -81,7 +84,7 @@ def verify(table: Table, embedder: Embedder | None, *, sample: int = 0) -> Verif
                 if sample and not wrong and _is_at_hand(row):
                     some.append({name: row[name] for name in ("id", "content", "text", "path", "modality", "vector")})
                     some = sorted(some, key=lambda row: row["content"])[:sample]  # hashes: a fair sample
-        if told.items != expected:
+        if told.items != expected and table.version == version:  # else others wrote meanwhile
             told.problems.append(Problem(None, f"counts {expected} rows, and {told.items} were read"))
     except StoreError as error:
         told.problems.append(Problem(None, str(error)))
@@ -127,8 +130,20 @@ def _is_at_hand(row: dict[str, Any]) -> bool:
     )
 
 
+def _content(thing: Thing) -> str | None:
+    """The hash of a thing as an index has it; None: it cannot be read."""
+    try:
+        return read_row(0, Entry("", thing)).content
+    except InputError:
+        return None
+
+
 def _embed(some: Sequence[dict[str, Any]], table: Table, embedder: Embedder, told: Verified) -> None:
     things: list[Thing] = [row["text"] if row["modality"] == "text" else Image(row["path"]) for row in some]
+    whole = [_content(thing) == row["content"] for thing, row in zip(things, some, strict=True)]  # not of several parts
+    some, things = list(compress(some, whole)), list(compress(things, whole))
+    if not things:
+        return
     try:
         fresh = embedder.encode_document(things, truncate_dim=table.dimension)
     except InputError as error:

@@ -130,7 +130,7 @@ class _Served:
         form = await self._form(request, search.WhyRequest)
         index = self._index
         answer = await self._desk.answer(lambda pictures: search.read(form, pictures, index.dimension))
-        return _json(await self._desk.reading(search.why, index, self.embedder, form, answer))
+        return _json(await self._desk.explaining(search.why, index, self.embedder, form, answer))
 
     async def map(self, request: Request) -> Response:
         return _json({"items": await self._desk.reading(self._index.layout)})

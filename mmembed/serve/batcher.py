@@ -35,6 +35,10 @@ class Stopping(Exception):
         super().__init__("the server is stopping")
 
 
+HEAVIEST = 2**21
+"""Tokens and patches of images that may wait, unless they are of one request: 1.2 GB of pixels at the most."""
+
+
 @dataclass(eq=False)
 class _Job:
     """Samples of one request, their vectors as they come, and who waits for them."""
@@ -65,7 +69,7 @@ class Batcher:
     def __init__(self, compute: Callable[[Sequence[Sample]], NDArray[np.float32]], *, budget: int, most: int = 4096):
         self._compute, self.budget, self.most = compute, budget, most
         self._jobs: deque[_Job] = deque()
-        self._waiting = 0
+        self._waiting, self._weight = 0, 0
         self._rate = 100.0  # samples a second, as lately seen
         self._ready = threading.Condition()
         self._closed = False
@@ -90,9 +94,12 @@ class Batcher:
         with self._ready:
             if self._closed:
                 raise Stopping
-            if self._waiting and self._waiting + len(samples) > self.most:  # coming again would help no request alone
+            weight = sum(sample.cost for sample in samples)
+            full = self._waiting + len(samples) > self.most or self._weight + weight > HEAVIEST
+            if self._waiting and full:  # coming again would help no request alone
                 raise Overloaded(max(1, round(self._waiting / self._rate)))
             self._waiting += len(samples)
+            self._weight += weight
             self._jobs.append(job)
             self._ready.notify()
         try:
@@ -112,6 +119,7 @@ class Batcher:
             if not job.dropped:
                 job.dropped = True
                 self._waiting -= len(job.samples) - job.next
+                self._weight -= sum(sample.cost for sample in job.samples[job.next :])
                 if job in self._jobs:
                     self._jobs.remove(job)
 
@@ -141,6 +149,7 @@ class Batcher:
             spent += cost
             job.next += 1
             self._waiting -= 1
+            self._weight -= cost
             if job.next < len(job.samples):
                 self._jobs.append(job)
         return batch

@@ -32,6 +32,7 @@ class Desk:
         self.batcher = Batcher(embedder.compute, budget=budget(embedder.model), most=waiting)
         self._readers = Pool("reading", threads=min(4, cores()), most=64)
         self._fetchers = Pool("fetching", threads=32, most=64)
+        self._explainers = Pool("explaining", threads=1, most=8)
 
     async def answer(self, read: Callable[[Pictures], Asked]) -> Answer:
         """Vectors of what `read` finds to be asked; it may be called twice.
@@ -56,11 +57,19 @@ class Desk:
         """
         return await self._readers.run(work, *given, **named)
 
+    async def explaining(self, work: Callable[Given, Made], *given: Given.args, **named: Given.kwargs) -> Made:
+        """What `work` gives that embeds by itself, a hundred things and more: one at a time, and no request is read later by it.
+
+        Raises:
+            Refused: too many wait for it.
+        """
+        return await self._explainers.run(work, *given, **named)
+
     def close(self) -> None:
         """Ends its threads."""
         self.batcher.close()
-        self._readers.close()
-        self._fetchers.close()
+        for pool in (self._readers, self._fetchers, self._explainers):
+            pool.close()
 
     async def _asked(self, read: Callable[[Pictures], Asked]) -> Asked:
         """What is asked, with its pictures at hand. Hosts that take their time hold up only others that ask hosts."""

@@ -25,6 +25,8 @@ OPEN_UNDER = "/page/"
 HEAD_BYTES = 16 * 2**10
 BODY_BYTES = 20 * 2**20
 BODY_SECONDS = 30.0
+HELD_BYTES = 2**29
+"""Of the bodies of all requests that are open."""
 LINGER, LINGER_SECONDS = 4, 5.0
 
 
@@ -53,6 +55,7 @@ class Guard:
         self.app, self.most, self.seconds = app, most, seconds
         self._hosts = None if hosts is None else {host.lower() for host in hosts}
         self._key = None if key is None else f"bearer {key}".encode()
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -85,8 +88,14 @@ class Guard:
             except TimeoutError:
                 refused = Refused(f"the body took more than {self.seconds:.0f} s", 408)
                 raise refused from None
-            seen += len(message.get("body", b""))
+            seen += (more := len(message.get("body", b"")))
+            self._held += more
             whole = message["type"] == "http.request" and not message.get("more_body", False)
+            if self._held > HELD_BYTES and self._held > seen:
+                refused = Refused(
+                    "the bodies of other requests are all that this server holds at once: come again", 429, wait=1
+                )
+                raise refused
             if seen > self.most:
                 if not whole:
                     await self._drain(receive)
@@ -99,6 +108,8 @@ class Guard:
         except Refused as error:
             if error is not refused:
                 raise
+        finally:
+            self._held -= seen
         if refused is not None and not started:
             await _refuse(send, path, refused)
 
@@ -178,6 +189,7 @@ async def _refuse(send: Send, path: str, refused: Refused) -> None:
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
         (b"connection", b"close"),
+        *([] if refused.wait is None else [(b"retry-after", b"%d" % refused.wait)]),
     ]
     await send({"type": "http.response.start", "status": refused.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -33,7 +33,8 @@ class Request(Form):
     """`input` or `messages`, one conversation or many; the rest says how.
 
     What OpenAI has no word for goes by extra fields (`extra_body` of its client): `input_type`, `prompt_name`, `instruction`.
-    `user` is taken for the sake of clients that send it, and changes nothing.
+    `user` is taken for the sake of clients that send it, and changes nothing; so are, beside messages, words that vLLM's clients
+    say of their template, where they say what it does here.
     """
 
     meant = "input"
@@ -45,6 +46,8 @@ class Request(Form):
     user: Name | None = None
     truncate_prompt_tokens: int | None = Field(default=None, ge=-1)
     add_special_tokens: bool = True
+    continue_final_message: bool = False
+    add_generation_prompt: bool = False
     input_type: Literal["query", "document", "passage"] | None = None
     prompt_name: Name | None = None
     instruction: str | None = None
@@ -58,8 +61,11 @@ def read(request: Request, pictures: Pictures, longest: int) -> Asked:
     """
     if (request.input is None) == (request.messages is None):
         raise Refused("give either input or messages", param="input")
-    if not request.add_special_tokens:
+    if not request.add_special_tokens and request.input is not None:
         raise Refused("add_special_tokens=false is no vector of this model", param="add_special_tokens")
+    for name in ("continue_final_message", "add_generation_prompt"):
+        if getattr(request, name):
+            raise Refused(f"{name}=true is no vector of this model", param=name)
     cut = request.truncate_prompt_tokens
     if cut is not None and -1 < cut < longest:
         raise Refused(

@@ -17,13 +17,17 @@ except ImportError as error:
     raise MissingExtra("uvicorn", "serve") from error
 
 HEADER_SECONDS = 10.0
+ANSWER_SECONDS = 60.0
+"""A client has so long to take what was written, and a connection that was closed to take the last of it."""
 CONNECTIONS = 1024
 
 
 class _Patient(H11Protocol):
-    """uvicorn's HTTP/1.1, whose clients have only so long to send the head of a request; uvicorn itself waits for ever."""
+    """uvicorn's HTTP/1.1, whose clients have only so long to send the head of a request, the rest of a body that was answered
+    before it was read, and to take their answer; uvicorn itself waits for ever."""
 
     _clock: asyncio.TimerHandle | None = None
+    _taking: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -31,14 +35,49 @@ class _Patient(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self._is_answered:
+            return  # no byte of what is not read any more gives it time
         if self.conn.their_state is not h11.IDLE:
             self._stop()
         elif self._clock is None and data:
             self._start()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._is_answered and self._clock is None:
+            self._start()
+        if self.transport.is_closing():
+            self._give(ANSWER_SECONDS)
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._give(HEADER_SECONDS)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._give(ANSWER_SECONDS)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._taking is not None and not self.transport.is_closing():
+            self._taking.cancel()
+            self._taking = None
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
+        if self._taking is not None:
+            self._taking.cancel()
         super().connection_lost(exc)
+
+    @property
+    def _is_answered(self) -> bool:
+        """Whether the answer is written, and the body of its request still comes."""
+        return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
+
+    def _give(self, seconds: float) -> None:
+        """So long for what is written to be taken."""
+        if self._taking is None:
+            self._taking = self.loop.call_later(seconds, self.transport.abort)
 
     def _start(self) -> None:
         self._clock = self.loop.call_later(HEADER_SECONDS, self.transport.abort)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import LoadError, SpecError, UnknownName
 from .dual import DualTowers
 from .vision import Preprocess
-from .vision_open_clip import preprocess_of
+from .vision_open_clip import check_activation, preprocess_of
 
 CONFIG_FILE = "open_clip_config.json"
 
@@ -105,13 +105,7 @@ def named(architecture: str, pretrained: str | None) -> Found:
     config = open_clip.get_model_config(architecture)
     _check(config)
     if pretrained in tags:
-        trained = open_clip.get_pretrained_cfg(architecture, pretrained).get("quick_gelu", False)
-        if trained != config.get("quick_gelu", False):
-            # open_clip only warns here, and gives other vectors.
-            raise SpecError(
-                f"{pretrained!r} was trained with quick_gelu={trained}, which {architecture} is not built with; "
-                f"open_clip has another architecture for it, such as {architecture}-quickgelu"
-            )
+        check_activation(architecture, pretrained)
     else:
         pretrained = str(Path(pretrained).expanduser())
     return _found(architecture, pretrained, config)

@@ -73,22 +73,44 @@ def compose(
         pretrained: a file of weights, or a tag of open_clip, which uses the network.
 
     Raises:
-        SpecError: it letterboxes ("longest"), which no tower here does.
+        SpecError: it letterboxes ("longest"), which no tower here does; weights for a config; weights that were trained with
+            another activation.
     """
+    if config is not None and pretrained is not None:
+        raise SpecError(f"pretrained={pretrained!r} goes with a name of open_clip's; a config alone has fresh weights")
+    if name is not None and pretrained is not None and name in open_clip.list_models():
+        check_activation(name, pretrained)
     if name is not None and name.startswith("local-dir:") and config is None:
         config = json.loads((Path(name.removeprefix("local-dir:")) / "open_clip_config.json").read_text())
         config = {**config["model_cfg"], "preprocess_cfg": config.get("preprocess_cfg", {})}
         visual = open_clip.create_model(name).visual
     else:
-        visual = _create(name, config, pretrained)
+        visual = _create(name, config, pretrained, whole=name is not None and name.startswith("hf-hub:"))
     given = (config or {}).get("preprocess_cfg") or getattr(visual, "preprocess_cfg", None) or {}
-    kept = {key: config[key] for key in ("embed_dim", "vision_cfg")} if config is not None else None
+    said = ("embed_dim", "vision_cfg", "quick_gelu")
+    kept = {key: config[key] for key in said if key in config} if config is not None else None
     return visual, {
         "library": "open_clip",
         **({"name": name} if kept is None else {"config": kept}),
         "layer": layer,
         "preprocess": preprocess_of(visual, given),
     }
+
+
+def check_activation(architecture: str, tag: str) -> None:
+    """Hold weights of a tag to the activation that an architecture is built with.
+
+    Raises:
+        SpecError: they were trained with another, of which open_clip only warns.
+    """
+    if tag not in open_clip.list_pretrained_tags_by_model(architecture):
+        return
+    trained = open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu", False)
+    if trained != (open_clip.get_model_config(architecture) or {}).get("quick_gelu", False):
+        raise SpecError(
+            f"{tag!r} was trained with quick_gelu={trained}, which {architecture} is not built with; "
+            f"open_clip has another architecture for it, such as {architecture}-quickgelu"
+        )
 
 
 def preprocess_of(visual: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,14 +136,18 @@ def preprocess_of(visual: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def _create(name: str | None, config: Mapping[str, Any] | None, pretrained: str | None) -> nn.Module:
+def _create(
+    name: str | None, config: Mapping[str, Any] | None, pretrained: str | None, *, whole: bool = False
+) -> nn.Module:
+    """The image side, with the weights of `pretrained`, or of the repository that it names where it is to be `whole`."""
     if config is not None:
         # The text side is never used: the smallest that open_clip builds.
         text = {"context_length": 8, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
         vision = copy.deepcopy(dict(config["vision_cfg"]))
-        return open_clip.CLIP(embed_dim=config["embed_dim"], vision_cfg=vision, text_cfg=text).visual
+        quick = bool(config.get("quick_gelu", False))
+        return open_clip.CLIP(embed_dim=config["embed_dim"], vision_cfg=vision, text_cfg=text, quick_gelu=quick).visual
     if name is None:
         raise SpecError("an open_clip tower needs a 'name' or a 'config'")
     if ":" not in name and name not in open_clip.list_models():
         raise UnknownName("open_clip model", name, open_clip.list_models())
-    return open_clip.create_model(name, pretrained=pretrained, load_weights=pretrained is not None).visual
+    return open_clip.create_model(name, pretrained=pretrained, load_weights=whole or pretrained is not None).visual

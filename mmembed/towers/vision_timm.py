@@ -10,10 +10,11 @@ from typing import Any
 import timm
 from einops import rearrange
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import SpecError, UnknownName
+from ..errors import LoadError, SpecError, UnknownName
 from .vision import Preprocess, VisionTower, level_of
 
 
@@ -69,9 +70,17 @@ def compose(
     """
     model = _create(name, options or {}, pretrained)
     if weights is not None:
-        state = load_file(weights)
         adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-        model.load_state_dict(adapt(state, model) if adapt else state)
+        known: Any = getattr(model, "pretrained_cfg", None) or {}
+        head = known.get("classifier") or ()
+        heads = tuple(f"{name}." for name in ((head,) if isinstance(head, str) else head))
+        try:
+            state = load_file(weights)
+            state = adapt(state, model) if adapt else state
+            # As timm itself loads a model without its classes.
+            model.load_state_dict({key: own for key, own in state.items() if not (heads and key.startswith(heads))})
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise LoadError(f"{weights} holds no weights of {name!r}: {error}") from None
     config = timm.data.resolve_model_data_config(model)
     built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
     size = built_for[0] if built_for else config["input_size"][-1]

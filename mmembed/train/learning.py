@@ -63,9 +63,9 @@ class Learning:
         self.step = 0  # steps that are done
         self.state: dict[str, Any] = {}
         self.saved = 0, time.monotonic()  # the step of the last checkpoint, and when it was
-        # the best score of the looks so far, the weights that had it, and how many looks there were since
+        # the best score of the looks so far, the weights that had it, how many looks there were since, and the step of the last
         self.best: tuple[float, dict[str, Tensor]] = float("-inf"), {}
-        self.waited = 0
+        self.waited = self.looked = 0
         self.mixtures = [
             Mixture(
                 {name: run.data[name] for name in task.data},
@@ -270,6 +270,7 @@ class Learning:
                 if self._to_be_seen:
                     self._look(log)
                 if self._given_up:
+                    self.save()  # where the stage ends
                     break
 
     @property
@@ -513,7 +514,8 @@ class Learning:
                     name, _, kind = self.stage.keep_best.rpartition(".")
                     best = scores[name][kind]
             best = run.world.told(best)[0]
-        self.waited += 1
+        self.waited += self.step != self.looked  # a run that goes on may look again
+        self.looked = self.step
         if best is not None and best > self.best[0]:
             self.waited = 0
             with self.averaged():
@@ -567,6 +569,7 @@ class Learning:
                 "adam": counts,
                 "best": self.best[0] if self.best[1] else None,
                 "waited": self.waited,
+                "looked": self.looked,
                 "made_of": self._made_of,
                 **self.state,
             }
@@ -601,7 +604,7 @@ class Learning:
             LoadError: it lacks weights. SpecError: the model, a teacher or data of this stage is another by now.
         """
         run = self.run_
-        if not {"made_of", "waited"} <= state.keys():
+        if not {"made_of", "looked"} <= state.keys():
             raise LoadError(f"{run.folder} holds a run of an earlier version of mmembed: remove it to begin again")
         if state["in_stage"] < self.stage.steps:  # a whole stage draws nothing more: its data may be another by now
             then = state["made_of"]
@@ -616,7 +619,7 @@ class Learning:
         lacking = due - tensors.keys()
         if lacking:
             raise LoadError(f"{run.folder}: the checkpoint lacks {', '.join(sorted(lacking)[:3])}")
-        self.step, self.waited = state["in_stage"], state["waited"]
+        self.step, self.waited, self.looked = state["in_stage"], state["waited"], state["looked"]
         for name, own in run.changed.items():
             put(own, tensors[f"weight.{name}"])
         for name, weight in self.learnt.items():

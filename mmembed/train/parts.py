@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..errors import MissingExtra, SpecError, UnknownName
 from ..model import EmbeddingModel
@@ -234,10 +236,37 @@ def set_modes(model: nn.Module, stage: Stage, trained: Mapping[str, nn.Parameter
         if stage.dropout:
             backbone.train()
         if stage.gradient_checkpointing:
-            backbone.gradient_checkpointing_enable({"use_reentrant": False})
-            for module in backbone.modules():
-                if type(module).__name__.endswith("Layer") or module is backbone:
-                    module.training = True
+            _checkpoint(backbone, stage)
+        elif any(getattr(module, "gradient_checkpointing", False) for module in backbone.modules()):
+            _checkpointing(backbone, "disable")()
+
+
+def _checkpoint(backbone: PreTrainedModel, stage: Stage) -> None:
+    """Have the blocks of a backbone keep what enters them alone, which transformers does where they are in training.
+
+    Raises:
+        SpecError: they cannot, or they drop states themselves then and the stage does not.
+    """
+    try:
+        _checkpointing(backbone, "enable")({"use_reentrant": False})
+    except ValueError as error:
+        raise SpecError(f"stage {stage.name!r}, gradient_checkpointing: {error}") from None
+    for module in backbone.modules():
+        if isinstance(module, GradientCheckpointingLayer) or module is backbone:
+            module.training = True
+            share = getattr(module, "dropout", None)
+            if isinstance(share, float) and share > 0 and not stage.dropout:
+                raise SpecError(
+                    f"stage {stage.name!r}: with gradient_checkpointing blocks of a {backbone.config.model_type} backbone drop a "
+                    f"share of {share}: dropout = true, or leave it out"
+                )
+
+
+def _checkpointing(backbone: PreTrainedModel, done: str) -> Callable[..., None]:
+    """transformers' method, under its name of today or the one before."""
+    names = (f"{kind}_checkpointing_{done}" for kind in ("activation", "gradient"))
+    found: Callable[..., None] = next(getattr(backbone, name) for name in names if hasattr(backbone, name))
+    return found
 
 
 def _drop(backbone: nn.Module, share: float | None) -> None:

@@ -68,6 +68,15 @@ def test_rescoring_orders_as_floats_do_as_far_as_codes_can_tell(kind):
     assert np.corrcoef(scores.ravel(), exact.ravel())[0, 1] > (0.75 if quantizer.packed else 0.999)
 
 
+@pytest.mark.parametrize("kind", ["int8", "uint8"])
+def test_a_number_that_never_changes_is_that_number(kind):
+    vectors = np.random.default_rng(0).normal(size=(50, 16)).astype(np.float32)
+    vectors[:, 3], vectors[:, 5] = 0, 0.25
+    quantizer = Quantizer.fit(vectors, kind)
+    told = quantizer.decode(quantizer.encode(vectors))
+    assert (told[:, [3, 5]] == [0, 0.25]).all()
+
+
 def test_signs_are_told_apart_by_how_many_differ():
     quantizer, signed = Quantizer("ubinary", 64), Quantizer("binary", 64)
     a, b = vectors(7), vectors(9, seed=5)

@@ -269,6 +269,47 @@ def test_a_row_that_names_a_file_and_the_file_itself_are_two_items(index, folder
     assert len(index) == before + 1
 
 
+@pytest.mark.parametrize("first", ["file", "caption"])
+def test_a_picture_with_its_caption_and_two_pictures_are_not_the_file(tiny, tmp_path, folder, first):
+    index = Index.create(tmp_path / "fresh", tiny)
+    of_two = (Image(folder / "a.png"), Image(folder / "deep" / "b.png"))
+    adding = [
+        (lambda: index.add_folder(folder), 3),
+        (lambda: index.add([("my cat", Image(folder / "a.png")), of_two]), 2),
+    ]
+    for add, count in adding if first == "file" else reversed(adding):
+        assert counts(add()) == (count, 0, 0)
+    for _ in range(2):
+        for add, count in adding:
+            assert counts(add()) == (0, 0, count)
+        assert counts(index.add_folder(folder, reread=True)) == (0, 0, 3)
+    assert len(index) == 5
+    assert index.search("my cat", mode="text")[0].text == "my cat"
+    assert index.verify(sample=10).is_whole
+
+
+def test_what_another_process_says_of_a_thing_meanwhile_stays(index, folder, tiny, monkeypatch):
+    other = Index.open(index.path)
+    index.add(["old"], ids=["o"])
+
+    class Slow:
+        def __getattr__(self, name):
+            return getattr(tiny, name)
+
+        def encode_document(self, things, **options):
+            twin = Index.open(index.path, tiny)
+            twin.add(["new", "old"], ids=["n", "o"], metadata=[{"year": 2020}, {"year": 2021}])
+            return tiny.encode_document(things, **options)
+
+    monkeypatch.setattr(index, "embedder", Slow())
+    index.add(["new", "else"], ids=["n", "e"])
+    assert {hit.id: hit.metadata for hit in other.items(where="id IN ('n', 'o', 'e')")} == {
+        "n": {"year": 2020},
+        "o": {"year": 2021},
+        "e": {},
+    }
+
+
 def test_what_was_said_of_a_file_stays_when_it_is_written_anew(index, folder):
     about = {"name": "the garden", "year": 2020}
     index.add_entries([Entry("a", Image(folder / "a.png"), path=folder / "a.png", metadata=about)])

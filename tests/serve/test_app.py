@@ -111,6 +111,9 @@ def test_messages_hold_pictures_and_texts(pico, url):
     image = mmembed.Image(pixels)
     _near([d["embedding"] for d in answer.json()["data"]], pico.encode([image, "a cat", (image, "a cat"), "a cat"]))
     alone = _ask(url, "/v1/embeddings", {"messages": talks[2]})
+    words = {"add_special_tokens": False, "continue_final_message": False}  # as vLLM's example says
+    said = _ask(url, "/v1/embeddings", {"messages": talks[2], **words})
+    _near(said.json()["data"][0]["embedding"], alone.json()["data"][0]["embedding"])
     _near(alone.json()["data"][0]["embedding"], pico.encode([(image, "a cat")])[0])
 
 
@@ -251,6 +254,11 @@ LONG = "word " * 5000
         ({"input": ["x"] * 2049}, 413, "2049"),
         ({"input": "a", "model": "a" * 5000}, 400, "model: String should have at most 4096"),
         ({"messages": []}, 400, "one user message"),
+        (
+            {"messages": [{"role": "user", "content": "a"}], "continue_final_message": True},
+            400,
+            "no vector of this model",
+        ),
         ({"messages": {"role": "user", "content": "a"}}, 400, "messages"),
         ({"messages": [{"role": "user", "content": "a", "text": "b"}]}, 400, "no field is called 'text'"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, 400, "role"),

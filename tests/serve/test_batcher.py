@@ -13,6 +13,7 @@ import torch
 from mmembed.batch import Sample
 from mmembed.embedder import Embedder
 from mmembed.errors import InputError
+from mmembed.serve import batcher as batcher_module
 from mmembed.serve.asked import Asked, Limits, Refused
 from mmembed.serve.batcher import Batcher, Overloaded
 from mmembed.serve.desk import Desk
@@ -71,6 +72,36 @@ def test_a_request_that_is_larger_than_the_queue_is_let_in_where_nothing_else_wa
         goes_on.set()
         assert len(await large) == 9
         assert len(await batcher.vectors([sample] * 9)) == 9
+
+    asyncio.run(ask())
+    batcher.close()
+
+
+def test_pictures_that_wait_are_bounded_by_their_patches(monkeypatch):
+    monkeypatch.setattr(batcher_module, "HEAVIEST", 10)
+    running, goes_on = threading.Event(), threading.Event()
+
+    def compute(samples: Sequence[Sample]) -> np.ndarray:
+        running.set()
+        goes_on.wait(10)
+        return np.zeros((len(samples), 2), np.float32)
+
+    batcher = Batcher(compute, budget=2, most=4096)
+    heavy, light = (Sample(np.arange(n), np.ones(n, bool), (), 0) for n in (8, 1))
+
+    async def ask() -> None:
+        first = asyncio.ensure_future(batcher.vectors([light]))
+        await asyncio.to_thread(running.wait, 10)
+        second = asyncio.ensure_future(batcher.vectors([heavy]))
+        await asyncio.sleep(0.05)
+        third = asyncio.ensure_future(batcher.vectors([light]))
+        await asyncio.sleep(0.05)
+        with pytest.raises(Overloaded):
+            await batcher.vectors([heavy])
+        third.cancel()
+        goes_on.set()
+        assert len(await first) == len(await second) == 1
+        assert len(await batcher.vectors([heavy, heavy])) == 2
 
     asyncio.run(ask())
     batcher.close()

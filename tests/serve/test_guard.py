@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from urllib.parse import urlsplit
@@ -9,7 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from mmembed.serve import run
+from mmembed.serve import guard, run
 from mmembed.serve.guard import Guard
 
 from .served import served
@@ -116,6 +117,61 @@ def test_a_body_that_does_not_come_is_a_timeout(url):
         )
         connection.settimeout(3)
         assert b"408" in connection.recv(4096).splitlines()[0]
+
+
+async def _early(scope, receive, send):
+    """Answers without a look at the body, at /large with more than a socket holds."""
+    if scope["type"] == "lifespan":
+        return await _echo(scope, receive, send)
+    body = b"x" * (2**25 if scope["path"] == "/large" else 2)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture
+def early(monkeypatch):
+    monkeypatch.setattr(run, "HEADER_SECONDS", 0.5)
+    monkeypatch.setattr(run, "ANSWER_SECONDS", 0.5)
+    with served(Guard(_early)) as base:
+        yield base
+
+
+def test_the_rest_of_a_body_that_nobody_reads_holds_no_connection(early):
+    with _connect(early) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+        assert b"200" in connection.recv(4096).splitlines()[0]
+        connection.sendall(b"x")
+        assert _closed_within(connection, 3)
+    with httpx.Client() as client:
+        for _ in range(2):
+            assert client.request("GET", early + "/health", content=b"x" * 1000).text == "xx"
+
+
+@pytest.mark.parametrize("ending", [b"", b"Connection: close\r\n"])
+def test_an_answer_that_nobody_takes_holds_no_connection(early, ending):
+    with _connect(early) as connection:
+        connection.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n" + ending + b"\r\n")
+        time.sleep(1.5)
+        taken = 0
+        with contextlib.suppress(OSError):
+            while more := connection.recv(2**20):
+                taken += len(more)
+        assert taken < 2**25
+    assert len(httpx.get(early + "/large").content) == 2**25
+
+
+def test_bodies_of_all_requests_are_held_up_to_a_bound(url, monkeypatch):
+    monkeypatch.setattr(guard, "HELD_BYTES", 1500)
+    with _connect(url) as connection:
+        connection.sendall(
+            b"POST / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nContent-Length: 1000\r\n\r\n" + b"x" * 900
+        )
+        time.sleep(0.1)
+        answer = httpx.post(url, headers=KEY, content=b"x" * 700)
+        assert answer.status_code == 429
+        assert answer.headers["Retry-After"] == "1"
+    time.sleep(0.7)
+    assert httpx.post(url, headers=KEY, content=b"x" * 700).status_code == 200
 
 
 def test_a_second_request_on_a_connection_has_its_own_clock(url):

@@ -202,11 +202,12 @@ def test_an_open_clip_model_on_a_timm_trunk_gives_the_trunk_s_features(layer):
     assert told.shape[1:] == ((4, 512) if layer == "last" else (16, 256))
 
 
-def test_an_open_clip_folder_gives_its_weights_and_its_preprocessing(tmp_path):
+@pytest.mark.parametrize("quick", [{}, {"quick_gelu": True}], ids=["gelu", "quick_gelu"])
+def test_an_open_clip_folder_gives_its_weights_and_its_preprocessing(tmp_path, quick):
     text = {"context_length": 8, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
-    whole = shaken(open_clip.CLIP(**OPEN_CLIP, text_cfg=text))
+    whole = shaken(open_clip.CLIP(**OPEN_CLIP, **quick, text_cfg=text))
     told = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear", "resize_mode": "squash"}
-    config = {"model_cfg": {**OPEN_CLIP, "text_cfg": text}, "preprocess_cfg": told}
+    config = {"model_cfg": {**OPEN_CLIP, **quick, "text_cfg": text}, "preprocess_cfg": told}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     torch.save(whole.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
     tower, entry = compose_vision({"library": "open_clip", "name": f"local-dir:{tmp_path}"})
@@ -533,6 +534,27 @@ def test_pixels_that_a_tower_has_no_grid_for_are_an_error():
     tower.patch = (16, 16)
     with pytest.raises(SpecError, match="gave 16 features where 2 x 2 were due"):
         tower(batch())
+
+
+def test_weights_that_a_tower_would_not_have_as_they_are_meant_are_refused(tmp_path):
+    with pytest.raises(SpecError, match="'openai' was trained with quick_gelu=True"):
+        compose_vision({"library": "open_clip", "name": "ViT-B-32", "pretrained": "openai"})
+    with pytest.raises(SpecError, match="a config alone has fresh weights"):
+        compose_vision({"library": "open_clip", "config": OPEN_CLIP, "pretrained": "weights.bin"})
+    (tmp_path / "broken.safetensors").write_bytes(b"no weights")
+    for file in ("none.safetensors", "broken.safetensors"):
+        with pytest.raises(LoadError, match=f"{file} holds no weights"):
+            compose_vision({**TINY_VIT, "weights": tmp_path / file})
+
+
+def test_weights_of_a_classifier_are_taken_without_its_classes(tmp_path):
+    from safetensors.torch import save_file
+
+    source = shaken(timm.create_model(TINY_VIT["name"], num_classes=7, **TINY_VIT["options"]))
+    assert "head.weight" in source.state_dict()
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    tower, _ = compose_vision({**TINY_VIT, "weights": tmp_path / "weights.safetensors"})
+    assert torch.equal(tower.model.blocks[1].attn.qkv.weight, source.blocks[1].attn.qkv.weight)
 
 
 def test_weights_of_another_size_are_resampled_by_timm(tmp_path):

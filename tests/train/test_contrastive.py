@@ -344,6 +344,7 @@ def test_a_temperature_is_learnt_with_the_model():
             {"kind": "learnt_temperature", "loss": {"kind": "infonce", "temperature": 0.05}},
             "say where it starts beside",
         ),
+        ({"kind": "learnt_temperature", "loss": {"kind": "kl"}}, "takes no temperature that could be learnt"),
         ({"kind": "sum", "losses": [{"kind": "infonce", "temprature": 1}]}, "Did you mean 'temperature'"),
     ],
 )

@@ -325,5 +325,9 @@ def test_a_stage_ends_early_where_looks_get_no_better(tmp_path):
     due = whole.embedder.model.state_dict()
     assert all(torch.equal(own, due[key]) for key, own in again.embedder.model.state_dict().items())
     assert trained(recipe, tmp_path / "cut", *patient, resume=True).learnt == {name: len(seen)}
+    assert checkpoints.found(tmp_path / "cut" / "run")[-1].stem == f"{len(seen):08}"
+    rare = trained(recipe, tmp_path / "rare", *patient, "stage.0.save_steps=1000")
+    assert [path.stem for path in checkpoints.found(tmp_path / "rare" / "run")] == [f"{len(seen):08}"]
+    assert rare.learnt == {name: len(seen)}
     with pytest.raises(SpecError, match="does not say what: keep_best"):
         read_recipe(recipe, ["stage.0.early_stopping_patience=2"])

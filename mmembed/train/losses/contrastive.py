@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -377,7 +377,8 @@ class LearntTemperature(Loss):
         if temperature < least:
             raise SpecError(f"temperature={temperature} begins below the least that it may be: least={least}")
         inner = build_loss(loss, width=width, teacher_width=teacher_width)
-        if not isinstance(inner, Plain) or "temperature" not in inner.settings:
+        # By others' temperatures agreement with a teacher is measured: the loss falls by itself as they rise or fall.
+        if not isinstance(inner, Plain) or Tensor not in get_args(get_type_hints(inner.formula).get("temperature")):
             raise SpecError(f"the loss {loss['kind']!r} takes no temperature that could be learnt")
         if "temperature" in loss:
             raise SpecError(
