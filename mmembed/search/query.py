@@ -43,7 +43,7 @@ class Query:
         for row, part in enumerate(self.parts):
             if not isinstance(part, tuple) or len(part) != 2 or isinstance(part[1], bool):
                 raise InputError("a part of a Query is a pair (thing, weight)", row)
-            if not isinstance(part[1], (int, float, np.number)) or not abs(part[1]) < math.inf or part[1] == 0:
+            if not isinstance(part[1], (int, float, np.number)) or not _is_finite(part[1]) or part[1] == 0:
                 raise InputError(f"a weight is a finite number other than 0, not {part[1]!r}", row)
             if not any(not isinstance(each, Text) or each.text.strip() for each in to_item(part[0])):
                 raise InputError(f"{described(part[0])!r} says nothing to look for: a part of the query is empty")
@@ -89,3 +89,10 @@ def weighted(vectors: NDArray[np.float32], weights: Sequence[float]) -> NDArray[
     total = shares / np.abs(shares).sum() @ unit(vectors)
     length = float(np.linalg.norm(total))
     return (total / length).astype(np.float32) if length >= 1e-4 else None
+
+
+def _is_finite(weight: float) -> bool:
+    try:
+        return math.isfinite(weight)
+    except OverflowError:  # a whole number beyond all floats
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from mmembed import Image, Index, Query
 from mmembed.errors import InputError, SpecError
+from mmembed.search.hits import Hits
 from mmembed.testing import tiny_embedder
 from tests.conftest import picture
 
@@ -75,3 +77,10 @@ def test_a_picture_without_a_file_is_read_from_the_small_copy(late, tmp_path):
     PIL.Image.fromarray(np.full((40, 40, 3), 90, dtype=np.uint8)).save(data, "PNG")
     index.add([Image(data.getvalue()), "a text"])
     assert len(index.rerank("grey", index.search("grey"))) == 2
+
+
+def test_hits_without_their_pictures_are_refused(index, late):
+    (hit,) = (hit for hit in index.search("a word", k=5) if hit.id == "both")
+    bare = Hits([dataclasses.replace(hit, thumbnail=None, path=None)])
+    with pytest.raises(InputError, match="'both' of image.text has no picture with it"):
+        index.rerank("a word", bare)
