@@ -141,14 +141,16 @@ def _machine(entry: dict[str, Any]) -> str:
 
 
 def shortened(results: Path) -> str:
-    """The README's: of each device and precision the machine that was measured last, `encode` as it is beside
+    """The README's: of each device and precision the machines that were measured on the last day, `encode` as it is beside
     sentence-transformers and the fastest of all others."""
     lines: list[str] = []
     entries = read(results)
-    for kind in dict.fromkeys(map(_kind, entries)):
-        of_kind = [entry for entry in entries if _kind(entry) == kind]
-        newest = where(max(of_kind, key=lambda entry: entry["when"])["machine"])
-        shown = [entry for entry in of_kind if where(entry["machine"]) == newest]
+    days: dict[tuple[str, str], str] = {}
+    for entry in entries:
+        days[_kind(entry)] = max(entry["when"], days.get(_kind(entry), ""))
+    newest = dict.fromkeys(_place(entry) for entry in entries if entry["when"] == days[_kind(entry)])
+    for place in newest:
+        shown = [entry for entry in entries if _place(entry) == place]
         head = ["model", "workload", "mmembed", f"{PEER}, default / best", "fastest other peer"]
         rows = []
         for entry in shown:
@@ -166,6 +168,10 @@ def shortened(results: Path) -> str:
 
 def _kind(entry: dict[str, Any]) -> tuple[str, str]:
     return entry["device"], entry["precision"]
+
+
+def _place(entry: dict[str, Any]) -> tuple[str, str, str]:
+    return *_kind(entry), where(entry["machine"])
 
 
 def into(page: Path, tables: str) -> None:
