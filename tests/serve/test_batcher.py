@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -53,7 +53,8 @@ def test_an_error_names_the_item_of_the_request_not_of_the_batch_it_fell_into(pi
     desk.close()
 
 
-def test_a_request_that_is_larger_than_the_queue_is_let_in_where_nothing_else_waits():
+def held() -> tuple[Callable[[Sequence[Sample]], np.ndarray], threading.Event, threading.Event]:
+    """A model that says when it runs, and goes on when it is told to."""
     running, goes_on = threading.Event(), threading.Event()
 
     def compute(samples: Sequence[Sample]) -> np.ndarray:
@@ -61,6 +62,11 @@ def test_a_request_that_is_larger_than_the_queue_is_let_in_where_nothing_else_wa
         goes_on.wait(10)
         return np.zeros((len(samples), 2), np.float32)
 
+    return compute, running, goes_on
+
+
+def test_a_request_that_is_larger_than_the_queue_is_let_in_where_nothing_else_waits():
+    compute, running, goes_on = held()
     batcher = Batcher(compute, budget=2, most=4)
     sample = Sample(np.array([1]), np.array([True]), (), 0)
 
@@ -79,13 +85,7 @@ def test_a_request_that_is_larger_than_the_queue_is_let_in_where_nothing_else_wa
 
 def test_pictures_that_wait_are_bounded_by_their_patches(monkeypatch):
     monkeypatch.setattr(batcher_module, "HEAVIEST", 10)
-    running, goes_on = threading.Event(), threading.Event()
-
-    def compute(samples: Sequence[Sample]) -> np.ndarray:
-        running.set()
-        goes_on.wait(10)
-        return np.zeros((len(samples), 2), np.float32)
-
+    compute, running, goes_on = held()
     batcher = Batcher(compute, budget=2, most=4096)
     heavy, light = (Sample(np.arange(n), np.ones(n, bool), (), 0) for n in (8, 1))
 
