@@ -271,9 +271,8 @@ class Sampler:
                 sample = self._sample(own if self.mark is None else _split(own, runs, self.mark), truncate, seen)
                 yield self._read(sample if part is None else self._less(sample, len(part.ids)), runs)
             except InputError as error:
-                yield error.with_traceback(
-                    None
-                )  # which holds this frame, and `seen` the error: all pictures of a window
+                # Its traceback holds this frame, and `seen` the error: all pictures of a window.
+                yield error.with_traceback(None)
 
     @property
     def _by_part(self) -> bool:

@@ -392,9 +392,9 @@ def train(
         )
     else:
         early = [
-            f"{stage.name} ended after {run.learnt[stage.name]} of {stage.steps}"
+            f"{stage.name} ended after {done} of {stage.steps}"
             for stage in run.recipe.stage
-            if run.learnt.get(stage.name, 0) < stage.steps
+            if (done := run.learnt.get(stage.name, 0)) < stage.steps
         ]
         click.echo(f"{'; '.join([f'{sum(run.learnt.values())} steps', *early])}: {embedder!r} in {run.output}")
         for name, own in run.scores.items():

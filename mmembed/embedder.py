@@ -606,11 +606,8 @@ class Embedder:
         self.model.check_whole()
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        for stale in (
-            ADAPTER,
-            ADAPTER_WEIGHTS,
-            GOLDEN_FILE,
-        ):  # of what lay there: an adapter would be merged a second time
+        # Of what lay there an adapter would be merged a second time.
+        for stale in (ADAPTER, ADAPTER_WEIGHTS, GOLDEN_FILE):
             (path / stale).unlink(missing_ok=True)
         self.model.save(path)
         self.tokenizer.save(path)

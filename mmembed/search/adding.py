@@ -126,7 +126,7 @@ def _write(table: Table, embedder: Embedder, chunk: Chunk, files: Known, report:
 
     if not chunk.rows:
         return
-    columns = ["id", "content", "metadata", "path", "file_size", "file_time", "vector"]
+    columns = ["id", "content", "metadata", "path", "file_size", "file_time"]
     known = {row["id"]: row for row in table.read(columns, among(chunk.rows), len(chunk.rows))}
     rows = [row for row in chunk.rows.values() if not row.has_content_of(known.get(row.id))]
     told = Report()
@@ -143,7 +143,8 @@ def _write(table: Table, embedder: Embedder, chunk: Chunk, files: Known, report:
     held = [row for row in chunk.rows.values() if row.id not in named]  # the same content: its vector is there
     more = [row for row in held if row.says_more_than(known[row.id])]
     moved = [row for row in held if row not in more and not row.is_file_of(known[row.id])]
-    now = {row["id"]: row for row in table.read(columns, among(chunk.rows), len(chunk.rows))}  # others write meanwhile
+    again = table.read([*columns, "vector"], among(chunk.rows), len(chunk.rows))  # others write meanwhile
+    now = {row["id"]: row for row in again}
     written = [*fresh, *((row, now[row.id]["vector"]) for row in (*more, *moved) if row.id in now)]
     while written:
         stored = [row.as_stored(now.get(row.id)) for row, _ in written]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -124,26 +123,14 @@ def _look(row: dict[str, Any], told: Verified) -> None:
 
 
 def _is_at_hand(row: dict[str, Any]) -> bool:
+    if row["modality"] == "text":  # of several texts only their sum is kept
+        return read_row(0, Entry("", row["text"])).content == row["content"]
     known = Look.of(row)
-    return row["modality"] == "text" or (
-        row["modality"] == "image" and known is not None and known.is_same(Look.at(row["path"]))
-    )
-
-
-def _content(thing: Thing) -> str | None:
-    """The hash of a thing as an index has it; None: it cannot be read."""
-    try:
-        return read_row(0, Entry("", thing)).content
-    except InputError:
-        return None
+    return row["modality"] == "image" and known is not None and known.is_same(Look.at(row["path"]))
 
 
 def _embed(some: Sequence[dict[str, Any]], table: Table, embedder: Embedder, told: Verified) -> None:
     things: list[Thing] = [row["text"] if row["modality"] == "text" else Image(row["path"]) for row in some]
-    whole = [_content(thing) == row["content"] for thing, row in zip(things, some, strict=True)]  # not of several parts
-    some, things = list(compress(some, whole)), list(compress(things, whole))
-    if not things:
-        return
     try:
         fresh = embedder.encode_document(things, truncate_dim=table.dimension)
     except InputError as error:

@@ -51,7 +51,7 @@ class _Patient(H11Protocol):
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
-        self._give(HEADER_SECONDS)
+        self._give(ANSWER_SECONDS)
 
     def pause_writing(self) -> None:
         super().pause_writing()

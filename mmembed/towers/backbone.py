@@ -578,9 +578,8 @@ def _numbers(
     and puts it where its padding stands."""
     numbers = spans.positions if spans.numbers is None else spans.numbers
     pad = _first_position(model) - 1
-    if (
-        pad < (0 if embeds is None else 1) or spans.numbers is not None or spans.shared
-    ):  # 0 stands where a picture's tokens do
+    least = 0 if embeds is None else 1  # 0 stands where a picture's tokens do
+    if pad < least or spans.numbers is not None or spans.shared:
         return numbers
     padding = (ids == pad).long()
     before = padding.cumsum(0) - padding

@@ -76,8 +76,10 @@ def compose(
         SpecError: it letterboxes ("longest"), which no tower here does; weights for a config; weights that were trained with
             another activation.
     """
-    if config is not None and pretrained is not None:
-        raise SpecError(f"pretrained={pretrained!r} goes with a name of open_clip's; a config alone has fresh weights")
+    if pretrained is not None and (config is not None or str(name).startswith("local-dir:")):
+        raise SpecError(
+            f"pretrained={pretrained!r} goes with a name of open_clip's; a config alone has fresh weights, a folder its own"
+        )
     if name is not None and pretrained is not None and name in open_clip.list_models():
         check_activation(name, pretrained)
     if name is not None and name.startswith("local-dir:") and config is None:

@@ -38,6 +38,16 @@ def test_an_index_as_it_was_written_is_whole(index):
     assert told.difference < 1e-5
 
 
+def test_a_sample_is_of_what_can_be_embedded_as_it_was(index, tmp_path):
+    index.add([("one", "two")], ids=["both"])
+    assert index.verify(sample=100).is_whole
+    file = next(Path(hit.path) for hit in index.items() if hit.modality == "image" and hit.path)
+    look = file.stat()
+    file.write_bytes(b"x" * look.st_size)
+    os.utime(file, ns=(look.st_atime_ns, look.st_mtime_ns))
+    assert not index.verify(sample=100).is_whole, "as it was by size and time, and no picture"
+
+
 def test_files_that_changed_or_are_gone_are_listed(index, tmp_path):
     os.utime(tmp_path / "a.png", ns=(10**18 + 1, 10**18 + 1))
     assert index.verify().changed == [str(tmp_path / "a.png")]
