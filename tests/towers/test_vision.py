@@ -539,9 +539,9 @@ def test_pixels_that_a_tower_has_no_grid_for_are_an_error():
 def test_weights_that_a_tower_would_not_have_as_they_are_meant_are_refused(tmp_path):
     with pytest.raises(SpecError, match="'openai' was trained with quick_gelu=True"):
         compose_vision({"library": "open_clip", "name": "ViT-B-32", "pretrained": "openai"})
-    for given in ({"config": OPEN_CLIP}, {"name": f"local-dir:{tmp_path}"}):
+    for asked in ({"config": OPEN_CLIP}, {"name": f"local-dir:{tmp_path}"}):
         with pytest.raises(SpecError, match="a config alone has fresh weights, a folder its own"):
-            compose_vision({"library": "open_clip", **given, "pretrained": "weights.bin"})
+            compose_vision({"library": "open_clip", **asked, "pretrained": "weights.bin"})
     (tmp_path / "broken.safetensors").write_bytes(b"no weights")
     for file in ("none.safetensors", "broken.safetensors"):
         with pytest.raises(LoadError, match=f"{file} holds no weights"):
