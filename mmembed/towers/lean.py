@@ -23,6 +23,7 @@ import copy
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache
+from inspect import signature
 from itertools import zip_longest
 from typing import Any, ClassVar, TypeVar
 
@@ -407,12 +408,14 @@ def _form_of(part: nn.Module, role: str) -> type | None:
     """The form that gives what the part's own class gives, tried on random numbers; None: no form does."""
     if isinstance(part, Over) or any(weight.is_meta for weight in part.parameters()):
         return None
+    mapped: Any = part.feed_forward_chunk if role == "block" else part.forward
+    if len(signature(mapped).parameters) != 1:  # a gate beside the states, which layer asks: no form takes that
+        return None
     if role == "norm":
         return _norm_form(part)
-    if role == "block":
-        mapped: Any = part.feed_forward_chunk
-        return FeedForwardAtATime if _is_rowwise(part, mapped) else None
-    return RowsAtATime if _is_rowwise(part, part) else None
+    if not _is_rowwise(part, mapped):
+        return None
+    return FeedForwardAtATime if role == "block" else RowsAtATime
 
 
 def _norm_form(part: nn.Module) -> type | None:

@@ -20,6 +20,7 @@ from mmembed.towers.backbone import (
     states,
     steady_length,
 )
+from mmembed.towers.lean import lean
 
 LENGTHS = (11, 1, 5, 5, 19, 2)
 """One token alone; equal neighbours; items longer than the tiny sliding windows (4 and 7)."""
@@ -57,6 +58,28 @@ OTHERS: dict[str, dict] = {
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 300},
 }
 """Families beyond those that `mmembed.testing` offers."""
+
+GATED = {
+    **GROUPED,
+    **{"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
+    "layer_types": ["linear_attention", "full_attention"],
+}
+MAMBA = {**GROUPED, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_expand": 2}
+RECURRENT: dict[str, dict] = {
+    "qwen3_5_text": GATED,
+    "qwen3_next": {
+        **{**GATED, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2},
+        "shared_expert_intermediate_size": 16,
+    },
+    "bamba": {**MAMBA, "attn_layer_indices": [1]},
+    "granitemoehybrid": {**MAMBA, "layer_types": ["mamba", "attention"], "num_local_experts": 0},
+    "falcon_h1": {**MAMBA, "mamba_d_ssm": 64},
+    "zamba2": {
+        **{**MAMBA, "mamba_ngroups": 1, "n_mamba_heads": 4, "num_mem_blocks": 1, "adapter_rank": 4},
+        "layers_block_type": ["mamba", "hybrid"],
+    },
+}
+"""Families with blocks that go on from token to token; their norms take a gate, their MLPs which layer asks."""
 
 
 def other(kind, **changed):
@@ -280,6 +303,16 @@ def test_a_backbone_that_mixes_neighbours_outside_attention_runs_padded_only():
         prepare_backbone(other("mobilebert", **small), "bidirectional", None)
     padded = prepare_backbone(other("mobilebert", **small), "bidirectional", "padded")
     assert (ours(padded, items(), "bidirectional") - alone(other("mobilebert", **small), items())).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_recurrent_backbones_run_padded_with_lean_parts(kind):
+    def made():
+        return other(kind, **RECURRENT[kind])
+
+    model = lean(prepare_backbone(made(), "causal", None))
+    assert not is_packed(model)
+    assert (ours(model, items(), "causal") - alone(made(), items())).abs().max() <= 1e-5
 
 
 def test_attention_that_holds_more_than_the_door_gives_it_is_refused():
