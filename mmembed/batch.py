@@ -815,7 +815,7 @@ def pack(
         spans=replace(spans, numbers=_numbers(spans, pictures, slots)),
         counted=_counted(samples, where),
         pictures=tuple(pictures),
-        slots=torch.from_numpy(np.concatenate(slots)) if slots else torch.empty(0, dtype=torch.long),
+        slots=torch.from_numpy(np.concatenate(slots)) if slots else torch.empty(0, dtype=torch.long, device="cpu"),
         rows=tuple(rows),
         placeholders=_held(samples, where),
         against=pack(against, rows, mask) if against else None,

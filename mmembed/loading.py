@@ -16,7 +16,7 @@ from . import folders, hub
 from .dual import DualEncoder, load_open_clip
 from .embedder import GOLDEN_FILE, Embedder
 from .errors import LoadError, SpecError, UnknownName
-from .model import EmbeddingModel, load_model, reads_logits
+from .model import EmbeddingModel, load_model, making, reads_logits
 from .nn.int8 import check_int8, in_int8
 from .nn.precision import COMPUTED, INT8, cast, dtype_of
 from .nn.sparse import build_sparse_head
@@ -37,7 +37,7 @@ OPEN_CLIP = "open_clip:"
 """Before the name of a model that open_clip, not we, finds."""
 
 
-@torch.inference_mode(False)  # a caller's own would make weights that nobody may count the changes of, nor learn from
+@making()
 def load(
     name: str | os.PathLike[str] | None = None,
     *,
@@ -84,7 +84,7 @@ def load(
     return Embedder(_held(model, precision, device), tokenizer, entries)
 
 
-@torch.inference_mode(False)
+@making()
 def compose(
     *,
     backbone: PreTrainedModel | Mapping[str, Any] | str | os.PathLike[str],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,14 @@ class Kinds:
     sparse: Float[Tensor, "B V"] | None = None
 
 
+@contextmanager
+def making() -> Iterator[None]:
+    """While parts are made: on the host, wherever a caller has torch make things, and outside his inference mode, in which
+    weights would be of a kind that nobody may count the changes of, nor learn from."""
+    with torch.inference_mode(False), torch.device("cpu"):
+        yield
+
+
 class EmbeddingModel(Model):
     """Vision tower -> projector -> image slots of the packed row -> backbone -> pooling -> heads.
 
@@ -117,7 +126,10 @@ class EmbeddingModel(Model):
                 self._check_sight(self.native)
         elif spec.vision is not None and spec.projector is not None:
             self.vision = vision or build_vision(copied(spec.vision))
-            self.projector = build_projector(spec.projector, width=self.vision.width, out=width)
+            wide = backbones.embedding_width(self.backbone)
+            self.projector = build_projector(spec.projector, width=self.vision.width, out=wide)
+            backbones.check_embeds(self.backbone, mask)
+            self._check_grid(self.vision.preprocess)
         self.mix = build_mix(spec.mix, len(spec.layers), width)
         self.intervention = self._intervention(spec)
         self._final_norm = self._norm_of(spec)
@@ -141,6 +153,7 @@ class EmbeddingModel(Model):
             )
         return tokens, sparse
 
+    @making()
     def respecified(self, spec: ModelSpec) -> EmbeddingModel:
         """The same parts under another spec.
 
@@ -170,6 +183,7 @@ class EmbeddingModel(Model):
         if model.vision is not None and spec.vision != self.spec.vision:
             assert spec.vision is not None
             model.vision = model.vision.preprocessing(Preprocess.of(spec.vision["preprocess"]))
+            model._check_grid(model.vision.preprocess)
         model._number(spec)
         width = hidden = folders.width(self.backbone.config)
         tokens, sparse = self._other_heads(spec, width)
@@ -412,7 +426,7 @@ class EmbeddingModel(Model):
         only = None if whole or len(tokens) == len(batch.ids) else tokens
         layers = self.spec.layers if layers is None else layers
         change = None if self.intervention is None else self._change(self.intervention, batch)
-        spans = dataclasses.replace(self._numbered(batch.spans), open_from=self._open_from)
+        spans = self._numbered(batch.spans)
         embeds, told = self._seen(batch)
         taking = None if whole or embeds is not None or told is not None else self._taking(batch, spans, layers)
         if taking is not None:
@@ -499,7 +513,8 @@ class EmbeddingModel(Model):
         return None if self._positioning is None else self._positioning.groups()
 
     def _numbered(self, spans: Spans) -> Spans:
-        """Spans with the numbers that the backbone is told of its tokens."""
+        """Spans with all that the backbone is told of its tokens: their numbers, and from which block on they see both ways."""
+        spans = dataclasses.replace(spans, open_from=self._open_from)
         if self._positioning is None:
             return spans
         numbers = self._positioning.number(spans.positions, spans.end - spans.start)
@@ -514,6 +529,8 @@ class EmbeddingModel(Model):
             if made.against not in spec.prompts:
                 raise UnknownName("prompt", made.against, spec.prompts)
             backbones.check_projection(self.backbone, made.layer)
+        if made.placed:
+            backbones.check_embeds(self.backbone, str(spec.mask))
         return made
 
     def _norm_of(self, spec: ModelSpec) -> tuple[nn.Module, ...]:
@@ -544,6 +561,19 @@ class EmbeddingModel(Model):
             raise SpecError("bidirectional_from needs a packed backbone: transformers gives all its layers one mask")
         if self.layout == "padded" and any(layer not in (-1, depth) for layer in spec.layers):
             backbones.check_layers(self.backbone, str(self.spec.mask), spec.layers)
+
+    def _check_grid(self, preprocess: Preprocess) -> None:
+        """Raise `SpecError` where the projector does not take what the tower makes of each picture."""
+        assert self.vision is not None
+        assert self.projector is not None
+        side = preprocess.crop or (preprocess.size if preprocess.resize == "square" else None)
+        if side is not None:
+            self.projector.tokens(self.vision.grid(side, side))
+            return
+        try:
+            self.projector.tokens((1, 1))
+        except SpecError as error:
+            raise SpecError(f"pictures keep their shape before this tower, in grids of any sides; {error}") from None
 
     def _check_sight(self, native: NativeTower) -> None:
         """Hold what the decoder is handed of a picture between words to what the model's own forward hands it.

@@ -16,6 +16,7 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     Dinov2Config,
+    PreTrainedModel,
     Siglip2ImageProcessorPil,
     Siglip2VisionConfig,
     SiglipImageProcessorPil,
@@ -197,6 +198,12 @@ def test_parts_that_make_no_model_are_refused(tmp_path):
         ({"vision": {**TINY_VIT, "layer": -9}}, SpecError, "has 3 levels"),
         ({"vision": {**TINY_VIT, "lyer": -2}}, UnknownName, "Did you mean 'layer'"),
         ({"projector": "pixel_shufle"}, UnknownName, "Did you mean 'pixel_shuffle'"),
+        ({"projector": {"kind": "pixel_shuffle", "ratio": 3}}, SpecError, "grid of 4 x 4"),
+        (
+            {"projector": "pixel_shuffle", "vision": {**TINY_VIT, "preprocess": {"resize": "shortest", "crop": None}}},
+            SpecError,
+            "pictures keep their shape before this tower",
+        ),
         ({"backbone": tmp_path}, LoadError, "no backbone at"),
         ({"backbone": tiny_backbone("xlm-roberta"), "mask": "causal"}, SpecError, "use mask='bidirectional'"),
         ({"backbone": tiny_backbone("lfm2"), "layout": "packed"}, SpecError, "cannot run packed"),
@@ -225,9 +232,6 @@ def test_parts_that_make_no_model_are_refused(tmp_path):
     for changed, error, message in cases:
         with pytest.raises(error, match=message):
             tiny_embedder(**changed)
-    odd = tiny_embedder(projector={"kind": "pixel_shuffle", "ratio": 3})
-    with pytest.raises(SpecError, match="4 x 4"):
-        odd.encode(picture(1))
 
 
 def test_the_spec_says_what_was_composed(tmp_path):
@@ -257,8 +261,7 @@ def test_a_backbone_whose_values_are_narrower_than_its_keys():
     assert np.abs(np.concatenate([ours.encode([text]) for text in texts]) - due.numpy()).max() <= 1e-5
 
 
-def test_a_width_of_each_layer_of_its_own():
-    """Gemma 3n says how wide its MLPs are layer by layer."""
+def gemma3n() -> PreTrainedModel:
     config = AutoConfig.for_model(
         "gemma3n_text",
         **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4},
@@ -268,6 +271,32 @@ def test_a_width_of_each_layer_of_its_own():
         **{"altup_num_inputs": 2, "activation_sparsity_pattern": [0.0] * 4},
     )
     model = AutoModel.from_config(config).eval()
+    for layer in model.layers:  # drawn as zeros, behind which nothing of a token but its embedding is read
+        torch.nn.init.ones_(layer.altup.correct_output_scale)
+    return model
+
+
+def test_a_backbone_that_looks_up_more_than_an_embedding_takes_no_pictures_of_another_tower():
+    """Gemma 3n gives each block something of each token, which nobody could look up for a picture; a row with one went in
+    without any of it."""
+    with pytest.raises(SpecError, match="something else than of the tokens: it takes neither pictures"):
+        tiny_embedder(backbone=gemma3n())
+    plain = tiny_embedder(backbone=gemma3n(), vision=None, projector=None)
+    with pytest.raises(SpecError, match="nor a placeholder"):
+        mmembed.methods.apply(plain, "token-prepending")
+
+
+def test_embeddings_narrower_than_states_are_what_pictures_become():
+    small = {**BERT, "model_type": "albert", "embedding_size": 16, "num_hidden_layers": 2}
+    embedder = tiny_embedder(backbone=small, mask=None)
+    assert embedder.model.projector.tokens((4, 4)) == 16
+    vectors = embedder.encode(THINGS)
+    assert np.abs(vectors - np.concatenate([embedder.encode([thing]) for thing in THINGS])).max() <= 1e-5
+
+
+def test_a_width_of_each_layer_of_its_own():
+    """Gemma 3n says how wide its MLPs are layer by layer."""
+    model = gemma3n()
     ours = mmembed.compose(backbone=model, tokenizer=byte_tokenizer(), device="cpu")
     texts = ["a", "some words that are longer", "b"]
     assert ours.model.token_sizes == (32, 64, 4)

@@ -196,3 +196,25 @@ def test_rooms_that_are_not_chosen_there(room, there, monkeypatch):
     monkeypatch.setattr(attention, "choose", lambda *_: room)
     due, told, _ = there(tiny_embedder(mask="causal+image"), [*TEXTS, *PICTURES])
     assert np.abs(told - due).max() <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["composed", "qwen3_vl", "xlm-roberta"])
+def test_where_a_caller_has_torch_make_things_is_no_matter(kind, tmp_path):
+    """As notebooks say torch.set_default_device("cuda"); on "meta" nothing would be left of what was made there."""
+    own = {
+        "composed": tiny_embedder,
+        "qwen3_vl": lambda: composed((tiny_vlm(tmp_path / "vlm", "qwen3_vl"), tmp_path / "vlm")[1]),
+        "xlm-roberta": lambda: tiny_embedder(backbone=tiny_backbone("xlm-roberta"), vision=None, projector=None),
+    }[kind]()
+    items = [*TEXTS, *(PICTURES if own.model.sees else [])]
+    folder = own.save(tmp_path / "m")
+    due, tokens, parts = (
+        own.encode(items),
+        own.encode_tokens(TEXTS[:2]),
+        own.similarity(own.encode_tokens(TEXTS), own.encode_tokens(TEXTS[:2])),
+    )
+    with torch.device("meta"):
+        loaded = mmembed.load(folder, device="cpu")
+        assert np.abs(loaded.encode(items) - due).max() <= 1e-6
+        assert all(np.abs(a - b).max() <= 1e-6 for a, b in zip(loaded.encode_tokens(TEXTS[:2]), tokens, strict=True))
+        assert np.abs(own.similarity(own.encode_tokens(TEXTS), tokens) - parts).max() <= 1e-5

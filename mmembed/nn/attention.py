@@ -17,7 +17,7 @@ from .extension import Extension, extended
 from .flex import NARROWEST, flex
 from .grouped import grouped
 from .spans import Spans
-from .varlen import serves, varlen
+from .varlen import is_learning, serves, varlen
 
 NAME = "mmembed"
 """What `config._attn_implementation` is set to: `spans=` given to a model's forward then reaches every layer."""
@@ -120,7 +120,7 @@ def in_row(
         out = extended(query, *heads, spans, told.extension, scaling=scaling, window=window)
         return out.transpose(1, 2).contiguous()
     query, key, value, width = _of_one_width(query, key, value)
-    name = room or choose(query, spans, window, softcap, dropout)
+    name = room or choose(query, spans, window, softcap, dropout, learning=is_learning(query, key, value))
     try:
         chosen = ROOMS[name]
     except KeyError:
@@ -159,10 +159,18 @@ def within(
 _SEGMENTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def choose(query: Query, spans: Spans, window: int | None, softcap: float | None, dropout: float = 0.0) -> str:
+def choose(
+    query: Query,
+    spans: Spans,
+    window: int | None,
+    softcap: float | None,
+    dropout: float = 0.0,
+    *,
+    learning: bool = False,
+) -> str:
     """Which room serves: variable-length kernels or FlexAttention on CUDA; grouped on the CPU, for heads of a few numbers and
     under dropout."""
-    if query.is_cuda and not dropout and serves(query, spans, window, softcap):
+    if query.is_cuda and not dropout and serves(query, spans, window, softcap, learning):
         return "varlen"
     if query.is_cuda and not dropout and query.shape[-1] >= NARROWEST:
         return "flex"

@@ -71,7 +71,7 @@ def _blocks(spans: Spans, window: int | None) -> BlockMask:
     from torch.nn.attention.flex_attention import BlockMask
 
     # Numbers go into the kernel as tensors: torch 2.15 compiles no rule that holds a number which may change.
-    reach = None if window is None else to_device(torch.tensor(window), spans.start.device)
+    reach = None if window is None else to_device(torch.tensor(window, device="cpu"), spans.start.device)
     held, asking = replace(spans), spans.asking  # without its memo: a rule that leads back to it frees nothing in time
 
     def rule(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ def _listed(chosen: Bool[Tensor, "Q K"]) -> tuple[Tensor, Tensor]:
 def _cap(spans: Spans, softcap: float) -> Callable[..., Tensor]:
     known = ("softcap", softcap)
     if known not in spans.memo:
-        spans.memo[known] = to_device(torch.tensor(softcap), spans.start.device)
+        spans.memo[known] = to_device(torch.tensor(softcap, device="cpu"), spans.start.device)
     limit: Tensor = spans.memo[known]
 
     def cap(score: Tensor, *_where: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class Int8Linear(nn.Module):
         largest = rows.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
         # u8 = s8 + 128 is the sign bit turned over; oneDNN has no fast product of s8 by s8, and torch no fast cast to u8
         codes = (rows * (127 / largest)).round_().to(torch.int8).bitwise_xor_(-128).view(torch.uint8)
-        zeros = torch.zeros(self.out_features, dtype=torch.int32)
+        zeros = torch.zeros(self.out_features, dtype=torch.int32, device="cpu")
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
             codes, 1 / 127, 128, self._packed, self.scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )

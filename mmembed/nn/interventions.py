@@ -75,7 +75,7 @@ class TokenPrepending(Intervention):
         self.start, self.stop, self.seed = start, stop, seed
 
     def placeholder(self, like: Float[Tensor, "T D"]) -> Float[Tensor, " D"]:
-        return torch.randn(like.shape[-1], generator=torch.Generator().manual_seed(self.seed)).to(like)
+        return torch.randn(like.shape[-1], generator=torch.Generator().manual_seed(self.seed), device="cpu").to(like)
 
     def entering(self, layer: int, states: Float[Tensor, "R D"], at: Places) -> Float[Tensor, "R D"]:
         if not self.start <= layer < self.stop:

@@ -48,7 +48,7 @@ class Weights(nn.Module):
         self.weights = tuple(weights)
 
     def forward(self, states: Layers) -> States:
-        return torch.einsum("l,ltd->td", torch.tensor(self.weights).to(states), states)
+        return torch.einsum("l,ltd->td", states.new_tensor(self.weights), states)
 
 
 @mixes.register("softmax")
@@ -92,5 +92,5 @@ class PerceiverMix(nn.Module):
     def forward(self, vectors: Float[Tensor, "L B D"]) -> Float[Tensor, "B D"]:
         layers, items = vectors.shape[:2]
         placed = (vectors + self.places[:, None].to(vectors)).transpose(0, 1).flatten(0, 1)
-        mixed: Tensor = self.perceiver(placed, torch.full((items,), layers))
+        mixed: Tensor = self.perceiver(placed, torch.full((items,), layers, device="cpu"))
         return mixed

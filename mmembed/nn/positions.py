@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -77,7 +78,7 @@ class Groups:
         """What queries are scaled by."""
         if self.log_base is None:
             return torch.ones(len(positions), device=positions.device)
-        return ((positions + 1).log() / torch.tensor(self.log_base).log()).clamp(min=1)
+        return ((positions + 1).log() / math.log(self.log_base)).clamp(min=1)
 
 
 def build_positioning(settings: Mapping[str, Any], *, longest: int) -> Positioning:

@@ -66,7 +66,8 @@ def similarity(a: Any, b: Any, *, maxsim: str = "maxsim") -> Float[Tensor, "N M"
         return unit(left) @ unit(right).T
     if kinds[0] == "sparse":
         return dot(a, b)
-    return max_similarity([torch.as_tensor(x) for x in a], [torch.as_tensor(x) for x in b], mean=maxsim == "meanmaxsim")
+    left, right = ([torch.as_tensor(x, device="cpu") for x in side] for side in (a, b))
+    return max_similarity(left, right, mean=maxsim == "meanmaxsim")
 
 
 def _rows(vectors: Any) -> Float[Tensor, "N D"]:
@@ -97,23 +98,24 @@ def max_similarity(
     without tokens lies at -inf from a query that has some; a query without tokens at 0 from everything.
     """
     _same_width(*({x.shape[1] for x in side} for side in (queries, documents)))
-    out = torch.zeros(len(queries), len(documents))
+    out = torch.zeros(len(queries), len(documents), device="cpu")
     for first, last in _blocks([len(q) for q in queries], 1 << 10):
         asked, whose = _row(queries[first:last])
         counts = torch.bincount(whose, minlength=last - first)
         for begin, end in _blocks([len(d) for d in documents], max(1, BLOCK // max(len(asked), 1))):
             told, where = _row(documents[begin:end])
-            best = torch.full((end - begin, len(asked)), float("-inf"))
+            best = told.new_full((end - begin, len(asked)), float("-inf"))
             best = best.scatter_reduce(0, where[:, None].expand(-1, len(asked)), told @ asked.T, "amax")
-            score = torch.zeros(last - first, end - begin).index_add(0, whose, best.T)
+            score = told.new_zeros(last - first, end - begin).index_add(0, whose, best.T)
             out[first:last, begin:end] = score / counts.clamp(min=1)[:, None] if mean else score
     return out
 
 
 def _row(many: Sequence[Tensor]) -> tuple[Float[Tensor, "T d"], Tensor]:
     """All of them as one packed row, and whose each token is."""
-    lengths = torch.tensor([len(each) for each in many])
-    return torch.cat([each.float() for each in many]), torch.arange(len(many)).repeat_interleave(lengths)
+    row = torch.cat([each.float() for each in many])
+    lengths = torch.tensor([len(each) for each in many], device=row.device)
+    return row, torch.arange(len(many), device=row.device).repeat_interleave(lengths)
 
 
 def _blocks(lengths: Sequence[int], budget: int) -> Iterator[tuple[int, int]]:

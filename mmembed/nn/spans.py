@@ -98,7 +98,7 @@ class Spans:
         above = tuple(parents) if parents is not None else (-1,) * len(lengths)
         if mask == "bidirectional" and any(p >= 0 for p in above):
             raise ValueError("items that are read both ways share no tokens")
-        counts = torch.tensor(lengths, dtype=torch.long)
+        counts = torch.tensor(lengths, dtype=torch.long, device="cpu")
         last = counts.cumsum(0)
         first = last - counts
         depth, subtree = [0] * len(lengths), last.tolist()
@@ -111,8 +111,9 @@ class Spans:
             if above[segment] >= 0:
                 subtree[above[segment]] = max(subtree[above[segment]], subtree[segment])
         start = first.repeat_interleave(counts)
-        positions = torch.arange(int(counts.sum())) - start + torch.tensor(depth).repeat_interleave(counts)
-        end = torch.tensor(subtree, dtype=torch.long).repeat_interleave(counts)
+        positions = torch.arange(int(counts.sum()), device="cpu") - start
+        positions += torch.tensor(depth, device="cpu").repeat_interleave(counts)
+        end = torch.tensor(subtree, dtype=torch.long, device="cpu").repeat_interleave(counts)
         keep = block if mask == "causal+image" and block is not None and bool((block >= 0).any()) else None
         return cls(tuple(int(n) for n in lengths), above, mask, start, end, positions, keep)
 

@@ -44,7 +44,7 @@ def fetched(tensors: Sequence[Tensor]) -> Callable[[], list[NDArray[Any]]]:
         return lambda: arrays
     kinds = {x.dtype: [y for y in tensors if y.dtype == x.dtype] for x in tensors}
     flat = {kind: torch.cat([x.reshape(-1) for x in own]) for kind, own in kinds.items()}
-    held = {kind: torch.empty(x.shape, dtype=kind, pin_memory=True) for kind, x in flat.items()}
+    held = {kind: torch.empty(x.shape, dtype=kind, device="cpu", pin_memory=True) for kind, x in flat.items()}
     for kind, x in flat.items():
         held[kind].copy_(x, non_blocking=True)
     done = torch.cuda.Event()

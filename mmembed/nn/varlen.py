@@ -52,13 +52,17 @@ class Call:
     causal: bool
 
 
-def serves(query: Tensor, spans: Spans, window: int | None, softcap: float | None) -> bool:
+def serves(query: Tensor, spans: Spans, window: int | None, softcap: float | None, learning: bool) -> bool:
     """Whether the kernels compute this exactly, and are likely the fastest to do so."""
     plain = spans.block is None and softcap is None and query.dtype in HALF
     fits = query.shape[-1] <= 256 and query.shape[-1] % 8 == 0
-    learning = torch.is_grad_enabled() and query.requires_grad
     known = _unknown(spans, window, learning) is None and len(spans.levels) <= LEVELS
     return plain and fits and known and _has_kernels(query.device)
+
+
+def is_learning(*parts: Tensor) -> bool:
+    """Whether a gradient flows back to any of them: LoRA may stand on keys and values alone."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in parts)
 
 
 def _unknown(spans: Spans, window: int | None, learning: bool) -> str | None:
@@ -91,8 +95,7 @@ def varlen(
     """
     if softcap is not None or spans.block is not None:
         raise NotImplementedError("variable-length kernels know no soft cap and no image blocks; 'flex' does")
-    learning = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-    if (unknown := _unknown(spans, window, learning)) is not None:
+    if (unknown := _unknown(spans, window, is_learning(query, key, value))) is not None:
         raise NotImplementedError(f"{unknown}; 'flex' does it")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     reach = window - 1 if window is not None and _narrow(spans, window) else -1
@@ -154,7 +157,9 @@ def _call(stretches: Sequence[tuple[Stretch, Stretch]], spans: Spans, causal: bo
     queries, keys = ([pair[side] for pair in stretches] for side in (0, 1))
     alike = queries == keys
     lengths = [[last - first for first, last in each] for each in (queries, keys)]
-    firsts = [torch.tensor([0, *accumulate(each)], dtype=torch.int32) for each in lengths[: 1 if alike else 2]]
+    firsts = [
+        torch.tensor([0, *accumulate(each)], dtype=torch.int32, device="cpu") for each in lengths[: 1 if alike else 2]
+    ]
     moved = [to_device(each, device) for each in firsts]  # one tensor where both are the same: kernels look
     most_q, most_k = map(max, lengths)
     q, k = (_rows(numbered(each), device) for each in (queries, keys))

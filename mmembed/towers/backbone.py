@@ -226,7 +226,7 @@ def reads_ahead(model: PreTrainedModel) -> bool:
         embeds = model.get_input_embeddings()(probe(model)[0][None]).detach().requires_grad_()
         with torch.enable_grad():
             first = model(inputs_embeds=embeds, **_no_cache(model)).last_hidden_state[0, 0]
-            (moved,) = torch.autograd.grad(first @ torch.arange(1, len(first) + 1).to(first), embeds)
+            (moved,) = torch.autograd.grad(first @ torch.arange(1, len(first) + 1, device="cpu").to(first), embeds)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         kind, reason = model.config.model_type, str(error)
         if getattr(model.config, "is_encoder_decoder", False):
@@ -240,7 +240,7 @@ def reads_ahead(model: PreTrainedModel) -> bool:
 def probe(model: PreTrainedModel) -> list[Int[Tensor, " T"]]:
     """Two short texts of ordinary tokens."""
     rows = model.get_input_embeddings().num_embeddings
-    ordinary = torch.arange(5) * (rows // 9) + rows // 3
+    ordinary = torch.arange(5, device="cpu") * (rows // 9) + rows // 3
     ordinary += ordinary == (getattr(text_config(model), "pad_token_id", None) or 0)
     return list(ordinary.to(model.device).split([3, 2]))
 
@@ -394,6 +394,36 @@ def handed(
 ) -> dict[str, Any]:
     """What the forward of the part that reads tokens is handed of a packed row."""
     return _inputs(model, ids, embeds, spans, told)[0]
+
+
+def embedding_width(model: PreTrainedModel) -> int:
+    """Numbers of a token's embedding, which some widen before their first block (ALBERT, ELECTRA, OPT)."""
+    return int(model.get_input_embeddings().weight.shape[1])
+
+
+def check_embeds(model: PreTrainedModel, mask: str) -> None:
+    """Hold what a backbone makes of embeddings to what it makes of their tokens, beside an item whose embeddings are no token's.
+
+    Raises:
+        SpecError: it is something else (Gemma 3n looks up more of each token than its embedding), or nothing can be put there.
+    """
+    one, two = probe(model)
+    ids, table = torch.cat([one, two, one]), model.get_input_embeddings()
+    spans = Spans.of([len(one), len(two), len(one)], mask).to(ids.device)  # type: ignore[arg-type]
+    kind = model.config.model_type
+    with torch.no_grad():
+        embeds = table(ids)
+        embeds[-len(one) :] *= 0.5
+        due = states(model, ids, None, spans).float()[: -len(one)]
+        try:
+            ours = states(model, ids, embeds, spans).float()[: -len(one)]
+        except Exception as error:
+            raise SpecError(f"nothing can be put between the tokens of a {kind} backbone: {error}") from error
+    if not (ours - due).norm() <= (1e-4 if model.dtype == torch.float32 else 0.2) * due.norm():
+        raise SpecError(
+            f"a {kind} backbone makes of its tokens' embeddings something else than of the tokens: it takes neither pictures "
+            "of another tower nor a placeholder"
+        )
 
 
 def check_projection(model: PreTrainedModel, layer: int) -> None:

@@ -424,8 +424,10 @@ def _norm_form(part: nn.Module) -> type | None:
     drawn = torch.Generator().manual_seed(0)
     with torch.no_grad():
         weight: Any = tried.weight
-        weight.copy_(torch.rand(len(weight), generator=drawn) + 0.5)
-        rows = torch.randn(8, len(weight), generator=drawn) * torch.logspace(-4, 3, 8)[:, None]
+        weight.copy_(torch.rand(len(weight), generator=drawn, device="cpu") + 0.5)
+        rows = (
+            torch.randn(8, len(weight), generator=drawn, device="cpu") * torch.logspace(-4, 3, 8, device="cpu")[:, None]
+        )
         due = tried(rows)
         for form in (LeanNorm, LeanNormAroundOne):
             twin = copy.copy(tried)
@@ -443,7 +445,7 @@ def _is_rowwise(part: nn.Module, mapped: Callable[..., Any]) -> bool:
         return False
     first: Any = layers[0]
     like = first.scale if isinstance(first, Int8Linear) else first.weight
-    rows = torch.randn(1, 6, first.in_features, generator=torch.Generator().manual_seed(0)).to(like)
+    rows = torch.randn(1, 6, first.in_features, generator=torch.Generator().manual_seed(0), device="cpu").to(like)
     with torch.no_grad():
         try:
             whole, apart = mapped(rows), torch.cat([mapped(rows[:, :2]), mapped(rows[:, 2:])], dim=1)

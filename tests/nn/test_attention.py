@@ -339,7 +339,7 @@ def test_every_room_is_chosen_on_cuda_where_it_serves():
     assert choose(half, tree, None, None) == "varlen"
     assert choose(half, tree, 100, None) == "varlen"
     assert choose(half, tree, 3, None) == "flex"
-    assert choose(half.requires_grad_(), tree, None, None) == "flex"
+    assert choose(half, tree, None, None, learning=True) == "flex"
     assert choose(half, spans_of((13,), "causal+image").to("cuda"), None, None) == "flex"
     assert choose(half, row, None, 2.0) == "flex"
     assert choose(half.detach().float(), row, None, None) == "flex"
