@@ -3,6 +3,7 @@ vectors are those of the CPU."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import wraps
 
 import numpy as np
@@ -52,7 +53,8 @@ def kernels(monkeypatch, device):
     def told(name, runs):
         return wraps(runs)(lambda *args, **options: (ran.append(name), runs(*args, **options))[1])
 
-    monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # its views of weights are none that torch lets us wrap
+    # Its views of weights are none that torch lets us wrap.
+    monkeypatch.setattr(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else nullcontext())
     monkeypatch.setattr(varlen, "_has_kernels", lambda device: True)
     monkeypatch.setattr(merging, "_kernel", lambda: None)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", told("varlen", kernel(plain)))
@@ -193,7 +195,7 @@ def test_a_tensor_in_the_wrong_place_is_found():
 
 @pytest.mark.parametrize("room", ["grouped", "reference"])
 def test_rooms_that_are_not_chosen_there(room, there, monkeypatch):
-    monkeypatch.setattr(attention, "choose", lambda *_: room)
+    monkeypatch.setattr(attention, "choose", lambda *_, **_more: room)
     due, told, _ = there(tiny_embedder(mask="causal+image"), [*TEXTS, *PICTURES])
     assert np.abs(told - due).max() <= 1e-5
 
