@@ -56,6 +56,12 @@ _SEES: dict[str, Any] = {
     "spatial_merge_size": 2,
     "temporal_patch_size": 2,
 }
+_EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_LINEAR: dict[str, Any] = {
+    **{"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+}
 _QWEN_VISION: dict[str, Any] = {**_SEES, "intermediate_size": 48, "out_hidden_size": WIDTH}
 
 _CLIP: dict[str, Any] = {
@@ -78,6 +84,18 @@ VLMS: dict[str, dict[str, Any]] = {
     "qwen3_vl": {
         "text_config": _READS,
         "vision_config": {**_QWEN_VISION, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
+    },
+    "qwen3_vl_moe": {
+        "text_config": {**_READS, **_EXPERTS},
+        "vision_config": {**_QWEN_VISION, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
+    },
+    "qwen3_5": {
+        "text_config": {**_READS, **_LINEAR},
+        "vision_config": {**_QWEN_VISION, "num_position_embeddings": 64},
+    },
+    "qwen3_5_moe": {
+        "text_config": {**_READS, **_LINEAR, **_EXPERTS, "shared_expert_intermediate_size": 16},
+        "vision_config": {**_QWEN_VISION, "num_position_embeddings": 64},
     },
     "llava_next": {
         "text_config": {**_DECODER, "model_type": "llama"},
@@ -142,7 +160,7 @@ VLMS: dict[str, dict[str, Any]] = {
 }
 """Settings of tiny vision-language models, by transformers' model_type."""
 
-QWEN_VLMS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+QWEN_VLMS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 """Those whose positions run in rows and columns."""
 QWEN_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 VLM_TOKENS: Mapping[str, tuple[str, ...]] = {
@@ -201,7 +219,7 @@ IMAGE_PROCESSORS: Mapping[str, dict[str, Any]] = {
         for kind, own in {
             "qwen2_vl": {},
             "qwen2_5_vl": {},
-            "qwen3_vl": {"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+            **{kind: {"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3} for kind in QWEN_VLMS[2:]},
             "qwen2_5_omni_thinker": {},
         }.items()
     },

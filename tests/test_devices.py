@@ -141,7 +141,9 @@ def test_methods(name, layout, there):
     assert np.abs(told - due).max() <= 1e-5
 
 
-@pytest.mark.parametrize("kind", VLMS)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in VLMS if not kind.endswith("moe")]
+)  # no counts of whole numbers on a CPU
 def test_vision_language_models(kind, tmp_path, there):
     from .towers.test_native import SHOW
 

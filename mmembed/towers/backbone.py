@@ -43,11 +43,12 @@ NEVER_HALF = ("embedding_gemma2",)
 ENCODERS_OF_PAIRS = ("t5", "mt5", "umt5", "t5gemma")
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 PACKED_VLMS = (
-    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen2_5_omni_thinker"),
+    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen2_5_omni_thinker"),
     *("llava_next", "llava_onevision", "paligemma"),
 )
 """Vision-language models whose pictures are vectors in the row of a decoder that has nothing else to see: it alone runs, packed.
-Not Mllama, whose layers attend to pictures beside the row, nor EmbeddingGemma 2, which looks up more than the vectors."""
+Not Mllama, whose layers attend to pictures beside the row, nor EmbeddingGemma 2, which looks up more than the vectors, nor
+Qwen3.5, whose linear layers go on from token to token."""
 TABLES = re.compile(r"^(?!.*(rel|bias)).*(pos|wpe)")
 """What a model calls the table that it looks its positions up in: position_embeddings, embed_positions, wpe, ..."""
 
