@@ -126,8 +126,8 @@ class EmbeddingModel(Model):
                 self._check_sight(self.native)
         elif spec.vision is not None and spec.projector is not None:
             self.vision = vision or build_vision(copied(spec.vision))
-            wide = backbones.embedding_width(self.backbone)
-            self.projector = build_projector(spec.projector, width=self.vision.width, out=wide)
+            out = backbones.embedding_width(self.backbone)
+            self.projector = build_projector(spec.projector, width=self.vision.width, out=out)
             backbones.check_embeds(self.backbone, mask)
             self._check_grid(self.vision.preprocess)
         self.mix = build_mix(spec.mix, len(spec.layers), width)

@@ -66,8 +66,8 @@ def similarity(a: Any, b: Any, *, maxsim: str = "maxsim") -> Float[Tensor, "N M"
         return unit(left) @ unit(right).T
     if kinds[0] == "sparse":
         return dot(a, b)
-    left, right = ([torch.as_tensor(x, device="cpu") for x in side] for side in (a, b))
-    return max_similarity(left, right, mean=maxsim == "meanmaxsim")
+    queries, documents = ([torch.as_tensor(x, device="cpu") for x in side] for side in (a, b))
+    return max_similarity(queries, documents, mean=maxsim == "meanmaxsim")
 
 
 def _rows(vectors: Any) -> Float[Tensor, "N D"]:
