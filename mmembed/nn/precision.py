@@ -46,6 +46,17 @@ def cast(module: M, dtype: torch.dtype) -> M:
     return module
 
 
+MODEL, PART = (1e-4, 0.2), (1e-5, 0.05)
+"""By how much of its length what a whole model gives, or a few blocks, may move by rounding: in fp32, and in half precision, in
+which mistakes of a mask or a position are of the length itself."""
+
+
+def alike(ours: Tensor, due: Tensor, rounding: tuple[float, float] = MODEL) -> bool:
+    """Whether what was computed in two ways, in one precision, is the same but for rounding; what is no number is like nothing."""
+    bound = rounding[0] if due.dtype == torch.float32 else rounding[1]
+    return bool((ours.float() - due.float()).norm() <= bound * due.float().norm())
+
+
 def unit(vectors: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
     """Vectors of length one, in fp32. A zero vector stays zero."""
     return torch.nn.functional.normalize(vectors.float(), dim=-1)

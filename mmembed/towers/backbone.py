@@ -30,6 +30,7 @@ from ..hub import ADAPTER
 from ..nn import attention
 from ..nn.extension import Extension, Turn
 from ..nn.positions import Groups, Positioning
+from ..nn.precision import alike
 from ..nn.row import Recall
 from ..nn.spans import Mask, Spans
 from ..spec import copied
@@ -175,15 +176,15 @@ def prepare_backbone(model: PreTrainedModel, mask: str, layout: str | None, natu
     texts = probe(model)
     spans = Spans.of([len(ids) for ids in texts], cast(Mask, mask)).to(model.device)
     with torch.no_grad():
-        due = torch.cat([reading.read(model, {"input_ids": ids[None]}, None, (-1,))[0] for ids in texts]).float()
+        due = torch.cat([reading.read(model, {"input_ids": ids[None]}, None, (-1,))[0] for ids in texts])
         plain_attention(model, "sdpa", "eager")
         if packed:
             decoder(model).set_attn_implementation(attention.NAME)
         try:
-            off = (states(model, torch.cat(texts), None, spans).float() - due).norm() / due.norm()
+            ours = states(model, torch.cat(texts), None, spans)
         except (NotImplementedError, TypeError) as error:
             raise SpecError(f"a {kind} backbone does not run {layout or 'packed'}: {error}") from error
-    if not off <= (1e-4 if model.dtype == torch.float32 else 0.2):
+    if not alike(ours, due):
         advice = "use layout='padded'" if packed else "transformers does not pad it rightly"
         raise SpecError(
             f"a {kind} backbone does not compute {'packed' if packed else 'padded'} what it should: {advice}"
@@ -362,10 +363,9 @@ def check_layers(model: PreTrainedModel, mask: str, layers: Sequence[int]) -> No
     texts = probe(model)
     together = Spans.of([len(ids) for ids in texts], mask).to(model.device)  # type: ignore[arg-type]
     with torch.no_grad():
-        both = layer_states(model, torch.cat(texts), None, together, layers).float()
+        both = layer_states(model, torch.cat(texts), None, together, layers)
         alone = [layer_states(model, ids, None, Spans.of([len(ids)], mask).to(ids.device), layers) for ids in texts]  # type: ignore[arg-type]
-    due = torch.cat(alone, dim=1).float()
-    if not (both - due).norm() / due.norm() <= (1e-4 if model.dtype == torch.float32 else 0.2):
+    if not alike(both, torch.cat(alone, dim=1)):
         kind = model.config.model_type
         raise SpecError(
             f"blocks of a {kind} backbone hold tokens in an order of their own: only the last layer is read"
@@ -415,12 +415,12 @@ def check_embeds(model: PreTrainedModel, mask: str) -> None:
     with torch.no_grad():
         embeds = table(ids)
         embeds[-len(one) :] *= 0.5
-        due = states(model, ids, None, spans).float()[: -len(one)]
+        due = states(model, ids, None, spans)
         try:
-            ours = states(model, ids, embeds, spans).float()[: -len(one)]
+            ours = states(model, ids, embeds, spans)
         except Exception as error:
             raise SpecError(f"nothing can be put between the tokens of a {kind} backbone: {error}") from error
-    if not (ours - due).norm() <= (1e-4 if model.dtype == torch.float32 else 0.2) * due.norm():
+    if not alike(ours[: -len(one)], due[: -len(one)]):
         raise SpecError(
             f"a {kind} backbone makes of its tokens' embeddings something else than of the tokens: it takes neither pictures "
             "of another tower nor a placeholder"
@@ -530,14 +530,14 @@ def _check_turns(model: PreTrainedModel) -> None:
     inputs["extension"] = Extension(Groups(1, -len(ids), 0, None), on, on)  # every token is a distant one
     own = f"a {model.config.model_type} backbone turns its rotary positions in a way of its own"
     with torch.no_grad():
-        due = states(model, ids, None, twice).float()
+        due = states(model, ids, None, twice)
         try:
-            off = (reading.read(model, inputs, None, (-1,))[0].float() - due).norm() / due.norm()
+            ours = reading.read(model, inputs, None, (-1,))[0]
         except NotImplementedError as error:
             raise SpecError(f"a {model.config.model_type} backbone is not extended: {error}") from error
         except RuntimeError as error:  # of a part of each head, as GPT-NeoX
             raise SpecError(own) from error
-    if not off <= (1e-4 if model.dtype == torch.float32 else 0.2):
+    if not alike(ours, due):
         raise SpecError(own)
 
 

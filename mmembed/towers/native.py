@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..batch import Picture
 from ..errors import InputError, SpecError, UnknownName
+from ..nn.precision import alike
 from .backbone import decoder
 from .sight import Sight
 
@@ -226,9 +227,7 @@ class NativeTower:
         """Whether a decoder that is handed `ours` computes what it does of `due`: positions may begin elsewhere."""
 
         def near(a: Tensor, b: Tensor) -> bool:
-            return a.shape == b.shape and bool(
-                (a - b).norm() <= (1e-4 if a.dtype == torch.float32 else 0.02) * b.norm()
-            )
+            return a.shape == b.shape and alike(a, b, (1e-4, 0.02))
 
         numbers, own = (
             torch.arange(t["inputs_embeds"].shape[1]) if t.get("position_ids") is None else t["position_ids"].cpu()

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 
 from ..errors import SpecError
 from ..nn.interventions import Intervention, Places
+from ..nn.precision import PART, alike
 from ..nn.spans import Spans
 
 FEW = 0.75
@@ -288,11 +289,10 @@ def _gives_the_same(model: PreTrainedModel, number: int, spans: Spans) -> bool:
             torch.no_grad(),
             torch.random.fork_rng(here),
         ):  # dropout draws nothing here that a caller's own would have been
-            due = _states(model, inputs, [number + 1], few, None).float()
-            off = (_states(model, inputs, [number + 1], None, few).float() - due).norm() / due.norm()
+            due, ours = (_states(model, inputs, [number + 1], *asked) for asked in ((few, None), (None, few)))
     except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return False  # a block that takes its tokens in a way of its own goes through whole
-    return bool(off <= (1e-5 if model.dtype == torch.float32 else 0.05))
+    return alike(ours, due, PART)
 
 
 def _output_projection(layer: nn.Module) -> nn.Module | None:

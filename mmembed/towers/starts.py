@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..kept import Kept
+from ..nn.precision import PART, alike
 from ..nn.spans import Spans
 from ..nn.stamps import Stamp, stamp
 from . import backbone
@@ -262,10 +263,8 @@ def _serves(body: PreTrainedModel) -> bool:
         try:
             for taking in (Taking(wanted=(Wanted(start, 0),)), Taking(behind, ((start, 4),))):
                 asked = spans.asked(taking.asking)
-                sides.append(backbone.layer_states(body, ids, None, asked, only=behind, recall=taking.recall).float())
-            _tried[body] = bool(
-                (sides[0] - sides[1]).norm() <= (1e-5 if body.dtype == torch.float32 else 0.05) * sides[0].norm()
-            )
+                sides.append(backbone.layer_states(body, ids, None, asked, only=behind, recall=taking.recall))
+            _tried[body] = alike(sides[1], sides[0], PART)
         except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
             _tried[body] = False  # a model that numbers or mixes its tokens in a way of its own
     return _tried[body]
