@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -326,7 +327,7 @@ class Table:
             try:
                 self._table.add_columns(pa.schema(fresh))
             except (RuntimeError, ValueError) as error:
-                if not _is_conflict(error) and "already exists" not in str(error):
+                if not _is_conflict(str(error)) and "already exists" not in str(error):
                     raise
         raise StoreError(_BUSY.format(self.path))
 
@@ -436,22 +437,38 @@ def _told(path: str | os.PathLike[str]) -> Iterator[None]:
     except MmembedError:
         raise
     except (OSError, RuntimeError, ValueError, TypeError, pa.ArrowException) as error:
-        said = str(error)
-        if _is_conflict(error):
+        said, short = _without(path, str(error)), _short(str(error))
+        if _is_conflict(said):
             raise CommitConflict(_BUSY.format(path)) from error
-        if any(words in said for words in ("No space left", "os error 28", "File too large", "os error 27", "quota")):
+        if any(words in said for words in _NO_ROOM):
             raise StoreError(_FULL.format(path)) from error
         if any(words in said for words in ("Permission denied", "Read-only", "os error 13", "os error 30")):
-            raise StoreError(_BARRED.format(path, _short(said))) from error
+            raise StoreError(_BARRED.format(path, short)) from error
         if re.search(rf"Not found: \S*{NAME}\.lance/_versions\b", said):
             raise StoreError(_GONE.format(path)) from error
         if any(words in said for words in ("Not found", "Invalid range", "LanceError(IO)", "decod", "corrupt")):
-            raise StoreError(_BROKEN.format(path, _short(said))) from error
-        raise StoreError(f"{path}: {_short(said)}") from error
+            raise StoreError(_BROKEN.format(path, short)) from error
+        raise StoreError(f"{path}: {short}") from error
 
 
-def _is_conflict(error: BaseException) -> bool:
-    return any(words in str(error) for words in ("onflict", "Too many concurrent writers", "preempted"))
+_NO_ROOM = ("No space left", "os error 28", "File too large", "os error 27", "quota exceeded", "os error 122")
+
+
+def _without(path: str | os.PathLike[str], said: str) -> str:
+    """Words of LanceDB without the path of the index, whose own ("quotations", "conflicts") say nothing of what happened. They
+    hold it percent-encoded or not, and of a URI the key alone."""
+    if isinstance(place(path), str):
+        whole = str(path).partition("://")[2]
+    else:
+        whole = os.path.abspath(path)  # noqa: PTH100 - without `..`, and links as they are: so LanceDB has it
+    said = unquote(said)
+    for name in (whole.strip("/"), whole.partition("/")[2].strip("/")):
+        said = said.replace(f"{name}/{NAME}.lance", f"{NAME}.lance")
+    return said
+
+
+def _is_conflict(said: str) -> bool:
+    return any(words in said for words in ("ommit conflict", "Too many concurrent writers", "preempted by"))
 
 
 def _short(said: str) -> str:

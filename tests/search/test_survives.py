@@ -183,6 +183,15 @@ def test_a_damaged_file_is_told_and_no_answer_is_made_up(index, damage):
         again.search("r1")
 
 
+@pytest.mark.parametrize("name", ["quotations", "a commit conflict", "100% No space left"])
+def test_what_an_index_is_called_says_nothing_of_what_happened_to_it(tmp_path, tiny, name):
+    index = Index.create(tmp_path / name, tiny)
+    index.add(["a"])
+    data_of(index)[0].unlink()
+    with pytest.raises(StoreError, match="is damaged"):
+        index.search("a")
+
+
 def test_what_is_no_index_is_told(tmp_path, tiny):
     (tmp_path / "file").write_text("x")
     (tmp_path / "half" / f"{NAME}.lance" / "data").mkdir(parents=True)  # what a kill leaves of `create`
