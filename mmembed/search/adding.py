@@ -79,7 +79,7 @@ def add(
 
     if on_error not in ("raise", "skip"):
         raise UnknownName("on_error", on_error, ("raise", "skip"))
-    report, kinds, files = AddReport(), table.kinds, Known(table, reread=reread)
+    report, kinds, files = AddReport(), Kinds(table), Known(table, reread=reread)
     chunk, chunks = Chunk(), 0
     with tqdm(total=total, desc="adding", unit="item", disable=not show_progress_bar) as bar:
         for number, entry, is_known in files.unseen(entries):
@@ -89,7 +89,7 @@ def add(
                 continue
             try:
                 row = read_row(number, entry)
-                fit(row.metadata or "{}", kinds, OWN)
+                kinds.take(row.metadata or NOTHING)
             except InputError as error:
                 if on_error == "raise":
                     error.item = number
@@ -99,6 +99,7 @@ def add(
                 continue
             if not chunk.takes(row):
                 _write(table, embedder, chunk, files, report, on_error)
+                kinds.look()
                 bar.update(chunk.size)
                 chunk, chunks = Chunk(), chunks + 1
             chunk.take(row)
@@ -181,6 +182,35 @@ def _inherit(table: Table, metadata: Mapping[str, str]) -> None:
             row["terms"] = terms_of(row["metadata"], row["text"], row["path"])
         if rows:
             table.merge(rows, np.stack([row["vector"] for row in rows]))
+
+
+class Kinds:
+    """The columns of metadata in a table, by which rows are refused before they are embedded. What rows that wait would add is
+    no reason: they may be skipped yet."""
+
+    def __init__(self, table: Table):
+        self._table, self._is_freed = table, False
+        self.look()
+
+    def look(self) -> None:
+        """Take up what was written since."""
+        self._kinds = self._table.kinds
+
+    def take(self, metadata: str) -> None:
+        """See that metadata goes into them; the first that does not has those let go of that no row fills any more.
+
+        Raises:
+            InputError: it does not, see `fit`.
+        """
+        try:
+            fit(metadata, dict(self._kinds), OWN)
+        except InputError:
+            if self._is_freed:
+                raise
+            self._is_freed = True
+            self._table.free()
+            self.look()
+            fit(metadata, dict(self._kinds), OWN)
 
 
 class Chunk:

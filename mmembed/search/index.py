@@ -196,7 +196,7 @@ class Index:
 
         Raises:
             InputError: a thing that cannot be embedded, an id that is no text, or metadata that JSON cannot hold or that has
-                another kind of value under a name than the index, by its row.
+                another kind of value under a name than items of the index have, by its row.
             FingerprintMismatch: the model was trained since the index was opened, or another index was made in its place.
             StoreError: the index was opened without an embedder; `ids` or `metadata` are fewer than the things.
         """

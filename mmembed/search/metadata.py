@@ -76,7 +76,8 @@ def fit(metadata: str, known: dict[str, Kind], taken: Collection[str]) -> None:
             raise InputError(f"metadata: {key!r} and {spelled[key.lower()]!r} are one name to SQL: spell it one way")
         if known.get(key, kind) != kind:
             raise InputError(
-                f"metadata: {key!r} is a {kind} here and a {known[key]} elsewhere in the index: name it otherwise"
+                f"metadata: {key!r} is a {kind} here and a {known[key]} elsewhere in the index: name it otherwise, or remove the "
+                f"items that have the {known[key]} first"
             )
     if len(known | plain) > MOST:
         raise InputError(

@@ -331,6 +331,14 @@ class Table:
                     raise
         raise StoreError(_BUSY.format(self.path))
 
+    def free(self) -> None:
+        """Drop the columns of metadata that no row fills any more, whose names may then be of another kind. A row that another
+        writer fills one of them with at this very moment keeps its metadata, and SQL does not see it by that name."""
+        with _told(self.path):
+            empty = [name for name in self.kinds if not self._table.count_rows(f"`{name}` IS NOT NULL")]
+            if empty:
+                self._table.drop_columns(empty)
+
     def remove(self, where: str) -> int:
         """Take rows out; returns how many there were."""
         with self._asked(where) as condition:

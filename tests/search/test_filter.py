@@ -7,6 +7,8 @@ import pytest
 from mmembed import Index
 from mmembed.errors import InputError, UnknownName
 from mmembed.search import metadata
+from mmembed.testing import tiny_embedder
+from tests.conftest import picture
 
 ABOUT = [
     {"language": "de", "year": 1999, "read": True},
@@ -97,6 +99,24 @@ def test_a_name_of_two_kinds_is_refused_by_its_item(index):
     report = index.add(["x", "y"], metadata=[{"year": 1}, {"Year": 2}], on_error="skip")
     assert (report.added, report.skipped[0].row) == (1, 1)
     assert "one name to SQL" in report.skipped[0].reason
+
+
+def test_a_name_that_no_item_fills_any_more_may_be_of_another_kind(index, monkeypatch):
+    monkeypatch.setattr(metadata, "MOST", 4)
+    assert index.remove(where="year IS NOT NULL OR 语言 IS NOT NULL") == 3
+    with pytest.raises(InputError, match="remove the items that have the number first"):
+        index.add(["x", "y"], metadata=[{"year": 1}, {"year": "soon"}])
+    assert index.add(["x", "y"], metadata=[{"year": "soon", "Read": 2}, {"other": True}]).added == 2
+    assert index.info()["metadata"] == {"year": "text", "Read": "number", "other": "truth value"}
+    assert [hit.text for hit in index.items(where="year = 'soon' AND `Read` = 2")] == ["x"]
+
+
+def test_a_thing_that_cannot_be_embedded_leaves_a_name_to_the_others(tmp_path):
+    index = Index.create(tmp_path / "short", tiny_embedder(max_length=16))
+    large = ("x", picture(0))  # more tokens than the model reads
+    report = index.add(["w", large, "y"], metadata=[{}, {"day": "Monday"}, {"day": 1}], on_error="skip")
+    assert (report.added, [skipped.row for skipped in report.skipped]) == (2, [1])
+    assert [hit.text for hit in index.items(where="day = 1")] == ["y"]
 
 
 def test_names_that_sql_does_not_know_are_kept_and_not_asked_for(index):
