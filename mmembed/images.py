@@ -29,7 +29,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +39,8 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from .errors import ImageError
 
 if TYPE_CHECKING:
+    from http.client import HTTPResponse
+
     import numpy as np
     import PIL.Image
 
@@ -290,25 +292,40 @@ def _read_url(url: str, allowed: bool) -> bytes:
     ):
         opener.add_handler(handler())
     deadline = time.monotonic() + URL_SECONDS
+
+    def in_time() -> None:
+        if time.monotonic() > deadline:
+            raise ImageError(f"the answer took more than {URL_SECONDS:.0f} s")
+
     try:
         with opener.open(request.Request(url, headers={"User-Agent": "mmembed"}), timeout=URL_SECONDS) as answer:
-            declared = answer.headers.get("Content-Length", "")
-            if declared.isdecimal() and int(declared) > MAX_BYTES:
-                raise _too_large(int(declared))
-            data = bytearray()
-            while part := answer.read1(2**16):
-                data += part
-                if len(data) > MAX_BYTES:
-                    raise _too_large(len(data))
-                if time.monotonic() > deadline:
-                    raise ImageError(f"the answer took more than {URL_SECONDS:.0f} s")
-            if declared.isdecimal() and len(data) < int(declared):
-                raise ImageError(f"the answer broke off after {len(data)} of {declared} bytes")
-            return bytes(data)
+            return read_answer(answer, in_time)
     except ImageError:
         raise
     except (OSError, HTTPException, ValueError) as error:
         raise ImageError(f"cannot be fetched: {_plain(error)}") from error
+
+
+def read_answer(answer: HTTPResponse, in_time: Callable[[], object]) -> bytes:
+    """The whole body of an answer of at most `MAX_BYTES`; `in_time` is called at each part of it, and raises when that is late.
+
+    Raises:
+        ImageError: it is larger, or breaks off. OSError, HTTPException: of the connection.
+    """
+    if answer.length is not None and answer.length > MAX_BYTES:
+        raise _too_large(answer.length)
+    data = bytearray()
+    more = True
+    while more:
+        part = answer.read1(2**16)
+        in_time()  # the last one too: a connection that was cut for being late ends as a whole picture does
+        data += part
+        if len(data) > MAX_BYTES:
+            raise _too_large(len(data))
+        more = bool(part)
+    if answer.length:  # what is still to come
+        raise ImageError(f"the answer broke off {answer.length} bytes before its end")
+    return bytes(data)
 
 
 # ---- from bytes to pixels -------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Self
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from ..errors import ImageError
-from ..images import MAX_BYTES
+from ..images import read_answer
 
 SECONDS = 10.0
 """From the first look at a URL to the last byte of its picture, redirects too."""
@@ -40,8 +40,8 @@ def fetch(url: str, until: float = math.inf) -> bytes:
         until: when by `time.monotonic` it has to be here, where that is sooner than `SECONDS` from now.
 
     Raises:
-        ImageError: the URL is refused, or nothing of at most `MAX_BYTES` comes back in time. The message names no address that
-            the name was resolved to.
+        ImageError: the URL is refused, or no whole answer of at most `images.MAX_BYTES` comes back in time. The message names no
+            address that the name was resolved to.
     """
     deadline = min(time.monotonic() + SECONDS, until)
     for _ in range(HOPS + 1):
@@ -119,6 +119,7 @@ class _Pinned(http.client.HTTPConnection):
         self._address, self._encrypted, self._deadline = _public_address(host, port), parts.scheme == "https", deadline
         self._timer: threading.Timer | None = None
         super().__init__(host, port, timeout=_left(deadline))
+        self.default_port = port  # which a request does not name: a signature is of the host without it
 
     def connect(self) -> None:
         sock = socket.create_connection((self._address, self.port), self.timeout)
@@ -148,21 +149,11 @@ def _shut(sock: socket.socket) -> None:
 
 
 def _body(answer: http.client.HTTPResponse, deadline: float) -> bytes:
-    declared = answer.headers.get("Content-Length", "")
-    if declared.isdecimal() and int(declared) > MAX_BYTES:
-        raise ImageError(f"{declared} bytes are over the limit of {MAX_BYTES}")
-    data = bytearray()
     try:
-        while True:
-            part = answer.read1(2**16)
-            _left(deadline)  # a socket that was shut ends as a whole picture does
-            if not part:
-                return bytes(data)
-            data += part
-            if len(data) > MAX_BYTES:
-                raise ImageError(f"the answer is over the limit of {MAX_BYTES} bytes")
+        return read_answer(answer, lambda: _left(deadline))
     except (OSError, http.client.HTTPException):
-        raise ImageError("the answer broke off or took too long") from None
+        _left(deadline)
+        raise ImageError("the answer broke off") from None
 
 
 def _left(deadline: float) -> float:

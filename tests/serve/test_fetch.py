@@ -10,10 +10,12 @@ import socket
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+from mmembed import images
 from mmembed.errors import ImageError
 from mmembed.serve import fetch as fetching
 from mmembed.serve.app import build_app
@@ -112,10 +114,10 @@ def host(monkeypatch):
                 self.send_header("Location", self.path[4:] if "://" in self.path else "/to/again")
                 self.end_headers()
                 return
-            body = b"x" * (fetching.MAX_BYTES + 1) if self.path == "/large" else b"picture"
+            body = b"x" * (images.MAX_BYTES + 1) if self.path == "/large" else b"picture"
             self.send_response(404 if self.path == "/missing" else 200)
             if self.path != "/large":
-                self.send_header("Content-Length", str(len(body)))
+                self.send_header("Content-Length", str(len(body) + 9 * (self.path == "/short")))
             self.end_headers()
             self.wfile.write(body)
 
@@ -167,6 +169,21 @@ def test_what_is_too_large_or_not_there_is_an_error(host):
         fetch("http://pictures.example/large")
     with pytest.raises(ImageError, match="404"):
         fetch("http://pictures.example/missing")
+
+
+def test_an_answer_that_breaks_off_is_no_picture(host):
+    with pytest.raises(ImageError, match="broke off 9 bytes before its end"):
+        fetch("http://pictures.example/short")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_host_is_called_without_the_port_that_its_scheme_means(monkeypatch, scheme):
+    _resolves(monkeypatch, ["93.184.216.34"])
+    connection = fetching._Pinned(urlsplit(f"{scheme}://pictures.example/"), time.monotonic() + 9)
+    connection.sock, there = socket.socketpair()
+    with connection, there:
+        connection.request("GET", "/")
+        assert b"\r\nHost: pictures.example\r\n" in there.recv(4096)
 
 
 @pytest.fixture
