@@ -16,7 +16,7 @@ from .asked import Limits, Refused
 from .desk import Desk
 from .files import page_routes
 from .form import Read, parse
-from .guard import App, Guard
+from .guard import STOP, App, Guard
 from .metrics import Counted, Metrics
 from .refusal import tell
 
@@ -89,11 +89,11 @@ class _Served:
         return Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=handlers)
 
     @contextlib.asynccontextmanager
-    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[dict[str, Any]]:
         self.desk = Desk(self.embedder, limits=self.limits, waiting=self.waiting, seconds=self.seconds)
         self.metrics.watch(self.desk.batcher)
         try:
-            yield
+            yield {STOP: self.desk.batcher.stop}
         finally:
             await asyncio.to_thread(self.desk.close)
 

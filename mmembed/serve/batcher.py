@@ -107,11 +107,18 @@ class Batcher:
         finally:
             self._drop(job)
 
-    def close(self) -> None:
-        """Ends the thread after the batch that runs; what waits is answered with an error."""
+    def stop(self) -> None:
+        """Takes nothing more; what waits is answered with `Stopping` at once, what runs with its vectors."""
         with self._ready:
             self._closed = True
+            stopped, self._jobs = self._jobs, deque()
             self._ready.notify()
+        for job in stopped:
+            self._tell(job, Stopping())
+
+    def close(self) -> None:
+        """Stops, and ends the thread after the batch that runs."""
+        self.stop()
         self._thread.join()
 
     def _drop(self, job: _Job) -> None:
@@ -129,12 +136,9 @@ class Batcher:
                 while not self._jobs and not self._closed:
                     self._ready.wait()
                 if self._closed:
-                    stopped, self._jobs = list(self._jobs), deque()
-                    break
+                    return
                 batch = self._gather()
             self._serve(batch)
-        for job in stopped:
-            self._tell(job, Stopping())
 
     def _gather(self) -> list[tuple[_Job, int]]:
         batch: list[tuple[_Job, int]] = []
@@ -155,20 +159,25 @@ class Batcher:
         return batch
 
     def _serve(self, batch: list[tuple[_Job, int]]) -> None:
+        """Run a batch for those who still wait. Where it fails, the request that is known to be at fault is told, and each half
+        of the others runs by itself: one bad sample must not take their answers, nor have all of them run one by one."""
+        batch = [(job, place) for job, place in batch if not job.dropped]
+        if not batch:
+            return
         began = time.perf_counter()
         samples = [job.samples[place] for job, place in batch]
         try:
             found: Any = self._compute(samples)
         except Exception as error:  # whoever asked is told; the thread goes on
-            if len({id(job) for job, _ in batch}) > 1:
-                for job, place in batch:  # one bad sample must not take the others' answers
-                    self._serve([(job, place)])
-                return
+            blamed = batch[0][0] if len({id(job) for job, _ in batch}) == 1 else None
             if isinstance(error, InputError) and error.item is not None:
-                error.item = batch[error.item][1]
-            job = batch[0][0]
-            self._drop(job)
-            self._tell(job, error)
+                blamed, error.item = batch[error.item]
+            if blamed is not None:
+                self._drop(blamed)
+                self._tell(blamed, error)
+            middle = len(batch) // 2
+            self._serve(batch[:middle])
+            self._serve(batch[middle:])
             return
         took = time.perf_counter() - began
         self._rate = 0.9 * self._rate + 0.1 * len(batch) / max(took, 1e-6)

@@ -19,6 +19,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+STOP = "stop"
+"""The state of an app's lifespan holds under this name what is called once no new connection is taken and those that are open are
+still answered."""
 OPEN = ("/health", "/")
 """Asked without a key: by those who watch over a server, and by a browser, whose page then asks for the key."""
 OPEN_UNDER = "/page/"

@@ -7,7 +7,7 @@ import socket
 from typing import Any
 
 from ..errors import MissingExtra, SpecError
-from .guard import HEAD_BYTES, App
+from .guard import HEAD_BYTES, STOP, App
 
 try:
     import h11
@@ -104,6 +104,15 @@ def bound(host: str, port: int) -> socket.socket:
     return found
 
 
+class _Server(uvicorn.Server):
+    """uvicorn's, which has the app refuse what waits while there are clients to be told: uvicorn itself ends the app last."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if STOP in self.lifespan.state:
+            self.lifespan.state[STOP]()
+        await super().shutdown(sockets)
+
+
 def server(app: App, *, host: str = "127.0.0.1", port: int = 8000, log_level: str = "info") -> uvicorn.Server:
     """A uvicorn server of an app, to be run by its `run()`."""
     config: Any = uvicorn.Config(
@@ -121,4 +130,4 @@ def server(app: App, *, host: str = "127.0.0.1", port: int = 8000, log_level: st
         proxy_headers=False,
         access_log=False,
     )
-    return uvicorn.Server(config)
+    return _Server(config)

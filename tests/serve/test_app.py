@@ -26,6 +26,7 @@ from mmembed.serve.app import build_app
 from mmembed.serve.asked import Limits, Refused
 from mmembed.serve.batcher import Stopping
 from mmembed.serve.form import parse
+from mmembed.testing import tiny_embedder
 
 from .served import served
 
@@ -518,6 +519,29 @@ def test_a_full_queue_says_when_to_come_again(pico):
         assert first.result().status_code == 200
     assert refused.status_code == 429
     assert int(refused.headers["Retry-After"]) >= 1
+
+
+def test_a_server_that_is_stopped_answers_what_runs_and_refuses_what_waits(monkeypatch):
+    tiny = tiny_embedder()
+    compute, running, goes_on = tiny.compute, threading.Event(), threading.Event()
+
+    def slow(samples):
+        running.set()
+        assert goes_on.wait(30)
+        return compute(samples)
+
+    monkeypatch.setattr(tiny, "compute", slow)
+    with ThreadPoolExecutor(2) as pool:
+        with served(build_app(tiny)) as url:
+            runs = pool.submit(_ask, url, "/embed", {"inputs": "a"})
+            assert running.wait(30)
+            waits = pool.submit(_ask, url, "/embed", {"inputs": "b"})
+            while not httpx.get(url + "/health").json()["waiting"]:
+                time.sleep(0.01)
+            waits.add_done_callback(lambda _: goes_on.set())
+        assert waits.result().status_code == 503
+        assert "stopping" in waits.result().json()["error"]
+        assert runs.result().status_code == 200
 
 
 def test_the_time_of_a_request_is_that_of_its_reading_too(pico, monkeypatch):

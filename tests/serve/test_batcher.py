@@ -15,7 +15,7 @@ from mmembed.embedder import Embedder
 from mmembed.errors import InputError
 from mmembed.serve import batcher as batcher_module
 from mmembed.serve.asked import Asked, Limits, Refused
-from mmembed.serve.batcher import Batcher, Overloaded
+from mmembed.serve.batcher import Batcher, Overloaded, Stopping
 from mmembed.serve.desk import Desk
 from mmembed.serve.pool import Pool
 from mmembed.testing import tiny_embedder
@@ -102,6 +102,59 @@ def test_pictures_that_wait_are_bounded_by_their_patches(monkeypatch):
         goes_on.set()
         assert len(await first) == len(await second) == 1
         assert len(await batcher.vectors([heavy, heavy])) == 2
+
+    asyncio.run(ask())
+    batcher.close()
+
+
+@pytest.mark.parametrize(("is_named", "most"), [(True, 4), (False, 12)])
+def test_of_a_batch_that_fails_the_request_at_fault_alone_goes_without_and_few_run_again(is_named, most):
+    sizes: list[int] = []
+    compute, running, goes_on = held()
+
+    def picky(samples: Sequence[Sample]) -> np.ndarray:
+        sizes.append(len(samples))
+        bad = [place for place, sample in enumerate(samples) if sample.ids[0] == 13]
+        if bad and is_named:
+            raise InputError("unlucky", bad[0])
+        if bad:
+            raise RuntimeError("unlucky")
+        return compute(samples)
+
+    def sample(number: int) -> Sample:
+        return Sample(np.array([number]), np.array([True]), (), 0)
+
+    async def ask() -> list[np.ndarray | BaseException]:
+        first = asyncio.ensure_future(batcher.vectors([sample(0)]))
+        await asyncio.to_thread(running.wait, 10)
+        waiting = [asyncio.ensure_future(batcher.vectors([sample(n), sample(n)])) for n in range(1, 17)]
+        await asyncio.sleep(0)
+        goes_on.set()
+        return await asyncio.gather(first, *waiting, return_exceptions=True)
+
+    batcher = Batcher(picky, budget=1000)
+    found = asyncio.run(ask())
+    assert [n for n, each in enumerate(found) if isinstance(each, Exception)] == [13]
+    assert len(sizes) <= most, sizes
+    batcher.close()
+
+
+def test_what_waits_is_told_at_once_that_the_server_stops_and_what_runs_is_answered():
+    compute, running, goes_on = held()
+    batcher = Batcher(compute, budget=1)
+    sample = Sample(np.array([1]), np.array([True]), (), 0)
+
+    async def ask() -> None:
+        runs = asyncio.ensure_future(batcher.vectors([sample]))
+        await asyncio.to_thread(running.wait, 10)
+        waits = asyncio.ensure_future(batcher.vectors([sample]))
+        await asyncio.sleep(0)
+        batcher.stop()
+        for late in (waits, batcher.vectors([sample])):
+            with pytest.raises(Stopping):
+                await asyncio.wait_for(late, 5)
+        goes_on.set()
+        assert len(await runs) == 1
 
     asyncio.run(ask())
     batcher.close()
