@@ -109,7 +109,8 @@ class _Served:
     async def cohere(self, request: Request) -> Response:
         form = await self._form(request, cohere.Request)
         self._check_model(form.model)
-        answer = await self._desk.answer(lambda pictures: cohere.read(form, pictures, self.prompts))
+        width = self.embedder.dimension
+        answer = await self._desk.answer(lambda pictures: cohere.read(form, pictures, self.prompts, width))
         return _json(cohere.write(form, answer))
 
     async def tei(self, request: Request) -> Response:
@@ -133,7 +134,7 @@ class _Served:
         return _json(await self._desk.explaining(search.why, index, self.embedder, form, answer))
 
     async def map(self, request: Request) -> Response:
-        return _json({"items": await self._desk.reading(self._index.layout)})
+        return _json({"items": await self._desk.explaining(self._index.layout)})
 
     async def thumbnail(self, request: Request) -> Response:
         found = await self._desk.reading(self._index.get, request.path_params["id"])
@@ -197,6 +198,10 @@ class _Served:
                 return _refusal(request, Refused(str(error), 400, "input"))
             except TimeoutError:
                 return _refusal(request, Refused(f"the answer took more than {self.seconds:.0f} s", 503, wait=5))
+            except FingerprintMismatch as error:
+                LOG.error("the index was made anew: %s", error)
+                reason = "the index was made anew with vectors of another model: the server has to be started again"
+                return _refusal(request, Refused(reason, 503))
             except StoreError as error:
                 LOG.error("the index cannot be read: %s", error)  # it names paths of this machine
                 return _refusal(request, Refused("the index cannot be read; the server's log says why", 503, wait=1))

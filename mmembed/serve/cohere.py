@@ -38,11 +38,11 @@ class Request(Form):
     max_tokens: int | None = None
 
 
-def read(request: Request, pictures: Pictures, prompts: frozenset[str]) -> Asked:
-    """What a Cohere client asks of a model with these prompts.
+def read(request: Request, pictures: Pictures, prompts: frozenset[str], width: int) -> Asked:
+    """What a Cohere client asks of a model with these prompts and vectors of so many numbers.
 
     Raises:
-        Refused, InputError: as in `mmembed.serve.openai.read`.
+        Refused, InputError: as in `mmembed.serve.openai.read`. SpecError: binary codes of numbers that fill no whole bytes.
     """
     if sum(given is not None for given in (request.texts, request.images, request.inputs)) != 1:
         raise Refused("give one of texts, images and inputs")
@@ -56,6 +56,8 @@ def read(request: Request, pictures: Pictures, prompts: frozenset[str]) -> Asked
             "binary or ubinary",
             param="embedding_types",
         )
+    for kind in {"binary", "ubinary"} & set(request.embedding_types):
+        Quantizer(kind, request.output_dimension or width)
     things: list[Thing]
     if request.texts is not None:
         things = [at(row, text, one) for row, one in enumerate(request.texts)]

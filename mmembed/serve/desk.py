@@ -58,7 +58,8 @@ class Desk:
         return await self._readers.run(work, *given, **named)
 
     async def explaining(self, work: Callable[Given, Made], *given: Given.args, **named: Given.kwargs) -> Made:
-        """What `work` gives that embeds by itself, a hundred things and more: one at a time, and no request is read later by it.
+        """What `work` gives that takes its time, as it embeds a hundred things by itself or reads a whole index: one at a time,
+        and no request is read later by it.
 
         Raises:
             Refused: too many wait for it.
@@ -84,6 +85,7 @@ class Desk:
 
     def _prepare(self, asked: Asked) -> Prepared:
         self.limits.check(asked)
+        self.embedder.width(asked.truncate_dim)  # what cannot be had is refused before the model runs
         options: Any = {"prompt_name": asked.prompt_name} if asked.prompt_name is not None else {}
         return self.embedder.prepare(
             asked.things, side=asked.side, instruction=asked.instruction, truncate=asked.truncate, **options

@@ -18,7 +18,7 @@ from langchain_openai import OpenAIEmbeddings
 
 import mmembed
 from mmembed import Query
-from mmembed.errors import ReplicaLost, StoreError
+from mmembed.errors import FingerprintMismatch, ReplicaLost, StoreError
 from mmembed.search.index import Index
 from mmembed.serve import cohere
 from mmembed.serve import openai as ours
@@ -192,6 +192,13 @@ def test_search_names_a_field_that_it_does_not_know_and_the_one_that_is_meant(ur
     assert (answer.status_code, error["param"]) == (400, field)
     assert error["message"].startswith(f"no field is called {field!r}. Did you mean {meant!r}? Known: text, image, ")
     assert "'id'" in _ask(url, "/why", {"text": "x", "ids": "t/0"}).json()["error"]["message"]
+
+
+def test_a_map_is_laid_out_by_no_thread_that_reads_requests(url, monkeypatch):
+    laid = []
+    monkeypatch.setattr(Index, "layout", lambda _: laid.append(threading.current_thread().name) or [])
+    assert httpx.get(url + "/map").json() == {"items": []}
+    assert laid[0].startswith("mmembed-explaining")
 
 
 def test_an_index_of_shorter_vectors_is_asked_in_them(pico, tmp_path):
@@ -465,6 +472,37 @@ def test_a_broken_index_is_no_clients_fault_and_where_it_lies_is_none_of_their_b
     assert answer.status_code == 503
     assert answer.json()["error"]["message"] == "the index cannot be read; the server's log says why"
     assert "no file 7.lance" in caplog.text
+
+
+def test_an_index_that_was_made_anew_is_told_as_what_it_is(url, monkeypatch, caplog):
+    def fail(*_, **__):
+        raise FingerprintMismatch("/home/someone/pictures.index was made anew meanwhile")
+
+    monkeypatch.setattr(Index, "nearest", fail)
+    answer = _ask(url, "/search", {"text": "a"})
+    assert answer.status_code == 503
+    assert "Retry-After" not in answer.headers  # it lasts
+    assert "has to be started again" in answer.json()["error"]["message"]
+    assert "/home/someone" not in answer.text
+    assert "/home/someone/pictures.index was made anew" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("/v1/embeddings", {"dimensions": 17}),
+        ("/v2/embed", {"output_dimension": 17}),
+        ("/v2/embed", {"embedding_types": ["float", "binary"], "output_dimension": 12}),
+        ("/embed", {"dimensions": 17}),
+    ],
+)
+def test_numbers_that_cannot_be_had_are_refused_before_the_model_runs(monkeypatch, path, more):
+    odd = tiny_embedder(dimensions=(32, 12))
+    monkeypatch.setattr(odd, "compute", None)
+    with served(build_app(odd)) as url:
+        answer = _ask(url, path, {**ASKED_FOR[path], **more})
+    assert answer.status_code == 400
+    assert "vectors of 17 numbers" in answer.text or "12 fill no whole bytes" in answer.text
 
 
 def test_a_client_of_cohere_asks_for_one_type_at_least(url):
