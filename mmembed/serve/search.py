@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ..errors import InputError
 from ..images import Image
@@ -14,13 +14,14 @@ from ..search.diversity import SPARE
 from ..search.query import weighted
 from ..search.why import why_picture, why_text
 from .asked import Answer, Asked, Pictures, Refused, text
-from .form import Form, Name
+from .form import Form, Many, Name
 
 if TYPE_CHECKING:
     from ..embedder import Embedder
     from ..search.hits import Hits
     from ..search.index import Index
 
+Modality = Literal["text", "image", "image+text"]
 NEGATIVE = -0.5
 """Weight of a negative, as Qdrant's average of vectors has it: it turns hits away without becoming the whole question."""
 
@@ -33,14 +34,20 @@ class QueryForm(Form):
     image: str | None = None
 
 
+def _many(given: Any) -> Any:
+    """One modality as a list of it."""
+    return [given] if isinstance(given, str) else given
+
+
 class Request(QueryForm):
-    """A query, `negative`, a text that hits are turned away from, or `like`, the id of an item; how many hits, of what modality,
-    whether modalities are balanced, whether the words of the text are searched for too, and how unlike each other hits are."""
+    """A query, `negative`, a text that hits are turned away from, or `like`, the id of an item; how many hits, of what modality
+    or modalities, whether modalities are balanced, whether the words of the text are searched for too, and how unlike each other
+    hits are."""
 
     negative: str | None = None
     like: Name | None = None
     k: int = Field(default=10, ge=1, le=200)
-    modality: Literal["text", "image", "image+text"] | None = None
+    modality: Annotated[Many[Modality], Field(min_length=1), BeforeValidator(_many)] | None = None
     balanced: bool = True
     mode: Literal["vector", "hybrid"] = "vector"
     diversity: float = Field(default=0, ge=0, le=1)
@@ -87,7 +94,7 @@ def find(index: Index, request: Request, answer: Answer | None) -> Hits:
     hits = index.nearest(
         vector,
         k=request.k * (SPARE if request.diversity else 1),
-        modality=request.modality,
+        where=None if request.modality is None else " OR ".join(f"modality = '{each}'" for each in request.modality),
         balanced=request.balanced,
         words=(request.text or "") if request.mode == "hybrid" else None,
         query=request.text or "",

@@ -164,6 +164,8 @@ def test_search_finds_what_the_index_finds(pico, index, url):
     seen = _ask(url, "/search", {"image": _uri(_pixels(2)), "modality": "image"}).json()["hits"]
     assert seen[0]["id"] == "i/7"
     assert seen[0]["thumbnail"]
+    both = _ask(url, "/search", {"text": "a", "modality": ["image", "image+text"]}).json()["hits"]
+    assert [hit["id"] for hit in both] == [hit.id for hit in index.search("a", modality="image")]
     picture = httpx.get(url + "/thumbnail/i/7")
     assert PIL.Image.open(io.BytesIO(picture.content)).format == "WEBP"
 

@@ -26,6 +26,7 @@ CHROMIUM = next(
 )
 needs_browser = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")]
 WORDS = Path(files.__file__).with_name("page")
+SHOWN = ("all", "image", "text")
 SPOKEN = ("en", "zh", "es", "ar", "hi", "fr", "ja", "de")
 EVIL = "<img src=x onerror=window.hurt=1><script>window.hurt=1</script>\"'><svg onload=window.hurt=1>"
 ASKED = {  # what is asked, and a pictograph that answers it
@@ -103,6 +104,11 @@ def _ask(page, text: str) -> list[str]:
     return page.locator(".card .label").all_text_contents()
 
 
+def _turn(page, tab: str) -> None:
+    page.click(f"[data-tab={tab}]")
+    _until(page, "document.querySelector('#message').textContent !== 'Searching …'")
+
+
 def test_every_language_of_the_page_has_every_word():
     spoken = {name: json.loads((WORDS / f"words.{name}.json").read_text(encoding="utf-8")) for name in SPOKEN}
     assert {path.name for path in WORDS.glob("words.*.json")} == {f"words.{name}.json" for name in SPOKEN}
@@ -143,18 +149,23 @@ class TestInABrowser:
     @pytest.mark.parametrize(("text", "name"), ASKED.items())
     def test_a_question_in_many_languages_finds_its_picture(self, page, text, name):
         _ask(page, text)
-        page.click("[data-tab=image]")
+        _turn(page, "image")
         assert name in page.locator(".card .label").first.text_content()
 
-    def test_tabs_count_and_hold_their_own(self, page):
+    def test_a_tab_shows_the_best_of_its_own_and_counts_them(self, page, url):
         _ask(page, "cat")
-        counts = {tab: int(page.locator(f"[data-tab={tab}] b").text_content()) for tab in ("all", "image", "text")}
-        assert counts["all"] == 60
-        for tab, kind in (("image", "picture"), ("text", "text")):
-            page.click(f"[data-tab={tab}]")
+        shown = {}
+        for tab, kind in (("image", "picture"), ("text", "text"), ("all", None)):
+            _turn(page, tab)
             told = page.locator(".card .told span:first-child").all_text_contents()
-            assert set(told) == {kind}
-            assert len(told) == counts[tab]
+            assert kind is None or set(told) == {kind}
+            assert page.locator("#tabs b").all_text_contents() == ["60" if at == tab else "" for at in SHOWN]
+            shown[tab] = page.locator(".card .label").all_text_contents()
+        assert len(shown["all"]) == len(shown["image"]) == len(shown["text"]) == 60
+        page.uncheck("#balanced")
+        _until(page, "new URLSearchParams(location.search).has('raw')")
+        _turn(page, "image")
+        assert page.locator(".card .label").all_text_contents() == shown["image"]
 
     def test_raw_and_balanced_differ(self, page):
         balanced = _ask(page, "a cat")
@@ -202,14 +213,14 @@ class TestInABrowser:
 
     def test_why_shows_a_heat_and_says_it_in_words(self, page):
         _ask(page, "cat")
-        page.click("[data-tab=image]")
+        _turn(page, "image")
         page.locator(".card .acts button", has_text="Why?").first.click()
         page.wait_for_selector("#why[open]")
         assert page.locator("#why-picture canvas").count() == 1
         assert "Strongest" in page.text_content("#why-said")
         page.keyboard.press("Escape")
         assert page.locator("#why[open]").count() == 0
-        page.click("[data-tab=text]")
+        _turn(page, "text")
         page.locator(".card .acts button", has_text="Why?").first.click()
         page.wait_for_selector("#why[open] #why-text span")
 
@@ -364,7 +375,7 @@ class TestInABrowser:
 
     def test_words_of_why_read_as_the_text_does(self, page):
         labels = _ask(page, "猫")
-        page.click("[data-tab=text]")
+        _turn(page, "text")
         page.locator(".card .acts button", has_text="Why?").first.click()
         page.wait_for_selector("#why[open] #why-text span")
         shown = page.text_content("#why-text")

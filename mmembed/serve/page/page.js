@@ -5,7 +5,7 @@ const RIGHT_TO_LEFT = new Set(["ar"]);
 const EXAMPLES = ["cat", "fruta roja", "下雨", "سيارة", "संगीत", "ช้าง", "雪だるま", "Geburtstag"];
 const LARGEST = 12 * 2 ** 20;
 const HITS = 60;
-const SHOWN = { all: null, image: "image", text: "text" };
+const SHOWN = { all: {}, image: { modality: ["image", "image+text"] }, text: { modality: ["text", "image+text"] } };
 
 const at = (id) => document.getElementById(id);
 const made = (tag, into, set = {}) => {
@@ -91,7 +91,7 @@ async function search() {
   say(words.searching);
   const began = performance.now();
   try {
-    const answer = await call("/search", { ...body, k: HITS, balanced: asked.balanced }, running.signal);
+    const answer = await call("/search", { ...body, ...SHOWN[asked.tab], k: HITS, balanced: asked.balanced }, running.signal);
     const found = await answer.json();
     hits = found.hits;
     at("took").textContent = `· ${Math.round(performance.now() - began)} ms`;
@@ -127,8 +127,7 @@ function ask(change, { remember = true } = {}) {
     history.pushState({ image: asked.image, name: asked.name }, "", told.size ? `?${told}` : location.pathname);
   }
   reflect();
-  if (Object.keys(change).join() === "tab") show();
-  else search();
+  search();
 }
 
 function recall(state) {
@@ -158,15 +157,13 @@ function reflectPicture() {
 
 // ---- hits ------------------------------------------------------------------------------------------------------------
 
-const belongs = (hit, tab) => SHOWN[tab] === null || hit.modality.split("+").includes(SHOWN[tab]);
-
 function show() {
   for (const tab of document.querySelectorAll("[role=tab]")) {
-    tab.querySelector("b").textContent = hits.length ? String(hits.filter((hit) => belongs(hit, tab.dataset.tab)).length) : "";
+    tab.querySelector("b").textContent = hits.length && tab.dataset.tab === asked.tab ? String(hits.length) : "";
   }
   const list = at("results");
   list.replaceChildren();
-  for (const hit of hits.filter((one) => belongs(one, asked.tab))) list.append(card(hit));
+  for (const hit of hits) list.append(card(hit));
   draw();
 }
 
