@@ -422,8 +422,8 @@ class Index:
                 )
             if not words:
                 raise InputError(f"{str(asked)!r} holds no words for full-text search")
-            known = self.background
-            return Hits(by_text(self._table, known, words, None, min(k, known.items), where, modality), str(asked))
+            self._table.check()
+            return Hits(by_text(self._table, None, words, min(k, len(self)), where, modality), str(asked))
         vector = asked.vector(self._encoder(), self.dimension)
         both_ways = asked.words if mode == "hybrid" else None
         options: dict[str, Any] = {"modality": modality, "where": where, "balanced": balanced, "exact": exact}

@@ -41,7 +41,7 @@ def by_vector(
 
     def nearest(kind: str | None) -> list[Hit]:
         found = table.nearest(vector, k, where, kind, exact=exact)
-        return _hits(found, background, vector, [score for score, _ in found])
+        return _hits(found, (background, vector), [score for score, _ in found])
 
     if kind is not None or not balanced:
         return _ranked(nearest(kind), k)
@@ -56,16 +56,15 @@ def by_vector(
 
 def by_text(
     table: Table,
-    background: Background,
+    told: tuple[Background, NDArray[np.float32]] | None,
     terms: str,
-    vector: NDArray[np.float32] | None,
     k: int,
     where: str | None,
     kind: str | None,
     share: float = 0.0,
 ) -> list[Hit]:
     """The `k` rows of the greatest BM25, less those that hold less than a share of the terms, of which the first `TERMS` are
-    asked; with a vector their relevance is told too."""
+    asked; by a background and a vector their relevance is told too."""
     first = terms.split()[:TERMS]
     asked = set(first)
     found = [
@@ -73,8 +72,8 @@ def by_text(
         for score, row in table.matching(" ".join(first), k, where, kind)
         if len(asked.intersection(row["terms"].split())) >= share * len(asked)
     ]
-    cosines = [0.0 if vector is None else float((row["vector"].astype(np.float64) * vector).sum()) for _, row in found]
-    return _ranked(_hits(found, background, vector, cosines), k)
+    cosines = [0.0 if told is None else float((row["vector"].astype(np.float64) * told[1]).sum()) for _, row in found]
+    return _ranked(_hits(found, told, cosines), k)
 
 
 def fused(
@@ -96,7 +95,7 @@ def fused(
     """
     depth = max(k, DEPTH)
     near = by_vector(table, background, vector, depth, where, kind, balanced, exact)
-    matching = by_text(table, background, terms, vector, depth, where, kind, SHARE)
+    matching = by_text(table, (background, vector), terms, depth, where, kind, SHARE)
     hits = {hit.id: hit for hit in (*matching, *near)}
     scores = fuse_ranks([[hit.id for hit in near], [hit.id for hit in matching]])
     for name, score in fuse_ranks([[hit.id for hit in near]]).items():
@@ -112,19 +111,20 @@ def _ranked(hits: list[Hit], k: int) -> list[Hit]:
 
 def _hits(
     found: Sequence[tuple[float, Mapping[str, Any]]],
-    background: Background,
-    vector: NDArray[np.float32] | None,
+    told: tuple[Background, NDArray[np.float32]] | None,
     cosines: Sequence[float],
 ) -> list[Hit]:
-    """Rows with their scores as hits; their relevance is told by their cosines to the vector."""
+    """Rows with their scores as hits; their relevance is told by a background and their cosines to the vector."""
     kinds = [row["modality"] for _, row in found]
-    told: list[float | None] = [None] * len(found)
-    if vector is not None:
+    relevances: list[float | None] = [None] * len(found)
+    if told is not None:
+        background, vector = told
         for kind in set(kinds):
             at = [place for place, own in enumerate(kinds) if own == kind]
             known = background.log_relevance(vector, kind, np.array([cosines[place] for place in at], dtype=np.float32))
             for place, value in zip(at, [None] * len(at) if known is None else known.tolist(), strict=True):
-                told[place] = value
+                relevances[place] = value
     return [
-        Hit.of(row, score=score, log_relevance=relevance) for (score, row), relevance in zip(found, told, strict=True)
+        Hit.of(row, score=score, log_relevance=relevance)
+        for (score, row), relevance in zip(found, relevances, strict=True)
     ]

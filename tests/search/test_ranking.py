@@ -134,6 +134,12 @@ def _share(asked: str, text: str) -> float:
     return len(wanted & set(terms(text).split())) / len(wanted)
 
 
+def test_full_text_alone_takes_no_sample_of_the_vectors(index, monkeypatch):
+    index.add(["a cat"])
+    monkeypatch.setattr(Index, "background", None)
+    assert index.search("cat", mode="text")
+
+
 def test_a_picture_is_not_buried_by_texts_that_share_a_word(index):
     index.add([f"red {n}" for n in range(30)])
     index.add([picture(n) for n in range(30)], ids=[f"p{n}" for n in range(30)])
