@@ -59,9 +59,12 @@ def export(table: Table, path: str | os.PathLike[str], modality: str | None = No
 
 def _parquet(table: Table, path: Path, modality: str | None) -> int:
     count = 0
-    with pq.ParquetWriter(path, table.schema) as writer:
-        for batch in table.batches(table.schema.names, kind=modality):
-            writer.write_batch(batch)
+    kept = table.schema
+    place = kept.get_field_index("vector")
+    schema = kept.set(place, pa.field("vector", pa.list_(pa.float32(), table.dimension), nullable=False))
+    with pq.ParquetWriter(path, schema) as writer:
+        for batch in table.batches(kept.names, kind=modality):
+            writer.write_batch(batch.cast(schema))
             count += batch.num_rows
     return count
 

@@ -50,7 +50,8 @@ def tradeoff(
             has no binary.
 
     Raises:
-        InputError: too few vectors, others than floats of one width, or a length that they do not have. UnknownName: a kind.
+        InputError: too few vectors, others than floats of one width, a vector that is not finite, by its row, or a length that
+            they do not have. UnknownName: a kind.
     """
     if queries.ndim != 2 or documents.ndim != 2 or queries.shape[1] != documents.shape[1]:
         raise InputError(
@@ -58,6 +59,10 @@ def tradeoff(
         )
     if not len(queries) or not 0 < k < len(documents):
         raise InputError(f"the {k} nearest of {len(documents)} documents to {len(queries)} queries say nothing")
+    for name, given in (("query", queries), ("document", documents)):
+        bad = np.flatnonzero(~np.isfinite(given).all(1))
+        if len(bad):
+            raise InputError(f"a {name} with a number that is none has no neighbours (a skipped item?)", int(bad[0]))
     for length in dimensions:
         if not 0 < length <= documents.shape[1]:
             raise InputError(f"vectors of {documents.shape[1]} numbers are not cut to {length}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -44,6 +45,16 @@ def test_parquet_has_every_column_and_says_of_what_the_vectors_are(texts, tmp_pa
         assert np.array_equal(np.float32(row["vector"]), texts.vector(key))
     assert json.loads(table.schema.metadata[b"mmembed"])["fingerprint"] == texts.info()["fingerprint"]
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["out.parquet"]
+
+
+def test_vectors_that_are_kept_in_half_are_written_in_float32(tmp_path, tiny):
+    index = Index.create(tmp_path / "half", tiny, store="float16")
+    index.add(["a", "b"], ids=["x", "y"])
+    index.export(tmp_path / "out.parquet")
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.schema.field("vector").type == pa.list_(pa.float32(), index.dimension)
+    for row in table.to_pylist():
+        assert np.array_equal(np.float32(row["vector"]), index.vector(row["id"]))
 
 
 def test_numpy_has_a_row_a_line(texts, tmp_path):

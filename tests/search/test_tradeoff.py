@@ -42,6 +42,12 @@ def test_the_overlap_is_that_of_the_nearest():
         ({"queries": QUERIES[:, :8]}, InputError, "one width"),
         ({"queries": QUERIES[:0]}, InputError, "0 queries"),
         ({"documents": DOCUMENTS[:10]}, InputError, "10 nearest of 10"),
+        ({"queries": np.where(np.arange(len(QUERIES))[:, None] == 3, np.nan, QUERIES)}, InputError, "item 3: a query"),
+        (
+            {"documents": np.where(np.arange(len(DOCUMENTS))[:, None] == 5, np.inf, DOCUMENTS)},
+            InputError,
+            "item 5: a doc",
+        ),
         ({"dimensions": (64,)}, InputError, "not cut to 64"),
         ({"kinds": ("int9",)}, UnknownName, "int8"),
     ],
