@@ -227,11 +227,5 @@ def _tokenizer(given: Any) -> SentencePieceTokenizer | TransformersTokenizer:
 
 
 def _tokenizer_settings(words: SentencePieceTokenizer | TransformersTokenizer) -> dict[str, Any]:
-    if isinstance(words, TransformersTokenizer):
-        return {"kind": "transformers", **words.settings}
-    pieces = words.processor
-    return {
-        "kind": "sentencepiece",
-        "prefix": [pieces.id_to_piece(k) for k in words.prefix],
-        "suffix": [pieces.id_to_piece(k) for k in words.suffix],
-    }
+    kind = "transformers" if isinstance(words, TransformersTokenizer) else "sentencepiece"
+    return {"kind": kind, **words.settings}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
 """Names that sentencepiece models go by; the first is how we write them."""
+PAD = "<pad>"
 
 
 def _of_open_clip(name: str) -> Callable[[str], str]:
@@ -101,6 +102,9 @@ class SentencePieceTokenizer:
         processor: the loaded model.
         prefix, suffix: pieces such as "<s>" and "</s>" that open and close an item.
         clean: one of `CLEANINGS`, see `TransformersTokenizer`. pad: the piece that an item is filled up with.
+
+    Attributes:
+        settings: these arguments, as the spec's `tokenizer` has them.
     """
 
     def __init__(
@@ -110,9 +114,11 @@ class SentencePieceTokenizer:
         prefix: Sequence[str] = (),
         suffix: Sequence[str] = ("</s>",),
         clean: str | None = None,
-        pad: str = "<pad>",
+        pad: str = PAD,
     ):
         self.processor = processor
+        said = {"prefix": list(prefix), "suffix": list(suffix), "clean": clean, "pad": None if pad == PAD else pad}
+        self.settings = {key: value for key, value in said.items() if value is not None}
         self.clean = _cleaning(clean)
         self._pad = pad
         self.prefix = [self.id_of(piece) for piece in prefix]

@@ -6,11 +6,13 @@ import io
 import json
 import warnings
 
+import numpy as np
 import pytest
 import sentencepiece
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
+import mmembed
 from mmembed import Report
 from mmembed.errors import LoadError, SpecError, UnknownName
 from mmembed.testing import byte_tokenizer, tiny_embedder
@@ -49,6 +51,14 @@ def test_a_sentencepiece_item_ends_with_its_closing_piece(pieces, tmp_path):
     for theirs, own in zip(again.encode(LINES[:7]), pieces.encode(LINES[:7]), strict=True):
         assert (theirs.ids, theirs.spans) == (own.ids, own.spans)
     assert again.suffix == pieces.suffix
+
+
+def test_what_a_sentencepiece_tokenizer_was_told_is_saved(pieces, tmp_path):
+    lowered = SentencePieceTokenizer(pieces.processor, prefix=["<s>"], clean="lower", pad="</s>")
+    made = tiny_embedder(tokenizer=lowered, vision=None, projector=None, backbone=_wide())
+    again = mmembed.load(made.save(tmp_path), device="cpu")
+    assert np.abs(again.encode(["A Red CAR"]) - made.encode(["A Red CAR"])).max() <= 1e-6
+    assert (again.tokenizer.prefix, again.tokenizer.pad) == (lowered.prefix, lowered.pad)
 
 
 def _wide():
