@@ -30,6 +30,7 @@ from .nn.similarity import are_rows, similarity
 from .outputs import STATES
 from .reader import Reader, Sparse
 from .report import Report, Skipped
+from .spec import FILE as SPEC_FILE
 from .spec import ModelSpec
 from .tokenizer import Tokenizer
 from .towers.adapters import WEIGHTS_FILE as ADAPTER_WEIGHTS
@@ -48,6 +49,7 @@ from .walk import (
     prepare,
     walk,
 )
+from .weights import WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,6 +61,8 @@ PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 an empty "query" and "document" beneath a folder's prompts, so that it never comes to the others, nor to a default prompt."""
 Given = TypeVar("Given", bound=WalkOptions)
 GOLDEN_FILE = "golden.json"
+OTHERS = (ADAPTER, ADAPTER_WEIGHTS, GOLDEN_FILE)
+"""Files that tell of what was in a folder before another embedder was written there: an adapter would be merged a second time."""
 NO_PARTS = ("eos", "span", "marked", "tail", "rest")
 """Ways to count tokens under which a part of an item has no tokens of its own: those that count a closing token, a span or a
 mark, and "tail" and "rest", which count so many tokens from an end of the row."""
@@ -604,11 +608,9 @@ class Embedder:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write one folder that `load` opens: spec.json, weights.safetensors, tokenizer, golden vectors if any."""
         self.model.check_whole()
-        path = Path(folder)
+        path = Path(folder).expanduser()
         path.mkdir(parents=True, exist_ok=True)
-        # Of what lay there an adapter would be merged a second time.
-        for stale in (ADAPTER, ADAPTER_WEIGHTS, GOLDEN_FILE):
-            (path / stale).unlink(missing_ok=True)
+        _remove(path, OTHERS)
         self.model.save(path)
         self.tokenizer.save(path)
         if self.golden:
@@ -626,8 +628,10 @@ class Embedder:
         if not isinstance(self.model, EmbeddingModel):
             raise SpecError("a dual encoder is not written as a folder of sentence-transformers")
         self.model.check_whole()
-        write(Path(folder), self.model, self.tokenizer)
-        return Path(folder)
+        path = Path(folder).expanduser()
+        write(path, self.model, self.tokenizer)
+        _remove(path, (*OTHERS, SPEC_FILE, WEIGHTS_FILE))  # by these `load` would open what `save` wrote there before
+        return path
 
     def _walk(
         self,
@@ -721,6 +725,11 @@ class Embedder:
             return options
         known = next((name for name in names if name in self.spec.prompts), None)
         return options if known is None else cast("Given", {**options, "prompt_name": known})
+
+
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _named(things: Iterable[Thing], ids: Iterable[str] | None) -> Iterator[tuple[str, Thing]]:

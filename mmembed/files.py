@@ -52,7 +52,7 @@ class VectorFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], made: Mapping[str, Any], dimension: int):
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         if self.path.suffix not in SINKS:
             raise UnknownName("format of a file of vectors", self.path.suffix or self.path.name, SINKS)
         self.made = {**made, "dimension": dimension}

@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import numpy as np
+import peft
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
@@ -79,6 +80,33 @@ def test_sentence_transformers_gives_our_vectors_of_what_we_wrote(tmp_path, held
     modules = json.loads((folder / "modules.json").read_text())
     assert {m["type"].rpartition(".")[0] for m in modules} == {"sentence_transformers.models"}
     assert "pooling_mode_mean_tokens" in json.loads((folder / "1_Pooling" / "config.json").read_text())
+
+
+def test_a_folder_in_which_another_embedder_lay_is_the_one_that_was_written_last(tmp_path):
+    """An adapter that lies there would be put on merged weights once more by transformers."""
+    other = embedder("llama", pooling="last")
+    ours = embedder("qwen3", pooling="mean")
+    other.save(tmp_path)
+    (tmp_path / "golden.json").write_text("[]", encoding="utf-8")
+    lora = peft.LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj"])
+    peft.get_peft_model(tiny_backbone("qwen3"), lora).save_pretrained(tmp_path)
+    folder = ours.save_sentence_transformers(tmp_path)
+    for _ in range(2):
+        again = mmembed.load(folder, device="cpu")
+        theirs = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        assert np.abs(again.encode(TEXTS) - ours.encode(TEXTS)).max() <= 1e-5
+        assert np.abs(theirs.encode(TEXTS) - ours.encode(TEXTS)).max() <= 1e-5
+        again.save_sentence_transformers(folder)
+    assert not (folder / "golden.json").exists()
+
+
+def test_a_home_folder_is_written_where_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ours = embedder("qwen3", pooling="mean")
+    assert ours.save("~/ours") == tmp_path / "ours"
+    assert ours.save_sentence_transformers("~/st") == tmp_path / "st"
+    ours.encode_to("~/v.npy", ["a"])
+    assert np.load(tmp_path / "v.npy").shape == (1, ours.dimension)
 
 
 def test_tokens_around_an_item_go_into_the_tokenizers_own_file(tmp_path):
