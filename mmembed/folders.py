@@ -204,6 +204,7 @@ def _sentence_transformers(
     for name, path in zip(names[2:], paths[2:], strict=True):
         if normalize:
             raise SpecError(f"{folder}: the module {name} comes after Normalize")
+        _check_feature(path, "sentence_embedding")
         if name == "Normalize":
             normalize = True
         if name in ("Normalize", "Dropout"):
@@ -303,10 +304,15 @@ def _multi_vector_encoder(
 ) -> Found:
     """A late-interaction folder of sentence-transformers: a backbone, layers for its tokens, and which of them count."""
     names, paths = modules
-    known_names = ("Dense", "MultiVectorMask", "Normalize")
-    if names[:1] != ["Transformer"] or not set(names[1:]) <= set(known_names) or len(set(names)) < len(names):
+    layers = [name for name in names[1:] if name != "MultiVectorMask"]
+    if (
+        names[:1] != ["Transformer"]
+        or layers not in ([], ["Dense"], ["Normalize"], ["Dense", "Normalize"])
+        or len(set(names)) < len(names)
+    ):
         raise SpecError(
-            f"{folder} is a MultiVectorEncoder of the modules {names}; known: Transformer, Dense (one), ..."
+            f"{folder} is a MultiVectorEncoder of the modules {names}; known: Transformer, then Dense (one) and Normalize in "
+            "this order, and MultiVectorMask"
         )
     own = _optional(paths[0] / "sentence_bert_config.json")
     for key in ("query_expansion", "query_length", "document_length"):
@@ -317,6 +323,10 @@ def _multi_vector_encoder(
     if own.get("transformer_task", "feature-extraction") != "feature-extraction":
         raise SpecError(f"{folder} is a MultiVectorEncoder over {own['transformer_task']}; known: feature-extraction")
     at = dict(zip(names, paths, strict=True))
+    for (
+        name
+    ) in layers:  # as sentence-transformers has it, a Dense that names nothing reads tokens, a Normalize does not
+        _check_feature(at[name], "token_embeddings", "token_embeddings" if name == "Dense" else "sentence_embedding")
     head: dict[str, Any] = {"kind": "states", "normalize": "Normalize" in at}
     weights: tuple[Path, ...] = ()
     body = _body(paths[0], known, base)
@@ -600,6 +610,19 @@ HARMLESS = (
 """Settings that change no vector here."""
 
 
+def _check_feature(path: Path, due: str, default: str = "sentence_embedding") -> None:
+    """Raise `SpecError` where a module behind the backbone reads or writes anything but `due`: what is read there is `due`.
+
+    Args:
+        default: what it reads where its folder says nothing; it writes what it reads.
+    """
+    own = _optional(path / "config.json")
+    read = own.get("module_input_name", default)
+    written = own.get("module_output_name") or read
+    if (read, written) != (due, due):
+        raise SpecError(f"{path}: a module that reads {read!r} and writes {written!r}; known: both {due!r}")
+
+
 def _head(name: str, path: Path) -> dict[str, Any]:
     if name == "LayerNorm":
         return {"kind": "layer_norm"}
@@ -682,6 +705,8 @@ def read_dual(folder: Path) -> FoundDual | None:
             raise SpecError(
                 f"{folder} has the modules {names}; of a dual encoder known: Transformer or CLIPModel, Normalize"
             )
+        for module in modules[1:]:
+            _check_feature(_inside(folder, module["path"]), "sentence_embedding")
     if _is_dual(body):
         return _transformers_dual(folder, body, known, normalize)
     if (folder / "open_clip_config.json").exists():

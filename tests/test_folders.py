@@ -351,6 +351,15 @@ def test_a_module_of_the_folders_own_is_not_taken_for_that_of_the_library(tmp_pa
         mmembed.load(tmp_path / "st", device="cpu")
 
 
+@pytest.mark.parametrize("module", ["2_Dense", "3_Normalize"])
+@pytest.mark.parametrize("changed", [{"module_input_name": "other"}, {"module_output_name": "other"}])
+def test_a_layer_that_leaves_the_pooled_vector_alone_is_refused(tmp_path, module, changed):
+    st_folder(tmp_path, "qwen3", "mean")
+    edited(tmp_path / "st" / module / "config.json", **changed)
+    with pytest.raises(SpecError, match=f"{module}: a module that reads .*'other'.*; known: both 'sentence_embedding'"):
+        mmembed.load(tmp_path / "st", device="cpu")
+
+
 def test_what_is_another_default_there_is_told(tmp_path):
     st_folder(tmp_path, "qwen3", "mean")
     edited(tmp_path / "st" / "config_sentence_transformers.json", truncate_dim=16)

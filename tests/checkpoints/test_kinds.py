@@ -331,6 +331,29 @@ def test_what_a_late_interaction_folder_may_say_and_is_not_read_is_refused(tmp_p
         mmembed.load(tmp_path / "m", device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        (["normalize", "dense"], r"Dense \(one\) and Normalize in this order"),
+        (["dense", "pooled"], "Normalize: a module that reads 'sentence_embedding'"),
+        (["dense elsewhere", "normalize"], "Dense: a module that reads 'token_embeddings' and writes 'other'"),
+    ],
+)
+def test_layers_of_tokens_in_another_order_or_of_another_feature_are_refused(tmp_path, layers, said):
+    folder = plain_folder(tmp_path / "plain", tiny(AutoModel, "bert"), **BOTH)
+    settings = {"activation_function": torch.nn.Identity(), "module_input_name": "token_embeddings"}
+    known = {
+        "dense": Dense(32, 12, **settings),
+        "dense elsewhere": Dense(32, 12, **settings, module_output_name="other"),
+        "normalize": Normalize(module_input_name="token_embeddings"),
+        "pooled": Normalize(),
+    }
+    modules = [Transformer(str(folder)), *(known[name] for name in layers), MultiVectorMask()]
+    MultiVectorEncoder(modules=modules, device="cpu").save_pretrained(str(tmp_path / "m"))
+    with pytest.raises(SpecError, match=said):
+        mmembed.load(tmp_path / "m", device="cpu")
+
+
 def test_every_declared_checkpoint_without_one_vector_has_its_test():
     sparse_or_tokens = {name for name, c in checkpoints.declared().items() if not c.said.get("dense", True)}
     assert sparse_or_tokens == {*SPLADES, LACONIC, "yibinlei/LENS-d4000", "yibinlei/LENS-d8000", *RETRIEVERS}
