@@ -34,7 +34,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote_to_bytes
 
 from .errors import ImageError
 
@@ -273,10 +273,12 @@ def _read_data_uri(uri: str) -> bytes:
 
 
 def _read_url(url: str, allowed: bool) -> bytes:
+    scheme = url.partition("://")[0].lower()
+    if scheme not in ("http", "https"):
+        hint = "; a file of this machine goes by its path" if scheme == "file" else ""
+        raise ImageError(f"only http and https URLs are fetched{hint}")
     if not allowed:
         raise ImageError("URLs are not fetched by default; Image(url, allow_url=True) fetches one you trust")
-    if urlsplit(url).scheme.lower() not in ("http", "https"):
-        raise ImageError("only http and https URLs are fetched")
     from http.client import HTTPException
     from urllib import request
 
