@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -168,27 +169,27 @@ def printable(path: str | os.PathLike[str]) -> str:
 
 
 def _file(path: Path, lines: bool, columns: Columns | None) -> Iterator[Entry]:
+    endings = [ending.lower() for ending in path.suffixes[-2:]]
+    ending = endings[-1] if endings else ""
     if path.is_dir():
         if (path / "dataset_dict.json").is_file():
             raise LoadError(f"{printable(path)} holds several splits: name one of its folders")
         is_dataset = (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
         yield from _saved(path, columns) if is_dataset else _folder(path, lines)
-    elif path.suffix == ".jsonl" or (lines and path.suffix.lower() == ".txt"):
+    elif ending == ".jsonl" or (lines and ending == ".txt"):
         try:
             file = path.open("rb")
         except OSError as error:
             raise LoadError(f"{printable(path)}: {error.strerror}") from None
         with file:
-            yield from _lines(file, printable(path), path.parent, path.suffix != ".jsonl", columns)
-    elif path.suffix == ".parquet":
+            yield from _lines(file, printable(path), path.parent, ending != ".jsonl", columns)
+    elif ending == ".parquet":
         yield from _parquet(path, columns)
-    elif path.suffix == ".tgz" or ".tar" in path.suffixes[-2:]:
+    elif ending == ".tgz" or ".tar" in endings:
         yield from _shard(path, columns)
-    elif path.suffix.lower() in UNREAD and path.is_file():
-        kind = UNREAD[path.suffix.lower()]
-        yield _bad(
-            printable(path), f"{kind} is not read; .jsonl and .parquet are: an item a row, in columns text, image, id"
-        )
+    elif ending in UNREAD and path.is_file():
+        said = f"{UNREAD[ending]} is not read; .jsonl and .parquet are: an item a row, in columns text, image, id"
+        yield _bad(printable(path), said)
     else:
         yield _single(path)
 
@@ -333,19 +334,26 @@ def _taken(schema: Any, name: str, columns: Columns, *, asked: bool) -> list[str
     Raises:
         LoadError: there is no text and no image, or one that is asked for is not there.
     """
-    import pyarrow.types as kinds
-
     known = schema.names
     items = [column for column in (columns.text, columns.image) if column is not None]
     missing = [column for column in items if column not in known]
     if len(missing) == len(items) or (asked and missing):
         raise LoadError(f"{name}: {UnknownName('column', (missing or ['text'])[0], known)}")
-    plain = (
-        kinds.is_string, kinds.is_large_string, kinds.is_integer, kinds.is_floating, kinds.is_boolean,
-        kinds.is_timestamp, kinds.is_date,
-    )  # fmt: skip
     own = {columns.text, columns.image, columns.id}
-    return [field.name for field in schema if field.name in own or any(is_kind(field.type) for is_kind in plain)]
+    return [field.name for field in schema if field.name in own or _is_plain(field.type)]
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether values of an Arrow type can be metadata; those of a dictionary (pandas' categories) are what it holds."""
+    import pyarrow.types as kinds
+
+    if kinds.is_dictionary(kind):
+        return _is_plain(kind.value_type)
+    plain = (
+        kinds.is_string, kinds.is_large_string, kinds.is_string_view, kinds.is_integer, kinds.is_floating, kinds.is_decimal,
+        kinds.is_boolean, kinds.is_timestamp, kinds.is_date, kinds.is_time,
+    )  # fmt: skip
+    return any(is_kind(kind) for is_kind in plain)
 
 
 def _of_batches(batches: Iterable[Any], name: str, folder: Path, columns: Columns, first: int = 0) -> Iterator[Entry]:
@@ -467,6 +475,8 @@ def _told(value: Any) -> Any:
     """A value as metadata, which JSON can hold; None: it is none."""
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
+    if isinstance(value, Decimal):
+        value = float(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, (str, bool, int, list, dict)) else None

@@ -8,6 +8,7 @@ import json
 import os
 import tarfile
 import tracemalloc
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -197,6 +198,35 @@ def test_columns_are_named_and_others_are_metadata(tmp_path):
         Columns.parse(["txt=caption"])
     with pytest.raises(LoadError, match="text=NAME"):
         Columns.parse(["text"])
+
+
+def test_plain_values_are_metadata_however_arrow_holds_them(tmp_path):
+    table = pa.table(
+        {
+            "text": pa.array(["a", "a"]).dictionary_encode(),
+            "category": pa.array(["x", "y"]).dictionary_encode(),
+            "price": pa.array([Decimal("1.50"), None], pa.decimal128(9, 2)),
+            "at": pa.array([datetime.time(1, 2, 3), None], pa.time64("us")),
+            "view": pa.array(["v", "w"], pa.string_view()),
+            "raw": pa.array([b"r", b"r"]).dictionary_encode(),
+        }
+    )
+    save_to_disk(tmp_path / "saved", table)
+    pq.write_table(table, tmp_path / "t.parquet")
+    for name in ("saved", "t.parquet"):
+        one, other = read([tmp_path / name])
+        assert one.metadata == {"category": "x", "price": 1.5, "at": "01:02:03", "view": "v"}, name
+        assert (one.thing, other.metadata) == ("a", {"category": "y", "view": "w"}), name
+
+
+def test_an_ending_may_be_spelled_in_capitals(tmp_path):
+    (tmp_path / "A.JSONL").write_text('"x"\n')
+    pq.write_table(pa.table({"text": ["y"]}), tmp_path / "B.Parquet")
+    with tarfile.open(tmp_path / "C.TAR", "w") as tar:
+        info = tarfile.TarInfo("0.txt")
+        info.size = 1
+        tar.addfile(info, io.BytesIO(b"z"))
+    assert things(read([tmp_path / "A.JSONL", tmp_path / "B.Parquet", tmp_path / "C.TAR"])) == ["x", "y", "z"]
 
 
 def test_one_set_of_rows_is_the_same_in_lines_parquet_a_saved_dataset_and_a_tar(tmp_path):
