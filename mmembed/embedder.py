@@ -237,8 +237,8 @@ class Embedder:
 
         Raises:
             As `encode`; InputError also for one thing, or one id; FingerprintMismatch: the file is of another model or of other
-                options. StoreError: it is of other things, no file of ours, or being written; or there are not as many ids as
-                things.
+                options. StoreError: it is of other things, no file of ours, being written, or the disk is full; or there are not
+                as many ids as things.
         """
         from .files import Block, VectorFile, chained
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -48,7 +49,7 @@ class VectorFile:
     Raises:
         UnknownName: another ending.
         FingerprintMismatch: the file holds vectors of another model or of other settings.
-        StoreError: it is not ours, or another process is writing it.
+        StoreError: it is not ours, another process is writing it, or LanceDB has no tables of its name.
     """
 
     def __init__(self, path: str | os.PathLike[str], made: Mapping[str, Any], dimension: int):
@@ -92,29 +93,54 @@ class VectorFile:
             raise StoreError(f"{self._part} holds less than the {self.rows} rows of {self._about.name}: remove both")
         self._tell()
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *error: object) -> None:
         try:
-            self._sink.close()  # what a full disk has no room for is written once more
+            self._sink.close()
+        except OSError:  # what a full disk has no room for is written once more, and that was told
+            if kind is None:
+                raise
         finally:
             if self._lock is not None:
                 os.close(self._lock)
                 self._lock = None
 
     def append(self, block: Block, digest: bytes) -> None:
-        """Write rows that follow those there are; when this returns they are on the disk. `digest` is of all so far."""
+        """Write rows that follow those there are; when this returns they are on the disk. `digest` is of all so far.
+
+        Raises:
+            StoreError: the disk is full, or fails.
+        """
         assert block.first == self.rows, "blocks follow each other"
-        self._sink.append(block)
-        self.rows += len(block.ids)
-        self.failed += sum(error is not None for error in block.errors)
-        self.digest = digest
-        self._tell()
+        with self._written():
+            self._sink.append(block)
+            self.rows += len(block.ids)
+            self.failed += sum(error is not None for error in block.errors)
+            self.digest = digest
+            self._tell()
 
     def finish(self) -> None:
-        """Put the file where it belongs: no row comes any more."""
-        self._sink.finish(self.rows, self.path)
-        self._sink.clear()
-        self.complete = True
-        self._tell()
+        """Put the file where it belongs: no row comes any more.
+
+        Raises:
+            StoreError: the disk is full, or fails.
+        """
+        with self._written():
+            self._sink.finish(self.rows, self.path)
+            self._sink.clear()
+            self.complete = True
+            self._tell()
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """What the disk cannot do inside is told by the file and by what is left of it."""
+        rows = self.rows
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(
+                f"{self.path} cannot be written: {error.strerror or error}; its first {rows} rows are whole, and the "
+                "same call goes on from there"
+            ) from error
 
     def _found(self) -> dict[str, Any] | None:
         try:
@@ -122,6 +148,8 @@ class VectorFile:
             before = dict(found["made"])
             if found["format"] != FORMAT:
                 raise StoreError(f"{self._about} is of format {found['format']}; this version reads {FORMAT}")
+            if not found["rows"] and not found["complete"] and not self.path.exists():  # it holds nothing to go on from
+                return None
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError):
@@ -381,15 +409,20 @@ class LanceSink:
         except ImportError as error:
             raise MissingExtra("lancedb", "search") from error
         self.part, self.name = part, part.name.removesuffix(".lance.part")
+        if not re.fullmatch(r"\.*[\w-][\w.-]*", self.name, re.ASCII):
+            raise StoreError(
+                f"{self.name!r} is no name of a table to LanceDB: letters from a to z, digits, '_', '-' and '.' make one"
+            )
         self.schema = _schema(dimension, made)
         self._connect = lancedb.connect
         self._table: Any = None
 
     def open(self) -> None:
         self.part.mkdir(parents=True, exist_ok=True)
-        self._table = self._connect(self.part).create_table(self.name, schema=self.schema, exist_ok=True)
 
     def roll_back(self, rows: int) -> bool:
+        how: dict[str, Any] = {"exist_ok": True} if rows else {"mode": "overwrite"}  # of none the columns may be others
+        self._table = self._connect(self.part).create_table(self.name, schema=self.schema, **how)
         if self._table.count_rows() > rows:
             self._table.delete(f"row >= {rows}")
         return bool(self._table.count_rows() == rows)
@@ -507,17 +540,20 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _lock(path: Path) -> int | None:
-    """Keeps other processes out as long as this one lives; the system lets go after a kill."""
+    """Keeps other processes out as long as this one lives; the system lets go after a kill. None: here it locks nothing."""
     if os.name == "nt":
         return None
     import fcntl
 
-    opened = os.open(path, os.O_RDONLY)
+    opened = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # NFS locks only what may be written to
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(opened)
         raise StoreError(f"another process is writing {path}") from None
+    except OSError:  # a file system without locks, or without those of folders
+        os.close(opened)
+        return None
     return opened
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -157,6 +159,41 @@ def test_one_writer_at_a_time(tmp_path):
         file.finish()
 
 
+def test_a_file_system_without_locks_is_written_all_the_same(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    asked = []
+
+    def none_here(opened, how):
+        asked.append(fcntl.fcntl(opened, fcntl.F_GETFL) & os.O_ACCMODE)
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none_here)
+    for name in ("v.jsonl", "v.parquet"):
+        with VectorFile(tmp_path / name, {}, 3) as file:
+            file.finish()
+    assert asked == [os.O_RDWR, os.O_RDONLY], (
+        "NFS locks a file that may be written to, and a folder cannot be opened so"
+    )
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_file_without_rows_is_begun_anew_under_other_options(tiny, tmp_path, ending):
+    path = tmp_path / f"vectors{ending}"
+    with pytest.raises(UnknownName, match="qurey"):
+        tiny.encode_to(path, ["a"], prompt_name="qurey")
+    with pytest.raises(InputError):
+        tiny.encode_to(path, [BAD], truncate_dim=16)
+    tiny.encode_to(path, ["a"])
+    np.testing.assert_allclose(contents(path)[1], tiny.encode(["a"]), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["my vectors", "größe", "."])
+def test_a_name_that_lancedb_does_not_open_is_told_before_anything_is_made(tiny, tmp_path, name):
+    with pytest.raises(StoreError, match=f"{re.escape(repr(name))} is no name of a table"):
+        tiny.encode_to(tmp_path / f"{name}.lance", ["a"])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("ending", [".npy", ".jsonl"])
 def test_after_a_full_disk_the_same_process_goes_on(tiny, tmp_path, ending):
     resource = pytest.importorskip("resource")
@@ -164,7 +201,9 @@ def test_after_a_full_disk_the_same_process_goes_on(tiny, tmp_path, ending):
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(
+            StoreError, match=rf"vectors\{ending} cannot be written: File too large; its first \d+ rows"
+        ):
             tiny.encode_to(path, things)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
