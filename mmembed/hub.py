@@ -43,7 +43,9 @@ def find(name: str | os.PathLike[str] | None = None, *, revision: str | None = N
     shelf = bundled()
     asked = DEFAULT if name is None else os.fspath(name)
     path = Path(asked).expanduser()
-    here = path if path.is_dir() else shelf.get(asked)
+    here = (
+        path if name and path.is_dir() else shelf.get(asked)
+    )  # without a name no folder is meant that happens to lie here
     if here is not None:
         if revision is not None:
             raise LoadError(f"revision={revision!r} is of a hub repository, and {asked!r} lies here: {here}")

@@ -6,6 +6,7 @@ import inspect
 import re
 import threading
 from dataclasses import fields
+from pathlib import Path
 from typing import get_type_hints
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 import mmembed
-from mmembed import Image, ModelSpec, Report, Text
+from mmembed import Image, ModelSpec, Report, Text, hub
 from mmembed.batch import pack
 from mmembed.embedder import Embedder, EncodeOptions
 from mmembed.errors import InputError, LoadError, SpecError, TruncationError, UnknownName
@@ -352,6 +353,15 @@ def test_an_unknown_model_names_what_is_known(tmp_path):
         mmembed.load("picoo")
     with pytest.raises(LoadError, match=r"holds no spec\.json"):
         mmembed.load(tmp_path)
+
+
+def test_without_a_name_the_bundled_one_is_found_whatever_lies_here(tmp_path, monkeypatch):
+    (tmp_path / hub.DEFAULT).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert hub.find() == hub.bundled()[hub.DEFAULT]
+    assert hub.find(hub.DEFAULT) == Path(hub.DEFAULT)
+    with pytest.raises(UnknownName, match="is called ''"):
+        hub.find("")
 
 
 def test_the_fingerprint_tells_models_apart():
