@@ -286,7 +286,8 @@ class TransformersTokenizer:
 
     def id_of(self, token: str) -> int:
         own = {"{bos}": self.tokenizer.bos_token, "{eos}": self.tokenizer.eos_token}
-        number = self.tokenizer.get_vocab().get(own.get(token, token))
+        word = own.get(token, token)
+        number = None if word is None else self.tokenizer.backend_tokenizer.token_to_id(word)
         if number is None:
             raise UnknownName("token", token, self.tokenizer.all_special_tokens)
         return number

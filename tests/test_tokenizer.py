@@ -131,6 +131,18 @@ def test_tokens_are_those_of_transformers_whatever_it_was_last_asked():
     assert found[3][1:3].spans == found[3].spans[1:3]
 
 
+def test_a_token_is_looked_up_without_a_table_of_all():
+    raw = byte_tokenizer(bos=False)
+    raw.bos_token = None
+    known, tokenizer = raw.get_vocab(), TransformersTokenizer(raw)
+    raw.get_vocab = lambda: pytest.fail("all tokens were asked for")
+    assert {token: tokenizer.id_of(token) for token in known} == known
+    assert tokenizer.id_of("{eos}") == raw.eos_token_id
+    for missing in ("no such token", "{bos}"):
+        with pytest.raises(UnknownName, match=missing):
+            tokenizer.id_of(missing)
+
+
 @pytest.mark.parametrize("counted", ["all", "content"])
 def test_no_text_is_read_twice_for_its_spans(monkeypatch, counted):
     """Where all are asked for them, and where long texts are cut, they are made along with the ids."""
