@@ -40,8 +40,12 @@ LIMITS = {
 """Files of a control group's limit and of what it takes, and what its statistics call files that nobody uses, by version: in the
 second, whose kind is not named, and in the first."""
 
-SAID = ("can't allocate memory", "bad_alloc", "could not create a primitive", "could not create a memory")
-"""Words of a RuntimeError when memory of the host runs out: of torch's allocator, of C++, and of oneDNN."""
+SAID = (
+    *("can't allocate memory", "bad_alloc", "could not create a primitive", "could not create a memory"),
+    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+)
+"""Words of a RuntimeError when memory runs out: of the host's, those of torch's allocator, of C++ and of oneDNN; of a device's,
+where another than torch's allocator asks for it, those of CUDA, cuBLAS and cuDNN."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

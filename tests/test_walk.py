@@ -396,6 +396,12 @@ def test_other_errors_are_not_taken_for_memory(cramped, monkeypatch):
     monkeypatch.setattr(embedder.model, "forward", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         embedder.encode(["a"], on_error="skip")
+    for said in (
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ):
+        assert is_out_of_memory(torch.AcceleratorError(said, 2))
+    assert is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(ValueError("can't allocate memory"))
 
