@@ -40,7 +40,9 @@ def fetched(tensors: Sequence[Tensor]) -> Callable[[], list[NDArray[Any]]]:
     Tensors of one type come back in one copy: token vectors of a batch are hundreds.
     """
     if not any(x.is_cuda for x in tensors):
-        arrays = [x.cpu().numpy() for x in tensors]
+        there = [x.cpu() for x in tensors]
+        # One token vector that a caller keeps would keep all of its batch.
+        arrays = [(x.clone() if x.untyped_storage().nbytes() > x.nbytes else x).numpy() for x in there]
         return lambda: arrays
     kinds = {x.dtype: [y for y in tensors if y.dtype == x.dtype] for x in tensors}
     flat = {kind: torch.cat([x.reshape(-1) for x in own]) for kind, own in kinds.items()}

@@ -24,6 +24,13 @@ def test_on_the_host_nothing_is_copied():
     assert same(fetched(MIXED)())
 
 
+def test_a_part_of_a_tensor_comes_in_memory_of_its_own():
+    whole = torch.zeros(6, 2)
+    parts = fetched(whole.split([1, 5]))()
+    whole.fill_(1)
+    assert [part.sum() for part in parts] == [0, 0]
+
+
 def test_there_and_back_waits_for_one_event():
     with paper() as device:
         there = [to_device(x, "cuda") for x in MIXED]
