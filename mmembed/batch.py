@@ -693,7 +693,7 @@ def plan(
     """Samples grouped into batches that cost at most `budget` (or one sample): by length, so that equals stand side by
     side; with `share` those that begin alike together, what they share paid once a batch; samples whose numbers in `apart`
     differ share no batch. `share`, `price`: as `pack`."""
-    if share:
+    if share and not any(sample.windows for sample in samples):  # by which `pack` lays nothing once
         known: dict[bytes, int] = {}
         segments = tree([key_of(sample, known) for sample in samples], price)
     else:

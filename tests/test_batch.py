@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,6 +47,13 @@ def test_a_plan_that_shares_takes_every_row_once_and_lays_no_more_than_the_budge
     for batch in batches:
         laid = len(pack([samples[row] for row in batch], batch, "causal", share=True).ids)
         assert len(batch) == 1 or laid <= budget
+
+
+def test_a_plan_of_items_in_windows_lays_no_more_than_the_budget():
+    """No window sees what others begin with, so that nothing is laid once."""
+    samples = [replace(plain(range(12)), windows=windows) for windows in ((6, 6), (4, 4, 4), (3, 3, 3, 3))]
+    for batch in plan(samples, 24, share=True):
+        assert len(pack([samples[row] for row in batch], batch, "causal", share=True).ids) <= 24
 
 
 @given(families())
