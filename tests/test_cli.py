@@ -76,6 +76,13 @@ def test_every_command_has_help_and_json(run, command):
     assert "--json" in out
 
 
+def test_a_reader_who_has_seen_enough_is_no_error():
+    ran = subprocess.Popen([sys.executable, "-m", "mmembed", "models"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    ran.stdout.close()
+    assert (ran.stderr.read(), ran.wait()) == (b"", 0)
+    ran.stderr.close()
+
+
 def test_help_is_there_without_torch_numpy_or_pillow():
     heavy = ["torch", "transformers", "lancedb", "numpy", "PIL"]
     program = f"""
