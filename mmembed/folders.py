@@ -323,9 +323,8 @@ def _multi_vector_encoder(
     if own.get("transformer_task", "feature-extraction") != "feature-extraction":
         raise SpecError(f"{folder} is a MultiVectorEncoder over {own['transformer_task']}; known: feature-extraction")
     at = dict(zip(names, paths, strict=True))
-    for (
-        name
-    ) in layers:  # as sentence-transformers has it, a Dense that names nothing reads tokens, a Normalize does not
+    # As sentence-transformers has it, a Dense that names nothing reads tokens, a Normalize does not.
+    for name in layers:
         _check_feature(at[name], "token_embeddings", "token_embeddings" if name == "Dense" else "sentence_embedding")
     head: dict[str, Any] = {"kind": "states", "normalize": "Normalize" in at}
     weights: tuple[Path, ...] = ()

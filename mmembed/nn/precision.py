@@ -52,7 +52,7 @@ which mistakes of a mask or a position are of the length itself."""
 
 
 def alike(ours: Tensor, due: Tensor, rounding: tuple[float, float] = MODEL) -> bool:
-    """Whether what was computed in two ways, in one precision, is the same but for rounding; what is no number is like nothing."""
+    """Whether what was computed in two ways, in one precision, is the same but for rounding; no number that is none is."""
     bound = rounding[0] if due.dtype == torch.float32 else rounding[1]
     return bool((ours.float() - due.float()).norm() <= bound * due.float().norm())
 
