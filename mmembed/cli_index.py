@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -238,7 +238,8 @@ def index_dups(index: str, threshold: float, modality: str | None, out: Path | N
     told = [{"same": group.same, "items": group.hits.as_dicts()} for group in groups]
     if out is not None:
         with whole(out) as fresh:
-            fresh.write_bytes(b"".join(map(_line, told)))
+            lines = (json.dumps(group, ensure_ascii=False) + "\n" for group in told)
+            fresh.write_text("".join(lines), encoding="utf-8")
     if as_json:
         print_json(told)
         return
@@ -247,22 +248,6 @@ def index_dups(index: str, threshold: float, modality: str | None, out: Path | N
         for hit in group.hits:
             click.echo(f"  {hit.score:6.3f}  {isolated(hit.id, 12)}  {isolated(hit.path or hit.label, 80, keep='end')}")
     click.echo(f"{len(groups)} groups of {sum(len(group.hits) for group in groups)} items")
-
-
-def _line(group: Mapping[str, Any]) -> bytes:
-    """A group as a line of a file.
-
-    Raises:
-        StoreError: an item that no file of text can hold, as earlier versions took it.
-    """
-    try:
-        return (json.dumps(group, ensure_ascii=False) + "\n").encode("utf-8")
-    except UnicodeEncodeError:
-        names = ", ".join(repr(item["id"]) for item in group["items"])
-        raise StoreError(
-            f"the metadata of one of the items {names} holds half a surrogate pair, which no file of text can: add it again with "
-            "other metadata, or remove it"
-        ) from None
 
 
 @index.command("diagnose")

@@ -36,7 +36,7 @@ def export(table: Table, path: str | os.PathLike[str], modality: str | None = No
     Raises:
         UnknownName: another ending, or no such modality.
         StoreError: there is something already; or rows with and without pictures for the layout of clip-retrieval, in which a row
-            of the metadata has one vector of a kind; or metadata that holds half a surrogate pair, which earlier versions took.
+            of the metadata has one vector of a kind.
     """
     out = Path(path)
     if out.suffix not in FORMS:
@@ -75,7 +75,7 @@ def _numpy(table: Table, vectors: Path, rows: Path, about: Path, modality: str |
         for batch in table.batches([*ABOUT, "vector"], kind=modality):
             out.append(matrix(batch.column("vector")))
             for row in batch.select(ABOUT).to_pylist():
-                said = {**row, "metadata": _metadata(row)}
+                said = {**row, "metadata": json.loads(row["metadata"])}
                 lines.write(json.dumps(said, ensure_ascii=False) + "\n")
     return out.rows
 
@@ -88,7 +88,7 @@ def _clip_retrieval(table: Table, folder: Path, modality: str | None) -> int:
         for row in batch.to_pylist():
             pictured = row["modality"] != "text"
             kinds[pictured] = kinds.get(pictured, 0) + 1
-            for key, value in _metadata(row).items():
+            for key, value in json.loads(row["metadata"]).items():
                 seen[key] = seen.get(key, set(COLUMNS)) & _holding(value)
     if len(kinds) > 1:
         raise StoreError(
@@ -112,23 +112,6 @@ def _clip_retrieval(table: Table, folder: Path, modality: str | None) -> int:
             said = [_flat(row, schema) for row in batch.drop_columns(["vector"]).to_pylist()]
             writer.write_table(pa.Table.from_pylist(said, schema=schema))
     return out.rows
-
-
-def _metadata(row: dict[str, Any]) -> dict[str, Any]:
-    """The metadata of a row, which a file can hold.
-
-    Raises:
-        StoreError: it holds half a surrogate pair.
-    """
-    found: dict[str, Any] = json.loads(row["metadata"])
-    try:
-        json.dumps(found, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise StoreError(
-            f"the metadata of the item {row['id']!r} holds half a surrogate pair, which no file of text can: add it again with "
-            "other metadata, or remove it"
-        ) from None
-    return found
 
 
 def _holding(value: object) -> set[Any]:

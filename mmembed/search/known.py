@@ -94,8 +94,7 @@ class Known:
             return
         paths = [placed(entry.path) for _, entry in group if entry.path is not None]
         rows: dict[str, list[dict[str, Any]]] = {}
-        # Rows that are the file itself; those of a picture with its caption had its size and time once.
-        where = f"id = content AND modality != 'image+text' AND file_size IS NOT NULL AND {at(paths)}"
+        where = f"id = content AND file_size IS NOT NULL AND {at(paths)}"  # rows that are the file itself
         for row in self._table.read(["id", "path", "file_size", "file_time"], where):
             rows.setdefault(row["path"], []).append(row)
         for (number, entry), path in zip(group, paths, strict=True):

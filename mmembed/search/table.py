@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NAME = "items"
-FORMAT = 2
+FORMAT = 3
 ROWS = 1024
 """Rows that are read at once when all are."""
 STORES = {"float32": pa.float32(), "float16": pa.float16()}

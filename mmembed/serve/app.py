@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -236,12 +235,7 @@ async def _gone(request: Request) -> None:
 
 
 def _json(content: Any) -> Response:
-    try:
-        data = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-    except (
-        TypeError
-    ):  # a whole number beyond 64 bits, or half a surrogate pair, in metadata of an index as earlier versions took it
-        data = json.dumps(content).encode()
+    data = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(data, media_type="application/json")
 
 

@@ -8,12 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
 
 from mmembed import Index
-from mmembed.cli import cli
 from mmembed.errors import StoreError, UnknownName
-from mmembed.search import rows
 from mmembed.search import table as module
 from tests.conftest import picture
 
@@ -139,18 +136,3 @@ def test_an_export_that_fails_leaves_nothing(texts, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         texts.export(tmp_path / "out.parquet")
     assert not list(tmp_path.glob("out*"))
-
-
-def test_what_earlier_versions_took_is_told_by_its_item_and_leaves_no_file(tmp_path, tiny, monkeypatch):
-    monkeypatch.setattr(rows, "check", lambda metadata: None)
-    index = Index.create(tmp_path / "old", tiny)
-    index.add(["a", "a"], ids=["fine", "half"], metadata=[{}, {"my key": "\ud800"}])
-    for name in ("out.npy", "out"):
-        with pytest.raises(StoreError, match="the item 'half' holds half a surrogate pair"):
-            index.export(tmp_path / "new" / name)
-    assert not list((tmp_path / "new").iterdir())
-    done = CliRunner().invoke(cli, ["index", "dups", str(index.path), "--out", str(tmp_path / "new" / "dups.jsonl")])
-    assert isinstance(done.exception, StoreError)
-    assert "'fine', 'half' holds half a surrogate pair" in str(done.exception)
-    assert not list((tmp_path / "new").iterdir())
-    assert index.export(tmp_path / "new" / "out.parquet") == 2

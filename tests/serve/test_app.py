@@ -130,16 +130,6 @@ def test_cohere(pico, url):
     _near(_ask(url, "/v2/embed", images).json()["embeddings"]["float"], pico.encode([mmembed.Image(_pixels(1))]))
 
 
-def test_metadata_that_earlier_versions_took_is_told_as_it_is(pico, tmp_path, monkeypatch):
-    metadata = {"n": 2**70, "halves": ["\ud800"]}
-    monkeypatch.setattr("mmembed.search.rows.check", lambda value: None)  # which no more takes it
-    index = Index.create(tmp_path / "index", pico)
-    index.add(["an old cat"], ids=["old"], metadata=[metadata])
-    with served(build_app(pico, index=index)) as base:
-        (hit,) = json.loads(_ask(base, "/search", {"text": "cat"}).content)["hits"]
-        assert hit["metadata"] == metadata
-
-
 def test_a_text_of_white_space_beside_a_picture_has_no_words_that_say_why(pico, tmp_path):
     index = Index.create(tmp_path / "index", pico)
     index.add([("  ", mmembed.Image(_pixels(0)))], ids=["blank"])
