@@ -85,13 +85,13 @@ def config_of(said: Mapping[str, Any]) -> PreTrainedConfig:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     settings = copied(said)  # transformers fills in what it is given
-    kind = settings.pop("model_type")
+    kind = settings.pop("model_type", None)
     if kind not in CONFIG_MAPPING:
         raise UnknownName("model_type of transformers", kind, CONFIG_MAPPING.keys())
     try:
         return AutoConfig.for_model(kind, **settings)
     except (TypeError, ValueError, StrictDataclassError) as error:
-        raise SpecError(f"a {kind} backbone cannot be built: {error}") from None
+        raise SpecError(f"a {kind} model cannot be built: {error}") from None
 
 
 def _class_of(config: PreTrainedConfig) -> Any:

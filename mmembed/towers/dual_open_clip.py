@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,7 @@ from torch import Tensor, nn
 from ..errors import LoadError, SpecError, UnknownName
 from .dual import DualTowers
 from .vision import Preprocess
-from .vision_open_clip import check_activation, preprocess_of
-
-CONFIG_FILE = "open_clip_config.json"
+from .vision_open_clip import check_activation, preprocess_of, read_config
 
 
 @dataclass(frozen=True)
@@ -72,14 +69,7 @@ def load(folder: Path) -> Found:
     Raises:
         LoadError: files missing, or weights that do not fit. SpecError: a model that cannot be rebuilt from its folder.
     """
-    try:
-        said = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise LoadError(f"{folder} holds no {CONFIG_FILE}") from None
-    except ValueError as error:
-        raise LoadError(f"{folder / CONFIG_FILE} is no JSON: {error}") from None
-    if "model_cfg" not in said:
-        raise LoadError(f"{folder / CONFIG_FILE} says no 'model_cfg'")
+    said = read_config(folder)
     _check(said["model_cfg"])
     return _found(f"local-dir:{folder}", None, said["model_cfg"])
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ..errors import LoadError, SpecError, UnknownName
+from .backbone import config_of
 from .dual import DualTowers
 from .vision import Preprocess
 from .vision_transformers import naflex_inputs
@@ -75,12 +76,11 @@ def build(config: Mapping[str, Any], preprocess: Preprocess) -> DualTowers:
     Raises:
         UnknownName: no dual encoder of that model_type. SpecError: the configuration makes no model.
     """
-    settings = {key: value for key, value in config.items() if key != "model_type"}
     kind = config["model_type"]
     if kind not in KINDS:
         raise UnknownName("dual encoder of transformers", kind, KINDS)
     try:
-        model = AutoModel.from_config(CONFIG_MAPPING[kind].from_dict(settings), trust_remote_code=False)
+        model = AutoModel.from_config(config_of(config), trust_remote_code=False)
     except (TypeError, ValueError) as error:
         raise SpecError(f"a {kind} model cannot be built: {error}") from None
     return TransformersDual(model, preprocess)

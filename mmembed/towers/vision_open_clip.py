@@ -15,9 +15,28 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..errors import SpecError, UnknownName
+from ..errors import LoadError, SpecError, UnknownName
 from .vision import Preprocess, VisionTower, level_of
 from .vision_timm import TimmTower
+
+CONFIG_FILE = "open_clip_config.json"
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What open_clip_config.json of a folder says; its model_cfg is there.
+
+    Raises:
+        LoadError: no such file, or it does not say that.
+    """
+    try:
+        said = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LoadError(f"{folder} holds no {CONFIG_FILE}") from None
+    except ValueError as error:
+        raise LoadError(f"{folder / CONFIG_FILE} is no JSON: {error}") from None
+    if "model_cfg" not in said:
+        raise LoadError(f"{folder / CONFIG_FILE} says no 'model_cfg'")
+    return dict(said)
 
 
 class OpenClipTower(VisionTower):
@@ -83,8 +102,8 @@ def compose(
     if name is not None and pretrained is not None and name in open_clip.list_models():
         check_activation(name, pretrained)
     if name is not None and name.startswith("local-dir:") and config is None:
-        config = json.loads((Path(name.removeprefix("local-dir:")) / "open_clip_config.json").read_text())
-        config = {**config["model_cfg"], "preprocess_cfg": config.get("preprocess_cfg", {})}
+        said = read_config(Path(name.removeprefix("local-dir:")))
+        config = {**said["model_cfg"], "preprocess_cfg": said.get("preprocess_cfg", {})}
         visual = open_clip.create_model(name).visual
     else:
         visual = _create(name, config, pretrained, whole=name is not None and name.startswith("hf-hub:"))

@@ -10,11 +10,11 @@ import torch
 from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 
-from ..errors import LoadError, SpecError, UnknownName
+from ..errors import LoadError, SpecError
 from ..spec import described
+from .backbone import config_of
 from .vision import INTERPOLATIONS, Preprocess, VisionTower, level_of
 
 
@@ -99,11 +99,7 @@ def compose(
 
 
 def _create(config: Mapping[str, Any]) -> PreTrainedModel:
-    settings = {key: value for key, value in config.items() if key != "model_type"}
-    kind = config.get("model_type")
-    if kind not in CONFIG_MAPPING:
-        raise UnknownName("model_type of transformers", kind, CONFIG_MAPPING.keys())
-    return _image_side(AutoModel.from_config(AutoConfig.for_model(str(kind), **settings), trust_remote_code=False))
+    return _image_side(AutoModel.from_config(config_of(config), trust_remote_code=False))
 
 
 def _image_side(model: nn.Module) -> PreTrainedModel:

@@ -362,7 +362,7 @@ def test_an_unknown_family_is_answered_with_the_nearest():
 
 
 def test_a_configuration_that_makes_no_model_is_an_error():
-    with pytest.raises(SpecError, match="qwen3 backbone cannot be built"):
+    with pytest.raises(SpecError, match="qwen3 model cannot be built"):
         build_backbone(
             {"model_type": "qwen3", **BACKBONES["qwen3"], "num_attention_heads": 4, "layer_types": ["nothing"]}
         )
