@@ -102,8 +102,8 @@ def compose(
     if name is not None and pretrained is not None and name in open_clip.list_models():
         check_activation(name, pretrained)
     if name is not None and name.startswith("local-dir:") and config is None:
-        said = read_config(Path(name.removeprefix("local-dir:")))
-        config = {**said["model_cfg"], "preprocess_cfg": said.get("preprocess_cfg", {})}
+        found = read_config(Path(name.removeprefix("local-dir:")))
+        config = {**found["model_cfg"], "preprocess_cfg": found.get("preprocess_cfg", {})}
         visual = open_clip.create_model(name).visual
     else:
         visual = _create(name, config, pretrained, whole=name is not None and name.startswith("hf-hub:"))
