@@ -200,6 +200,14 @@ class EmbeddingModel(Model):
         elif spec.pooling != self.spec.pooling:
             model.pooling = build_pooling(spec.pooling, pooled)
             _without_weights(model.pooling, "pooling", spec.pooling)
+            width = pooled_width(spec.pooling, pooled)
+            before = 0 if self.spec.pooling is None else pooled_width(self.spec.pooling, pooled)
+            if spec.heads and width != before:
+                raise SpecError(
+                    f"pooling={spec.pooling!r} gives {width} numbers, and the heads behind it take {before}"
+                )
+            if not spec.heads and width != spec.dimension:
+                model.spec = dataclasses.replace(spec, dimension=width, dimensions=())
         if spec.mix != self.spec.mix or spec.layers != self.spec.layers:
             model.mix = build_mix(spec.mix, len(spec.layers), hidden)
             _without_weights(model.mix, "mix of layers", spec.mix)

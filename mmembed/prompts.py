@@ -125,9 +125,8 @@ def templates_for(templates: Templates, name: str | None, item: Item, language: 
         raise UnknownName("prompt", name, templates)
     kind = modality(item)
     by_modality = templates[name]
-    empty = ["empty"] if is_empty(item) else []
-    tried = empty + ([f"{kind}@{language}", f"any@{language}"] if language else []) + [kind, "any"]
-    for key in tried:
+    told = (f"@{language}", "") if language else ("",)
+    for key in (each + of for own in (("empty",), (kind, "any"))[not is_empty(item) :] for of in told for each in own):
         if key in by_modality:
             return _several(by_modality[key])
     raise InputError(f"the prompt {name!r} has no template for {kind} items; it has: {', '.join(by_modality)}")
@@ -181,7 +180,7 @@ WORDS: dict[str, Callable[[str], list[str]]] = {"english": english_words}
 
 def full_stop(text: str) -> str:
     """A full stop at the end where there is none (the instructions of GME)."""
-    return text if text.endswith(".") else text + "."
+    return text if not text or text.endswith(".") else text + "."
 
 
 def punctuation(text: str) -> str:

@@ -38,7 +38,9 @@ class Wrapping:
             templates: tuple[str, ...] = (prompts.literal(own),)
         else:
             templates = self._templates_for(item)
-        instruction = _of_row(self.instruction, row, "instructions")
+        instruction = (
+            _of_row(self.instruction, row, "instructions") or None
+        )  # as authors' code has it, no words are none
         if instruction is not None and not any(
             slot == "instruction" for template in templates for _, slot in prompts.pieces(template)
         ):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tracemalloc
 
+import numpy as np
 import pytest
 
 from mmembed import prompts
 from mmembed.errors import InputError, SpecError, UnknownName
-from mmembed.inputs import to_item
-from mmembed.prompts import TextRun, check, literal, one_sentence, wrap
+from mmembed.inputs import Text, to_item
+from mmembed.prompts import TextRun, check, literal, one_sentence, templates_for, wrap
+from mmembed.testing import tiny_embedder
 
 from .conftest import picture
 
@@ -100,3 +102,24 @@ def test_a_text_put_in_in_one_step_is_what_it_is_piece_by_piece(template, text, 
     at_once = wrap(to_item(text), template, "find", cleaning)
     monkeypatch.setattr(prompts, "_around", lambda *_: None)
     assert wrap(to_item(text), template, "find", cleaning) == at_once
+
+
+def test_no_words_are_no_instruction():
+    """As the code of GME and Qwen3-VL-Embedding has it: what the model says by default stands there, not a full stop alone."""
+    said = {"p": {"any": "{instruction}|{content}"}}
+    own = tiny_embedder(
+        prompts=said, instructions={"p": "Stay"}, default_prompt_name="p", instruction_cleaning="full_stop"
+    )
+    due = own.encode(["a", "b"])
+    assert np.array_equal(own.encode(["a", "b"], instruction=""), due)
+    assert np.array_equal(own.encode(["a", "b"], instruction=["", "Stay."]), due)
+    with pytest.raises(InputError, match="instruction"):
+        own.respecified(instructions={}).encode(["a"], instruction="")
+
+
+def test_nothing_has_a_template_of_its_language():
+    templates = {"p": {"any": "x{content}", "empty": "none{content}", "empty@de": "nichts{content}"}}
+    empty = (Text(""),)
+    assert templates_for(templates, "p", empty, "de") == ("nichts{content}",)
+    assert templates_for(templates, "p", empty, "fr") == ("none{content}",)
+    assert templates_for(templates, "p", (Text("a"),), "de") == ("x{content}",)

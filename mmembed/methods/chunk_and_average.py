@@ -37,7 +37,7 @@ def encode(
         SpecError: pieces of no token.
     """
     things = list(many(texts))
-    check(options, len(things), [key for key in OPTIONS if key != "truncate"])
+    options = check(options, len(things), [key for key in OPTIONS if key != "truncate"])
     wrapping = {key: value for key, value in options.items() if key in WRAPPING}
     groups = []
     for row, given in enumerate(things):

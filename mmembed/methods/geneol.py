@@ -38,7 +38,15 @@ _END = ':"'
 _ASKED = f"<s>{KNOWLEDGE.removesuffix(_END)}{{counted}}{_END}"
 
 METHODS = (
-    Method(name="geneol", paper=_PAPER, templates={"text": _ASKED}, counted="marked", pooling="mean", opened=False),
+    Method(
+        name="geneol",
+        paper=_PAPER,
+        templates={"text": _ASKED},
+        counted="marked",
+        pooling="mean",
+        opened=False,
+        needs=("<s>",),
+    ),
 )
 
 

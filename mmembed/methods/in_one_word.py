@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..prompts import escaped
-from .method import Method
+from .method import Method, marks
 
 PROMPTEOL = 'This sentence : "{text}" means in one word:"'
 PRETENDED_COT = 'After thinking step by step , this sentence : "{text}" means in one word:"'
@@ -95,7 +95,9 @@ def _e5v(within: str = "{}") -> dict[str, dict[str, str]]:
 
 def _e5v_method(name: str, within: str = "{}") -> Method:
     questions = _e5v(within)
-    return Method(name=name, paper="E5-V, arXiv 2407.12580", templates=questions.pop(""), besides=questions)
+    return Method(
+        name=name, paper="E5-V, arXiv 2407.12580", templates=questions.pop(""), besides=questions, needs=marks(within)
+    )
 
 
 _PROMPTEOL = "PromptEOL, arXiv 2307.16645"

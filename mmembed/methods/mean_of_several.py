@@ -10,7 +10,7 @@ import torch
 
 from ..embedder import Embedder, EncodeOptions
 from ..errors import InputError, SpecError, UnknownName
-from ..inputs import Thing
+from ..inputs import Thing, ordered
 from ..nn.precision import unit
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def mean_of_several(
         InputError: a group without a thing, or that is one, or a thing that cannot be embedded, by the number of its group.
     """
     each = [_things(group, row) for row, group in enumerate(groups)]
-    check(options, len(each))
+    options = check(options, len(each))
     sizes = [len(group) for group in each]
     owner = np.repeat(np.arange(len(each)), sizes)
     for key in ("prompt", "instruction"):
@@ -61,16 +61,18 @@ def _things(group: Iterable[Thing], row: int) -> list[Thing]:
     return things
 
 
-def check(options: Mapping[str, Any], items: int, known: Sequence[str] = OPTIONS) -> None:
-    """Raise `UnknownName` for an option that is none of `known`, `SpecError` for prompts or instructions that are not one an
-    item."""
+def check(options: Mapping[str, Any], items: int, known: Sequence[str] = OPTIONS) -> dict[str, Any]:
+    """The options, prompts and instructions of many as lists, which a column of a table is not.
+
+    Raises:
+        UnknownName: an option that is none of `known`. SpecError: prompts or instructions that are not one an item.
+    """
+    told = dict(options)
     for key, given in options.items():
         if key not in known:
             raise UnknownName("option", key, known)
-        if (
-            key in ("prompt", "instruction")
-            and given is not None
-            and not isinstance(given, str)
-            and len(given) != items
-        ):
-            raise SpecError(f"{len(given)} {key}s were given for {items} items")
+        if key in ("prompt", "instruction") and given is not None and not isinstance(given, str):
+            told[key] = list(ordered(given, f"{key}s"))
+            if len(told[key]) != items:
+                raise SpecError(f"{len(told[key])} {key}s were given for {items} items")
+    return told

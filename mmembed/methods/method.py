@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,8 @@ class Method:
 
     Attributes:
         name: as it is called here. paper: where it is from.
-        templates: `{modality or "any": template, or several whose vectors are averaged}`; None leaves the prompts alone.
+        templates: `{modality or "any": template, or several whose vectors are averaged}`; None leaves the prompts alone, and what
+            is done to the words in them: `instructions`, `cleaning`, `opened`, `closed` and `apart` go with templates.
         besides: prompts of other names that the method has, such as one that an intervention compares with.
         instructions: what {instruction} says in them unless the caller says otherwise.
         cleaning, layers, norm_layers, counted, pooling, mask, bidirectional_from, intervention: as in `ModelSpec`; a mask of
@@ -61,17 +63,18 @@ class Method:
             "counted": self.counted,
             "span": None,
             "pooling": {"kind": self.pooling},
-            "cleaning": self.cleaning,
-            "apart": self.apart,
         }
         if self.templates is not None:
             said["prompts"] = {self.name: dict(self.templates), **self.besides}
             said["default_prompt_name"] = self.name
             said["instructions"] = dict(self.instructions)
+            said |= {"instruction_cleaning": None, "cleaning": self.cleaning, "apart": self.apart}
+            said |= {"open": self.opened, "close": self.closed}
         if self.mask is not None:
             said["mask"] = self.mask
-        if not self.opened:
-            said["open"] = False
-        if not self.closed:
-            said["close"] = False
         return said
+
+
+def marks(chat: str) -> tuple[str, ...]:
+    """The tokens like <s> and <|user|> that a chat template writes: a tokenizer without them would take them for plain words."""
+    return tuple(dict.fromkeys(re.findall(r"<[^<>\s]+>", chat)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .method import Method
+from .method import Method, marks
 
 # The prompt files of the authors hold the two characters \n, and their script does not turn them into newlines; their README
 # asks the chat template, which has newlines. Newlines it is here: they are what the models were trained on. As in their script
@@ -31,6 +31,7 @@ METHODS = tuple(
         templates={"text": _template(chat, "Passage")},
         besides={"query": {"text": _template(chat, "Query")}},
         opened=False,
+        needs=marks(chat),
         apart=True,
         # log(1 + relu) of the logits there, of the 128 best of its own words' ids; of a text of none, the 10 best of all.
         # The authors round hundredfold weights to integers for Lucene; here they stay as they are.

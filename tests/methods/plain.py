@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import mmembed
+from mmembed.methods import METHODS
 from mmembed.methods.method import Method
 from mmembed.prompts import one_sentence
 from mmembed.testing import byte_tokenizer, tiny_backbone
@@ -21,8 +22,8 @@ BACKBONES = ("qwen3", "llama", "mistral")
 LAYOUTS = ("packed", "padded")
 TABLE = "xlm-roberta"
 """The one that looks its positions up in a table."""
-SPECIAL = tuple(f"<s{k}>" for k in range(1, 17))
-"""Tokens of Llama2Vec, which every tokenizer here has."""
+SPECIAL = tuple(dict.fromkeys(mark for method in METHODS.values() for mark in method.needs if mark != "<s>"))
+"""Tokens that methods need, which every tokenizer here has."""
 LONG = 4000
 """Tokens that the longest prompts fit into."""
 

@@ -8,9 +8,10 @@ import torch
 import mmembed
 from mmembed.methods import apply
 from mmembed.methods.in_one_word import _META, DEMONSTRATIONS, with_demonstration
+from mmembed.testing import byte_tokenizer, tiny_embedder
 
 from ..conftest import picture
-from .plain import LONG, TEXTS, Plain, Reference, embedder
+from .plain import LONG, SPECIAL, TEXTS, Plain, Reference, embedder
 
 EOL = 'This sentence : "{text}" means in one word:"'
 COT = 'After thinking step by step , this sentence : "{text}" means in one word:"'
@@ -56,8 +57,9 @@ def test_a_picture_can_be_asked_for_one_word(tiny):
 
 
 @pytest.mark.parametrize("name", ["e5-v", "e5-v-llama3"])
-def test_pictures_and_what_is_to_change_in_them_are_asked_for_one_word(name, tiny, held):
+def test_pictures_and_what_is_to_change_in_them_are_asked_for_one_word(name, held):
     """Against the same words and pictures laid out by hand, image tokens in their place."""
+    tiny = tiny_embedder(tokenizer=byte_tokenizer(special=SPECIAL))
     ours = apply(tiny, name, max_length=LONG)
     plain = tiny.respecified(close=False, max_length=LONG)
     front, back = LLAMA3.split("X") if name == "e5-v-llama3" else ("", "")

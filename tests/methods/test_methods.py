@@ -13,20 +13,22 @@ from functools import cache
 from types import ModuleType
 
 import numpy as np
+import pandas
 import pytest
 import torch
 
 import mmembed
 from mmembed.errors import InputError, SpecError, UnknownName
 from mmembed.inputs import modality, to_item
-from mmembed.methods import BESIDE, FILES, METHODS, apply
+from mmembed.methods import BESIDE, FILES, METHODS, apply, chunk_and_average, geneol
 from mmembed.methods.not_here import NOT_HERE
 from mmembed.methods.whitening import whitened
-from mmembed.testing import tiny_embedder
+from mmembed.testing import byte_tokenizer, tiny_embedder
 
 from ..conftest import picture
 from ..duals import open_clip_dual
-from .plain import BACKBONES, LAYOUTS, LONG, TEXTS, Plain, Reference, backbone, embedder, mask_for, suited
+from ..test_kinds import SPLADE, language_model
+from .plain import BACKBONES, LAYOUTS, LONG, SPECIAL, TEXTS, Plain, Reference, backbone, embedder, mask_for, suited
 
 
 def family_of(name: str) -> str:
@@ -207,3 +209,49 @@ def test_what_a_caller_changes_afterwards_changes_no_method():
         METHODS["echo"].besides["query"]["text"]
         == apply(embedder("qwen3", "packed"), "echo").spec.prompts["query"]["text"]
     )
+
+
+def test_a_method_is_the_same_whatever_stood_before():
+    """What its prompts say of the ends of a row and of the words in them, it says anew."""
+    plain = tiny_embedder(tokenizer=byte_tokenizer(bos=True, special=SPECIAL), max_length=LONG)
+    asked = plain.respecified(
+        prompts={"query": {"any": "{instruction}: {content}"}},
+        instructions={"query": "Find"},
+        instruction_cleaning="full_stop",
+        cleaning="strip",
+        apart=True,
+    )
+    for name in ("prompteol", "echo"):
+        due = apply(plain, name).encode_query(TEXTS)
+        for before in (asked, apply(plain, "geneol"), apply(plain, "prompteol"), apply(plain, "echo")):
+            assert np.array_equal(apply(before, name).encode_query(TEXTS), due)
+    under = apply(asked, "penultimate").spec
+    assert (under.prompts, under.cleaning, under.apart) == (asked.spec.prompts, "strip", True)
+
+
+def test_pooling_says_how_many_numbers_a_vector_has(tiny, tmp_path):
+    both = tiny.respecified(pooling={"kind": "joined", "kinds": ["mean", "max"]})
+    assert both.dimension == 64
+    assert both.encode(TEXTS).shape == (5, 64)
+    assert np.array_equal(mmembed.load(both.save(tmp_path / "both")).encode(TEXTS), both.encode(TEXTS))
+    assert both.respecified(pooling={"kind": "mean"}).dimension == 32
+    sparse = mmembed.compose(
+        backbone=language_model(), tokenizer=byte_tokenizer(), sparse=SPLADE, pooling=None, device="cpu"
+    )
+    assert sparse.dimension == 300
+    dense = apply(sparse, "penultimate")
+    assert dense.encode(["a"]).shape == (1, dense.dimension)
+    assert dense.dimension == 32
+    headed = tiny_embedder(heads=({"kind": "dense", "out": 16},), dimension=16, dimensions=())
+    with pytest.raises(SpecError, match="gives 64 numbers, and the heads behind it take 32"):
+        headed.respecified(pooling={"kind": "joined", "kinds": ["mean", "max"]})
+
+
+def test_columns_of_a_table_are_read_in_their_order(tiny):
+    asked = tiny.respecified(prompts={"p": {"any": "{instruction}: {content}"}}, default_prompt_name="p")
+    column = pandas.Series(["one", "two"], index=[1, 0])
+    for encode in (
+        lambda told: chunk_and_average.encode(asked, TEXTS[:2], instruction=told),
+        lambda told: geneol.encode(asked, TEXTS[:2], lambda texts: [["x"], ["y"]], instruction=told),
+    ):
+        assert np.array_equal(encode(column), encode(["one", "two"]))

@@ -10,14 +10,14 @@ from transformers import PreTrainedTokenizerFast
 
 import mmembed
 from mmembed import prompts
-from mmembed.errors import SpecError
+from mmembed.errors import SpecError, UnknownName
 from mmembed.methods import METHODS, apply
 from mmembed.prompts import english_words
 from mmembed.search.fusion import fuse_scores
-from mmembed.testing import byte_tokenizer
+from mmembed.testing import byte_tokenizer, tiny_embedder
 
 from ..test_kinds import language_model
-from .plain import Plain, Reference
+from .plain import SPECIAL, Plain, Reference
 
 SPLADE = {"head": {"kind": "splade"}}
 TEXTS = ["A man is playing a guitar", 'she said "no"', "the of and", "Two dogs don't run", "x"]
@@ -53,6 +53,7 @@ def merging_tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE(vocabulary, pairs))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(["<s>", *SPECIAL])
     return PreTrainedTokenizerFast(tokenizer_object=core)
 
 
@@ -75,7 +76,7 @@ def authors(
 @pytest.mark.parametrize("words", ["bytes", "merging"])
 @pytest.mark.parametrize("name", PREFIX)
 def test_promptreps_gives_both_representations_of_its_authors(name, words, held):
-    tokenizer = byte_tokenizer(eos=False) if words == "bytes" else merging_tokenizer()
+    tokenizer = byte_tokenizer(eos=False, special=SPECIAL) if words == "bytes" else merging_tokenizer()
     body = mmembed.compose(
         backbone=language_model(), tokenizer=tokenizer, sparse=SPLADE, max_length=2000, close=False, device="cpu"
     )
@@ -93,7 +94,11 @@ def test_promptreps_gives_both_representations_of_its_authors(name, words, held)
 
 def test_the_two_are_fused_into_one_ranking():
     body = mmembed.compose(
-        backbone=language_model(), tokenizer=byte_tokenizer(eos=False), sparse=SPLADE, max_length=2000, device="cpu"
+        backbone=language_model(),
+        tokenizer=byte_tokenizer(eos=False, special=SPECIAL),
+        sparse=SPLADE,
+        max_length=2000,
+        device="cpu",
     )
     ours = apply(body, "promptreps")
     dense = ours.similarity(ours.encode_query("guitar"), ours.encode_document(TEXTS))[0]
@@ -116,15 +121,26 @@ def test_words_are_told_by_a_rule_that_may_be_ones_own(monkeypatch):
     ]
     monkeypatch.setitem(prompts.WORDS, "first", lambda text: text.split()[:1])
     body = mmembed.compose(
-        backbone=language_model(), tokenizer=byte_tokenizer(eos=False), sparse=SPLADE, max_length=2000, device="cpu"
+        backbone=language_model(),
+        tokenizer=byte_tokenizer(eos=False, special=SPECIAL),
+        sparse=SPLADE,
+        max_length=2000,
+        device="cpu",
     )
     sparse = dict(METHODS["promptreps"].sparse) | {"within": "first"}
     told = apply(body, "promptreps", sparse=sparse).encode_sparse("abc xyz")
     assert {token for token, _ in body.decode_sparse(told)[0]} <= set("abc")
 
 
-def test_without_a_language_head_there_is_the_dense_part_alone(tiny):
-    ours = apply(tiny, "promptreps", max_length=2000)
+def test_a_tokenizer_without_the_marks_of_its_chat_is_refused(tiny):
+    """Which would be letters, and the vectors plausible."""
+    for name, mark in (("promptreps", "begin_of_text"), ("promptreps-phi3", "system"), ("e5-v-llama3", "start_header")):
+        with pytest.raises(UnknownName, match=mark):
+            apply(tiny, name)
+
+
+def test_without_a_language_head_there_is_the_dense_part_alone():
+    ours = apply(tiny_embedder(tokenizer=byte_tokenizer(special=SPECIAL)), "promptreps", max_length=2000)
     assert ours.encode(["red"]).shape == (1, 32)
     with pytest.raises(SpecError, match="no sparse head"):
         ours.encode_sparse("red")
