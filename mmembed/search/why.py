@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
@@ -14,6 +15,7 @@ from ..errors import InputError
 from ..images import Image
 from ..inputs import Thing
 from ..report import Report
+from .vectors import unit
 from .words import SPACELESS
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ def why_picture(
     of what the windows over it take away (occlusion, arXiv 1311.2901). The picture is embedded (grid + 1)^2 + 1 times.
 
     Args:
-        query: (D,) unit vector. grid: cells along each side.
+        query: (D,), of any length. grid: cells along each side.
 
     Returns:
         (grid, grid); what is above zero speaks for the match, what is below against it.
@@ -60,13 +62,16 @@ def why_picture(
     height, width, _ = pixels.shape
     colour = np.median(pixels.reshape(-1, 3), axis=0).astype(np.uint8)  # the ground, of most drawings
     rows, columns = (np.linspace(0, side, grid + 1).round().astype(int) for side in (height, width))
-    things: list[Thing] = [Image(pixels)]
     windows = [(r, c) for r in range(-1, grid) for c in range(-1, grid)]
-    for r, c in windows:
-        copy = pixels.copy()
-        copy[rows[max(r, 0)] : rows[min(r + 2, grid)], columns[max(c, 0)] : columns[min(c + 2, grid)]] = colour
-        things.append(Image(copy))
-    lost = _lost(embedder, query, things)
+
+    def looks() -> Iterator[Image]:  # one by one: 64 copies of a photograph would take gigabytes
+        yield Image(pixels)
+        for r, c in windows:
+            copy = pixels.copy()
+            copy[rows[max(r, 0)] : rows[min(r + 2, grid)], columns[max(c, 0)] : columns[min(c + 2, grid)]] = colour
+            yield Image(copy)
+
+    lost = _lost(embedder, query, looks())
     total, times = np.zeros((grid, grid)), np.zeros((grid, grid))
     for (r, c), drop in zip(windows, lost, strict=True):
         where = np.s_[max(r, 0) : min(r + 2, grid), max(c, 0) : min(c + 2, grid)]
@@ -80,13 +85,16 @@ def why_text(embedder: Embedder, query: NDArray[np.float32], text: str) -> Cover
 
     Of a long text the first words alone are asked, and the rest is one part. Without its one word a text is empty: the word gives
     what the score is above that of the empty text, or all of it where the model gives an empty text no vector.
+
+    Args:
+        query: (D,), of any length.
     """
     read = _read(embedder, text)
     parts = _parts(text, read)
     if not parts:
         return Covered(text, [])
-    without: list[Thing] = [" ".join((text[:begin] + text[end:read]).split()) for begin, end in parts]
-    lost = _lost(embedder, query, [text[:read], *without])
+    asked = [text[:read], *(_without(text[:read], begin, end) for begin, end in parts)]
+    lost = _lost(embedder, query, asked, empty=[row for row, left in enumerate(asked) if not left])
     return Covered(text, [(begin, end, float(drop)) for (begin, end), drop in zip(parts, lost, strict=True)])
 
 
@@ -120,11 +128,12 @@ def _tokens(
 
 
 def _read(embedder: Embedder, text: str) -> int:
-    """Characters of a text that the model reads, and as many again, for what comes up where a word is left out: they are
-    tokenised once a part, and a text may be a book."""
-    tokens = embedder.tokenizer.encode([text], located=True)[0]
-    most = 2 * embedder.spec.max_length
-    return len(text) if len(tokens.ids) <= most else tokens.spans[most - 1][1]
+    """Characters of a text that the model reads, and as many again or more, for what comes up where a word is left out: they
+    are tokenised once a part, and a text may be a book. Counted, as not every tokenizer says where in a text a token is."""
+    most = read = 2 * embedder.spec.max_length
+    while read < len(text) and len(embedder.tokenizer.encode([text[:read]])[0].ids) < most:
+        read *= 2
+    return min(read, len(text))
 
 
 def _parts(text: str, read: int) -> list[tuple[int, int]]:
@@ -144,19 +153,37 @@ def _parts(text: str, read: int) -> list[tuple[int, int]]:
     return found
 
 
+def _without(text: str, begin: int, end: int) -> str:
+    """A text less a part, and less the white space on one side of a word: all other stays, or the words would be told to give
+    what it gives."""
+    before, behind = text[:begin], text[end:]
+    if not before.strip():
+        behind = behind.lstrip()
+    elif not behind or behind[0].isspace():
+        before = before.rstrip()
+    left = before + behind
+    return left if left.strip() else ""
+
+
 def _follows(text: str, at: int) -> bool:
     """Whether a character goes with the one before it: a vowel sign, a tone, a full stop."""
     return at < len(text) and unicodedata.category(text[at]) in ("Mn", "Mc", "Me", "Pe", "Po")
 
 
-def _lost(embedder: Embedder, query: NDArray[np.float32], things: list[Thing]) -> NDArray[np.float32]:
-    """How much lower each of the things scores than the first; an empty text that the model gives no vector scores 0."""
+def _lost(
+    embedder: Embedder, query: NDArray[np.float32], things: Iterable[Thing], empty: Container[int] = ()
+) -> NDArray[np.float32]:
+    """How much lower the cosine of each of the things is than that of the first, whatever lengths the model gives vectors.
+
+    Args:
+        empty: rows of empty texts: one that the model gives no vector has a cosine of 0.
+    """
     width = None if len(query) == embedder.dimension else len(query)
     told = Report()
     vectors = embedder.encode_document(things, truncate_dim=width, on_error="skip", report=told)
     for skipped in told.skipped:
-        if things[skipped.row] != "":
+        if skipped.row not in empty:
             raise InputError(skipped.reason, skipped.row)
         vectors[skipped.row] = 0
-    scores = vectors @ query
-    return scores[0] - scores[1:]
+    cosines = unit(vectors) @ unit(query)
+    return cosines[0] - cosines[1:]

@@ -9,8 +9,9 @@ import mmembed
 from mmembed import Image
 from mmembed.demo import DATA
 from mmembed.errors import InputError
-from mmembed.search.why import why_text, why_tokens
-from mmembed.testing import tiny_embedder
+from mmembed.search.why import why_picture, why_text, why_tokens
+from mmembed.testing import byte_tokenizer, tiny_embedder
+from mmembed.tokenizer import TransformersTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +92,60 @@ def test_tokens_of_pictures_are_numbered(pico):
     assert np.isfinite(told.similarity).all()
     with pytest.raises(InputError, match="3 bytes"):
         why_tokens(pico, "cat", Image(b"bad"))
+
+
+def test_it_tells_cosines_where_vectors_are_of_any_length():
+    model, text = tiny_embedder(), "a cat on a mat"
+    loose = model.respecified(normalize=False)
+    (query,) = model.encode_query(["cat"])
+    expected = why_text(model, query, text).parts
+    found = why_text(loose, 3 * query, text).parts
+    assert [part[:2] for part in found] == [part[:2] for part in expected]
+    np.testing.assert_allclose([part[2] for part in found], [part[2] for part in expected], atol=1e-6)
+
+
+class Asked:
+    """An embedder that writes down what it is asked."""
+
+    def __init__(self, embedder):
+        self._embedder, self.things, self.held = embedder, [], 0
+
+    def __getattr__(self, name):
+        return getattr(self._embedder, name)
+
+    def encode_document(self, things, **options):
+        self.held = len(things) if isinstance(things, list) else 0
+        self.things = list(things)
+        return self._embedder.encode_document(self.things, **options)
+
+
+def test_white_space_stays_but_where_a_word_is_left_out(pico):
+    asked = Asked(pico)
+    (query,) = pico.encode_query(["cat"])
+    why_text(asked, query, "\na cat\n\n红 色  dog\n")
+    assert asked.things == [
+        "\na cat\n\n红 色  dog\n",
+        "\ncat\n\n红 色  dog\n",
+        "\na\n\n红 色  dog\n",
+        "\na cat 色  dog\n",
+        "\na cat\n\n红  dog\n",
+        "\na cat\n\n红 色\n",
+    ]
+
+
+@pytest.mark.parametrize("clean", [None, "lower"])
+def test_of_a_book_no_more_is_asked_than_the_model_reads_whatever_its_tokenizer_knows(clean):
+    model = tiny_embedder(tokenizer=TransformersTokenizer(byte_tokenizer(), clean=clean))
+    asked = Asked(model)
+    (query,) = model.encode_query(["cat"])
+    why_text(asked, query, "a cat and a dog " * 10_000)
+    assert max(map(len, asked.things)) <= 4 * model.spec.max_length
+
+
+def test_copies_of_a_picture_are_made_as_they_are_read(pico):
+    asked = Asked(pico)
+    (query,) = pico.encode_query(["cat"])
+    cat = Image(DATA / "pictographs" / "cat.png")
+    given = why_picture(asked, query, cat, grid=2)
+    assert (len(asked.things), asked.held) == (10, 0)
+    np.testing.assert_array_equal(given, why_picture(pico, query, cat, grid=2))
