@@ -160,14 +160,18 @@ def _group(wide: NDArray[np.float64], at: NDArray[np.int64], near: NDArray[np.in
     own = wide[at]
     n = len(own)
     cosines = (own @ own.T)[np.triu_indices(n, 1)]
-    variances = np.maximum(np.linalg.eigvalsh(np.cov(own.T)), 0)
+    centred = own - own.mean(0)
+    variance = (centred**2).sum()
+    squares = (
+        centred @ centred.T if n < own.shape[1] else centred.T @ centred
+    ) ** 2  # they sum to those of the eigenvalues
     inside = np.zeros(len(wide), dtype=bool)
     inside[at] = True
     return GroupStatistics(
         count=n,
         cosine=float(cosines.mean()),
         spread=float(cosines.std()),
-        dimensions=float(variances.sum() ** 2 / max((variances**2).sum(), 1e-30)),
+        dimensions=float(variance**2 / max(squares.sum(), 1e-30)),
         same=float(inside[near[at]].mean()),
         expected=(n - 1) / (len(wide) - 1),
     )

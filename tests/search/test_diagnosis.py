@@ -40,6 +40,14 @@ def test_numbers_are_those_of_their_formulas():
     assert told.languages == {}
 
 
+@pytest.mark.parametrize("wide", [16, 128])
+def test_dimensions_are_those_that_the_variances_fill(wide):
+    rows = cloud(3, 40, np.ones(wide), 0.5)
+    told = diagnosed([str(n) for n in range(40)], rows, ["text"] * 40, [None] * 40)
+    variances = np.linalg.eigvalsh(np.cov(rows.T, dtype=np.float64))
+    assert told.modalities["text"].dimensions == pytest.approx(variances.sum() ** 2 / (variances**2).sum())
+
+
 def test_a_gap_and_narrow_cones_are_told_with_what_to_do():
     axes = np.eye(16)
     apart = np.concatenate([cloud(0, 50, axes[0], 0.1), cloud(1, 50, axes[1], 0.1)])
