@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _WHERE = {
+    "Search": "grid",
     "draw_grid": "grid",
     "draw_index": "map",
     "draw_map": "map",
@@ -19,6 +20,7 @@ _WHERE = {
 __all__ = list(_WHERE)
 
 if TYPE_CHECKING:
+    from .grid import Search as Search
     from .grid import draw_grid as draw_grid
     from .heat import draw_similarity as draw_similarity
     from .map import draw_index as draw_index

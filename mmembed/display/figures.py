@@ -60,6 +60,11 @@ class Plot(Figure):
         with _look():  # ticks and their letters are made as a figure is drawn
             super().draw(renderer)
 
+    def savefig(self, fname: Any, **options: Any) -> None:
+        """As `matplotlib.figure.Figure.savefig`, on white unless the options say otherwise."""
+        with _look():
+            super().savefig(fname, **options)
+
     @property
     def pen(self) -> Any:
         """What measures letters, for `get_window_extent`."""
@@ -84,8 +89,9 @@ def _look() -> AbstractContextManager[None]:
     paper = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "white")
     ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK)
     letters = {"font.family": list(families()), "font.size": 10}
+    off = dict.fromkeys(("savefig.transparent", "text.usetex", "text.parse_math"), False)
     look: AbstractContextManager[None] = matplotlib.rc_context(
-        {**paper, **ink, **letters, "axes.edgecolor": SOFT, "text.usetex": False, "text.parse_math": False}
+        {**paper, **ink, **letters, **off, "axes.edgecolor": SOFT}
     )
     return look
 
@@ -110,7 +116,7 @@ def style(number: int) -> dict[str, Any]:
 
 def words(text: str, room: int) -> str:
     """A text as a label in at most `room` columns, of letters that can be shown."""
-    return shortened(legible(text), room)
+    return shortened(legible(text, room), room)
 
 
 def faces(things: Sequence[Thing | Hit], room: int) -> list[tuple[str, NDArray[np.uint8] | None]]:

@@ -37,6 +37,9 @@ def draw_grid(searches: Sequence[Search], *, title: str = "", foot: str = "") ->
 
     A picture is drawn from its thumbnail, a text as a card two pictures wide in its own direction, and under it
     `metadata["note"]` in small print. Letters come from the bundled fonts; others are written as code points.
+
+    Example:
+        >>> draw_grid([Search(index.search(words), words) for words in ("a cat", "猫")])
     """
     wide = max((sum(map(_width_of, search.hits)) for search in searches), default=0)
     width = GAP + ASKED + GAP + max(wide, 4 * CARD)

@@ -34,8 +34,10 @@ def draw_text(
     """
     left, top, right, bottom = box
     step = round(size * 1.4)
-    lines = wrapped(legible(text), right - left, size)
     fit = max(0, (bottom - top) // step)
+    lines = wrapped(
+        legible(text, (fit + 1) * 4 * (right - left) // size), right - left, size
+    )  # four columns in a square
     if 0 < fit < len(lines):
         lines[fit - 1] = elided(lines[fit - 1], right - left, size)
     for line in lines[:fit]:
@@ -51,9 +53,12 @@ def draw_text(
     return top
 
 
-def legible(text: str) -> str:
-    """One line that bundled fonts can show: `visible`, with what none of them has as its code point, <1F600>."""
-    return "".join(c if font_of(c) else f"<{ord(c):X}>" for c in visible(text))
+def legible(text: str, room: int) -> str:
+    """One line that bundled fonts can show: `visible`, with what none of them has as its code point, <1F600>. Of a text that is
+    longer, and may be a book, some more than `room` columns."""
+    most = 8 * room  # characters: marks take no column
+    front = " ".join(word[:most] for word in text.split(maxsplit=room))[:most]
+    return "".join(c if font_of(c) else f"<{ord(c):X}>" for c in visible(front))
 
 
 def fonts() -> tuple[Path, ...]:
@@ -61,10 +66,10 @@ def fonts() -> tuple[Path, ...]:
     return tuple(FONTS / name for name in _names())
 
 
-def is_rtl(text: str) -> bool:
-    """Whether its first letter with a direction is of a script that runs from the right."""
-    first = next((kind for kind in map(unicodedata.bidirectional, text) if kind in ("L", "R", "AL")), "L")
-    return first != "L"
+def is_rtl(text: str) -> bool | None:
+    """Whether its first letter with a direction is of a script that runs from the right; None: no letter has one."""
+    first = next((kind for kind in map(unicodedata.bidirectional, text) if kind in ("L", "R", "AL")), None)
+    return None if first is None else first != "L"
 
 
 @cache

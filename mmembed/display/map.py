@@ -65,7 +65,8 @@ def draw_map(
 
 
 def draw_index(index: Index, *, title: str = "") -> Plot:
-    """Draw what an index holds by `index.layout()`, coloured by modality.
+    """Draw what an index holds by `index.layout()`, coloured by modality: of very much a fair sample. Without a title
+    its name stands above, and how many things of how many are drawn.
 
     Raises:
         InputError: it is empty.
@@ -75,7 +76,10 @@ def draw_index(index: Index, *, title: str = "") -> Plot:
         raise InputError(f"{index.path} holds nothing that could be drawn")
     places = np.array([(row["x"], row["y"]) for row in rows], dtype=np.float32)
     labels = [row["label"] for row in rows]
-    return _draw(places, [row["modality"] for row in rows], labels, title or PurePath(index.path).name)
+    if not title:
+        part = f" ({len(rows):,} of {len(index):,})" if len(rows) < len(index) else ""
+        title = words(PurePath(index.path).name, 80 - len(part)) + part
+    return _draw(places, [row["modality"] for row in rows], labels, title)
 
 
 def _draw(places: NDArray[np.float32], groups: Sequence[str], labels: Sequence[str], title: str) -> Plot:
@@ -85,6 +89,7 @@ def _draw(places: NDArray[np.float32], groups: Sequence[str], labels: Sequence[s
     size = float(np.clip(1200 / len(places) ** 0.75, 14, 45))
     with plotting(WIDTH, HEIGHT) as figure:
         axes = figure.add_subplot()
+        drawn = []
         for name in [*sorted(kept), None]:
             mine = np.array([group == name if name is not None else group not in ways for group in groups])
             if not mine.any():
@@ -93,14 +98,17 @@ def _draw(places: NDArray[np.float32], groups: Sequence[str], labels: Sequence[s
                 f"{words(name, ROOM) or '(none)'} ({counts[name]})" if name is not None else f"others ({mine.sum()})"
             )
             way = ways[name] if name is not None else {"color": SOFT, "marker": "."}
-            axes.scatter(
+            dots = axes.scatter(
                 places[mine, 0], places[mine, 1], s=size, label=label, linewidths=0.5, edgecolors="white", **way
             )
+            drawn.append(dots)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_color(LINE)
         axes.margins(0.08)
-        figure.legend(loc="outside right upper", fontsize=9, frameon=False, markerscale=(36 / size) ** 0.5)
+        figure.legend(  # of what it finds by itself it would leave out names that begin with "_"
+            handles=drawn, loc="outside right upper", fontsize=9, frameon=False, markerscale=(36 / size) ** 0.5
+        )
         if title:
             axes.set_title(words(title, 80), fontsize=12)
         figure.draw_without_rendering()  # sizes are known now

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from ..errors import InputError
 from ..images import Image, open_image
 from ..inputs import Text, Thing, to_item
 from ..search.hits import Hit
+from ..search.query import Query
 from ..search.why import GRID, MOST_WORDS, Covered, why_picture, why_text
 from .figures import SOFT, Plot, plotting, small, words
 from .lettering import is_rtl, legible
@@ -27,21 +29,22 @@ ROOM = WIDTH - 1.7
 """Inches of a figure, and of a line of words in it, which leaves room for a bar and its numbers."""
 PICTURE, ASKED = 3.2, 0.9
 """Inches of a row of pictures: of what was found, and of the query."""
-LETTERS = 15
-"""Points of the words."""
+LETTERS, MOST = 15, 400
+"""Points of the words, and how many letters no line holds."""
 LINE, MARGIN = 0.36, 0.75
 """Inches of a line of words, and beside all lines."""
 COLOURS = "PuOr"
 """Orange speaks against, purple for; the two differ to all eyes."""
 
 
-def draw_relevance(embedder: Embedder, query: Thing, found: Thing | Hit, *, grid: int = GRID) -> Plot:
+def draw_relevance(embedder: Embedder, query: Thing | Query, found: Thing | Hit, *, grid: int = GRID) -> Plot:
     """Draw what each place of a picture and each word of a text gives to its cosine with a query, see `mmembed.search.why`:
     for models of one vector an item, by what goes away when it is covered. Parts of a mixed item are asked each by itself.
-    The query stands above: its words as the title, its pictures small.
+    The query stands above: its words as the title, pictures that it asks for small.
 
     Args:
-        query: what was asked. found: a picture, a text, both, or a hit, of which the index keeps a small picture.
+        query: what was asked, one thing or several with weights.
+        found: a picture, a text, both, or a hit, of which the index keeps a small picture.
         grid: cells along each side of a picture; it is embedded (grid + 1)^2 + 1 times.
 
     Raises:
@@ -52,11 +55,16 @@ def draw_relevance(embedder: Embedder, query: Thing, found: Thing | Hit, *, grid
         >>> draw_relevance(embedder, "a red apple", hits[0])
     """
     item = _parts_of(found)
-    (vector,) = embedder.encode_query([query])
+    asked = Query.of(query)
+    vector = asked.vector(embedder)
     pictures = [part for part in item if isinstance(part, Image)]
     seen = [(open_image(picture)[0], why_picture(embedder, vector, picture, grid=grid)) for picture in pictures]
     read = [why_text(embedder, vector, part.text) for part in item if isinstance(part, Text)]
-    return _draw(seen, read, to_item(query))
+    shown = [part for thing, weight in asked.parts if weight > 0 for part in to_item(thing)]
+    title = (
+        str(query) if isinstance(query, Query) else " + ".join(part.text for part in shown if isinstance(part, Text))
+    )
+    return _draw(seen, read, title, [small(part) for part in shown if isinstance(part, Image)])
 
 
 def _parts_of(found: Thing | Hit) -> tuple[Text | Image, ...]:
@@ -70,10 +78,11 @@ def _parts_of(found: Thing | Hit) -> tuple[Text | Image, ...]:
 
 
 def _draw(
-    seen: list[tuple[NDArray[np.uint8], NDArray[np.float32]]], read: list[Covered], query: tuple[Text | Image, ...]
+    seen: list[tuple[NDArray[np.uint8], NDArray[np.float32]]],
+    read: list[Covered],
+    asked: str,
+    pictures: list[NDArray[np.uint8]],
 ) -> Plot:
-    asked = " + ".join(part.text for part in query if isinstance(part, Text))
-    pictures = [small(part) for part in query if isinstance(part, Image)]
     with plotting(WIDTH, 1) as figure:
         lined = [_lines(figure, covered) for covered in read]
         heights = [PICTURE] * len(seen) + [MARGIN + LINE * len(lines) for lines in lined]
@@ -115,31 +124,57 @@ def _draw_picture(figure: SubFigure, pixels: NDArray[np.uint8], relevance: NDArr
 
 @dataclass(frozen=True)
 class _Piece:
-    """A part of a text: where it begins (inches from the side where its line begins), how wide it is, what it gives."""
+    """A part of a text: where it begins (inches from the side where its line begins), how wide it is, what it gives, and whether
+    lines run from the right, and it does itself."""
 
     text: str
     at: float
     width: float
     change: float
     rtl: bool
+    own: bool
 
 
 def _lines(figure: Plot, covered: Covered) -> list[list[_Piece]]:
     """Parts of a text in lines, in the order of reading; a space stands between those that a space stood between."""
     probe = figure.text(0, 0, "", fontsize=LETTERS)
-    room, rtl = ROOM, is_rtl(covered.text)
+    room, rtl = ROOM, bool(is_rtl(covered.text))
+    ways = _ways([covered.text[begin:end] for begin, end, _ in covered.parts], rtl)
     lines: list[list[_Piece]] = [[]]
     at, before = 0.0, 0
-    for begin, end, change in covered.parts:
-        text, width = _fitted(probe, figure, legible(covered.text[begin:end]), room)
+    for (begin, end, change), own in zip(covered.parts, ways, strict=True):
+        text, width = _fitted(probe, figure, legible(covered.text[begin:end], MOST), room)
         at += 0.07 if begin > before and lines[-1] else 0
         if lines[-1] and at + width > room:
             lines.append([])
             at = 0.0
-        lines[-1].append(_Piece(text, at, width, change, rtl))
+        lines[-1].append(_Piece(text, at, width, change, rtl, own))
         at, before = at + width + 0.02, end
     probe.remove()
-    return lines
+    return [_turned(line) for line in lines]
+
+
+def _ways(parts: list[str], rtl: bool) -> list[bool]:
+    """Whether each part of a text runs from the right. What has no letter goes with the text, but for a number, which goes with
+    what it follows, and a sign between two that do not (rules W7 and N1 of Unicode's UAX 9)."""
+    own = [is_rtl(part) for part in parts]
+    found: list[bool] = []
+    for number, (part, way) in enumerate(zip(parts, own, strict=True)):
+        last = found[-1] if found else rtl
+        following = next((way for way in own[number:] if way is not None), rtl)
+        joined = last if last == following or any(map(str.isdigit, part)) else rtl
+        found.append(joined if way is None else way)
+    return found
+
+
+def _turned(line: list[_Piece]) -> list[_Piece]:
+    """A line in which neighbours that run the other way than the text stand in their own order."""
+    turned: list[_Piece] = []
+    for other, group in groupby(line, key=lambda piece: piece.own != piece.rtl):
+        run = list(group)
+        ends = run[0].at + run[-1].at + run[-1].width
+        turned += [replace(piece, at=ends - piece.at - piece.width) for piece in run] if other else run
+    return turned
 
 
 def _fitted(probe: Any, figure: Plot, text: str, room: float) -> tuple[str, float]:
@@ -149,9 +184,9 @@ def _fitted(probe: Any, figure: Plot, text: str, room: float) -> tuple[str, floa
         probe.set_text(shown)
         return float(probe.get_window_extent(figure.pen).width / figure.dpi)
 
-    if len(text) < 400 and (wide := width(text)) <= room:
+    if len(text) < MOST and (wide := width(text)) <= room:
         return text, wide
-    low, high = 0, min(len(text), 400)  # letters that are kept; no line holds 400
+    low, high = 0, min(len(text), MOST)  # letters that are kept
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if width(text[:middle] + "…") <= room else (low, middle - 1)

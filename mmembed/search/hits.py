@@ -187,16 +187,15 @@ def isolated(text: str, room: int, keep: Literal["start", "end"] = "start") -> s
 
 
 def shortened(line: str, room: int) -> str:
-    """A line in at most `room` columns; one that is longer ends in an ellipsis."""
-    if columns(line) <= room:
-        return line
-    used, kept = 1, 0
-    for character in line:
+    """A line in at most `room` columns; one that is longer ends in an ellipsis, and no more of it is looked at."""
+    used = kept = 0
+    for at, character in enumerate(line, 1):
         used += _columns_of(character)
         if used > room:
-            break
-        kept += 1
-    return line[:kept] + "…"
+            return line[:kept] + "…"
+        if used < room:
+            kept = at
+    return line
 
 
 def _cut(text: str, most: int) -> str:

@@ -20,7 +20,7 @@ from .diagnosis import Diagnosis, diagnosed
 from .diversity import diversified, grouped
 from .duplicates import DuplicateGroup, duplicates
 from .export import export
-from .hits import Hit, Hits
+from .hits import Hit, Hits, shortened
 from .known import below, gone
 from .languages import LanguageReport
 from .metadata import LANGUAGE
@@ -559,8 +559,8 @@ class Index:
         return found[0]
 
     def layout(self, most: int = 5000) -> list[dict[str, Any]]:
-        """A map of what it holds: id, modality, label, x and y (-1..1) of each item, see `plane`; of more than `most` a fair
-        sample."""
+        """A map of what it holds: id, modality, label (of at most 100 columns), x and y (-1..1) of each item, see `plane`; of
+        more than `most` a fair sample."""
         rows = self._sample(["id", "modality", "text", "path", "metadata", "vector"], most)
         vectors = np.array([row.pop("vector") for row in rows]).reshape(-1, self.dimension)
         places = plane(vectors, [row["modality"] for row in rows])
@@ -568,7 +568,7 @@ class Index:
             {
                 "id": row["id"],
                 "modality": row["modality"],
-                "label": Hit.of(row).label,
+                "label": shortened(Hit.of(row).label, 100),
                 "x": float(x),
                 "y": float(y),
             }

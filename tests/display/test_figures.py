@@ -8,7 +8,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import PIL.Image
 import pytest
+from PIL import ImageDraw
 
+from mmembed.display import lettering
 from mmembed.display.figures import COLOURS, SIDE, Plot, faces, plotting, style, words
 from mmembed.errors import InputError
 from mmembed.images import Image
@@ -94,3 +96,24 @@ def test_things_have_faces():
         faces(["fine", Image(b"bad")], 20)
     with pytest.raises(InputError, match=r"item 0.*not guessed at"):
         faces([3], 20)
+
+
+def test_of_a_book_no_more_is_read_than_the_label_holds(monkeypatch):
+    seen = []
+    monkeypatch.setattr(lettering, "font_of", lambda c: seen.append(c) or "NotoSans.ttf")
+    assert words(" \n" * 500 + "a \n" * 500 + "b" * 1_000_000, 7) == "a a a …"
+    assert words("\u0301".join("c" * 100_000), 7) == "c\u0301" * 6 + "…"
+    canvas = ImageDraw.Draw(PIL.Image.new("L", (100, 50)))
+    lettering.draw_text(canvas, (0, 0, 100, 50), "many words " * 100_000, size=16)
+    assert len(seen) < 2000
+
+
+@pytest.mark.parametrize("style", [{"savefig.transparent": True}, {"savefig.facecolor": "black"}])
+def test_a_figure_is_saved_on_white_whatever_the_callers_style(style, tmp_path):
+    with plotting(1, 1) as figure:
+        figure.text(0, 0, "a")
+    with plt.rc_context(style):
+        figure.savefig(tmp_path / "own.png")
+        figure.savefig(tmp_path / "asked.png", transparent=True)
+    assert PIL.Image.open(tmp_path / "own.png").convert("RGBA").getpixel((99, 1)) == (255, 255, 255, 255)
+    assert PIL.Image.open(tmp_path / "asked.png").convert("RGBA").getpixel((99, 1))[3] == 0

@@ -124,3 +124,17 @@ def test_umap_keeps_neighbours_together():
     middles = np.stack([laid[n::3].mean(0) for n in range(3)])
     nearest = np.linalg.norm(laid[:, None] - middles, axis=-1).argmin(1)
     assert (nearest == np.arange(60) % 3).all()
+
+
+def test_a_group_whose_name_begins_with_a_stroke_stands_in_the_legend():
+    (legend,) = draw_map(VECTORS, ["_drafts"] * 30 + ["done"] * 30).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["_drafts (30)", "done (30)"]
+
+
+def test_of_a_sample_of_an_index_its_size_is_told(tmp_path, tiny, monkeypatch):
+    index = Index.create(tmp_path / "i", tiny)
+    index.add(["one", "two", "three"])
+    assert draw_index(index).axes[0].get_title() == "i"
+    some = index.layout()[:2]
+    monkeypatch.setattr(index, "layout", lambda: some)
+    assert draw_index(index).axes[0].get_title() == "i (2 of 3)"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
@@ -107,3 +109,32 @@ def test_a_mixed_item_and_a_hit_show_all_their_parts(pico):
         draw_relevance(pico, "cat", Hit(1, 0.9, "x", "text"))
     with pytest.raises(InputError, match="3 bytes"):
         draw_relevance(pico, "cat", Image(b"bad"))
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("قرأت New York Times 24 اليوم 10 20", ["20", "10", "اليوم", "New", "York", "Times", "24", "قرأت"]),
+        ("she wrote صباح الخير 10 , no", ["she", "wrote", "10", "الخير", "صباح", ",", "no"]),
+        ("كتب A - B - ثم", ["ثم", "-", "A", "-", "B", "كتب"]),
+    ],
+)
+def test_words_that_run_the_other_way_stand_in_their_own_order(pico, text, seen):
+    axes = axes_of(draw_relevance(pico, "cat", text), 0)[0]
+    shown = sorted(axes.texts, key=lambda t: t.get_position()[0])
+    assert [t.get_text() for t in shown] == seen
+    grounds = sorted((patch.get_x(), patch.get_x() + patch.get_width()) for patch in axes.patches)
+    assert all(left[1] < right[0] for left, right in pairwise(grounds))
+
+
+def test_a_query_of_several_parts_is_asked_as_one(pico):
+    cat, dog = (Image(DATA / "pictographs" / f"{name}.png") for name in ("cat", "dog"))
+    query = mmembed.Query([("a cat", 1), (cat, 0.5), (dog, -0.5)])
+    figure = draw_relevance(pico, query, "a cat")
+    assert figure.get_suptitle().startswith("a cat + 0.5 × [")
+    assert len(axes_of(figure, 0)) == 1  # the picture that is asked for
+    expected = draw_relevance(pico, "a cat", "a cat")
+    one = draw_relevance(pico, mmembed.Query([("a cat", 2)]), "a cat")
+    assert [p.get_facecolor() for p in axes_of(one, 0)[0].patches] == [
+        p.get_facecolor() for p in axes_of(expected, 0)[0].patches
+    ]

@@ -158,6 +158,21 @@ def test_a_plane_keeps_what_varies_most_and_is_the_same_every_time():
     assert plane(flat[:1]).tolist() == [[0, 0]]
 
 
+def test_a_plane_of_many_numbers_lies_along_the_two_greatest_components():
+    rows = np.random.default_rng(0).normal(size=(300, 200)) * np.arange(1, 201) ** -0.5
+    _, axes = np.linalg.eigh(np.cov(rows.T))
+    expected = (rows - rows.mean(0)) @ axes[:, :-3:-1]
+    expected *= np.sign(axes[:, :-3:-1][np.abs(axes[:, :-3:-1]).argmax(0), [0, 1]])
+    np.testing.assert_allclose(plane(rows), expected / np.abs(expected).max(), atol=1e-6)
+
+
+def test_a_label_of_a_map_is_no_book(tiny, tmp_path):
+    index = mmembed.Index.create(tmp_path / "index", tiny)
+    index.add(["a book " * 1000])
+    (row,) = index.layout()
+    assert row["label"] == "a book " * 14 + "a…"
+
+
 def test_why_a_picture_points_at_the_part_that_matters():
     pico = mmembed.load()
     cat, corner = _pictograph("cat"), np.full((128, 128, 3), 255, dtype=np.uint8)
