@@ -580,7 +580,8 @@ class Embedder:
 
     def compile(self) -> Embedder:
         """Have torch compile the blocks of the backbone, and those of a tower inside it, once for rows of any length: seconds to
-        a minute, and faster from then on (README). What shares these weights is compiled too. A vector changes by rounding.
+        a minute, and mostly faster from then on; on some processors pictures and encoders are slower, see docs/benchmarks.md.
+        What shares these weights is compiled too. A vector changes by rounding.
 
         Returns:
             this embedder.
