@@ -12,6 +12,8 @@ from .errors import LoadError, UnknownName
 from .spec import FILE, ModelSpec
 
 DEFAULT = "pico"
+OLDER = ["*pytorch_model.bin", "*pytorch_model-*-of-*.bin", "*adapter_model.bin"]
+"""Weights of a release without safetensors: torch's own files, whole, in parts, or of an adapter."""
 ADAPTER = "adapter_config.json"
 """Where it lies in a folder, the folder holds an adapter of PEFT, as transformers tells it."""
 _HERE = Path(__file__).resolve().parent
@@ -50,11 +52,11 @@ def find(name: str | os.PathLike[str] | None = None, *, revision: str | None = N
         if revision is not None:
             raise LoadError(f"revision={revision!r} is of a hub repository, and {asked!r} lies here: {here}")
         return here
+    checkpoints.refuse(asked)
     if isinstance(name, os.PathLike) or asked.startswith((".", "/", "~")) or asked.count("/") != 1:
         raise UnknownName(
             "folder or bundled model", asked, shelf if "/" in asked else {*shelf, *checkpoints.declared()}
         )
-    checkpoints.refuse(asked)
     return _download(asked, revision)
 
 
@@ -63,12 +65,12 @@ def _download(repository: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        known = checkpoints.declared().get(repository)
+        known = checkpoints.named(repository)
         files = known.said.get("files", {}).values() if known else ()
         patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*_Dense*/pytorch_model.bin", *files]
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
         if not any(folder.rglob("*.safetensors")):  # some older releases, the first CLIP among them, have only these
-            snapshot_download(repository, revision=revision, allow_patterns=["*pytorch_model.bin"])
+            snapshot_download(repository, revision=revision, allow_patterns=OLDER)
         return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]

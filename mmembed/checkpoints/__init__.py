@@ -175,11 +175,18 @@ def of_folder(folder: Path) -> Checkpoint | None:
     cached = next((part for part in reversed(path.parts) if part.startswith("models--")), "")
     whole = cached.removeprefix("models--").replace("--", "/", 1)
     refuse(whole or path.name)
-    return next((c for c in declared().values() if whole == c.repository or path.name == c.name), None)
+    return named(whole) or named(path.name)
+
+
+def named(name: str) -> Checkpoint | None:
+    """The checkpoint of a name, with its organisation or without; a hub takes capitals for small letters."""
+    return next(
+        (c for c in declared().values() if name.casefold() in (c.repository.casefold(), c.name.casefold())), None
+    )
 
 
 def refuse(name: str) -> None:
     """Raise `LoadError` with the reason if `name`, with its organisation or without, is one of `NOT_HERE`."""
     for repository, reason in NOT_HERE.items():
-        if name in (repository, repository.rpartition("/")[2]):
+        if name.casefold() in (repository.casefold(), repository.rpartition("/")[2].casefold()):
             raise LoadError(f"{repository} is not supported: {reason}")

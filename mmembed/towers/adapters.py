@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import LoadError, MissingExtra, SpecError
 from ..hub import ADAPTER
+from ..weights import tensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 WRAPPERS = {"base_model", "model", "language_model", "thinker", "base_layer", "modules_to_save", "default"}
@@ -135,21 +136,8 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _state(folder: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = folder / WEIGHTS_FILE
-    if not path.exists() and (folder / "adapter_model.bin").exists():
-        raise LoadError(
-            f"{folder} holds its weights as a pickle, which is never read here; rewrite it once: "
-            "safetensors.torch.save_file(torch.load('adapter_model.bin', weights_only=True), 'adapter_model.safetensors')"
-        )
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise LoadError(f"{folder} holds no {WEIGHTS_FILE}") from None
-    except SafetensorError as error:
-        raise LoadError(f"{path} is broken: {error}") from None
+    older = folder / "adapter_model.bin"  # peft's before safetensors
+    return tensors(older if older.exists() and not (folder / WEIGHTS_FILE).exists() else folder / WEIGHTS_FILE)
 
 
 def _check_whole(folder: Path, settings: Mapping[str, Any], found: set[str]) -> None:

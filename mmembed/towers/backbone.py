@@ -146,7 +146,8 @@ def from_pretrained(
 
 
 def _only_torch(folder: Path) -> bool:
-    return (folder / "pytorch_model.bin").exists() and not any(folder.glob("model*.safetensors"))
+    there = any((folder / f"pytorch_model.bin{of_parts}").exists() for of_parts in ("", ".index.json"))
+    return there and not any(folder.glob("model*.safetensors"))
 
 
 def prepare_backbone(model: PreTrainedModel, mask: str, layout: str | None, natural: bool = False) -> PreTrainedModel:

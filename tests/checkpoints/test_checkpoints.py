@@ -553,9 +553,16 @@ def test_a_checkpoint_that_is_left_out_says_why(tmp_path):
     folder = tmp_path / "cde-small-v2"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
-    for asked in ("jxm/cde-small-v2", folder):
+    for asked in ("jxm/cde-small-v2", "JXM/CDE-small-v2", "cde-small-v2", folder):
         with pytest.raises(LoadError, match="jxm/cde-small-v2 is not supported: a text's vector hangs on"):
             mmembed.load(asked)
+
+
+def test_a_checkpoint_is_known_by_its_name_in_other_letters(tmp_path):
+    """A hub takes them for the same, and its cache is called as it was asked."""
+    due = checkpoints.declared()["samaya-ai/promptriever-llama2-7b-v1"]
+    for folder in ("models--samaya-ai--Promptriever-llama2-7b-v1/snapshots/0a1b", "Promptriever-Llama2-7B-v1"):
+        assert checkpoints.of_folder(tmp_path / folder) is due
 
 
 def test_a_name_that_is_nearly_a_checkpoints_is_answered_with_it(monkeypatch):

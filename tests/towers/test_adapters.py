@@ -184,6 +184,24 @@ def test_one_adapter_may_stand_on_another(tmp_path):
     assert np.array_equal(ours.encode(TEXTS), expected.encode(TEXTS))
 
 
+def test_weights_of_before_safetensors_are_read_as_plain_tensors(tmp_path):
+    """An adapter's in one file, its base's in parts."""
+    base = base_model(tmp_path)
+    adapter = adapted(base, tmp_path / "adapter", AutoModelForCausalLM.from_pretrained(base), target_modules=["q_proj"])
+    due = adapters.merge(load_backbone(base), adapter).state_dict()
+    torch.save(load_file(adapter / adapters.WEIGHTS_FILE), adapter / "adapter_model.bin")
+    (adapter / adapters.WEIGHTS_FILE).unlink()
+    state = list(load_file(base / "model.safetensors").items())
+    parts = {f"pytorch_model-0000{k}-of-00002.bin": dict(state[k - 1 :: 2]) for k in (1, 2)}
+    for name, part in parts.items():
+        torch.save(part, base / name)
+    index = {"metadata": {"total_size": 0}, "weight_map": {key: name for name, part in parts.items() for key in part}}
+    (base / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    (base / "model.safetensors").unlink()
+    told = adapters.merge(load_backbone(base), adapter).state_dict()
+    assert all(torch.equal(told[name], due[name]) for name in due)
+
+
 def test_what_does_not_fit_is_named(tmp_path):
     base = base_model(tmp_path)
     adapter = adapted(base, tmp_path / "adapter", AutoModelForCausalLM.from_pretrained(base), **KINDS["dora"])
@@ -220,9 +238,12 @@ def test_what_does_not_fit_is_named(tmp_path):
     set_in(adapter, peft_type="IA3")
     with pytest.raises(SpecError, match="of the kind IA3"):
         adapters.merge(body, adapter)
-    (adapter / adapters.WEIGHTS_FILE).rename(adapter / "adapter_model.bin")
     set_in(adapter, peft_type="LORA", init_lora_weights=True)
-    with pytest.raises(LoadError, match="as a pickle, which is never read here"):
+    (adapter / adapters.WEIGHTS_FILE).unlink()
+    with pytest.raises(LoadError, match=r"holds no adapter_model\.safetensors"):
+        adapters.merge(body, adapter)
+    torch.save({"runs": Path}, adapter / "adapter_model.bin")
+    with pytest.raises(LoadError, match=r"adapter_model\.bin is broken, or holds more than tensors"):
         adapters.merge(body, adapter)
 
 
