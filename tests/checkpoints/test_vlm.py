@@ -79,6 +79,11 @@ def smart(picture: PIL.Image.Image, factor: int, low: int, high: int) -> PIL.Ima
     return picture.resize((w, h))
 
 
+def whole(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """What qwen_vl_utils does by default."""
+    return smart(picture, 28, 4 * 28 * 28, 16384 * 28 * 28)
+
+
 def as_is(picture: PIL.Image.Image) -> PIL.Image.Image:
     return picture
 
@@ -196,7 +201,7 @@ GME = Row(
         for side in SIDES
         for what in WHAT
     },
-    first=lambda picture: smart(picture, 28, 4 * 28 * 28, 16384 * 28 * 28),
+    first=whole,
     pixels=(256 * 28 * 28, MOST),
     sequential=True,
     instructed=("query",),
@@ -214,6 +219,7 @@ LAMRA = Row(
 )
 UNITE = Row(
     asks=of_both(lambda what, words: summed(what, words, "Summary", "sentence and image", "", "<|endoftext|>")),
+    first=whole,
     pixels=(256 * 28 * 28, MOST),
     sequential=True,
 )
@@ -265,7 +271,7 @@ EAGER = Row(
     first=lambda picture: picture.resize((784, 784)),
     unnormed=True,
 )
-DSE = Row(asks=paged("<|endoftext|>", True), pixels=(28 * 28, 2560 * 28 * 28), blank=("query",))
+DSE = Row(asks=paged("<|endoftext|>", True), first=whole, pixels=(28 * 28, 2560 * 28 * 28), blank=("query",))
 VDR = Row(
     asks=paged("<|endoftext|>", False),
     first=lambda picture: smart(picture, 28, 28 * 28, 768 * 28 * 28),
