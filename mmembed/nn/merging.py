@@ -56,7 +56,8 @@ def merged(whole: Part, parts: Sequence[Part], places: Places) -> Float[Tensor, 
     On CUDA by one kernel that reads each part once; in plain torch it would be a walk over fp32 copies for every part and more.
     """
     if whole.out.is_cuda and (kernel := _kernel()) is not None:
-        kernel(whole, parts, places)
+        with torch.cuda.device(whole.out.device):  # Triton launches where the thread is, not where its tensors are
+            kernel(whole, parts, places)
     else:
         _merge(whole, parts, places)
     return whole.out
