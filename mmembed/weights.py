@@ -21,6 +21,7 @@ from .nn.int8 import Int8Linear
 from .nn.precision import INT8, PRECISIONS, dtype_of
 from .spec import FILE as SPEC_FILE
 from .spec import ModelSpec
+from .tensors import tensors
 
 WEIGHTS_FILE = "weights.safetensors"
 DRAWING = {
@@ -225,32 +226,6 @@ def _fit(model: nn.Module, state: Mapping[str, Tensor], path: Path, under: str =
     if lacking or found.unexpected_keys:
         missing, unexpected = ([under + key for key in keys] or "none" for keys in (lacking, found.unexpected_keys))
         raise LoadError(f"{path} does not fit its spec: missing {missing}, unexpected {unexpected}")
-
-
-def tensors(path: Path) -> dict[str, Tensor]:
-    """What a safetensors file holds, or a torch file where a released checkpoint has nothing else: that one is opened by
-    the reader that takes tensors and runs no code of the file's.
-
-    Raises:
-        LoadError: no such file, or one that holds other things.
-    """
-    from pickle import UnpicklingError
-
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals([nn.Linear]):  # some put a whole layer there
-            held = torch.load(path, map_location="cpu", weights_only=True)
-        return held.state_dict() if isinstance(held, nn.Linear) else held
-    except FileNotFoundError:
-        raise LoadError(f"{path.parent} holds no {path.name}") from None
-    except SafetensorError as error:
-        raise LoadError(f"{path} is broken: {error}") from None
-    except (UnpicklingError, RuntimeError, EOFError) as error:
-        raise LoadError(f"{path} is broken, or holds more than tensors: {str(error).splitlines()[0]}") from None
 
 
 def _tied(model: nn.Module) -> set[str]:

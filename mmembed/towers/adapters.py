@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import LoadError, MissingExtra, SpecError
 from ..hub import ADAPTER
-from ..weights import tensors
+from ..tensors import tensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 WRAPPERS = {"base_model", "model", "language_model", "thinker", "base_layer", "modules_to_save", "default"}
