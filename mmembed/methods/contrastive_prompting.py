@@ -23,8 +23,8 @@ IRRELEVANT = {
 """The authors' prompt for texts; those for pictures, which they do not try, are ours after E5-V's questions."""
 
 
-def _contrast(strength: float, layer: int, how: str = "scaled") -> dict[str, Any]:
-    return {"kind": "contrast", "against": AGAINST, "layer": layer, "strength": strength, "how": how}
+def _contrast(strength: float, layer: int) -> dict[str, Any]:
+    return {"kind": "contrast", "against": AGAINST, "layer": layer, "strength": strength}
 
 
 def _method(name: str, text: str | tuple[str, ...]) -> Method:

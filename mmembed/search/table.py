@@ -217,12 +217,10 @@ class Table:
         with _told(self.path):
             return self._table.schema
 
-    def batches(
-        self, columns: Sequence[str], where: str | None = None, kind: str | None = None
-    ) -> Iterator[pa.RecordBatch]:
+    def batches(self, columns: Sequence[str], kind: str | None = None) -> Iterator[pa.RecordBatch]:
         """All rows, some at a time, as they are when the first is asked for; see `check`."""
         self.check()
-        with self._asked(where, kind) as condition:
+        with self._asked(None, kind) as condition:
             yield from self._table.search().where(condition).select(list(columns)).to_batches(batch_size=ROWS)
 
     def vectors(self, where: str | None = None, kind: str | None = None) -> NDArray[np.float32]:
@@ -422,9 +420,9 @@ def place(path: str | os.PathLike[str]) -> Path | str:
     return path if isinstance(path, str) and "://" in path else Path(path)
 
 
-def exists(path: str | os.PathLike[str], storage_options: Mapping[str, str] | None = None) -> bool:
+def exists(path: str | os.PathLike[str]) -> bool:
     """Whether there is an index."""
-    return Table.find(path, storage_options) is not None
+    return Table.find(path, None) is not None
 
 
 def _connect(path: str | os.PathLike[str], storage_options: Mapping[str, str] | None) -> lancedb.db.DBConnection:

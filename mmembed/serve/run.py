@@ -113,11 +113,10 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def server(app: App, *, host: str = "127.0.0.1", port: int = 8000, log_level: str = "info") -> uvicorn.Server:
+def server(app: App, *, port: int = 8000, log_level: str = "info") -> uvicorn.Server:
     """A uvicorn server of an app, to be run by its `run()`."""
     config: Any = uvicorn.Config(
         app,
-        host=host,
         port=port,
         http=_Patient,
         ws="none",
