@@ -31,7 +31,7 @@ from .outputs import STATES
 from .reader import Reader, Sparse
 from .report import Report, Skipped
 from .spec import FILE as SPEC_FILE
-from .spec import ModelSpec
+from .spec import PROMPTS, ModelSpec
 from .tokenizer import Tokenizer
 from .towers.adapters import WEIGHTS_FILE as ADAPTER_WEIGHTS
 from .towers.starts import generation
@@ -56,9 +56,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Embedder", "EncodeOptions", "Report", "SelfTest", "Skipped"]
 
-PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
-"""The names that the prompt of a side goes by, the first that a spec has. sentence-transformers says the same, but as of 6.2 lays
-an empty "query" and "document" beneath a folder's prompts, so that it never comes to the others, nor to a default prompt."""
 Given = TypeVar("Given", bound=WalkOptions)
 GOLDEN_FILE = "golden.json"
 OTHERS = (ADAPTER, ADAPTER_WEIGHTS, GOLDEN_FILE)
@@ -287,11 +284,11 @@ class Embedder:
 
     def encode_query(self, inputs: Thing | Iterable[Thing], **options: Unpack[EncodeOptions]) -> NDArray[np.float32]:
         """`encode` under the prompt "query" where the spec has one; `options` are those of `encode`."""
-        return self.encode(inputs, **self._sided(PROMPTS["query"], options))
+        return self.encode(inputs, **self._sided("query", options))
 
     def encode_document(self, inputs: Thing | Iterable[Thing], **options: Unpack[EncodeOptions]) -> NDArray[np.float32]:
         """`encode` under the prompt "document", "passage" or "corpus", the first that the spec has."""
-        return self.encode(inputs, **self._sided(PROMPTS["document"], options))
+        return self.encode(inputs, **self._sided("document", options))
 
     def prepare(
         self,
@@ -656,7 +653,7 @@ class Embedder:
     def _of(self, side: Literal["query", "document"] | None, options: WalkOptions) -> Options:
         if side is not None and side not in PROMPTS:
             raise UnknownName("side", side, PROMPTS)
-        return Options(**(options if side is None else self._sided(PROMPTS[side], options)))
+        return Options(**(options if side is None else self._sided(side, options)))
 
     def _finish(self, window: Window[NDArray[np.float32]], width: int) -> NDArray[np.float32]:
         """Vectors of a window: the mean where an item went in several ways, shortened, of unit length; NaN where skipped."""
@@ -721,10 +718,10 @@ class Embedder:
             raise SpecError(f"{spec.name!r} was not trained for vectors of {truncate_dim} numbers; known: {known}")
         return int(truncate_dim)
 
-    def _sided(self, names: Sequence[str], options: Given) -> Given:
+    def _sided(self, side: str, options: Given) -> Given:
         if options.get("prompt") is not None or options.get("prompt_name") is not None:
             return options
-        known = next((name for name in names if name in self.spec.prompts), None)
+        known = self.spec.prompt_of(side)
         return options if known is None else cast("Given", {**options, "prompt_name": known})
 
 

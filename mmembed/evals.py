@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import prompts
-from .embedder import PROMPTS, Embedder
+from .embedder import Embedder
 from .errors import InputError, MissingExtra, SpecError
 from .images import Image
 from .inputs import Text, Thing
@@ -86,7 +86,7 @@ class Encoder(AbsEncoder):
         """
         embedder: Embedder = self.model
         side = None if prompt_type is None else PromptType(prompt_type).value
-        name = _of_side(embedder, side or "query")
+        name = embedder.spec.prompt_of("document" if side == "document" else "query")
         if name is not None and _takes_instruction(embedder.spec.prompts, name):
             instruction = self.get_instruction(task_metadata, prompt_type) or None
         else:
@@ -98,12 +98,6 @@ class Encoder(AbsEncoder):
             truncate_dim=self.truncate_dim,
             show_progress_bar=bool(options.get("show_progress_bar", False)),
         )
-
-
-def _of_side(embedder: Embedder, side: str) -> str | None:
-    """The prompt of a side, None where the embedder has none."""
-    known = PROMPTS["query" if side == "query" else "document"]
-    return next((name for name in known if name in embedder.spec.prompts), None)
 
 
 def _takes_instruction(templates: prompts.Templates, name: str) -> bool:

@@ -67,6 +67,11 @@ def copied(value: Any) -> Any:
     return type(value)(copied(each) for each in value) if isinstance(value, (list, tuple)) else value
 
 
+PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
+"""The names that the prompt of a side goes by, the first that a spec has. sentence-transformers says the same, but as of 6.2 lays
+an empty "query" and "document" beneath a folder's prompts, so that it never comes to the others, nor to a default prompt."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """Everything about an embedder but its weights. Plain JSON values throughout, which stay as they were given.
@@ -238,6 +243,10 @@ class ModelSpec:
         if self.dual is not None:
             return MODALITIES[:2] if self.fuse is None else MODALITIES
         return MODALITIES[:1] if self.vision is None else MODALITIES
+
+    def prompt_of(self, side: str) -> str | None:
+        """The prompt of a side, "query" or "document", under the first of its names that there is; None: there is none."""
+        return next((name for name in PROMPTS[side] if name in self.prompts), None)
 
     def to_json(self) -> str:
         return json.dumps({"mmembed": FORMAT, **dataclasses.asdict(self)}, indent=1, ensure_ascii=False) + "\n"

@@ -113,10 +113,7 @@ def why_tokens(embedder: Embedder, query: Thing, document: Thing) -> Matched:
 def _tokens(
     embedder: Embedder, thing: Thing, side: Literal["query", "document"]
 ) -> tuple[list[str], NDArray[np.float32]]:
-    from ..embedder import PROMPTS
-
-    prompt = next((name for name in PROMPTS[side] if name in embedder.spec.prompts), None)
-    (sample,) = embedder.samples([thing], prompt_name=prompt, output="tokens", side=side)
+    (sample,) = embedder.samples([thing], prompt_name=embedder.spec.prompt_of(side), output="tokens", side=side)
     if isinstance(sample, InputError):
         raise sample
     numbers = {image.first + k: k + 1 for image in sample.images for k in range(image.count)}

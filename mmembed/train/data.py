@@ -20,7 +20,6 @@ from typing import IO, Any, ClassVar, Literal, Protocol, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..embedder import PROMPTS
 from ..errors import ImageError, InputError, LoadError, MissingExtra, SpecError, UnknownName
 from ..images import Image, is_pil
 from ..inputs import Item, Text
@@ -194,7 +193,7 @@ class Source:
         for said, side in ((self.query_prompt, "query"), (self.positive_prompt, "document")):
             if said is not None and said not in spec.prompts:
                 raise UnknownName("prompt", said, spec.prompts)
-            own = None if graded else next((name for name in PROMPTS[side] if name in spec.prompts), None)
+            own = None if graded else spec.prompt_of(side)
             sides.append(said or own)
         return sides[0], sides[1]
 

@@ -8,9 +8,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..embedder import PROMPTS, Embedder
+from ..embedder import Embedder
 from ..inputs import Item
 from ..kept import Kept
+from ..spec import PROMPTS
 from .data import Example, digest
 from .stamp import of_model
 
@@ -29,7 +30,7 @@ class Teacher:
         self._embedder = embedder
         self._kept: Kept[tuple[str, bytes], NDArray[np.float32]] = Kept(room)
         prompts, plain = embedder.spec.prompts, embedder.spec.default_prompt_name
-        names = {side: next((name for name in own if name in prompts), plain) for side, own in PROMPTS.items()}
+        names = {side: embedder.spec.prompt_of(side) or plain for side in PROMPTS}
         # Where both sides have one prompt, a thing has one answer.
         self._prompts = {side: repr(prompts.get(name)) if name else "" for side, name in names.items()}
 
