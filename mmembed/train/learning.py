@@ -486,13 +486,17 @@ class Learning:
         rows = [f"{example.source} {example.row}" for _, example in drawn]
         some = ", ".join(rows[:8]) + (", ..." if len(rows) > 8 else "")
         said = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
-        last = checkpoints.found(run.folder)
-        kept = f"; {last[-1].name} is the last good checkpoint" if last else "; no checkpoint was due before it"
         return (
             f"stage {self.stage.name!r}, step {step.number + 1}: loss {loss:.4g} ({said}), gradient of norm {norm:.4g}: no "
-            f"numbers to learn from. Rows: {some} (all in {path}){kept}. A lower lr or max_grad_norm may help, or "
-            "precision = 'fp32'"
+            f"numbers to learn from. Rows: {some} (all in {path}); {self._advice}"
         )
+
+    @property
+    def _advice(self) -> str:
+        """What is left where numbers are none any more, and what may help."""
+        last = checkpoints.found(self.run_.folder)
+        kept = f"{last[-1].name} is the last good checkpoint" if last else "no checkpoint was due before it"
+        return f"{kept}. A lower lr or max_grad_norm may help, or precision = 'fp32'"
 
     # ---- looks, checkpoints --------------------------------------------------------------------------------------------
 
@@ -544,7 +548,11 @@ class Learning:
                 self.run_.changed[name].lerp_(weight, self.stage.soup)
 
     def save(self) -> None:
-        """Write a checkpoint, by the process that leads."""
+        """Write a checkpoint, by the process that leads.
+
+        Raises:
+            TrainingError: there is no room for it, or weights are no numbers any more, which no run could go on from.
+        """
         run = self.run_
         if run.world.leads or run.shards is not None:
             tensors = {f"weight.{name}": tensor for name, tensor in run.changed.items()}
@@ -561,6 +569,11 @@ class Learning:
                         counts[name] = float(own["step"])
             tensors = {name: unsharded(tensor) for name, tensor in tensors.items()}
         if run.world.leads:
+            for name, tensor in tensors.items():
+                if not tensor.isfinite().all():
+                    raise TrainingError(
+                        f"stage {self.stage.name!r}, step {self.step}: {name} is no number any more; {self._advice}"
+                    )
             state = {
                 "stage": self.number,
                 "step": self.before + self.step,
