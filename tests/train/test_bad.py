@@ -182,14 +182,17 @@ def test_the_model_that_a_run_begins_with_is_not_written_over(tmp_path, name):
     assert (tmp_path / "tiny" / "weights.safetensors").read_bytes() == before
 
 
-def test_steps_whose_examples_were_all_left_out_change_nothing(tmp_path):
+def test_steps_whose_examples_were_all_left_out_change_nothing_and_say_no_loss(tmp_path):
     recipe = lay(tmp_path)
     for picture in tmp_path.glob("*.png"):
         picture.write_bytes(b"no picture")
     recipe.write_text(RECIPE.replace('data = ["pairs", "pictures"]', 'data = ["pictures"]'))
     changes = ("stage.0.weight_decay=1.0", "stage.0.lr=0.1", "stage.0.steps=4", 'data.pictures.on_error="skip"')
     run = trained(recipe, tmp_path / "out", *changes)
-    assert all(not record["losses"] for record in read_log(tmp_path / "out" / "run" / "log.jsonl"))
+    records = read_log(run.log)
+    assert len(records) == 4
+    assert all(not record["losses"] and "loss" not in record and record["skipped"] == 8 for record in records)
+    assert run.skipped == {"pictures": 12}
     before = mmembed.load(tmp_path / "tiny", device="cpu").model.state_dict()
     after = run.embedder.model.state_dict()
     assert all(torch.equal(after[name], own) for name, own in before.items())

@@ -11,6 +11,7 @@ import mmembed
 from mmembed.errors import SpecError
 from mmembed.train.loop import Run
 from mmembed.train.recipe import read_recipe
+from mmembed.train.shards import clip
 from mmembed.train.watch import read_log
 
 from .runs import RECIPE, lay, together, trained, write_lines
@@ -51,6 +52,15 @@ def recipe(tmp_path_factory):
     (path.parent / "7.png").write_bytes(b"no picture")
     write_lines(path.parent / "others.jsonl", [{"q": f"a {k}", "p": f"the {k}th"} for k in range(8)])
     return path
+
+
+def test_gradients_are_scaled_down_together_where_their_norm_is_more():
+    weights = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]  # the last one has no gradient
+    for most, due in ((1.0, [[0.6, 0.0], [0.0, 0.8]]), (10.0, [[3.0, 0.0], [0.0, 4.0]])):
+        weights[0].grad, weights[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
+        assert float(clip(weights, most)) == 5.0
+        torch.testing.assert_close([weight.grad for weight in weights[:2]], [torch.tensor(own) for own in due])
+    assert float(clip(weights[2:], 1.0)) == 0.0
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from mmembed.errors import SpecError, UnknownName
 from mmembed.testing import tiny_backbone, tiny_embedder, tiny_vlm
 from mmembed.train import parts
 from mmembed.train.held_out import measure
+from mmembed.train.learning import Learning
 from mmembed.train.loop import Run
 from mmembed.train.recipe import Lora, Stage, Task, read_recipe
 from mmembed.train.watch import read_log
@@ -169,6 +170,28 @@ def test_layers_below_learn_slower_and_embeddings_slowest_whatever_the_layers_ar
     (table,) = tables
     assert of_layer == {0: pytest.approx(0.1), 1: pytest.approx(1.0)}
     assert rates[id(weights[table])] == pytest.approx(0.01)
+
+
+def test_matrices_decay_and_vectors_and_parameters_of_losses_do_not():
+    matrix, vector, table = (torch.nn.Parameter(torch.zeros(*shape)) for shape in ((2, 2), (2,), (3, 2)))
+    weights = {"backbone.layers.0.proj.weight": matrix, "backbone.norm.weight": vector}
+    found = parts.groups(weights, stage(train=("backbone",), weight_decay=0.3), [table], frozenset())
+    decays = {id(weight): group["weight_decay"] for group in found for weight in group["params"]}
+    assert decays == {id(matrix): 0.3, id(vector): 0.0, id(table): 0.0}
+
+
+def test_where_a_stage_learns_from_one_task_a_step_each_has_its_share(tmp_path):
+    tasks = "\ntogether = false\n  [[stage.task]]\n  data = ['pairs']\n  batch = 4\n  share = 3\n"
+    tasks += '  losses = [{ kind = "simcse" }]\n  [[stage.task]]'
+    path = lay(tmp_path, changed(("\n  [[stage.task]]", tasks)))
+    learning = Learning(Run(read_recipe(path), tmp_path / "none", device="cpu"), 0, 0)
+    turns = [task for number in range(200) for task in learning._drawn(number)]
+    assert len(turns) == 200
+    assert 130 < turns.count(0) < 170  # of a share of three quarters
+    run = trained(path, tmp_path / "out")
+    seen = [record["losses"].keys() for record in read_log(run.log)]
+    assert seen == [{("simcse", "infonce")[task]} for task in turns[:6]]
+    assert len({*turns[:6]}) == 2
 
 
 def test_rates_of_what_is_not_trained_and_settings_without_sense_are_refused():
