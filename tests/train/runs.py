@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -25,6 +28,7 @@ from mmembed.train.workers import Workers
 RECIPE = """
 name = "small"
 seed = 3
+watch.plot = false
 
 [model]
 load = "tiny"
@@ -57,16 +61,23 @@ def write_lines(path: Path, rows: Sequence[Any]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def lay(folder: Path, recipe: str = RECIPE) -> Path:
-    """A folder with a tiny model, 40 pairs, 12 pictures with two names each and a recipe; the path of the recipe."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "tiny").exists():
-        tiny_embedder().save(folder / "tiny")
+@cache
+def _laid() -> TemporaryDirectory[str]:
+    """What `lay` copies: made once, and gone with this process."""
+    made = TemporaryDirectory()
+    folder = Path(made.name)
+    tiny_embedder().save(folder / "tiny")
     write_lines(folder / "pairs.jsonl", [{"q": f"thing {k}", "p": f"the {k}th of all things"} for k in range(40)])
     for k in range(12):
         PillowImage.new("RGB", (32, 32), (20 * k, 250 - 20 * k, 128)).save(folder / f"{k}.png")
     write_lines(folder / "pictures.jsonl", [{"name": f"colour {k}", "file": f"{k}.png"} for k in range(12)])
     write_lines(folder / "others.jsonl", [{"name": f"shade {k}", "file": f"{k}.png"} for k in range(12)])
+    return made
+
+
+def lay(folder: Path, recipe: str = RECIPE) -> Path:
+    """A folder with a tiny model, 40 pairs, 12 pictures with two names each and a recipe; the path of the recipe."""
+    shutil.copytree(_laid().name, folder, dirs_exist_ok=True)
     path = folder / "recipe.toml"
     path.write_text(recipe, encoding="utf-8")
     return path

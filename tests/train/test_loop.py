@@ -37,7 +37,7 @@ def recipe(tmp_path_factory):
 def whole(recipe, tmp_path_factory):
     """A run of 30 steps that nothing disturbed."""
     output = tmp_path_factory.mktemp("whole")
-    trained(recipe, output, STEPS)
+    trained(recipe, output, STEPS, "watch.plot=true")
     return output
 
 

@@ -13,17 +13,17 @@ import mmembed
 from mmembed.errors import MmembedError, SpecError
 from mmembed.train.compared import Compared
 from mmembed.train.data import Column, Columns, Join, Parquet
-from mmembed.train.held_out import mean_of_groups
 from mmembed.train.learning import Learning
 from mmembed.train.loop import Run
 from mmembed.train.losses import build_loss
 from mmembed.train.recipe import Model, read_recipe
 
-from .runs import assert_it_goes_on, curve, lay, trained, write_lines
+from .runs import assert_it_goes_on, curve, first, lay, trained, write_lines
 
 RECIPE = """
 name = "small"
 seed = 3
+watch.plot = false
 [model]
 load = "tiny"
 
@@ -91,17 +91,28 @@ def test_a_proxy_is_picked_among_all():
     assert float(found) == pytest.approx(float(due.mean()), rel=1e-5)
 
 
+def begun(recipe, *changes):
+    """A stage that is about to learn."""
+    learning = Learning(Run(read_recipe(recipe, changes), recipe.parent / "none", device="cpu"), 0, 0)
+    learning.choose()
+    return learning
+
+
+def table_of(learning):
+    (proxies,) = learning._proxies(0)
+    return proxies.table.detach().clone()
+
+
 def test_proxies_begin_at_the_mean_of_what_their_group_says_and_stay_or_learn(recipe, tmp_path):
-    run = trained(recipe, tmp_path / "out")
     tiny = mmembed.load(tmp_path / "tiny", device="cpu")
-    due = np.stack([tiny.encode_query([f"the colour {k}", f"a colour {k}"]).mean(0) for k in range(6)])
-    classes = {f"c{k}": k for k in range(6)}
-    found = mean_of_groups(tiny, run.data["names"], classes)
-    assert np.allclose(found / 2, due, atol=1e-5)
-    assert curve(tmp_path / "out")
-    learnt = trained(recipe, tmp_path / "learnt", "stage.0.task.0.losses.0.loss.learnt=true")
-    assert curve(tmp_path / "learnt") != curve(tmp_path / "out")
-    assert learnt.embedder.dimension == tiny.dimension
+    said = np.stack([tiny.encode_query([f"the colour {k}", f"a colour {k}"]).sum(0) for k in range(6)])
+    due = said / np.linalg.norm(said, axis=1, keepdims=True)
+    for learnt in (False, True):
+        learning = begun(recipe, f"stage.0.task.0.losses.0.loss.learnt={str(learnt).lower()}")
+        before = table_of(learning)
+        assert np.allclose(before, due, atol=1e-5)
+        learning._learn(first(learning))
+        assert torch.equal(table_of(learning), before) == (not learnt)
 
 
 def test_a_run_with_proxies_and_averaged_statistics_goes_on_as_if_nothing_had_happened(recipe, tmp_path):
@@ -181,12 +192,8 @@ def test_proxies_begin_where_a_teacher_says(recipe, tmp_path):
     )
     other.save(tmp_path / "other")
     teacher, loss = "stage.0.task.0.teacher='other'", "stage.0.task.0.losses.0.loss.by='teacher'"
-    run = Run(read_recipe(recipe, [teacher, loss]), tmp_path / "out", device="cpu")
-    learning = Learning(run, 0, 0)
-    learning.choose()
-    (proxies,) = learning._proxies(0)
+    found = table_of(begun(recipe, teacher, loss))
     due = np.stack([other.encode_query([f"the colour {k}", f"a colour {k}"]).sum(0) for k in range(6)])
-    found = proxies.table.detach().numpy()
     assert np.allclose(found, due / np.linalg.norm(due, axis=1, keepdims=True), atol=1e-5)
     with pytest.raises(SpecError, match="their task names none"):
         trained(recipe, tmp_path / "none", loss)

@@ -39,6 +39,7 @@ HEADS = {
 }
 TEACHER = """
 name = "taught"
+watch.plot = false
 [model]
 load = "MODEL"
 [data.rows]
@@ -207,6 +208,7 @@ def test_three_outputs_learn_in_chunks_and_in_two_processes_what_they_learn_at_o
 SPOKEN = """
 name = "spoken"
 seed = 5
+watch.plot = false
 [model.compose]
 tokenizer = "tiny"
 mask = "MASK"

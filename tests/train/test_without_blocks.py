@@ -19,6 +19,7 @@ from .runs import assert_it_goes_on, curve, lay, trained
 RECIPE = """
 name = "small"
 seed = 3
+watch.plot = false
 
 [model]
 identity = true
