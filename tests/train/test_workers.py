@@ -7,6 +7,7 @@ import signal
 import time
 from collections import deque
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -57,31 +58,39 @@ def same(one, other) -> bool:
     return bool(one == other)
 
 
-def test_the_batches_are_the_same_in_the_same_order(path):
-    with Workers(stage(path).collator) as here:
-        due = [*stage(path).batches(here)]
-    learning = stage(path)
-    with Workers(learning.collator, 2) as there:
-        told = [*learning.batches(there)]
-    assert [step.number for step in told] == [*range(learning.stage.steps)]
-    assert any(step.images for step in told)
+@pytest.fixture(scope="module")
+def learning(path):
+    """A stage with pictures in files, and others in memory."""
+    table = [{"q": f"shade {k}", "p": PillowImage.new("RGB", (32, 32), (6 * k, 9, 9))} for k in range(40)]
+    recipe = read_recipe(path, ["stage.0.steps=40"])
+    held = InMemory(table=table, columns=Columns(query=Column(text="q"), positive=Column(image="p")))
+    learning = Learning(
+        Run(replace(recipe, data={**recipe.data, "pairs": held}), path.parent / "none", device="cpu"), 0, 0
+    )
+    learning.choose()
+    return learning
+
+
+@pytest.fixture(scope="module")
+def two(learning):
+    with Workers(learning.collator, 2) as two:
+        yield two
+
+
+def batches(learning, make):
+    """Those of the stage from its first on."""
+    again = Learning(learning.run_, 0, 0)
+    again.choose()
+    return again.batches(make)
+
+
+def test_the_batches_are_the_same_in_the_same_order(learning, two):
+    due, told = ([*islice(batches(learning, make), 6)] for make in (Workers(learning.collator), two))
+    assert [step.number for step in told] == [*range(6)]
+    assert all(step.images >= 8 for step in told)
+    assert {example.source for example in told[0].examples[0]} == {"pairs", "pictures"}
     assert all(same(one, other) for one, other in zip(due, told, strict=True))
     assert not same(told[0], told[1])
-
-
-def test_pictures_in_memory_travel(path):
-    table = [{"q": f"shade {k}", "p": PillowImage.new("RGB", (32, 32), (20 * k, 9, 9))} for k in range(8)]
-    columns = Columns(query=Column(text="q"), positive=Column(image="p"))
-    recipe = read_recipe(path, ["stage.0.steps=1"])
-    recipe = replace(recipe, data={name: InMemory(table=table, columns=columns) for name in recipe.data})
-    steps = []
-    for count in (0, 1):
-        learning = Learning(Run(recipe, path.parent / "none", device="cpu"), 0, 0)
-        learning.choose()
-        with Workers(learning.collator, count) as workers:
-            steps += learning.batches(workers)
-    assert steps[0].images == 8
-    assert same(steps[0], steps[1])
 
 
 @pytest.mark.slow
@@ -99,16 +108,15 @@ def test_a_collator_travels_without_weights(path):
     assert sent.embedder.spec == collator.embedder.spec
 
 
-def test_what_is_wrong_with_a_row_is_told_as_without_workers(tmp_path):
-    path = lay(tmp_path, AUGMENTED)
-    (tmp_path / "3.png").write_bytes(b"no picture")
-    said = []
-    for count in (0, 2):
-        learning = stage(path, "stage.0.steps=40")
-        with Workers(learning.collator, count) as make, pytest.raises(InputError) as told:
-            for _ in learning.batches(make):
-                pass
+def test_what_is_wrong_with_a_row_is_told_as_without_workers(learning, two, path):
+    picture = path.parent / "3.png"
+    good, said = picture.read_bytes(), []
+    picture.write_bytes(b"no picture")
+    for make in (Workers(learning.collator), two):
+        with pytest.raises(InputError) as told:
+            deque(batches(learning, make), maxlen=0)
         said.append(str(told.value))
+    picture.write_bytes(good)
     assert said[0] == said[1]
     assert "data 'pictures', row 3" in said[0]
 
