@@ -6,8 +6,8 @@ import json
 import os
 import random
 import signal
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -111,14 +111,13 @@ def index(tmp_path, tiny):
 def test_two_writers_of_the_same_ids_both_succeed_and_no_id_is_there_twice(index, kind):
     if kind == "processes":
         workers = [started(put, index.path, who, 12) for who in ("one", "two")]
-    else:
-        workers = [threading.Thread(target=put, args=(index.path, who, 12, index.embedder)) for who in ("one", "two")]
-        for thread in workers:
-            thread.start()
-    for worker in workers:
-        worker.join(60)
-    if kind == "processes":
+        for process in workers:
+            process.join(60)
         assert [process.exitcode for process in workers] == [0, 0]
+    else:
+        with ThreadPoolExecutor() as threads:
+            for writer in [threads.submit(put, index.path, who, 12, index.embedder) for who in ("one", "two")]:
+                writer.result()
     rows = Table.open(index.path).read(WHOLE)
     assert sorted(row["id"] for row in rows) == sorted(NAMES[:120])
     assert {row["text"].split(" by ")[1] for row in rows} <= {"one", "two"}
