@@ -102,7 +102,7 @@ def filled(folder: Path, answers: Connection) -> None:
     adding.CHUNK = 50
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
     few = _said(lambda: index.add([f"few {n}" for n in range(50)]))
-    many = _said(lambda: index.add([f"many {n} " + str(n) * 2000 for n in range(200)]))
+    many = _said(lambda: index.add([f"many {n} " + str(n) * 1000 for n in range(100)]))
     answers.send({"few": few, "many": many, "items": len(index), "best": index.search("few 7")[0].text})
 
 
