@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 
+import mmembed
 from mmembed.cli import main
 from mmembed.demo import DATA
 
@@ -141,17 +143,14 @@ def test_embed_reads_lines_of_json(run, model, tmp_path):
     assert [json.loads(line)["id"].rpartition(":")[2] for line in out.splitlines()] == ["1", "2", "4"]
 
 
-def test_embed_reads_standard_input(model):
-    done = subprocess.run(
-        [sys.executable, "-m", "mmembed", "embed", "-", "--model", model, "--truncate-dim", "16", "--on-error", "skip"],
-        input='"नमस्ते"\nno json\n{"txt": 1}\n',
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-    )
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert done.returncode == 3
-    assert len(lines[0]["vector"]) == 16
+def test_embed_reads_standard_input(run, model, monkeypatch):
+    given = '"नमस्ते"\nno json\n{"txt": 1}\n'.encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given), encoding="latin-1"))
+    code, out, _ = run("embed", "-", "--model", model, "--truncate-dim", "16", "--on-error", "skip")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 3
+    due = mmembed.load(model).encode(["नमस्ते"], truncate_dim=16)[0]
+    np.testing.assert_allclose(lines[0]["vector"], due, atol=1e-6)
     assert "no JSON" in lines[1]["error"]
     assert "neither 'text' nor 'image'" in lines[2]["error"]
 
@@ -447,8 +446,6 @@ def test_what_an_encoding_lacks_is_escaped_and_stays_json(run, model, tmp_path, 
 
 
 def test_where_nothing_was_found_is_told_and_no_index_is_made_for_it(run, model, tmp_path, monkeypatch):
-    import io
-
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -471,8 +468,6 @@ def test_where_nothing_was_found_is_told_and_no_index_is_made_for_it(run, model,
 
 
 def test_words_on_stdin_and_tables_of_commas_are_told_what_to_do(run, model, tmp_path, monkeypatch):
-    import io
-
     def embed(command, *arguments):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"hi\nyou\n")))
         return run(*command, "-", *arguments, "--model", model)

@@ -105,7 +105,8 @@ def test_any_projector(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", sorted(poolings))
 def test_any_pooling(kind, tmp_path):
-    settings = {"latent_attention": {"latents": 5, "heads": 2}}.get(kind, {})
+    small = {"latent_attention": {"latents": 5, "heads": 2}, "perceiver": {"latents": 5, "heads": 2, "head_width": 16}}
+    settings = small.get(kind, {})
     check(tiny_embedder(pooling={"kind": kind, **settings}, mask="bidirectional"), tmp_path)
 
 
