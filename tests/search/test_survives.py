@@ -9,6 +9,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from mmembed.search import adding
 from mmembed.search.table import NAME, Table, checksum, exists
 from mmembed.testing import tiny_embedder
 
-from .writers import NAMES, _clean, barred, churn, filled, put, started
+from ..processes import started
+from .writers import NAMES, barred, churn, filled, put
 
 WHOLE = ["id", "content", "modality", "text", "path", "thumbnail", "metadata", "checksum", "vector"]
 
@@ -132,7 +134,7 @@ def test_what_another_process_wrote_is_found_at_once(index):
 
 
 def answer_of(work: Any, folder: Path) -> dict[str, Any]:
-    here, there = _clean.Pipe(duplex=False)
+    here, there = Pipe(duplex=False)
     process = started(work, folder, there)
     there.close()
     assert here.poll(60)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -13,30 +12,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mmembed import Embedder, Index
 from mmembed.errors import MmembedError
 from mmembed.search import adding, table
 from mmembed.testing import tiny_embedder
 
-_clean = multiprocessing.get_context("forkserver")
-"""Processes come of a clean one that has imported everything and computed nothing."""
-_clean.set_forkserver_preload([__name__, "transformers.models.qwen3.modeling_qwen3"])
-
 NAMES = [f"r{number}" for number in range(300)]
-
-
-def started(work: Callable[..., None], *arguments: Any) -> multiprocessing.process.BaseProcess:
-    """A process of its own that does `work`."""
-    process = _clean.Process(target=_work, args=(work, arguments))
-    process.start()
-    return process
-
-
-def _work(work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
-    work(*arguments)
 
 
 def churn(folder: Path, log: Path, seed: int) -> None:

@@ -1,10 +1,8 @@
-"""What tests of training share: a tiny model and data in a folder, a recipe, and runs in processes of their own."""
+"""What tests of training share: a tiny model and data in a folder, a recipe, and runs, also in several processes."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import shutil
 import socket
 from collections.abc import Callable, Sequence
@@ -24,6 +22,8 @@ from mmembed.train.loop import Run
 from mmembed.train.recipe import read_recipe
 from mmembed.train.watch import read_log
 from mmembed.train.workers import Workers
+
+from ..processes import started
 
 RECIPE = """
 name = "small"
@@ -118,35 +118,13 @@ def assert_it_goes_on(path: Path, folder: Path) -> None:
         assert torch.equal(weight, again.embedder.model.state_dict()[name]), name
 
 
-_clean = multiprocessing.get_context("forkserver")
-"""Processes come of a clean one that has imported everything and computed nothing: torch bars gradients in a fork of others."""
-_clean.set_forkserver_preload([__name__, "transformers.models.qwen3.modeling_qwen3"])
-
-
-def started(work: Callable[..., None], *arguments: Any) -> multiprocessing.process.BaseProcess:
-    """A process of its own that does `work`, which is a function of a module."""
-    process = _clean.Process(target=_work, args=({}, work, arguments))
-    process.start()
-    return process
-
-
 def together(count: int, work: Callable[..., None], *arguments: Any) -> None:
     """`work` in so many processes that know of each other, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     known = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
-        _clean.Process(target=_work, args=(known | {"RANK": str(rank)}, work, arguments)) for rank in range(count)
-    ]
-    for process in processes:
-        process.start()
+    processes = [started(work, *arguments, known=known | {"RANK": str(rank)}) for rank in range(count)]
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0] * count
-
-
-def _work(known: dict[str, str], work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    os.environ |= known
-    torch.set_num_threads(1)  # as in the process that started it: sums are then the same
-    work(*arguments)

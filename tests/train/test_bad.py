@@ -14,7 +14,8 @@ from mmembed.errors import SpecError, TrainingError
 from mmembed.train import checkpoints
 from mmembed.train.watch import read_log
 
-from .runs import RECIPE, lay, started, trained, write_lines
+from ..processes import started
+from .runs import RECIPE, lay, trained, write_lines
 
 
 def changed(old, new):

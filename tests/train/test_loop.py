@@ -23,7 +23,8 @@ from mmembed.train.recipe import Watch, read_recipe
 from mmembed.train.watch import Log, read_log
 
 from ..conftest import picture
-from .runs import RECIPE, curve, lay, started, together, trained
+from ..processes import started
+from .runs import RECIPE, curve, lay, together, trained
 
 STEPS = "stage.0.steps=30"
 

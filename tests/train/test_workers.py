@@ -23,7 +23,8 @@ from mmembed.train.recipe import read_recipe
 from mmembed.train.watch import read_log
 from mmembed.train.workers import Workers, without_weights
 
-from .runs import RECIPE, curve, lay, started, trained
+from ..processes import started
+from .runs import RECIPE, curve, lay, trained
 
 AUGMENTED = RECIPE.replace(
     "  group = 4\n", '  group = 4\n  augment = [{ kind = "affine" }, { kind = "noise", by = 0.1 }]\n'

@@ -11,7 +11,8 @@ import mmembed
 from mmembed.train.watch import read_log
 from mmembed.train.world import World
 
-from .runs import RECIPE, lay, started, together, trained
+from ..processes import started
+from .runs import RECIPE, lay, together, trained
 
 
 @pytest.fixture(scope="module")
