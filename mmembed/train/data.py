@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import cached_property
 from itertools import accumulate
 from numbers import Real
 from pathlib import Path
@@ -29,7 +30,7 @@ from ..registry import Registry
 from ..shards import PICTURES, Shard
 from ..sources import files_of, walk
 from ..spec import ModelSpec
-from .stamp import of_files
+from .stamp import of_files, of_rows, of_settings
 
 sources: Registry[Callable[..., Any]] = Registry("kind of data")
 TOGETHER = 65536
@@ -182,6 +183,10 @@ class Source:
         """What its rows hang on: its files, and all further ones."""
         return tuple(files)
 
+    def without_rows(self) -> Source:
+        """Its settings alone, where it holds its rows itself."""
+        return self
+
     def prompts(self, spec: ModelSpec) -> tuple[str | None, str | None]:
         """The prompts of the two sides; None is the default of the model.
 
@@ -249,8 +254,24 @@ class Examples:
 
     @property
     def stamp(self) -> str:
-        """Another where rows are of other files, or there are more or less of them."""
-        return f"{len(self)} rows, {of_files(self.files)}"
+        """Another where rows are of other files, or there are more or less of them; of rows in memory, where they say something
+        else."""
+        held = f", {self._rows.stamp}" if isinstance(self._rows, _List) else ""
+        return f"{len(self)} rows, {of_files(self.files)}{held}"
+
+    @property
+    def numbered(self) -> str:
+        """Another where the number of a row, or its query or positive, may be of something else; wherever the files lie."""
+        own = replace(
+            self.source.without_rows(),
+            path="",
+            query_prompt=None,
+            positive_prompt=None,
+            instruction=None,
+            on_error="raise",
+            mined=None,
+        )
+        return f"{self.stamp}, settings {of_settings(own)[:16]}"
 
     def places(self) -> dict[Path, Numbers]:
         """The files that its rows are of, resolved, and of each the numbers there of those it takes; none for rows in memory."""
@@ -501,9 +522,10 @@ def _mined(path: Path, examples: Examples) -> dict[int, list[int]]:
                     raise SpecError(f"{path}, line {number}: no line of mined negatives") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if stamp != examples.stamp:
+    if stamp != examples.numbered:
         raise SpecError(
-            f"{path} was mined of other data ({stamp}) than data {examples.name!r} is now ({examples.stamp}): mine it again"
+            f"{path} was mined of other data or other settings of it ({stamp}) than data {examples.name!r} is now "
+            f"({examples.numbered}): mine it again"
         )
     count = len(examples)
     strange = next((row for own, others in found.items() for row in (own, *others) if not 0 <= row < count), None)
@@ -986,7 +1008,10 @@ class InMemory(Source):
     table: Sequence[Mapping[str, Any]] = ()
 
     def rows(self, files: Sequence[Path]) -> Rows:
-        return _List(self.table)
+        return _List(self.table, self.columns.names)
+
+    def without_rows(self) -> InMemory:
+        return replace(self, table=())
 
     def read(self, files: Sequence[Path]) -> tuple[Path, ...]:
         return ()
@@ -995,9 +1020,15 @@ class InMemory(Source):
 class _List:
     names: Sequence[str] = ()
 
-    def __init__(self, table: Sequence[Mapping[str, Any]]):
-        self._table = table
+    def __init__(self, table: Sequence[Mapping[str, Any]], columns: Sequence[str]):
+        self._table, self._columns = table, columns
         self.blocks = [len(table)]
+
+    @cached_property
+    def stamp(self) -> str:
+        """Made once: of pictures it takes a while, and a run asks for it at each of its stages."""
+        every = (self[k] for k in range(len(self)))
+        return of_rows({name: row[name] for name in self._columns if name in row} for row in every)
 
     def places(self) -> Iterable[tuple[Path, Numbers]]:
         return ()

@@ -307,7 +307,7 @@ class Learning:
         run = self.run_
         return Collator(
             self.embedder,
-            {name: examples.source for name, examples in run.data.items()},
+            {name: examples.source.without_rows() for name, examples in run.data.items()},
             self.stage,
             run.world,
             self.outputs,

@@ -131,7 +131,7 @@ def _answers(rows: Sequence[Example], place: dict[bytes, int]) -> list[NDArray[n
 
 def write_mined(path: Path, found: Sequence[Mined], examples: Examples) -> None:
     """A line of JSON a row, behind one that says of what data; `mined = "..."` of a source reads them."""
-    lines = [json.dumps({OF: examples.stamp})]
+    lines = [json.dumps({OF: examples.numbered})]
     lines += [
         json.dumps({"row": each.row, "negatives": each.negatives, "scores": each.scores, "positive": each.positive})
         for each in found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
-import json
 import typing
 import warnings
 from collections.abc import Mapping
@@ -18,12 +17,12 @@ from PIL import Image as PillowImage
 
 from .. import loading
 from ..errors import MmembedError, SpecError, UnknownName
-from ..images import Image
 from ..spec import ModelSpec
 from .augment import augmentations
-from .data import Source, digest, held_picture
+from .data import Source
 from .losses.objective import PREDICTED, check_loss, is_contrastive, needs_of
 from .signatures import Place, Range, call, called, fitted, read_toml
+from .stamp import of_settings
 
 
 def _check_loss(settings: Mapping[str, Any], place: Place) -> None:
@@ -486,33 +485,14 @@ class Recipe:
         proxies = {str(start) for own in stages for task in own.task for start in _starts(task.losses)}
         known = {name: source for name, source in self.data.items() if name in used | proxies}
         # What is done about a row that gives no example may be thought over when there is one.
-        data = {name: dataclasses.replace(source, on_error="raise") for name, source in known.items()}
-        said = {"model": self.model, "data": data, "stage": stages, "seed": self.seed}
-        plain = {k: _plain(v) for k, v in said.items()}
-        return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
+        data = {name: dataclasses.replace(own.without_rows(), on_error="raise") for name, own in known.items()}
+        return of_settings({"model": self.model, "data": data, "stage": stages, "seed": self.seed})
 
 
 def _starts(losses: typing.Sequence[Mapping[str, Any]]) -> list[Any]:
     """What losses, and those inside them, say as `start`: data that they begin with."""
     inside = [inner for loss in losses for inner in (loss.get("loss"), *loss.get("losses", ())) if inner]
     return [loss["start"] for loss in losses if "start" in loss] + (_starts(inside) if inside else [])
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        # A setting at its default is as if it were not there: one that a later version has does not part a run from its recipe.
-        said = [f.name for f in dataclasses.fields(value) if getattr(value, f.name) != _default(f)]
-        fields = {name: _plain(getattr(value, name)) for name in said}
-        return {"is": type(value).__name__, **fields}
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if held_picture(value):
-        return digest((value if isinstance(value, Image) else Image(value),)).hex()
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def read_recipe(path: Path, changes: typing.Sequence[str] = ()) -> Recipe:

@@ -8,6 +8,7 @@ import io
 import json
 import pickle
 import tarfile
+from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -212,6 +213,35 @@ def test_scores_are_numbers_of_any_kind(tmp_path):
     for wrong in (True, np.bool_(True), float("nan"), "1"):
         with pytest.raises(InputError, match="a number is wanted"):
             InMemory(table=[{**table[0], "s": wrong}], columns=columns).open("x", tmp_path)[0]
+
+
+class Own(Sequence):
+    """A table of a program's own: neither a list nor equal to another that holds the same."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, row):
+        return self.rows[row]
+
+
+def test_rows_in_memory_are_known_by_what_their_columns_say():
+    columns = Columns(query=Column(text="q"), positive=Column(text="p"), negatives=(Column(text="n"),), score="s")
+    row = {"q": "a", "p": "b", "n": ["c", "d"], "s": np.array([1.0, 0.5, 0.2]), "unused": np.zeros(3)}
+
+    def stamp(table):
+        return InMemory(table=table, columns=columns).open("x", Path()).stamp
+
+    same = {stamp(kind([{**row, "unused": k}])) for k, kind in enumerate((list, tuple, Own))}
+    others = ({"q": "ab", "p": ""}, {"n": ["cd"]}, {"s": np.array([1.0, 0.5, 0.3])}, {"q": "\ud800"}, {"q": None})
+    assert len(same) == 1
+    assert len(same | {stamp([{**row, **other}]) for other in others}) == 1 + len(others)
+    broken = PillowImage.open(io.BytesIO(png(1)[:-20]))  # a row of which it is told when it is read
+    shown = {stamp([{**row, "q": each}]) for each in (png(1), Image(png(1)), PillowImage.new("L", (2, 2)), broken)}
+    assert len(shown) == 3
 
 
 def test_graded_pairs_triples_and_lists_of_negatives(tmp_path):

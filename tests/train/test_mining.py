@@ -73,10 +73,15 @@ def test_pictures_are_mined_and_the_file_is_read_by_a_recipe(tmp_path, tiny):
     table = tmp_path / "pictures.jsonl"
     text = table.read_text()
     table.write_text("".join(reversed(text.splitlines(keepends=True))))
-    with pytest.raises(SpecError, match=r"was mined of other data .* mine it again"):
+    with pytest.raises(SpecError, match=r"was mined of other data or other settings .* mine it again"):
         trained(recipe, tmp_path / "a")
     table.write_text(text)
-    written(tmp_path / "mined.jsonl", [{"mined_of": examples.stamp}, {"row": 0, "negatives": [99]}])
+    source = read_recipe(recipe).data["pictures"]
+    for other in ({"columns": replace(source.columns, query=Column(text="file"))}, {"images": "elsewhere"}):
+        with pytest.raises(SpecError, match="other settings of it"):
+            replace(source, **other).open("pictures", tmp_path)
+    replace(source, query_prompt="query", on_error="skip").open("pictures", tmp_path)
+    written(tmp_path / "mined.jsonl", [{"mined_of": examples.numbered}, {"row": 0, "negatives": [99]}])
     with pytest.raises(SpecError, match="row 99"):
         trained(recipe, tmp_path / "b")
     (tmp_path / "mined.jsonl").write_text("words\n")
@@ -88,7 +93,7 @@ def test_what_was_mined_of_a_row_of_its_group_is_no_negative_of_a_query(tmp_path
     written(tmp_path / "rows.jsonl", [{"q": f"q{k}", "p": f"p{k}", "g": f"g{k // 2}"} for k in range(6)])
     columns = Columns(query=Column(text="q"), positive=Column(text="p"), group="g")
     plain = Jsonl(path="rows.jsonl", columns=columns).open("x", tmp_path)
-    written(tmp_path / "mined.jsonl", [{"mined_of": plain.stamp}, {"row": 0, "negatives": [3, 4]}])
+    written(tmp_path / "mined.jsonl", [{"mined_of": plain.numbered}, {"row": 0, "negatives": [3, 4]}])
     rows = Jsonl(path="rows.jsonl", columns=columns, mined="mined.jsonl").open("x", tmp_path)
     drawn = Drawn(0, [0, 0], range(2), [0, 1], [2, 3, 4, 5], {})
     found, _ = compared(drawn, [rows[0], rows[2]], Embedded(vectors=torch.eye(6)), World(), 0)

@@ -101,9 +101,11 @@ def test_a_run_is_the_same_with_workers(path, tmp_path):
     assert curve(tmp_path / "alone") == curve(tmp_path / "helped")
 
 
-def test_a_collator_travels_without_weights(path):
-    collator = stage(path).collator
+def test_a_collator_travels_without_weights_and_without_rows(learning):
+    collator = learning.collator
     sent = without_weights(collator)
+    assert isinstance(sent.sources["pairs"], InMemory)
+    assert sent.sources["pairs"].table == ()
     assert {tensor.device.type for tensor in sent.embedder.model.state_dict().values()} == {"meta"}
     assert collator.embedder.model.device.type == "cpu"
     assert sent.embedder.spec == collator.embedder.spec
