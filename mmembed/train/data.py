@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from numbers import Real
 from pathlib import Path
 from typing import IO, Any, ClassVar, Literal, Protocol, TypeAlias, cast
@@ -34,7 +34,7 @@ from .stamp import of_files, of_rows, of_settings
 
 sources: Registry[Callable[..., Any]] = Registry("kind of data")
 TOGETHER = 65536
-"""Rows of a blocked file that are shuffled together."""
+"""Rows of a blocked file that are shuffled together; fewer, where half of `HELD` is full before: each row group is read once."""
 HELD = 2**29
 """Bytes of row groups that are held at once: a table of some hundred megabytes is read once, whatever the order of its rows."""
 OF = "mined_of"
@@ -47,8 +47,8 @@ Numbers: TypeAlias = "range | NDArray[np.int64]"
 
 
 class Rows(Protocol):
-    """Rows by number. `blocks` are runs of rows that are cheap to read together, by their lengths; `names` are the columns, where
-    all rows have the same; `places` gives the files in the order of the rows, of each the numbers there of those it gives."""
+    """Rows by number. `blocks` are runs of rows that are shuffled together, by their lengths; `names` are the columns, where all
+    rows have the same; `places` gives the files in the order of the rows, of each the numbers there of those it gives."""
 
     @property
     def blocks(self) -> Sequence[int]: ...
@@ -92,8 +92,8 @@ class Columns:
             each negative.
         query_source, positive_source: what a teacher reads in place of the query and the positive: the English of a text in
             another language, the caption of a picture.
-        language: the language of a row, for balanced batches.
-        group: rows with equal values here are positives of each other.
+        language: the language of a row, for balanced batches; an empty text is none, as no value is.
+        group: rows with equal values here are positives of each other; rows without one are of none.
     """
 
     query: Column
@@ -289,13 +289,8 @@ class Examples:
 
     def blocks(self) -> list[NDArray[np.int64]]:
         """Row numbers in runs that are shuffled together."""
-        found: list[NDArray[np.int64]] = []
-        first = 0
-        for stop in accumulate(self._rows.blocks):
-            if stop - first >= TOGETHER or stop == len(self._rows):
-                found.append(np.arange(first, min(stop, len(self))))
-                first = stop
-        return [block for block in found if len(block)]
+        ends = [min(end, len(self)) for end in accumulate(self._rows.blocks)]
+        return [np.arange(first, end) for first, end in pairwise([0, *ends]) if first < end]
 
     def languages(self) -> dict[str, NDArray[np.int64]]:
         """Row numbers of each language.
@@ -481,9 +476,10 @@ def _each(value: Any) -> list[Any]:
 
 
 def _said(values: Mapping[str, Any], name: str) -> str | None:
-    """What a plain column says; None: nothing."""
+    """What a plain column says; None: nothing, which an empty text is too, and a NaN, as pandas has it."""
     value = _cell(values, name)
-    return None if value is None else str(value)
+    bare = value is None or (isinstance(value, Real) and value != value)
+    return None if bare else str(value) or None
 
 
 def _listed(values: Mapping[str, Any], name: str, kind: Any, wanted: str) -> list[Any]:
@@ -595,6 +591,21 @@ def _line_starts(file: Path) -> NDArray[np.int64]:
     return np.asarray(starts, dtype=np.int64)
 
 
+def _together(runs: Iterable[tuple[int, float]]) -> list[int]:
+    """The lengths of blocks made of runs of rows that are cheap to read together, of which are given the rows and bytes."""
+    found: list[int] = []
+    full = True
+    size = 0.0
+    for count, own in runs:
+        if full:
+            found.append(0)
+            size = 0.0
+        found[-1] += count
+        size += own
+        full = found[-1] >= TOGETHER or size >= HELD / 2
+    return found
+
+
 def _place(lengths: Sequence[int], row: int) -> tuple[int, int]:
     """Which of several parts a row is in, and where."""
     ends = list(accumulate(lengths))
@@ -607,7 +618,7 @@ def _place(lengths: Sequence[int], row: int) -> tuple[int, int]:
 class Csv(Source):
     """Rows of cells, which may stand in quotes and then hold line breaks (RFC 4180), in UTF-8; the first row names the columns.
 
-    A cell is a text, an empty one an empty text; that of a score is a number, and an empty one of a language or group is none.
+    A cell is a text, an empty one an empty text; that of a score is a number.
     At most 131072 characters are in it, as Python's `csv` has it. Only where rows begin is held in memory.
 
     Attributes:
@@ -646,9 +657,6 @@ class _Csv(_Begun):
         except (csv.Error, ValueError) as error:
             raise InputError(f"line {line} of {self._files[which].name}: {error}") from None
         values: dict[str, Any] = dict(zip(header, cells, strict=True))
-        values |= {
-            name: values[name] or None for name in (self._columns.language, self._columns.group) if name in values
-        }
         if self._columns.score in values:
             with suppress(ValueError):  # whoever wants a number says that it is none
                 values[self._columns.score] = float(values[self._columns.score])
@@ -810,8 +818,11 @@ class _Parquet:
         self._kept = {group: self._rows_kept(*group) for group in groups} if where else {}
         counts = [len(self._kept[f, g]) if where else self._files[f].metadata.row_group(g).num_rows for f, g in groups]
         self._groups = [group for group, count in zip(groups, counts, strict=True) if count]
-        self.blocks = [count for count in counts if count]
-        self._ends = [*accumulate(self.blocks)]
+        lengths = [count for count in counts if count]
+        self.blocks = _together(
+            (count, count * self._bytes_a_row(*group)) for group, count in zip(self._groups, lengths, strict=True)
+        )
+        self._ends = [*accumulate(lengths)]
         self._held: Kept[int, Mapping[str, Any]] = Kept(HELD)
 
     def places(self) -> Iterable[tuple[Path, Numbers]]:
@@ -855,6 +866,14 @@ class _Parquet:
         self._held.limit = max(self._held.limit, 2 * size)
         self._held.put(which, found, size)
         return found
+
+    def _bytes_a_row(self, file: int, group: int) -> float:
+        """Of the columns that are read."""
+        whole = self._files[file].metadata.row_group(group)
+        columns = [whole.column(k) for k in range(whole.num_columns)]
+        begins = tuple(f"{name}." for name in self._columns)
+        own = [column for column in columns if f"{column.path_in_schema}.".startswith(begins)]
+        return sum(column.total_uncompressed_size for column in own) / whole.num_rows
 
     def _rows_kept(self, file: int, group: int) -> NDArray[np.int64]:
         import pyarrow as pa
@@ -938,7 +957,8 @@ class _Tar:
             if shard.broken:
                 raise SpecError(f"{shard.path}: {shard.broken}")
         self._columns = columns
-        self.blocks = [len(shard) for shard in self._shards]
+        self._lengths = [len(shard) for shard in self._shards]
+        self.blocks = _together((count, 0) for count in self._lengths)
 
     def places(self) -> Iterable[tuple[Path, Numbers]]:
         return [(shard.path.resolve(), range(len(shard))) for shard in self._shards]
@@ -947,7 +967,7 @@ class _Tar:
         return sum(self.blocks)
 
     def __getitem__(self, row: int) -> Mapping[str, Any]:
-        which, place = _place(self.blocks, row)
+        which, place = _place(self._lengths, row)
         return self._shards[which].read(place, self._columns)
 
 

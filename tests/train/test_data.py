@@ -23,6 +23,7 @@ from mmembed import Image, Text
 from mmembed.errors import InputError, SpecError
 from mmembed.train import data
 from mmembed.train.data import Column, Columns, Csv, ImageFolder, InMemory, Jsonl, Parquet, Tar, digest
+from mmembed.train.mixture import Order
 
 from .runs import write_lines
 
@@ -367,7 +368,7 @@ def test_of_several_parquet_files_the_one_that_does_not_fit_is_named(tmp_path):
 
 def test_a_column_that_is_not_there_is_told_and_an_empty_cell_is_of_no_group(tmp_path):
     write_lines(
-        tmp_path / "a.jsonl", [{"q": f"q {k}", "p": f"p {k}", "g": None if k < 2 else "same"} for k in range(4)]
+        tmp_path / "a.jsonl", [{"q": f"q {k}", "p": f"p {k}", "g": (None, "", "same", "same")[k]} for k in range(4)]
     )
     columns = {"query": Column(text="q"), "positive": Column(text="p")}
     misspelt = Jsonl(path="a.jsonl", columns=Columns(**columns, group="gg")).open("x", tmp_path)
@@ -383,6 +384,9 @@ def test_a_column_that_is_not_there_is_told_and_an_empty_cell_is_of_no_group(tmp
     with pytest.raises(SpecError, match="2 rows have none, as row 0"):
         found.groups(all_of_one=True)
     assert {key: rows.tolist() for key, rows in found.languages().items()} == {"": [0, 1], "same": [2, 3]}
+    table = [{"q": f"{k}", "p": f"{k}", "g": own} for k, own in enumerate((np.nan, np.float32("nan"), "nan", 1.0))]
+    pandas = InMemory(table=table, columns=Columns(**columns, group="g")).open("x", tmp_path)
+    assert [pandas[k].group for k in range(4)] == [None, None, "nan", "1.0"]  # Minnan is a language
 
 
 def test_row_groups_are_held_by_what_they_take_in_memory(tmp_path, monkeypatch):
@@ -396,6 +400,21 @@ def test_row_groups_are_held_by_what_they_take_in_memory(tmp_path, monkeypatch):
     assert 100_000 < held.used <= 300_000
     assert len(held) < 6
     assert held.misses == 6  # in order, each is read once
+
+
+def test_row_groups_of_pictures_are_shuffled_as_far_as_they_are_held(tmp_path, monkeypatch):
+    """Read in the order in which they are drawn, each row group is read once; other columns do not count."""
+    table = pa.table({"q": [bytes(1000) for _ in range(400)], "n": [bytes(9000) for _ in range(400)]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=10, use_dictionary=False)
+    monkeypatch.setattr(data, "HELD", 100_000)
+    found = Parquet(path="a.parquet", columns=Columns(query=Column(image="q"))).open("x", tmp_path)
+    blocks = found.blocks()
+    assert [len(block) for block in blocks] == [50] * 8
+    order = Order(blocks, [0])
+    assert len({found[next(order)].row for _ in range(400)}) == 400
+    assert found._rows._held.misses == 40
+    few = Parquet(path="a.parquet", columns=Columns(query=Column(image="q")), limit=70).open("x", tmp_path)
+    assert [block.tolist() for block in few.blocks()] == [[*range(50)], [*range(50, 70)]]
 
 
 def test_where_reads_columns_that_are_numbered(tmp_path):
