@@ -106,8 +106,8 @@ def read(
 
 
 def files_of(path: str | os.PathLike[str]) -> list[Path]:
-    """The one file or folder of that path, or all that a pattern fits, in order; as in a shell, what is hidden is fitted by a
-    part of the pattern that begins with a dot too, and by no other.
+    """The one file or folder of that path, or all files that a pattern fits, in order; as in a shell, what is hidden is fitted by
+    a part of the pattern that begins with a dot too, and by no other.
 
     Raises:
         LoadError: it fits none.
@@ -124,10 +124,12 @@ def files_of(path: str | os.PathLike[str]) -> list[Path]:
         hidden = filter(_is_hidden, path.parts[len(anchor.parts) :])
         return all(any(fnmatchcase(name, part) for part in dotted) for name in hidden)
 
-    fitting = sorted(path for path in anchor.glob(str(Path(*parts))) if said(path) and not path.is_dir())
-    if not fitting:
-        raise LoadError(f"no such file or folder: {printable(whole)}")
-    return fitting
+    fitting = sorted(path for path in anchor.glob(str(Path(*parts))) if said(path))
+    files = [path for path in fitting if not path.is_dir()]
+    if not files:
+        alone = f"; it fits folders alone, whose files are {printable(whole / '*')}" if fitting else ""
+        raise LoadError(f"no such file or folder: {printable(whole)}{alone}")
+    return files
 
 
 def walk(folder: Path, endings: Sequence[str]) -> Iterator[Path | InputError]:

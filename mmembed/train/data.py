@@ -145,9 +145,9 @@ class Source:
     """Data of one kind.
 
     Attributes:
-        path: a file, a folder, or a pattern with *; from the recipe's folder on.
+        path: a file, a folder, or a pattern with * that files fit; from the recipe's folder on.
         columns: what its columns are.
-        images: the folder that paths of pictures start from; by default that of `path`.
+        images: the folder that paths of pictures start from; by default that of the file they stand in.
         query_prompt, positive_prompt: prompts of the model for the two sides; by default "query" and "document", where the
             model has them, and for graded pairs its default prompt on both sides.
         instruction: what {instruction} says in the prompt of the query.
@@ -212,7 +212,7 @@ class Source:
             SpecError: no such file, no row, or columns that are not there.
         """
         try:
-            files = files_of(folder / Path(self.path).expanduser())
+            files = files_of(_from(folder, self.path))
             if not files[0].exists():
                 raise LoadError(f"{files[0]}: no such file or folder")
             own = self._at(folder)
@@ -224,12 +224,14 @@ class Source:
         for column in self.columns.names:
             if rows.names and column not in rows.names:
                 raise SpecError(str(UnknownName(f"column of {folder / self.path}", column, rows.names)))
-        at = folder / self.images if self.images is not None else files[0] if files[0].is_dir() else files[0].parent
-        examples = Examples(name, self, rows, at)
+        starts = [file if file.is_dir() else file.parent for file in files]
+        starts = starts if self.images is None else [_from(folder, self.images)]
+        examples = Examples(name, self, rows, starts)
         examples.files = own.read(files)
         if self.mined is not None:
-            examples.mined = _mined(folder / self.mined, examples)
-            examples.files += (folder / self.mined,)
+            mined = _from(folder, self.mined)
+            examples.mined = _mined(mined, examples)
+            examples.files += (mined,)
         return examples
 
 
@@ -237,14 +239,16 @@ class Examples:
     """The examples of one source, by row number.
 
     Args:
-        name, source: what it is. rows: its table. images: where paths of pictures start.
+        name, source: what it is. rows: its table. images: where paths of pictures start, of each of its files or of all.
 
     Attributes:
         files: that the rows are read from. skipped: rows that were left out, by number, and why.
     """
 
-    def __init__(self, name: str, source: Source, rows: Rows, images: Path):
+    def __init__(self, name: str, source: Source, rows: Rows, images: Sequence[Path]):
         self.name, self.source, self._rows, self._images = name, source, rows, images
+        several = len(set(images)) > 1
+        self._ends = [*accumulate(len(numbers) for _, numbers in rows.places())] if several else []
         self.mined: Mapping[int, Sequence[int]] = {}
         self.files: tuple[Path, ...] = ()
         self.skipped: dict[int, str] = {}
@@ -344,10 +348,10 @@ class Examples:
         """Raises: InputError, with what is wrong with the row and where it is."""
         columns = self.source.columns
         try:
-            values = self._rows[row]
-            query, positives, group, keys = self._sides(values)
-            negatives = tuple(item for column in columns.negatives for item in self._many(values, column))
-            mined = [self._sides(self._rows[other]) for other in self.mined.get(row, ())]
+            values, at = self._rows[row], self._start(row)
+            query, positives, group, keys = self._sides(values, at)
+            negatives = tuple(item for column in columns.negatives for item in _many(values, column, at))
+            mined = [self._sides(self._rows[other], self._start(other)) for other in self.mined.get(row, ())]
             answered = (*[frozenset[bytes]()] * len(negatives), *(keys for *_, keys in mined))
             negatives += tuple(told[0] for _, told, _, _ in mined)
             right = {digest(item) for item in positives} if negatives else set()
@@ -361,8 +365,8 @@ class Examples:
             if len(wrong) < len(negatives):
                 negatives, answered = tuple(negatives[k] for k in wrong), tuple(answered[k] for k in wrong)
                 scores = (*scores[:1], *(scores[1 + k] for k in wrong)) if scores else ()
-            asked = (query,) if columns.query_source is None else self._many(values, columns.query_source)
-            told = positives if columns.positive_source is None else self._many(values, columns.positive_source)
+            asked = (query,) if columns.query_source is None else _many(values, columns.query_source, at)
+            told = positives if columns.positive_source is None else _many(values, columns.positive_source, at)
             if len(asked) != 1 or len(told) != len(positives):
                 raise InputError("a teacher reads one source for the query and one for each positive")
             language = None if columns.language is None else _said(values, columns.language)
@@ -383,13 +387,19 @@ class Examples:
             answered if mined else (),
         )
 
-    def _sides(self, values: Mapping[str, Any]) -> tuple[Item, tuple[Item, ...], str | None, frozenset[bytes]]:
+    def _start(self, row: int) -> Path:
+        """Where paths of pictures in a row start."""
+        return self._images[bisect_right(self._ends, row)]
+
+    def _sides(
+        self, values: Mapping[str, Any], at: Path
+    ) -> tuple[Item, tuple[Item, ...], str | None, frozenset[bytes]]:
         """The query, its positives, its group, and what it shares with rows that would be positives of it too."""
         columns = self.source.columns
-        query = self._many(values, columns.query)
+        query = _many(values, columns.query, at)
         if len(query) != 1:
             raise InputError(f"the query holds {len(query)} items, and one is wanted")
-        positives = query if columns.positive is None else self._many(values, columns.positive)
+        positives = query if columns.positive is None else _many(values, columns.positive, at)
         if not positives:
             raise InputError("it has no positive")
         group = None if columns.group is None else _said(values, columns.group)
@@ -403,32 +413,39 @@ class Examples:
     def _at(self, row: int) -> str:
         return f"data {self.name!r}, row {row}: "
 
-    def _many(self, values: Mapping[str, Any], column: Column) -> tuple[Item, ...]:
-        """The items of a column: one, or as many as the list there holds."""
-        if column.image is None and isinstance(text := values.get(str(column.text)), str):
-            return ((Text(text),),)
-        texts = None if column.text is None else _listed(values, column.text, str, "a text")
-        pictured = None if column.image is None else self._pictures(values, column.image)
-        if texts is None or pictured is None:
-            return tuple((part,) for part in (pictured if texts is None else [Text(text) for text in texts]) or ())
-        if len(texts) != len(pictured):
-            raise InputError(f"{len(texts)} texts in {column.text!r} and {len(pictured)} pictures in {column.image!r}")
-        return tuple((picture, Text(text)) for picture, text in zip(pictured, texts, strict=True))
 
-    def _pictures(self, values: Mapping[str, Any], name: str) -> list[Image]:
-        value = _cell(values, name)
-        try:
-            return [self._image(each) for each in ([value] if held_picture(value) else _each(value))]
-        except ImageError as error:
-            raise InputError(f"column {name!r}: {error.reason}") from None
+def _many(values: Mapping[str, Any], column: Column, at: Path) -> tuple[Item, ...]:
+    """The items of a column: one, or as many as the list there holds.
 
-    def _image(self, value: Any) -> Image:
-        """What is held in memory as it is now: a row is read again, and by other processes."""
-        if isinstance(value, Mapping):  # as the `datasets` library writes them
-            value = value.get("bytes") or value.get("path")
-        if isinstance(value, os.PathLike) or (isinstance(value, str) and value[:5].lower() != "data:"):
-            return Image(self._images / value)
-        return (value if isinstance(value, Image) else Image(value)).as_now()
+    Args:
+        at: where paths of pictures start.
+    """
+    if column.image is None and isinstance(text := values.get(str(column.text)), str):
+        return ((Text(text),),)
+    texts = None if column.text is None else _listed(values, column.text, str, "a text")
+    pictured = None if column.image is None else _pictures(values, column.image, at)
+    if texts is None or pictured is None:
+        return tuple((part,) for part in (pictured if texts is None else [Text(text) for text in texts]) or ())
+    if len(texts) != len(pictured):
+        raise InputError(f"{len(texts)} texts in {column.text!r} and {len(pictured)} pictures in {column.image!r}")
+    return tuple((picture, Text(text)) for picture, text in zip(pictured, texts, strict=True))
+
+
+def _pictures(values: Mapping[str, Any], name: str, at: Path) -> list[Image]:
+    value = _cell(values, name)
+    try:
+        return [_image(each, at) for each in ([value] if held_picture(value) else _each(value))]
+    except ImageError as error:
+        raise InputError(f"column {name!r}: {error.reason}") from None
+
+
+def _image(value: Any, at: Path) -> Image:
+    """What is held in memory as it is now: a row is read again, and by other processes."""
+    if isinstance(value, Mapping):  # as the `datasets` library writes them
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and value[:5].lower() != "data:"):
+        return Image(at / value)
+    return (value if isinstance(value, Image) else Image(value)).as_now()
 
 
 def held_picture(value: Any) -> bool:
@@ -462,6 +479,11 @@ def _check_said(items: Sequence[Item], which: str) -> None:
                 check_text(part.text)
         if not any(isinstance(part, Image) or part.text.strip() for part in item):
             raise InputError(f"{which} empty")
+
+
+def _from(folder: Path, path: str) -> Path:
+    """A path of a recipe, from its folder on."""
+    return folder / Path(path).expanduser()
 
 
 def _cell(values: Mapping[str, Any], name: str) -> Any:
@@ -745,7 +767,7 @@ class Parquet(Source):
     def _at(self, folder: Path) -> Parquet:
         if self.join is None:
             return self
-        return replace(self, join=replace(self.join, path=str(folder / Path(self.join.path).expanduser())))
+        return replace(self, join=replace(self.join, path=str(_from(folder, self.join.path))))
 
     def read(self, files: Sequence[Path]) -> tuple[Path, ...]:
         return (*files, *([] if self.join is None else files_of(Path(self.join.path))))
@@ -898,22 +920,27 @@ class _Parquet:
 @sources.register("images")
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(Source):
-    """The pictures of a folder, all the way down. Columns: `image`; `folder`, the name of the folder it lies in; `stem`, its own
-    name without ending; `text`, what the .txt file of that name beside it says."""
+    """The pictures of a folder, all the way down, or those that a pattern fits. Columns: `image`; `folder`, the name of the
+    folder it lies in; `stem`, its own name without ending; `text`, what the .txt file of that name beside it says."""
 
     def rows(self, files: Sequence[Path]) -> Rows:
         return _Pictures(files)
+
+    def read(self, files: Sequence[Path]) -> tuple[Path, ...]:
+        texts = [file.with_suffix(".txt") for file in files if not file.is_dir()]
+        return (*files, *(text for text in texts if text.is_file()))
 
 
 class _Pictures:
     names: Sequence[str] = ("image", "folder", "stem", "text")
 
-    def __init__(self, folders: Sequence[Path]):
+    def __init__(self, files: Sequence[Path]):
         self._paths: list[Path] = []
-        for path in (path for folder in folders for path in walk(folder, PICTURES)):
-            if isinstance(path, InputError):
-                raise SpecError(path.reason)
-            self._paths.append(path)
+        for file in files:
+            for path in walk(file, PICTURES) if file.is_dir() else [file] * (file.suffix.lower() in PICTURES):
+                if isinstance(path, InputError):
+                    raise SpecError(path.reason)
+                self._paths.append(path)
         self.blocks = [len(self._paths)]
 
     def places(self) -> Iterable[tuple[Path, Numbers]]:
@@ -988,11 +1015,16 @@ class HuggingFace(Source):
         except ImportError as error:
             raise MissingExtra("datasets", "datasets") from error
         folder = files[0]
-        found = datasets.load_from_disk(str(folder))
+        try:
+            found = datasets.load_from_disk(str(folder))
+        except (OSError, ValueError) as error:
+            raise SpecError(f"{folder}: no folder that save_to_disk of datasets wrote: {error}") from None
         if isinstance(found, datasets.DatasetDict):
             if self.split not in found:
                 raise SpecError(str(UnknownName(f"split of {folder}", self.split, found)))
             found, folder = found[self.split], folder / str(self.split)
+        elif self.split is not None:
+            raise SpecError(f"{folder} is one dataset without splits: leave split = {self.split!r} out")
         for column, kind in found.features.items():
             if isinstance(kind, datasets.Image):
                 found = found.cast_column(column, datasets.Image(decode=False))

@@ -41,8 +41,8 @@ def of_model(model: nn.Module, spec: ModelSpec) -> str:
 
 
 def of_files(files: Sequence[Path]) -> str:
-    """Another for other files: of a file what it says, of a folder the names of pictures, which may be mended, and names and
-    sizes of texts and tables. What else lies in it, a run perhaps, is no data."""
+    """Another for other files: of a file what it says, of a picture its name, for it may be mended; of a folder the names of
+    pictures, and names and sizes of texts and tables. What else lies in it, a run perhaps, is no data."""
     told = hashlib.sha256()
     for path in files:
         told.update(path.name.encode())
@@ -52,7 +52,7 @@ def of_files(files: Sequence[Path]) -> str:
             sizes = [own.stat().st_size if own.suffix.lower() in TABLES else None for own in inside]
             names = [str(own.relative_to(path)) for own in inside]
             told.update(repr([*zip(names, sizes, strict=True)]).encode())
-        else:
+        elif path.suffix.lower() not in PICTURES:
             _read(path, told)
     return told.hexdigest()[:16]
 

@@ -22,7 +22,7 @@ from PIL import Image as PillowImage
 from mmembed import Image, Text
 from mmembed.errors import InputError, SpecError
 from mmembed.train import data
-from mmembed.train.data import Column, Columns, Csv, ImageFolder, InMemory, Jsonl, Parquet, Tar, digest
+from mmembed.train.data import Column, Columns, Csv, HuggingFace, ImageFolder, InMemory, Jsonl, Parquet, Tar, digest
 from mmembed.train.mixture import Order
 
 from .runs import write_lines
@@ -330,6 +330,57 @@ def test_many_files_are_one_table_in_order(tmp_path):
     found = Jsonl(path="part-*.jsonl", columns=TEXTS).open("x", tmp_path)
     assert [found[k].query[0].text for k in range(len(found))] == ["00", "10", "11", "20", "21", "22"]
     assert len(Jsonl(path="part-*.jsonl", columns=TEXTS, limit=4).open("x", tmp_path)) == 4
+
+
+def test_paths_of_pictures_start_from_the_folder_of_their_own_file(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(png(ord(name)))
+        rows = [{"q": f"{name}{k}", "p": "1.png", "s": k} for k in range(2)]
+        write_lines(tmp_path / name / "x.jsonl", rows)
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name / "x.parquet")
+    columns = Columns(query=Column(text="q"), positive=Column(image="p"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for source, due in (
+        (Jsonl(path="*/x.jsonl", columns=columns, images="~/b"), ["b"] * 4),
+        (Parquet(path="*/x.parquet", columns=columns, where={"s": 1}), ["a", "b"]),
+        (Jsonl(path="*/x.jsonl", columns=columns), ["a", "a", "b", "b"]),
+    ):
+        found = source.open("x", tmp_path)
+        assert [found[k].positives[0][0].source.parent.name for k in range(len(found))] == due
+    write_lines(tmp_path / "mined.jsonl", [{"mined_of": found.numbered}, {"row": 0, "negatives": [3]}])
+    mined = replace(source, mined="~/mined.jsonl").open("x", tmp_path)
+    assert [item[0].source for item in mined[0].negatives] == [tmp_path / "b/1.png"]
+
+
+def test_pictures_are_those_of_a_pattern_too(tmp_path):
+    for name in ("a/1.png", "a/2.jpg", "b/3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(1))
+        (tmp_path / name).with_suffix(".txt").write_text(f"text {name}")
+    columns = Columns(query=Column(text="text"), positive=Column(image="image"))
+    for path, due in (("*/*.png", ["a/1.png", "b/3.png"]), ("a/*", ["a/1.png", "a/2.jpg"]), ("b/3.png", ["b/3.png"])):
+        found = ImageFolder(path=path, columns=columns).open("x", tmp_path)
+        assert [found[k].query for k in range(len(found))] == [(Text(f"text {name}"),) for name in due]
+        stamp = found.stamp
+        (tmp_path / "b/3.png").write_bytes(png(2))  # a picture may be mended
+        assert stamp == found.stamp
+        (tmp_path / due[0]).with_suffix(".txt").write_text("another")
+        assert stamp != found.stamp
+        (tmp_path / due[0]).with_suffix(".txt").write_text(f"text {due[0]}")
+    with pytest.raises(SpecError, match=r"it fits folders alone, whose files are .*/\*/\*"):
+        ImageFolder(path="*", columns=columns).open("x", tmp_path)
+
+
+def test_a_folder_that_is_no_saved_dataset_is_told_and_so_is_a_split_of_one_without(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    write_lines(tmp_path / "x.jsonl", [{"q": "a", "p": "b"}])
+    for path in (".", "x.jsonl"):
+        with pytest.raises(SpecError, match="no folder that save_to_disk of datasets wrote"):
+            HuggingFace(path=path, columns=TEXTS).open("x", tmp_path)
+    datasets.Dataset.from_list([{"q": "a", "p": "b"}]).save_to_disk(tmp_path / "saved")
+    with pytest.raises(SpecError, match="without splits: leave split = 'train' out"):
+        HuggingFace(path="saved", columns=TEXTS, split="train").open("x", tmp_path)
 
 
 def test_equal_items_have_equal_digests_and_a_group_makes_rows_positives_of_each_other():
