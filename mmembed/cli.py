@@ -516,6 +516,10 @@ def overlap(recipe: Path, least: float, width: int, as_json: bool) -> int:
             (data, row), (other, its) = each.trained, each.measured
             click.echo(f"{each.jaccard:.2f}  {data} {row}  {other} {its}  {each.text!r:.80}")
         click.echo(f"{len(found)} pairs of texts with an index of at least {least:g}")
+    for name, examples in opened.items():
+        for row, reason in [*examples.skipped.items()][:1]:
+            said = f"{len(examples.skipped)} of {len(examples)} rows of {name!r} were left out, as row {row}: {reason}"
+            click.echo(f"mmembed: {said}", err=True)
     return SOME_FAILED if found else 0
 
 

@@ -407,8 +407,14 @@ class Examples:
         return query[0], positives, group, frozenset(keys if group is None else {*keys, f"group {group}".encode()})
 
     def skip(self, row: int, reason: str) -> None:
-        """Keep in mind that a row is left out."""
+        """Keep in mind that a row is left out.
+
+        Raises:
+            InputError: it was the last one.
+        """
         self.skipped.setdefault(row, reason.removeprefix(self._at(row)))
+        if len(self.skipped) == len(self):
+            raise InputError(f"none of the {len(self)} rows of data {self.name!r} gives an example; the last: {reason}")
 
     def _at(self, row: int) -> str:
         return f"data {self.name!r}, row {row}: "

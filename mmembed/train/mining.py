@@ -91,14 +91,16 @@ def mine(
         scores = queries[first : first + step] @ vectors.T
         for k, own in enumerate(scores, first):
             best = float(own[[place[digest(item)] for item in rows[k].positives]].max())
-            found.append(_kept(rows[k].row, own, answers[k], candidates, best, (count, skip, depth), margin, relative))
+            own[candidates < 0] = -np.inf
+            for key in rows[k].keys:
+                own[answers[key]] = -np.inf
+            found.append(_kept(rows[k].row, own, candidates, best, (count, skip, depth), margin, relative))
     return found
 
 
 def _kept(
     row: int,
     scores: NDArray[np.float32],
-    answers: NDArray[np.int64],
     candidates: NDArray[np.int64],
     best: float,
     wanted: tuple[int, int, int],
@@ -106,9 +108,6 @@ def _kept(
     relative: float,
 ) -> Mined:
     count, skip, depth = wanted
-    scores = scores.copy()
-    scores[answers] = -np.inf
-    scores[candidates < 0] = -np.inf
     most = min(depth, len(scores))
     nearest = np.argpartition(-scores, most - 1)[:most]
     nearest = nearest[np.lexsort((nearest, -scores[nearest]))][skip:]  # of equals the first
@@ -117,16 +116,14 @@ def _kept(
     return Mined(row, tuple(candidates[near].tolist()), tuple(map(float, scores[near])), best)
 
 
-def _answers(rows: Sequence[Example], place: dict[bytes, int]) -> list[NDArray[np.int64]]:
-    """Of each row, the places of what is known to answer its query: what any row brings that shares a key with it."""
-    of_key: dict[bytes, set[int]] = {}
+def _answers(rows: Sequence[Example], place: dict[bytes, int]) -> dict[bytes, NDArray[np.int64]]:
+    """Of each key, the places of what is known to answer a query that has it: what any row brings that does."""
+    found: dict[bytes, set[int]] = {}
     for row in rows:
-        own = {place[digest(item)] for item in row.positives} | {
-            place[key] for key in (digest(row.query),) if key in place
-        }
+        own = {place[key] for key in map(digest, (row.query, *row.positives)) if key in place}
         for key in row.keys:
-            of_key.setdefault(key, set()).update(own)
-    return [np.array(sorted(set().union(*(of_key[key] for key in row.keys)))) for row in rows]
+            found.setdefault(key, set()).update(own)
+    return {key: np.array(sorted(own)) for key, own in found.items()}
 
 
 def write_mined(path: Path, found: Sequence[Mined], examples: Examples) -> None:

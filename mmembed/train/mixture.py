@@ -147,11 +147,6 @@ class Mixture:
                 example = self._one(name, inside[name], rng, keys)
                 if not isinstance(example, Example):
                     bad = example or bad
-                    nothing = example is not None and len(self.data[name].skipped) == len(self.data[name])
-                    if nothing:
-                        raise InputError(
-                            f"none of the {len(self.data[name])} rows of data {name!r} gives an example; the last: {bad}"
-                        )
                     if self._group >= self.batch or not sources.without(number):
                         raise bad or self._too_few([name] if self._group >= self.batch else self._names)
                     self._tell(name)

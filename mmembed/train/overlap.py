@@ -37,6 +37,9 @@ def overlaps(
 
     Case, accents' form and white space do not count. Candidates come from MinHash in bands (Broder 1997); each is then compared
     exactly, so that none is reported wrongly, and few of an index near `least` are missed.
+
+    Raises:
+        InputError: a row that gives no example, unless its source says skip; or all of them.
     """
     rng = np.random.default_rng(0)
     factors = rng.integers(1, PRIME, BANDS * ROWS, dtype=np.uint64)
@@ -82,7 +85,10 @@ def _texts(data: Mapping[str, Examples]) -> Iterable[tuple[tuple[str, int], str]
         for row in range(len(examples)):
             try:
                 example = examples[row]
-            except InputError:
+            except InputError as error:
+                if examples.source.on_error == "raise":
+                    raise
+                examples.skip(row, error.reason)
                 continue
             items: Sequence = [example.query, *example.positives, *example.negatives]
             for part in dict.fromkeys(part.text for item in items for part in item if isinstance(part, Text)):

@@ -10,7 +10,7 @@ import torch
 
 import mmembed
 from mmembed.cli import main
-from mmembed.errors import SpecError, TrainingError
+from mmembed.errors import InputError, SpecError, TrainingError
 from mmembed.train import checkpoints
 from mmembed.train.watch import read_log
 
@@ -187,16 +187,20 @@ def test_steps_whose_examples_were_all_left_out_change_nothing_and_say_no_loss(t
     recipe = lay(tmp_path)
     for picture in tmp_path.glob("*.png"):
         picture.write_bytes(b"no picture")
+    write_lines(tmp_path / "pictures.jsonl", [{"name": f"colour {k}", "file": f"{k % 12}.png"} for k in range(40)])
     recipe.write_text(RECIPE.replace('data = ["pairs", "pictures"]', 'data = ["pictures"]'))
     changes = ("stage.0.weight_decay=1.0", "stage.0.lr=0.1", "stage.0.steps=4", 'data.pictures.on_error="skip"')
     run = trained(recipe, tmp_path / "out", *changes)
     records = read_log(run.log)
     assert len(records) == 4
     assert all(not record["losses"] and "loss" not in record and record["skipped"] == 8 for record in records)
-    assert run.skipped == {"pictures": 12}
+    assert run.skipped == {"pictures": 32}
     before = mmembed.load(tmp_path / "tiny", device="cpu").model.state_dict()
     after = run.embedder.model.state_dict()
     assert all(torch.equal(after[name], own) for name, own in before.items())
+    with pytest.raises(InputError, match="none of the 40 rows of data 'pictures' gives an example; the last: "):
+        trained(recipe, tmp_path / "on", *changes, "stage.0.steps=10")
+    assert not (tmp_path / "on" / "weights.safetensors").exists()
 
 
 def test_checkpointing_learns_what_is_learnt_without_it(tmp_path):

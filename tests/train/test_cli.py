@@ -105,6 +105,15 @@ def test_texts_that_are_trained_on_and_measured_are_told(capfd, tmp_path):
     (found,) = json.loads(out)
     assert (found["trained"], found["measured"], found["jaccard"]) == (["pairs", 7], ["others", 0], 1.0)
     assert "1.00  pairs 7  others 0  'the 7th of all things'" in command("--least", "0.9")[1]
+    with (tmp_path / "others.jsonl").open("a") as file:
+        file.write('{"p": "a row without a query"}\n')
+    code, _, err = command()
+    assert code == 1
+    assert "data 'others', row 1: no column is called 'q'" in err
+    recipe.write_text(text.replace('path = "others.jsonl"', 'path = "others.jsonl"\non_error = "skip"'))
+    code, _, err = command()
+    assert code == 3
+    assert "1 of 2 rows of 'others' were left out, as row 1: no column is called 'q'" in err
     recipe.write_text(RECIPE)
     code, _, err = command()
     assert code == 2

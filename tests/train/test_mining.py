@@ -12,9 +12,9 @@ import torch
 from mmembed.errors import InputError, SpecError
 from mmembed.testing import tiny_embedder
 from mmembed.train.compared import Embedded
-from mmembed.train.data import Column, Columns, InMemory, Jsonl
+from mmembed.train.data import Column, Columns, InMemory, Jsonl, digest
 from mmembed.train.drawn import Drawn, compared
-from mmembed.train.mining import mine, write_mined
+from mmembed.train.mining import _answers, mine, write_mined
 from mmembed.train.recipe import read_recipe
 from mmembed.train.world import World
 
@@ -55,6 +55,9 @@ def test_what_is_known_to_answer_is_no_negative(tiny):
     assert 0 not in found[12]
     assert 1 not in found[13]
     assert len(found[2]) == 11  # of 13 different positives, less its own and that of row 8
+    one = of([{"q": f"{k}", "p": f"a {k}", "g": 0} for k in range(500)], group="g")
+    answers = _answers([one[k] for k in range(500)], {digest(one[k].positives[0]): k for k in range(500)})
+    assert sum(own.size for own in answers.values()) == 3 * 500  # what a group shares is held once
 
 
 def test_pictures_are_mined_and_the_file_is_read_by_a_recipe(tmp_path, tiny):

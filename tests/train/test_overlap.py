@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmembed.errors import InputError
 from mmembed.train.data import Column, Columns, InMemory
 from mmembed.train.overlap import overlaps, runs_of
 
@@ -51,3 +52,15 @@ def test_of_texts_half_alike_most_are_found():
     assert found <= wanted
     assert len(wanted) > 50
     assert len(found) > 0.8 * len(wanted)
+
+
+def test_rows_that_cannot_be_read_are_no_rows_without_overlap(tmp_path):
+    table, columns = [{"q": sentence(0)}, {"query": "a"}], Columns(query=Column(text="q"))
+    bad, some = (InMemory(table=table, columns=columns, on_error=do).open("t", tmp_path) for do in ("raise", "skip"))
+    with pytest.raises(InputError, match="data 't', row 1: no column is called 'q'"):
+        overlaps({"t": bad}, of("e", [sentence(0)]))
+    assert len(overlaps({"t": some}, of("e", [sentence(0)]))) == 1
+    assert [*some.skipped] == [1]
+    none = InMemory(table=table[1:], columns=columns, on_error="skip").open("t", tmp_path)
+    with pytest.raises(InputError, match="none of the 1 rows of data 't' gives an example"):
+        overlaps({"t": none}, of("e", [sentence(0)]))
