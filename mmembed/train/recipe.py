@@ -159,6 +159,13 @@ class Task:
             raise SpecError(f"group={self.group}: at least one example in a row is of one source")
         if self.masking is None and any(loss.get("kind") == "mntp" for loss in self.losses):
             raise SpecError("the loss 'mntp' predicts tokens that are masked: masking = { token = '_', share = 0.2 }")
+        reads = {need for loss in self.losses for need in needs_of(loss)}
+        if self.masking is not None and PREDICTED not in reads:
+            raise SpecError("masking hides tokens to be predicted, and no loss of its task predicts any: leave it out")
+        if self.augment and PREDICTED in reads:
+            raise SpecError("augment changes pictures, and losses of a language head read texts alone: leave it out")
+        if self.teacher is not None and "teacher" not in {*reads, *_settings(self.losses, "by")}:
+            raise SpecError(f"teacher = {self.teacher!r}: no loss of its task reads what it says; leave it out")
         for name, share in {"share": self.share, **self.shares}.items():
             if not 0 <= share < float("inf"):
                 raise SpecError(f"the share of {name} is {share}: it must be a number, and not negative")
@@ -278,6 +285,10 @@ class Stage:
             raise SpecError(
                 f"stage {self.name!r} ends early where nothing gets better, and does not say what: keep_best"
             )
+        if self.together and any(task.share != 1 for task in self.task):
+            raise SpecError(
+                f"stage {self.name!r} learns from all its tasks every step, whatever their share: together = false, or no share"
+            )
         if not self.together and not sum(task.share for task in self.task) > 0:
             raise SpecError(f"stage {self.name!r} draws a task a step, and none has a share")
         if self.attention_dropout is not None and not (self.dropout and 0 <= self.attention_dropout < 1):
@@ -379,7 +390,7 @@ class Recipe:
         if len(set(names)) < len(names):
             raise SpecError(f"two stages have one name: {', '.join(names)}")
         used = [name for stage in self.stage for task in stage.task for name in task.data]
-        starts = [start for stage in self.stage for task in stage.task for start in _starts(task.losses)]
+        starts = [start for stage in self.stage for task in stage.task for start in _settings(task.losses, "start")]
         for name in [*used, *starts, *(held.data for held in self.held_out.values())]:
             if name not in self.data:
                 raise UnknownName("data of this recipe", name, self.data)
@@ -482,17 +493,17 @@ class Recipe:
         """Equal where two recipes train alike, up to the end of a stage: what comes later may still be thought over."""
         stages = self.stage if stage is None else self.stage[: stage + 1]
         used = {name for own in stages for task in own.task for name in task.data}
-        proxies = {str(start) for own in stages for task in own.task for start in _starts(task.losses)}
+        proxies = {str(start) for own in stages for task in own.task for start in _settings(task.losses, "start")}
         known = {name: source for name, source in self.data.items() if name in used | proxies}
         # What is done about a row that gives no example may be thought over when there is one.
         data = {name: dataclasses.replace(own.without_rows(), on_error="raise") for name, own in known.items()}
         return of_settings({"model": self.model, "data": data, "stage": stages, "seed": self.seed})
 
 
-def _starts(losses: typing.Sequence[Mapping[str, Any]]) -> list[Any]:
-    """What losses, and those inside them, say as `start`: data that they begin with."""
+def _settings(losses: typing.Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    """What losses, and those inside them, say as one of their settings."""
     inside = [inner for loss in losses for inner in (loss.get("loss"), *loss.get("losses", ())) if inner]
-    return [loss["start"] for loss in losses if "start" in loss] + (_starts(inside) if inside else [])
+    return [loss[name] for loss in losses if name in loss] + (_settings(inside, name) if inside else [])
 
 
 def read_recipe(path: Path, changes: typing.Sequence[str] = ()) -> Recipe:

@@ -261,3 +261,19 @@ def test_the_recipe_of_pico_is_one():
 def test_a_pooling_may_be_said_by_its_kind_alone_as_compose_has_it(tmp_path):
     text = RECIPE.replace('load = "tiny"', 'compose = { backbone = "tiny", tokenizer = "tiny", pooling = "mean" }')
     assert read(tmp_path, text).model.compose["pooling"] == {"kind": "mean"}
+
+
+@pytest.mark.parametrize(
+    ("loss", "more", "said"),
+    [
+        ("infonce", "share = 2.0", "stage 'first' learns from all its tasks every step, whatever their share"),
+        ("infonce", 'teacher = "wise"', "teacher = 'wise': no loss of its task reads what it says"),
+        ("infonce", 'masking = { token = "_" }', "masking hides tokens to be predicted, and no loss"),
+        ("language_modelling", 'augment = [{ kind = "colour" }]', "losses of a language head read texts alone"),
+    ],
+)
+def test_a_setting_that_would_do_nothing_is_told(tmp_path, loss, more, said):
+    text = RECIPE.replace('{ kind = "infonce", temperature = 0.05 }', f'{{ kind = "{loss}" }}')
+    read(tmp_path, text)
+    with pytest.raises(SpecError, match=said):
+        read(tmp_path, text + f"  {more}\n")
