@@ -52,7 +52,7 @@ class Run:
 
     Raises:
         SpecError: a recipe that does not fit its data or its model, or an output that is the model that it begins with or a
-            teacher. LoadError: a run lies there and `resume` was not asked for.
+            teacher; or processes that differ in what they see. LoadError: a run lies there and `resume` was not asked for.
     """
 
     def __init__(
@@ -104,6 +104,26 @@ class Run:
                 f"{self.folder} holds a run of another recipe (model, data, seed or a stage that has begun have changed): "
                 "remove it to begin again, or put the recipe back"
             )
+        self._agree()
+
+    def _agree(self) -> None:
+        """Raise `SpecError` where processes would not learn the same: on several machines each may see files of its own."""
+        if self.world.size == 1:
+            return
+        own = {
+            "the step that it goes on from": self.begun,
+            "the recipe": self.recipe.digest(),
+            "the model that it begins with": self.stamp,
+            **{f"data {name!r}": examples.stamp for name, examples in self.data.items()},
+        }
+        first, *others = self.world.told(own)
+        for rank, other in enumerate(others, 1):
+            for what, due in first.items():
+                if other[what] != due:
+                    raise SpecError(
+                        f"processes 0 and {rank} differ in {what} ({due} and {other[what]}): recipe, model, data and --output "
+                        "must lie on a disk that all machines see"
+                    )
 
     @property
     def model(self) -> nn.Module:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import mmembed
+from mmembed.cli import main
+from mmembed.errors import SpecError
+from mmembed.testing import tiny_embedder
+from mmembed.train.loop import Run
+from mmembed.train.recipe import read_recipe
 from mmembed.train.watch import read_log
 from mmembed.train.world import World
 
@@ -78,6 +86,55 @@ def test_vectors_of_all_are_gathered_by_rank_and_gradients_are_summed(tmp_path):
         assert own[:, 0].tolist() == [2.0 * k for k in range(2 + 3 * rank)]
         assert plain.unique().tolist() == [3.0]
         assert shared.tolist() == [4.0] * 3
+
+
+def test_processes_wait_for_what_one_of_them_does_alone(monkeypatch):
+    told = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda kind, timeout: told.append(timeout))
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    assert World.joined(torch.device("cpu")) == World(1, 2)
+    assert told[0] >= timedelta(hours=12)
+
+
+class Differing(World):
+    """The first of two processes, the other of which sees something else."""
+
+    other: ClassVar[dict] = {}
+
+    def told(self, thing):
+        return [thing, {**thing, **self.other}]
+
+
+@pytest.mark.parametrize(
+    ("what", "said"), [("the step that it goes on from", 4), ("data 'pairs'", "39 rows"), ("the recipe", "another")]
+)
+def test_processes_that_do_not_see_the_same_files_are_told(recipe, tmp_path, monkeypatch, what, said):
+    monkeypatch.setattr(World, "joined", lambda device: Differing(0, 2))
+    monkeypatch.setattr(Differing, "other", {what: said})
+    with pytest.raises(
+        SpecError, match=f"processes 0 and 1 differ in {what} .* and {said}.*a disk that all machines see"
+    ):
+        Run(read_recipe(recipe), tmp_path / "out", device="cpu")
+
+
+@pytest.mark.parametrize(("size", "code"), [(1, 3), (2, 0)])
+def test_rows_that_were_left_out_are_no_failure_of_a_job(recipe, tmp_path, monkeypatch, capfd, size, code):
+    class Done:
+        def __init__(self, *given, **settings):
+            self.world, self.skipped, self.data = World(0, size), {"pictures": 1}, {"pictures": range(12)}
+            self.folder = self.output = self.log = tmp_path
+            self.learnt, self.scores = {"first": 6}, {}
+
+        def train(self):
+            return tiny_embedder()
+
+    monkeypatch.setattr("mmembed.train.loop.Run", Done)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(recipe), "--json"])
+    assert (ended.value.code or 0) == code
+    assert "1 of 12 rows of 'pictures' were left out" in capfd.readouterr().err
 
 
 def test_one_alone_is_a_world(tmp_path):
