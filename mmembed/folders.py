@@ -155,9 +155,10 @@ def _below(folder: Path, known: Checkpoint | None, base: Path | None) -> tuple[P
 
 
 def _beside(folder: Path, name: str, revision: str | None) -> Path:
-    """A folder of that name beside this one, or the folder or repository of that name."""
+    """The folder of that whole path; else one of that name beside this one, or the folder or repository of that name."""
     near = folder.absolute().parent / Path(name).name
-    return near if near.is_dir() else hub.find(name, revision=revision)
+    whole = Path(name).is_absolute() and Path(name).is_dir()
+    return near if near.is_dir() and not whole else hub.find(name, revision=revision)
 
 
 def _has_tokenizer(folder: Path) -> bool:

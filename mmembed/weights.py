@@ -132,7 +132,7 @@ class Model(nn.Module):
             SpecError: a model in int8.
         """
         self.check_whole()
-        dtype, twins = dtype_of(self.spec.weights), _tied(self)
+        dtype, twins = dtype_of(self.spec.weights), tied(self)
         state = {
             name: (t.to(dtype) if t.is_floating_point() else t).detach().cpu().contiguous().clone()
             for name, t in self.state_dict().items()
@@ -194,7 +194,7 @@ def fill_over(model: nn.Module, below: Mapping[str, Tensor], path: Path) -> None
     Raises:
         LoadError: no such file, or weights that do not fit.
     """
-    own = model.state_dict().keys()
+    own = model.state_dict().keys() - tied(model)  # by its second name a tensor of the file would be written over
     _fit(model, {**{name: tensor for name, tensor in below.items() if name in own}, **tensors(path)}, path)
 
 
@@ -221,19 +221,19 @@ def _fit(model: nn.Module, state: Mapping[str, Tensor], path: Path, under: str =
         found = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise LoadError(f"{path} does not fit its spec: {error}") from None
-    twins = _tied(model)
+    twins = tied(model)
     lacking = [key for key in found.missing_keys if key not in twins]
     if lacking or found.unexpected_keys:
         missing, unexpected = ([under + key for key in keys] or "none" for keys in (lacking, found.unexpected_keys))
         raise LoadError(f"{path} does not fit its spec: missing {missing}, unexpected {unexpected}")
 
 
-def _tied(model: nn.Module) -> set[str]:
+def tied(model: nn.Module) -> set[str]:
     """Names of weights that are one tensor with another before them: a language head's and the embeddings'."""
     seen: set[int] = set()
-    tied = set()
+    twins = set()
     for name, weight in model.named_parameters(remove_duplicate=False):
         if id(weight) in seen:
-            tied.add(name)
+            twins.add(name)
         seen.add(id(weight))
-    return tied
+    return twins

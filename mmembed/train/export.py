@@ -25,7 +25,7 @@ from ..model import EmbeddingModel
 from ..nn.precision import dtype_of
 from ..spec import FILE as SPEC_FILE
 from ..towers.adapters import WEIGHTS_FILE as ADAPTER_WEIGHTS
-from ..weights import WEIGHTS_FILE, write_tensors
+from ..weights import WEIGHTS_FILE, tied, write_tensors
 from .building import restore
 from .data import Examples
 from .held_out import measure
@@ -63,7 +63,8 @@ def export(
     embedder.model.eval()
     if recipe.model.precision != "fp32":
         model = embedder.model.cpu().float()
-        restore(recipe, model, [name for name in model.state_dict() if name not in trained])
+        left = model.state_dict().keys() - trained.keys() - tied(model)  # of two names of one tensor the first is told
+        restore(recipe, model, left)
     part = output / f".{os.getpid()}.part"
     try:
         if said.merge:
@@ -102,7 +103,8 @@ def _save_adapter(recipe: Recipe, embedder: Embedder, part: Path, output: Path, 
     (part / SPEC_FILE).write_text(embedder.spec.to_json(), encoding="utf-8")
     named = recipe.model.load or ""
     beside = (recipe.folder / named).absolute()
-    if beside.is_dir() and not (output.absolute().parent / beside.name).is_dir():
+    near = output.absolute().parent / beside.name
+    if beside.is_dir() and not (near.is_dir() and near.samefile(beside)):
         named = str(beside)
     low = {
         f"base_model.model.{name}": tensor.detach().cpu().contiguous()

@@ -554,6 +554,7 @@ class Learning:
             TrainingError: there is no room for it, or weights are no numbers any more, which no run could go on from.
         """
         run = self.run_
+        held: dict[str, Tensor] = {}
         if run.world.leads or run.shards is not None:
             tensors = {f"weight.{name}": tensor for name, tensor in run.changed.items()}
             tensors |= {f"loss.{name}": weight for name, weight in self.losses.named_parameters()}
@@ -567,9 +568,12 @@ class Learning:
                     if key in own:
                         tensors[f"{key}.{name}"] = own[key]
                         counts[name] = float(own["step"])
-            tensors = {name: unsharded(tensor) for name, tensor in tensors.items()}
+            for name, tensor in tensors.items():  # one after the other: whole they may be more than a device holds
+                entire = unsharded(tensor)
+                if run.world.leads:
+                    held[name] = entire.cpu()
         if run.world.leads:
-            for name, tensor in tensors.items():
+            for name, tensor in held.items():
                 if not tensor.isfinite().all():
                     raise TrainingError(
                         f"stage {self.stage.name!r}, step {self.step}: {name} is no number any more; {self._advice}"
@@ -587,7 +591,7 @@ class Learning:
                 **self.state,
             }
             try:
-                checkpoints.save(run.folder, self.before + self.step, tensors, state)
+                checkpoints.save(run.folder, self.before + self.step, held, state)
             except OSError as error:
                 last = checkpoints.found(run.folder)
                 kept = f"{last[-1].name} is there and whole" if last else "there is none before it"

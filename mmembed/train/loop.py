@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .. import loading
 from ..embedder import Embedder
 from ..errors import LoadError, MissingExtra, SpecError
+from ..weights import tied
 from . import checkpoints, parts
 from .building import build
 from .export import export
@@ -79,6 +80,10 @@ class Run:
         self.stamp = of_model(self.embedder.model, self.embedder.spec)
         if shard and self.head is not None:
             raise SpecError("a loss of a language head reads embeddings outside of the backbone: leave shard out")
+        if shard and (twins := tied(self.embedder.model)):
+            raise SpecError(
+                f"{min(twins)} is one tensor with another weight, which parts would make two of: leave shard out"
+            )
         for examples in self.data.values():
             examples.source.prompts(self.embedder.spec)
         recipe.check_views(self.embedder.spec)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -171,13 +171,14 @@ def groups(
 ) -> list[dict[str, Any]]:
     """Weights as AdamW takes them, those of one rate and one decay together; parameters of losses at the stage's own rate.
 
-    A layer's rate is `layer_decay` times that of the one above it; embeddings are below the first. Weights that lie in parts
-    are in groups of their own: a fused step takes no mixture.
+    A layer's rate is `layer_decay` times that of the one above it; embeddings are below the first, and so is what else stands
+    before it in its tower. Weights that lie in parts are in groups of their own: a fused step takes no mixture.
     """
     depth: dict[str, int] = {}
     for name in weights:
         tower, layer = _layer(name)
         depth[tower] = max(depth.get(tower, 0), layer)
+    below = _below(weights)
     backbone = max((own for tower, own in depth.items() if _of_backbone(tower)), default=0)
     found: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, weight in weights.items():
@@ -186,6 +187,8 @@ def groups(
         tower, layer = _layer(name)
         if part == "embeddings":
             rate *= stage.layer_decay ** (backbone + 1)
+        elif name in below:
+            rate *= stage.layer_decay ** (depth[below[name]] + 1)
         elif layer >= 0:
             rate *= stage.layer_decay ** (depth[tower] - layer)
         decay = stage.weight_decay if weight.ndim > 1 else 0.0
@@ -201,6 +204,20 @@ def _layer(name: str) -> tuple[str, int]:
     if found is None:
         return name.partition(".")[0], -1
     return name[: found.start()], int(found[1])
+
+
+def _below(names: Iterable[str]) -> dict[str, str]:
+    """Towers by names of weights that stand before their first layers: patches, tables of positions, norms of embeddings."""
+    waiting: dict[str, list[str]] = {}
+    found: dict[str, str] = {}
+    for name in names:
+        tower, layer = _layer(name)
+        root = next((each for each in TOWERS if name.startswith(each)), name.partition(".")[0])
+        if layer < 0:
+            waiting.setdefault(root, []).append(name)
+        else:
+            found |= dict.fromkeys(waiting.pop(root, ()), tower)
+    return found
 
 
 def _of_backbone(tower: str) -> bool:
@@ -236,6 +253,11 @@ def set_modes(model: nn.Module, stage: Stage, trained: Mapping[str, nn.Parameter
         if stage.dropout:
             backbone.train()
         if stage.gradient_checkpointing:
+            if model.intervention is not None and model.intervention.against is not None:
+                raise SpecError(
+                    f"stage {stage.name!r}: with gradient_checkpointing a block runs twice, and what its intervention compares "
+                    "with is there once: leave one of them out"
+                )
             _checkpoint(backbone, stage)
         elif any(getattr(module, "gradient_checkpointing", False) for module in backbone.modules()):
             _checkpointing(backbone, "disable")()

@@ -149,10 +149,12 @@ def _unwritten(path: Path | str, error: OSError) -> TrainingError:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The records of a log; a last line that was cut off is no record."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split(
+        "\n"
+    ):  # what str.splitlines takes for an end may stand in a text
         try:
             found.append(json.loads(line))
-        except ValueError:
+        except ValueError:  # nothing behind the last one's end either
             break
     return found
 

@@ -317,6 +317,14 @@ def test_a_step_draws_dimensions_by_its_number():
         build_loss({"kind": "matryoshka", **one, "dimensions": [9]}, width=8)
 
 
+def test_what_reads_no_vectors_is_not_cut():
+    """Each dimension would have been the same loss once more."""
+    late = {"kind": "late_interaction"}
+    for inner in (late, {"kind": "sum", "losses": [{"kind": "infonce"}, late]}):
+        with pytest.raises(SpecError, match="'late_interaction' reads no vectors"):
+            build_loss({"kind": "matryoshka", "loss": inner, "dimensions": [4]}, width=8)
+
+
 def test_2d_matryoshka_is_a_layer_and_a_dimension_beside_the_whole():
     compared = learning(things())
     inner = {"kind": "simcse"}

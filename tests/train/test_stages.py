@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import mmembed
 from mmembed.errors import SpecError, UnknownName
-from mmembed.testing import tiny_backbone, tiny_embedder, tiny_vlm
+from mmembed.testing import byte_tokenizer, tiny_backbone, tiny_embedder, tiny_vlm
 from mmembed.train import parts
 from mmembed.train.held_out import measure
 from mmembed.train.learning import Learning
@@ -19,6 +19,7 @@ from mmembed.train.loop import Run
 from mmembed.train.recipe import Lora, Stage, Task, read_recipe
 from mmembed.train.watch import read_log
 
+from ..test_kinds import SPLADE, language_model
 from .runs import RECIPE, curve, lay, together, trained, write_lines
 
 SECOND = """
@@ -116,6 +117,61 @@ def test_lora_beside_its_base_has_a_new_tower_with_it_though_it_was_not_trained(
         read_recipe(lay(tmp_path / "none"), ["export.merge=false"])
 
 
+def tied(folder):
+    """An embedder whose language head is its table of tokens."""
+    made = mmembed.compose(
+        backbone=language_model(tie_word_embeddings=True), tokenizer=byte_tokenizer(), sparse=SPLADE, device="cpu"
+    )
+    assert made.model.language_head is not None
+    made.save(folder / "tiny")
+    return {name for name, _ in made.model.named_parameters(remove_duplicate=False)} - {
+        name for name, _ in made.model.named_parameters()
+    }
+
+
+@pytest.mark.parametrize(
+    ("train", "options"),
+    [
+        ('train = ["embeddings"]', BF16),
+        ('train = ["lora", "embeddings"]\nlora = { r = 2, targets = ["q_proj"] }', ("export.merge=false",)),
+    ],
+)
+def test_a_table_that_a_language_head_shares_is_written_as_it_was_trained(tmp_path, train, options):
+    """By its second name it was written over with what it had been."""
+    pairs = ('data = ["pairs", "pictures"]', 'data = ["pairs"]')
+    path = lay(tmp_path, changed(('train = ["backbone", "projector"]', train), pairs, ("steps = 6", "steps = 2")))
+    (twin,) = tied(tmp_path)
+    trained(path, tmp_path / "out", *options)
+    before, after = (mmembed.load(tmp_path / name, device="cpu").model.state_dict() for name in ("tiny", "out"))
+    table = "backbone.embed_tokens.weight"
+    assert torch.equal(after[table], after[twin])
+    assert (after[table] - before[table]).abs().max() > 1e-4
+
+
+def test_weights_in_parts_are_no_weights_under_two_names(tmp_path):
+    path = lay(tmp_path, changed(('data = ["pairs", "pictures"]', 'data = ["pairs"]')))
+    (twin,) = tied(tmp_path)
+    with pytest.raises(SpecError, match=f"{twin} is one tensor with another weight.*leave shard out"):
+        Run(read_recipe(path), tmp_path / "out", device="cpu", shard=True)
+
+
+def test_an_adapter_stands_on_the_model_that_it_was_trained_on_whatever_lies_beside_it(tmp_path):
+    pairs = ('data = ["pairs", "pictures"]', 'data = ["pairs"]')
+    low = LORA.replace(', "backbone", "projector"', "")
+    path = lay(tmp_path / "own", changed(('train = ["backbone", "projector"]', low), pairs, ("steps = 6", "steps = 1")))
+    tiny_embedder(seed=5).save(tmp_path / "runs" / "tiny")
+    run = trained(path, tmp_path / "runs" / "out", "export.merge=false")
+    due = mmembed.load(tmp_path / "runs" / "out", base=tmp_path / "own" / "tiny", device="cpu").encode(["thing 3"])
+    assert np.array_equal(run.embedder.encode(["thing 3"]), due)
+    assert np.array_equal(mmembed.load(tmp_path / "runs" / "out", device="cpu").encode(["thing 3"]), due)
+
+
+def test_blocks_that_run_twice_have_no_other_prompt_to_compare_with():
+    compared = mmembed.methods.apply(tiny_embedder(), "contrastive-prompting", layers=(-1,)).model
+    with pytest.raises(SpecError, match="a block runs twice"):
+        parts.set_modes(compared, stage(train=("backbone",), gradient_checkpointing=True), {})
+
+
 def test_dropout_of_a_stage_ends_with_it():
     model = tiny_embedder().model
     layers = [m for m in model.backbone.modules() if hasattr(m, "attention_dropout")]
@@ -170,6 +226,25 @@ def test_layers_below_learn_slower_and_embeddings_slowest_whatever_the_layers_ar
     (table,) = tables
     assert of_layer == {0: pytest.approx(0.1), 1: pytest.approx(1.0)}
     assert rates[id(weights[table])] == pytest.approx(0.01)
+    others = {name: rates[id(own)] for name, own in weights.items() if ".0." not in name and ".1." not in name}
+    below = {name for name, rate in others.items() if rate == pytest.approx(0.01)}
+    behind = {
+        "qwen3": {"backbone.norm.weight"},
+        "xlm-roberta": {"backbone.pooler.dense.weight", "backbone.pooler.dense.bias"},
+    }[kind]
+    assert others.keys() - below == behind
+
+
+def test_what_stands_before_the_blocks_of_a_tower_learns_slower_than_they_do():
+    model = tiny_embedder().model
+    said = stage(train=("tower",), lr=1.0, layer_decay=0.1)
+    weights = parts.choose(model, said)
+    groups = parts.groups(weights, said, [], frozenset())
+    rates = {id(weight): group["lr"] for group in groups for weight in group["params"]}
+    told = {name.removeprefix("vision.model."): rates[id(weight)] for name, weight in weights.items()}
+    assert told["patch_embed.proj.weight"] == told["pos_embed"] == pytest.approx(1e-3)
+    assert told["blocks.0.mlp.fc1.weight"] == pytest.approx(1e-2)
+    assert told["norm.weight"] == told["blocks.2.mlp.fc1.weight"] == 1.0
 
 
 def test_matrices_decay_and_vectors_and_parameters_of_losses_do_not():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from types import SimpleNamespace
 
@@ -58,3 +59,11 @@ def test_wandb_is_told_of_every_step_and_a_run_that_goes_on_is_the_same_there(tm
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MissingExtra, match="wandb"):
         run(0)
+
+
+def test_a_record_ends_where_its_line_does(tmp_path):
+    """What str.splitlines takes for an end stands in texts and paths as it is."""
+    records = [{"reason": f"a{end}b"} for end in ("\u2028", "\x85", "\u2029", "\x1c")]
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    (tmp_path / "log.jsonl").write_text(lines + '{"cut off', encoding="utf-8")
+    assert read_log(tmp_path / "log.jsonl") == records

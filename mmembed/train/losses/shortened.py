@@ -82,7 +82,16 @@ class Matryoshka(Over):
         weights: Sequence[Above0] | None = None,
         per_step: Count | None = None,
     ):
-        super().__init__(width, teacher_width, loss, "vectors")
+        super().__init__(width, teacher_width, loss)
+        inner: Any = self.loss
+        parts: list[tuple[Any, Any]] = (
+            [*zip(loss["losses"], inner.losses, strict=True)] if isinstance(inner, Sum) else [(loss, inner)]
+        )
+        for said, own in parts:
+            if "vectors" not in own.needs:
+                raise SpecError(
+                    f"{said['kind']!r} reads no vectors, of which dimensions={list(dimensions)} could be cut"
+                )
         if width is not None and max(dimensions) > width:
             raise SpecError(f"dimensions={list(dimensions)}: each lies between 1 and the {width} numbers of a vector")
         self.dimensions = tuple(zip(dimensions, _weights(weights, len(dimensions), "dimensions"), strict=True))
