@@ -2,5 +2,6 @@
 
 from .loop import Run, train
 from .recipe import Recipe, read_recipe
+from .soup import soup
 
-__all__ = ["Recipe", "Run", "read_recipe", "train"]
+__all__ = ["Recipe", "Run", "read_recipe", "soup", "train"]
