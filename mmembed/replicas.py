@@ -291,7 +291,7 @@ def work(descriptor: int, folder: str, device: str, precision: str, threads: str
     from .loading import load
 
     torch.set_num_threads(int(threads))
-    if torch.device(device).type == "cuda":
+    if torch.device(device).type == "cuda" and torch.device(device).index is not None:
         torch.cuda.set_device(device)  # what pins memory, and what Triton launches, goes by it
     connection = Connection(descriptor)
     embedder = load(folder, device=device, precision=precision)

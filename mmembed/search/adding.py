@@ -14,7 +14,7 @@ from ..errors import InputError, UnknownName
 from ..inputs import Thing
 from ..sources import Entry
 from .known import Counted, Known, at
-from .metadata import fit
+from .metadata import Kind, fit
 from .rows import Row, read_row, terms_of
 from .table import IDS, OWN, CommitConflict, Table, among, quoted
 
@@ -63,6 +63,13 @@ class AddReport:
         """So many things more, or less."""
         setattr(self, what, getattr(self, what) + things)
 
+    def leave_out(self, number: int, name: str, error: InputError, on_error: OnError) -> None:
+        """Tell of a thing that is skipped, or raise what is wrong with it."""
+        if on_error == "raise":
+            error.item = number
+            raise error
+        self.skipped.append(SkippedEntry(number, name, error.reason))
+
 
 def add(
     table: Table,
@@ -89,19 +96,24 @@ def add(
                 continue
             try:
                 row = read_row(number, entry)
-                kinds.take(row.metadata or NOTHING)
             except InputError as error:
-                if on_error == "raise":
-                    error.item = number
-                    raise
-                report.skipped.append(SkippedEntry(number, entry.name, error.reason))
+                report.leave_out(number, entry.name, error, on_error)
                 bar.update()
                 continue
-            if not chunk.takes(row):
+            metadata = row.metadata or NOTHING
+            # Rows that wait, and that it does not suit, may be skipped themselves.
+            waits = on_error == "raise" or kinds.suits(metadata)
+            if chunk.rows and not (chunk.takes(row) and waits):
                 _write(table, embedder, chunk, files, report, on_error)
                 kinds.look()
                 bar.update(chunk.size)
                 chunk, chunks = Chunk(), chunks + 1
+            try:
+                kinds.take(metadata)
+            except InputError as error:
+                report.leave_out(number, entry.name, error, on_error)
+                bar.update()
+                continue
             chunk.take(row)
         _write(table, embedder, chunk, files, report, on_error)
         bar.update(chunk.size)
@@ -185,32 +197,39 @@ def _inherit(table: Table, metadata: Mapping[str, str]) -> None:
 
 
 class Kinds:
-    """The columns of metadata in a table, by which rows are refused before they are embedded. What rows that wait would add is
-    no reason: they may be skipped yet."""
+    """The columns of metadata in a table, and those that rows which wait would add to it: by these rows are refused before they
+    are embedded."""
 
     def __init__(self, table: Table):
         self._table, self._is_freed = table, False
         self.look()
 
     def look(self) -> None:
-        """Take up what was written since."""
-        self._kinds = self._table.kinds
+        """Take up what was written since; no row waits."""
+        self._kinds, self._waiting = self._table.kinds, dict[str, Kind]()
+
+    def suits(self, metadata: str) -> bool:
+        """Whether metadata goes into them."""
+        try:
+            fit(metadata, {**self._kinds, **self._waiting}, OWN)
+        except InputError:
+            return False
+        return True
 
     def take(self, metadata: str) -> None:
-        """See that metadata goes into them; the first that does not has those let go of that no row fills any more.
+        """Note the columns of metadata. The first that does not go into them has those let go of that no row fills any more.
 
         Raises:
             InputError: it does not, see `fit`.
         """
-        try:
-            fit(metadata, dict(self._kinds), OWN)
-        except InputError:
-            if self._is_freed:
-                raise
+        if not self._is_freed and not self.suits(metadata):
             self._is_freed = True
-            self._table.free()
-            self.look()
-            fit(metadata, dict(self._kinds), OWN)
+            with suppress(CommitConflict):  # another one writes: they stay for now
+                self._table.free()
+            self._kinds = self._table.kinds
+        known = {**self._kinds, **self._waiting}
+        fit(metadata, known, OWN)
+        self._waiting = {name: kind for name, kind in known.items() if name not in self._kinds}
 
 
 class Chunk:

@@ -91,10 +91,13 @@ def find(index: Index, request: Request, answer: Answer | None) -> Hits:
         if turned is None:
             raise InputError("the query and what is to be left out cancel each other: nothing is left to ask for")
         vector = turned
+    kinds = request.modality or []
+    several = len(kinds) > 1
     hits = index.nearest(
         vector,
         k=request.k * (SPARE if request.diversity else 1),
-        where=None if request.modality is None else " OR ".join(f"modality = '{each}'" for each in request.modality),
+        modality=kinds[0] if kinds and not several else None,
+        where=" OR ".join(f"modality = '{each}'" for each in kinds) if several else None,
         balanced=request.balanced,
         words=(request.text or "") if request.mode == "hybrid" else None,
         query=request.text or "",

@@ -264,11 +264,19 @@ class Examples:
         return f"{len(self)} rows, {of_files(self.files)}{held}"
 
     @property
+    def size(self) -> int:
+        """Bytes of its files, which are not read for it."""
+        return sum(path.stat().st_size for path in self.files if path.is_file())
+
+    @property
     def numbered(self) -> str:
         """Another where the number of a row, or its query or positive, may be of something else; wherever the files lie."""
+        columns = self.source.columns
         own = replace(
             self.source.without_rows(),
+            columns=Columns(query=columns.query, positive=columns.positive, group=columns.group),
             path="",
+            images=None if self.source.images is None else os.path.normpath(self.source.images),
             query_prompt=None,
             positive_prompt=None,
             instruction=None,

@@ -119,7 +119,7 @@ class Run:
             "the step that it goes on from": self.begun,
             "the recipe": self.recipe.digest(),
             "the model that it begins with": self.stamp,
-            **{f"data {name!r}": examples.stamp for name, examples in self.data.items()},
+            **{f"data {name!r}": f"{len(own)} rows, {own.size} bytes" for name, own in self.data.items()},
         }
         first, *others = self.world.told(own)
         for rank, other in enumerate(others, 1):
@@ -180,7 +180,7 @@ class Run:
         if state is not None and (self.folder / SKIPPED).exists():
             for told in read_log(self.folder / SKIPPED):
                 if told["data"] in self.data:
-                    self.data[told["data"]].skip(told["row"], told["reason"])
+                    self.data[told["data"]].skipped.setdefault(told["row"], told["reason"])  # they may be mended by now
         log = Log(
             self.folder if self.world.leads else None,
             self.recipe.watch,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -18,6 +19,11 @@ from ..model import EmbeddingModel
 from .recipe import Lora, Stage
 
 LAYER = re.compile(r"\.(?:layers?|blocks?|h|resblocks|stages)\.(\d+)\.")
+FIRST = re.compile(
+    r"(^|\.)(embeddings?|embed_(?!vision|audio)\w+|\w+_embed(ding|dings|der)?|patch_\w+|conv1|stem|wte|wpe"
+    r"|(cls|class|reg|dist)_token|ln_pre|norm_pre|pre_?layr?norm)(\.|$)"
+)
+"""What stands before the first layer of a tower: patches, tables of tokens and positions, tokens of its own, their norms."""
 HEAD = "spoken."
 """Before the names of weights of a language head, which are trained and not kept at the end."""
 TOWERS = ("vision.", "backbone.visual.", "backbone.vision_tower.", "backbone.vision_model.", "backbone.embed_vision.")
@@ -178,7 +184,7 @@ def groups(
     for name in weights:
         tower, layer = _layer(name)
         depth[tower] = max(depth.get(tower, 0), layer)
-    below = _below(weights)
+    towers = {tower for tower, layer in map(_layer, weights) if layer >= 0}
     backbone = max((own for tower, own in depth.items() if _of_backbone(tower)), default=0)
     found: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, weight in weights.items():
@@ -187,10 +193,10 @@ def groups(
         tower, layer = _layer(name)
         if part == "embeddings":
             rate *= stage.layer_decay ** (backbone + 1)
-        elif name in below:
-            rate *= stage.layer_decay ** (depth[below[name]] + 1)
         elif layer >= 0:
             rate *= stage.layer_decay ** (depth[tower] - layer)
+        elif (above := _below(name, towers)) is not None:
+            rate *= stage.layer_decay ** (depth[above] + 1)
         decay = stage.weight_decay if weight.ndim > 1 else 0.0
         found.setdefault((rate, decay, isinstance(weight, DTensor)), []).append(weight)
     if losses:
@@ -206,18 +212,18 @@ def _layer(name: str) -> tuple[str, int]:
     return name[: found.start()], int(found[1])
 
 
-def _below(names: Iterable[str]) -> dict[str, str]:
-    """Towers by names of weights that stand before their first layers: patches, tables of positions, norms of embeddings."""
-    waiting: dict[str, list[str]] = {}
-    found: dict[str, str] = {}
-    for name in names:
-        tower, layer = _layer(name)
-        root = next((each for each in TOWERS if name.startswith(each)), name.partition(".")[0])
-        if layer < 0:
-            waiting.setdefault(root, []).append(name)
-        else:
-            found |= dict.fromkeys(waiting.pop(root, ()), tower)
-    return found
+def _below(name: str, towers: Iterable[str]) -> str | None:
+    """The tower before whose first layer a weight stands, by what it is called; None: it stands before none. The tower is that
+    which it shares most of its name with."""
+    if not FIRST.search(name):
+        return None
+    parts = name.split(".")
+    shared = {
+        tower: len([*takewhile(lambda pair: pair[0] == pair[1], zip(parts, tower.split("."), strict=False))])
+        for tower in towers
+    }
+    best = max(shared, key=lambda tower: (shared[tower], -tower.count(".")), default=None)
+    return best if best is not None and shared[best] else None
 
 
 def _of_backbone(tower: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,9 @@ def of_files(files: Sequence[Path]) -> str:
     """Another for other files: of a file what it says, of a picture its name, for it may be mended; of a folder the names of
     pictures, and names and sizes of texts and tables. What else lies in it, a run perhaps, is no data."""
     told = hashlib.sha256()
+    above = Path(os.path.commonpath([path.parent for path in files])) if files else Path()
     for path in files:
-        told.update(path.name.encode())
+        told.update(str(path.relative_to(above)).encode())  # folders may say what their pictures are
         if path.is_dir():
             kinds = (*PICTURES, *TABLES)
             inside = sorted(own for own in path.rglob("*") if own.suffix.lower() in kinds and own.is_file())

@@ -247,6 +247,30 @@ def test_what_stands_before_the_blocks_of_a_tower_learns_slower_than_they_do():
     assert told["norm.weight"] == told["blocks.2.mlp.fc1.weight"] == 1.0
 
 
+def test_what_stands_before_the_blocks_is_told_by_its_name_and_not_by_its_place():
+    """Modules tell of their own weights before those of their parts, and dual encoders hold two towers."""
+    towers = {"text": "towers.model.transformer.resblocks", "picture": "towers.model.visual.transformer.resblocks"}
+    for name, tower in {
+        "towers.model.positional_embedding": "text",
+        "towers.model.token_embedding.weight": "text",
+        "towers.model.visual.conv1.weight": "picture",
+        "towers.model.visual.class_embedding": "picture",
+        "towers.model.visual.ln_pre.weight": "picture",
+        "towers.model.visual.proj": None,
+        "towers.model.text_projection": None,
+        "towers.model.ln_final.weight": None,
+        "towers.model.logit_scale": None,
+    }.items():
+        assert parts._below(name, towers.values()) == (towers[tower] if tower else None)
+    for name in (
+        "decoder.final_layer_norm.weight",
+        "multi_modal_projector.linear_1.weight",
+        "embed_vision.proj.weight",
+    ):
+        assert parts._below(f"backbone.{name}", ["backbone.decoder.layers"]) is None
+    assert parts._below("backbone.decoder.embed_positions.weight", ["backbone.decoder.layers"])
+
+
 def test_matrices_decay_and_vectors_and_parameters_of_losses_do_not():
     matrix, vector, table = (torch.nn.Parameter(torch.zeros(*shape)) for shape in ((2, 2), (2,), (3, 2)))
     weights = {"backbone.layers.0.proj.weight": matrix, "backbone.norm.weight": vector}
