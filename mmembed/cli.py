@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -106,8 +107,12 @@ def demo(model: str | None, device: str | None, output: Path, as_json: bool) -> 
 
     _check_picture(output)
     embedder = load_model(model, device)
-    shown = None if as_json else _print_answer
-    ran = run_demo(embedder, answered=shown)
+
+    def shown(answer: Answer) -> None:
+        with suppress(BrokenPipeError):  # who has read enough of it still has the picture
+            _print_answer(answer)
+
+    ran = run_demo(embedder, answered=None if as_json else shown)
     draw_demo(ran, embedder.spec.name).save(output)
     if as_json:
         print_json(
