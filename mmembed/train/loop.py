@@ -119,7 +119,7 @@ class Run:
             "the step that it goes on from": self.begun,
             "the recipe": self.recipe.digest(),
             "the model that it begins with": self.stamp,
-            **{f"data {name!r}": f"{len(own)} rows, {own.size} bytes" for name, own in self.data.items()},
+            **{f"data {name!r}": f"{len(data)} rows, {data.size} bytes" for name, data in self.data.items()},
         }
         first, *others = self.world.told(own)
         for rank, other in enumerate(others, 1):

@@ -42,19 +42,22 @@ def of_model(model: nn.Module, spec: ModelSpec) -> str:
 
 
 def of_files(files: Sequence[Path]) -> str:
-    """Another for other files: of a file what it says, of a picture its name, for it may be mended; of a folder the names of
-    pictures, and names and sizes of texts and tables. What else lies in it, a run perhaps, is no data."""
+    """Another for other files: of a file what it says, of a picture its name below the folder of them all, for it may be mended;
+    of a folder the names of pictures, names and sizes of texts and tables. What else lies in it, a run perhaps, is no data."""
     told = hashlib.sha256()
-    above = Path(os.path.commonpath([path.parent for path in files])) if files else Path()
+    pictures = {path for path in files if path.suffix.lower() in PICTURES}
+    above = Path(os.path.commonpath([path.parent for path in pictures])) if pictures else Path()
     for path in files:
-        told.update(str(path.relative_to(above)).encode())  # folders may say what their pictures are
+        told.update(
+            str(path.relative_to(above) if path in pictures else path.name).encode()
+        )  # their folders may be labels
         if path.is_dir():
             kinds = (*PICTURES, *TABLES)
             inside = sorted(own for own in path.rglob("*") if own.suffix.lower() in kinds and own.is_file())
             sizes = [own.stat().st_size if own.suffix.lower() in TABLES else None for own in inside]
             names = [str(own.relative_to(path)) for own in inside]
             told.update(repr([*zip(names, sizes, strict=True)]).encode())
-        elif path.suffix.lower() not in PICTURES:
+        elif path not in pictures:
             _read(path, told)
     return told.hexdigest()[:16]
 

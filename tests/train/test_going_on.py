@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -240,6 +241,19 @@ def test_stamps_tell_files_and_weights_apart(tmp_path, monkeypatch):
     seen.add(stamp.of_files([tmp_path]))
     assert len(seen) == 8
     assert stamp.of_files([large]) in seen
+
+
+def test_a_picture_is_of_its_folder_wherever_the_other_files_lie(tmp_path, monkeypatch):
+    """Folders may be labels; a recipe names some files from its own folder on and others from the root."""
+    for name in ("cat/1.jpg", "cap/1.jpg", "dog/1.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    (tmp_path / "mined.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    mined = tmp_path / "mined.jsonl"
+    one, other = ([Path(folder) / "1.jpg", Path("dog/1.jpg"), mined] for folder in ("cat", "cap"))
+    assert stamp.of_files(one) != stamp.of_files(other)
+    assert stamp.of_files(one) == stamp.of_files([*(tmp_path / path for path in one[:2]), Path("mined.jsonl")])
     one, two, other = (tiny_embedder(seed=seed) for seed in (1, 1, 2))
     assert stamp.of_model(one.model, one.spec) == stamp.of_model(two.model, two.spec)
     assert stamp.of_model(one.model, one.spec) != stamp.of_model(other.model, other.spec)
