@@ -305,7 +305,7 @@ def serve(
 ) -> None:
     """Serve vectors over HTTP: OpenAI's and vLLM's /v1/embeddings, Cohere's /v2/embed, TEI's /embed, and /search."""
     from .serve.app import build_app
-    from .serve.asked import Limits
+    from .serve.request import Limits
     from .serve.run import bound, server
 
     try:
@@ -321,7 +321,7 @@ def serve(
     if key is None and host not in local:
         click.echo("mmembed: anyone who reaches this address may use the server: --key-file bars it", err=True)
     if embedder.spec.dual is None:
-        embedder.keep(starts=2**28)  # queries come one by one, under the same instruction
+        embedder.cache(prefixes=2**28)  # queries come one by one, under the same instruction
     hosts = local if key is None and host in local else None  # a server for others has names that we do not know
     app = build_app(embedder, index=opened, key=key, limits=Limits(allow_url=allow_url), hosts=hosts)
     listening = bound(host, port)

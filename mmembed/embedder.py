@@ -19,14 +19,15 @@ import torch
 from scipy.sparse import coo_array, csr_array, vstack
 
 from .batch import Sample
+from .cache import LRUCache
 from .dual import DualEncoder
 from .errors import InputError, LoadError, SpecError, StoreError, UnknownName
 from .hub import ADAPTER
 from .inputs import Image, Thing, ordered
-from .kept import Kept
 from .model import EmbeddingModel
 from .nn.precision import unit
 from .nn.similarity import are_rows, similarity
+from .nn.stamps import generation
 from .outputs import STATES
 from .reader import Reader, Sparse
 from .report import Report, Skipped
@@ -34,7 +35,6 @@ from .spec import FILE as SPEC_FILE
 from .spec import PROMPTS, ModelSpec
 from .tokenizer import Tokenizer
 from .towers.adapters import WEIGHTS_FILE as ADAPTER_WEIGHTS
-from .towers.starts import generation
 from .walk import (
     Arrays,
     Options,
@@ -552,22 +552,22 @@ class Embedder:
             greatest = max(greatest, float(np.abs(vector[: len(expected)] - expected).max()))
         return SelfTest(len(self.golden), greatest, tolerance)
 
-    def keep(self, *, starts: int = 0, pictures: int = 0) -> Embedder:
-        """Keep between calls, up to so many bytes of each, what comes again: states of how items begin, so that a short query
+    def cache(self, *, prefixes: int = 0, images: int = 0) -> Embedder:
+        """Keep between calls, up to so many bytes of each, what comes again: states of prefixes of items, so that a short query
         under a long instruction costs its own tokens alone, and what the vision tower made of pictures. Nothing is kept unless
         this is called; 2**28 is room for long instructions. What was kept changes a vector by rounding (1e-7), as company does.
 
         Returns:
-            this embedder. `model.starts.kept` and `model.sights_kept` tell how often they helped.
+            this embedder. `model.prefix_cache.store` and `model.image_cache` tell how often they helped.
 
         Raises:
             SpecError: a dual encoder, which keeps nothing.
         """
         if not isinstance(self.model, EmbeddingModel):
             raise SpecError("a dual encoder keeps nothing between calls")
-        stores: list[tuple[Kept[Any, Any], int]] = [
-            (self.model.starts.kept, starts),
-            (self.model.sights_kept, pictures),
+        stores: list[tuple[LRUCache[Any, Any], int]] = [
+            (self.model.prefix_cache.store, prefixes),
+            (self.model.image_cache, images),
         ]
         for store, limit in stores:
             store.limit = limit

@@ -18,10 +18,10 @@ from transformers import PreTrainedModel
 
 from . import folders
 from .batch import Batch, Picture, Sample, Slots, pack
+from .cache import LRUCache
 from .dual import DualEncoder
 from .errors import SpecError, UnknownName
 from .hub import ADAPTER
-from .kept import Kept
 from .nn.interventions import Intervention, Places, build_intervention
 from .nn.mixes import build_mix
 from .nn.pooling import build_pooling, pooled_width
@@ -30,6 +30,7 @@ from .nn.precision import alike
 from .nn.projector import Projector, build_projector
 from .nn.spans import Counted, Spans
 from .nn.sparse import BLOCK, build_sparse_head, items_of
+from .nn.stamps import generation
 from .nn.tokens import build_token_head
 from .nn.varlen import HALF, MERGED
 from .outputs import STATES, SparseOutput
@@ -38,12 +39,12 @@ from .spec import NATIVE, ModelSpec, copied, described
 from .towers import adapters, routers
 from .towers import backbone as backbones
 from .towers.compiled import compile_blocks, plain_blocks
+from .towers.image_features import FeatureKey, FeatureScope, ImageFeatures, image_features
 from .towers.language_head import LanguageHead, build_language_model, load_language_model, vocabulary_of
 from .towers.native import NativeTower
+from .towers.prefix_cache import PrefixCache, PrefixUse
 from .towers.reading import Change
 from .towers.retriever import is_retriever, load_retriever
-from .towers.sight import Sight, SightKey, SightScope, sights
-from .towers.starts import Starts, Taking, generation
 from .towers.vision import Preprocess, VisionTower, build_vision, by_size
 from .weights import WEIGHTS_FILE, Model, Undrawn, fill, fill_by_name, fill_over
 
@@ -86,11 +87,11 @@ class EmbeddingModel(Model):
         spec: what it is. backbone, vision, language_head: parts with weights; None builds them fresh from the spec.
 
     Attributes:
-        sights_kept: what the tower made of earlier pictures, nothing unless it is given a limit; shared by all specs of the
+        image_cache: what the tower made of earlier pictures, nothing unless it is given a limit; shared by all specs of the
             same parts. Where a weight is changed nothing that was made before is found again.
-        starts: keys and values of how earlier items began, nothing unless `starts.kept` is given a limit in bytes: 2**28 holds
-            two instructions of 500 tokens for a Qwen3 of 0.6 billion parameters in fp32. What is found there changes vectors by
-            rounding, as company does.
+        prefix_cache: keys and values of how earlier items began, nothing unless its `store` is given a limit in bytes: 2**28
+            holds two instructions of 500 tokens for a Qwen3 of 0.6 billion parameters in fp32. What is found there changes
+            vectors by rounding, as company does.
 
     Raises:
         SpecError: the parts do not fit each other or the spec.
@@ -115,8 +116,8 @@ class EmbeddingModel(Model):
         self.made_for = mask  # what the backbone's own configuration says, whatever spec its parts are under later
         self._check_layers(spec)
         self._number(self.spec)
-        self.sights_kept: Kept[SightKey, Sight] = Kept()
-        self.starts = Starts()
+        self.image_cache: LRUCache[FeatureKey, ImageFeatures] = LRUCache()
+        self.prefix_cache = PrefixCache()
         self.native: NativeTower | None = None
         self.vision: VisionTower | None = None
         self.projector: Projector | None = None
@@ -275,8 +276,8 @@ class EmbeddingModel(Model):
 
     def train(self, mode: bool = True) -> EmbeddingModel:
         if mode:
-            self.sights_kept.clear()
-            self.starts.kept.clear()
+            self.image_cache.clear()
+            self.prefix_cache.store.clear()
         return super().train(mode)
 
     @property
@@ -436,30 +437,30 @@ class EmbeddingModel(Model):
         change = None if self.intervention is None else self._change(self.intervention, batch)
         spans = self._numbered(batch.spans)
         embeds, told = self._seen(batch)
-        taking = None if whole or embeds is not None or told is not None else self._taking(batch, spans, layers)
-        if taking is not None:
-            only, spans = tokens, spans.asked(taking.asking)
+        prefixes = None if whole or embeds is not None or told is not None else self._prefixes(batch, spans, layers)
+        if prefixes is not None:
+            only, spans = tokens, spans.asked(prefixes.asking)
         states = backbones.layer_states(
             self.backbone,
             *(batch.ids, embeds, spans, layers, told, change),
             groups=self._groups,
             only=only,
-            recall=None if taking is None else taking.recall,
+            recall=None if prefixes is None else prefixes.recall,
         )
-        if taking is not None:
-            self.starts.keep(taking)
+        if prefixes is not None:
+            self.prefix_cache.keep(prefixes)
         last = (-1, self.depth)  # normed by the backbone itself
         for norm in self._final_norm:
             states = torch.stack([s if k in last else norm(s) for k, s in zip(layers, states, strict=True)])
         return states
 
-    def _taking(self, batch: Batch, spans: Spans, layers: Sequence[int]) -> Taking | None:
+    def _prefixes(self, batch: Batch, spans: Spans, layers: Sequence[int]) -> PrefixUse | None:
         """What is known of how the items of a batch begin, where nothing but tokens says what they are."""
         learning = self.training or torch.is_grad_enabled() or torch.is_autocast_enabled(self.device.type)
-        if learning or not self.shares or spans.numbers is not None or self.starts.kept.limit <= 0:
+        if learning or not self.shares or spans.numbers is not None or self.prefix_cache.store.limit <= 0:
             return None
         blocks = max(layer % (self.depth + 1) for layer in layers)
-        return self.starts.take(self.backbone, *batch.host, spans, blocks) if blocks else None
+        return self.prefix_cache.take(self.backbone, *batch.host, spans, blocks) if blocks else None
 
     def _seen(self, batch: Batch) -> tuple[Float[Tensor, "T D"] | None, backbones.Told | None]:
         """What stands for the tokens of a batch, where something else than their own embedding does, and what the backbone is
@@ -473,14 +474,14 @@ class EmbeddingModel(Model):
         # At slots, ids are those of the tokens of pictures, which not every table has.
         embeds: Tensor = table(batch.ids.index_fill(0, batch.slots, 0))
         if batch.pictures:
-            looked = sights(batch.pictures, self._look, self.sights_kept, self._looks)
+            looked = image_features(batch.pictures, self._look, self.image_cache, self._looks)
             tokens = torch.cat([sight.tokens for sight in looked])
             if len(tokens) != len(batch.slots):
                 raise SpecError(
                     f"the images give {len(tokens)} tokens and the row has {len(batch.slots)} slots for them"
                 )
             embeds = embeds.index_copy(0, batch.slots, tokens.to(embeds.dtype))
-            told = None if self.native is None else partial(self.native.beside, sights=looked)
+            told = None if self.native is None else partial(self.native.beside, features=looked)
         if batch.placeholders is not None:
             assert self.intervention is not None
             row = self.intervention.placeholder(embeds) * getattr(table, "embed_scale", 1)  # Gemma's table is scaled
@@ -606,14 +607,14 @@ class EmbeddingModel(Model):
                 f"a {self.backbone.config.model_type} backbone does not see packed what it should: use layout='padded'"
             )
 
-    def _looks(self) -> SightScope | None:
+    def _looks(self) -> FeatureScope | None:
         """What looks now, by its weights, and where and in what precision; None: what it gives is not to be kept."""
         parts = (self.vision, self.projector) if self.native is None else (self.backbone,)
         weights = tuple(generation(part) for part in parts if part is not None)
         known = not torch.is_grad_enabled() and not torch.is_autocast_enabled(self.device.type) and None not in weights
         return (weights, self.dtype, self.device) if known else None
 
-    def _look(self, pictures: Sequence[Picture]) -> list[Sight]:
+    def _look(self, pictures: Sequence[Picture]) -> list[ImageFeatures]:
         """What the tower makes of pictures; those of one size go through a composed one together."""
         if self.native is not None:
             return self.native.look(self.backbone, pictures)
@@ -624,7 +625,7 @@ class EmbeddingModel(Model):
         def tokens(stacked: Tensor) -> Tensor:
             return projector(vision(stacked), vision.grid(*stacked.shape[-2:]))
 
-        return [Sight(own) for own in by_size(tokens, [picture.pixels for picture in pictures], self.device)]
+        return [ImageFeatures(own) for own in by_size(tokens, [picture.pixels for picture in pictures], self.device)]
 
 
 def load_model(folder: Path, base: Path | None = None) -> tuple[EmbeddingModel | DualEncoder, Path]:

@@ -224,7 +224,7 @@ def pieces(template: str) -> tuple[tuple[str, str | None], ...]:
 
 def _around(template: str, instruction: str | None) -> tuple[str, str] | None:
     """What stands before and behind the one text of an item, where a template is no more than that: most items of most calls,
-    which `wrap` then puts together in one step. Kept for the next item, but for instructions that are long: whoever asks a
+    which `wrap` then puts together in one step. LRUCache for the next item, but for instructions that are long: whoever asks a
     server says what they are, and how many."""
     return (_parted if len(instruction or "") <= LONGEST else _parted.__wrapped__)(template, instruction)
 

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import torch
 
-from .ahead import cores
 from .batch import Sample
 from .embedder import Embedder
 from .errors import ReplicaLost, SpecError
 from .inputs import Thing
 from .memory import budget, is_out_of_memory, let_go
+from .prefetch import cores
 from .towers.compiled import is_compiled
 from .walk import Arrays, Options, Output, Result, Window, compute, walk
 
@@ -85,7 +85,7 @@ class Replicas(Embedder):
         """End the processes. The embedder that was copied is as it was."""
         self._ended()
 
-    def keep(self, *, starts: int = 0, pictures: int = 0) -> NoReturn:
+    def cache(self, *, prefixes: int = 0, images: int = 0) -> NoReturn:
         """Raises: SpecError, always: what its processes saw before they do not keep."""
         raise SpecError("replicas keep nothing between calls: an embedder of one process does")
 

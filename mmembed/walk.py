@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from . import memory, prompts
-from .ahead import Ahead, Crew, cores
 from .batch import Batch, Sample, Sampler, distinct, pack, plan
 from .dual import DualEncoder
 from .errors import InputError, SpecError, UnknownName
@@ -22,6 +21,7 @@ from .images import Image
 from .inputs import Text, Thing, as_now, ordered, to_item
 from .model import EmbeddingModel
 from .nn.transfer import fetched
+from .prefetch import Crew, Prefetcher, cores
 from .report import Progress, Report, Skipped, warn
 from .wrapping import Wrapping
 
@@ -200,7 +200,7 @@ def _walked(
             ready = _prepared(model, window[1], window[0], wrapping, options, output.sampler, crew.map)
             return _Computing(model, ready, output, options.on_error, told, bar, begin)
 
-        with Ahead(_windows(things, first, *sizes), planned) as windows:
+        with Prefetcher(_windows(things, first, *sizes), planned) as windows:
             computing = (own.opened() for own in windows)
             at_hand = isinstance(things, Sequence)  # any other source may be slow, and what is whole would wait for it
             for done in memory.uncollected_steps(_in_order(computing, ahead_of, lambda: at_hand and windows.awaited())):

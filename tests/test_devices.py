@@ -45,7 +45,7 @@ def device(request):
 
 @pytest.fixture
 def kernels(monkeypatch, device):
-    """On paper the rooms of CUDA as they are, over plain kernels, and which of them ran; None on a real device."""
+    """On paper the backends of CUDA as they are, over plain kernels, and which of them ran; None on a real device."""
     if device == "cuda":
         return None
     ran = []
@@ -195,9 +195,9 @@ def test_a_tensor_in_the_wrong_place_is_found():
         ours.encode(TEXTS)
 
 
-@pytest.mark.parametrize("room", ["grouped", "reference"])
-def test_rooms_that_are_not_chosen_there(room, there, monkeypatch):
-    monkeypatch.setattr(attention, "choose", lambda *_, **_more: room)
+@pytest.mark.parametrize("backend", ["grouped", "reference"])
+def test_backends_that_are_not_chosen_there(backend, there, monkeypatch):
+    monkeypatch.setattr(attention, "choose", lambda *_, **_more: backend)
     due, told, _ = there(tiny_embedder(mask="causal+image"), [*TEXTS, *PICTURES])
     assert np.abs(told - due).max() <= 1e-5
 

@@ -625,17 +625,17 @@ def test_pictures_that_are_kept_do_not_outlive_the_weights_that_saw_them():
     ours = tiny_embedder()
     shown = picture(1)
     due = ours.encode([shown])
-    ours.keep(pictures=2**22)
+    ours.cache(images=2**22)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours.encode([shown])
     assert np.abs(ours.encode([shown]) - due).max() <= 1e-6
-    hits = ours.model.sights_kept.hits
+    hits = ours.model.image_cache.hits
     assert np.abs(ours.encode([shown]) - due).max() <= 1e-6
-    assert ours.model.sights_kept.hits == hits + 1
+    assert ours.model.image_cache.hits == hits + 1
     with torch.no_grad():
         for weight in ours.model.projector.parameters():
             weight.mul_(1.5)
     changed = ours.encode([shown])
     assert np.abs(changed - due).max() > 1e-3
-    ours.keep(pictures=0)
+    ours.cache(images=0)
     assert np.abs(changed - ours.encode([shown])).max() <= 1e-6

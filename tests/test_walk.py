@@ -18,9 +18,9 @@ from PIL import Image as PilImage
 from transformers import AutoConfig, AutoModel
 
 from mmembed import Image, Report, compose, walk
-from mmembed.ahead import Ahead, Crew
 from mmembed.errors import ImageError, InputError, SpecError
 from mmembed.memory import budget, bytes_per_token, is_out_of_memory
+from mmembed.prefetch import Crew, Prefetcher
 from mmembed.report import Progress
 from mmembed.testing import WIDTH, byte_tokenizer, tiny_embedder
 
@@ -224,7 +224,7 @@ def test_the_next_thing_is_made_while_the_caller_is_at_one_and_a_lone_one_withou
         made.append(k)
         return k
 
-    with Ahead(range(3), make) as three:
+    with Prefetcher(range(3), make) as three:
         for k in three:
             for _ in range(200):
                 if len(made) >= min(k + 2, 3):
@@ -235,12 +235,12 @@ def test_the_next_thing_is_made_while_the_caller_is_at_one_and_a_lone_one_withou
     assert names[0] == "MainThread"
     assert all(name.startswith("mmembed-ahead") for name in names[1:])
     names.clear()
-    with Ahead([1, 0], lambda k: 1 / k) as one:
+    with Prefetcher([1, 0], lambda k: 1 / k) as one:
         assert next(one) == 1
         assert not one.awaited(), "an error is nothing to wait for"
         with pytest.raises(ZeroDivisionError):
             next(one)
-    assert list(Ahead([5], make)) == [5]
+    assert list(Prefetcher([5], make)) == [5]
     assert names == ["MainThread"]
 
 

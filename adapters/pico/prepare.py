@@ -24,7 +24,7 @@
 
 Pictures: further drawing styles of the same pictographs, none of them the style of the report. Words: the Wiktionary as FreeDict
 has it (CC BY-SA 3.0), CC-CEDICT and JMdict (CC BY-SA), of which those whose English the sentences and names use as well.
-Translations: help pages of GNOME and its programs (CC BY-SA 3.0 and 4.0), what the game Cataclysm: Dark Days Ahead says (CC
+Translations: help pages of GNOME and its programs (CC BY-SA 3.0 and 4.0), what the game Cataclysm: Dark Days Prefetcher says (CC
 BY-SA 3.0), the Universal Declaration of Human Rights, and verses of Bibles that are in the public domain. Teacher:
 all-MiniLM-L6-v2 turned onto its principal axes.
 """

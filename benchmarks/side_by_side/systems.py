@@ -74,7 +74,7 @@ class Ours(System):
         from mmembed import Image
         from mmembed.methods import apply
 
-        embedder = self.embedders[setting.get("compiled", False)].keep(starts=2**28 if work.alone else 0)
+        embedder = self.embedders[setting.get("compiled", False)].cache(prefixes=2**28 if work.alone else 0)
         if work.templates:
             embedder = apply(embedder, "metaeol", cleaning=None, close=True)
         call: Callable[..., np.ndarray] = embedder.encode

@@ -1,4 +1,4 @@
-"""The one door of attention over packed rows, registered with transformers, and its rooms."""
+"""The one door of attention over packed rows, registered with transformers, and its backends."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ whole, and says where each ends."""
 
 Query = Float[Tensor, "1 H Q E"]
 Key = Float[Tensor, "1 K T E"]
-Room = Callable[..., Query]
-"""room(query, key, value, spans, *, scaling, window, softcap[, dropout]) -> (1, H, Q, E), of the queries that `spans.asking`
+Backend = Callable[..., Query]
+"""backend(query, key, value, spans, *, scaling, window, softcap[, dropout]) -> (1, H, Q, E), of the queries that `spans.asking`
 names, over keys and values of the whole row."""
 
 
@@ -42,14 +42,14 @@ def attend(
     spans: Spans | None = None,
     extension: Extension | None = None,
     recall: row.Recall | None = None,
-    room: str | None = None,
+    backend: str | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Float[Tensor, "1 T H E"], None]:
-    """Attention of one packed row under the rule of `spans`, in the named room or the best one for the device, or by groups
+    """Attention of one packed row under the rule of `spans`, in the named backend or the best one for the device, or by groups
     where an `extension` says so.
 
     Without spans, in a graph that torch compiles: those of `mmembed.nn.row`.
@@ -61,8 +61,8 @@ def attend(
     the softmax (`deterministic`, `use_cache`, ...) are not ours to read.
 
     Raises:
-        UnknownName: no room of that name.
-        NotImplementedError: attention dropout in a room that has none, or beside an `extension`.
+        UnknownName: no backend of that name.
+        NotImplementedError: attention dropout in a backend that has none, or beside an `extension`.
         TypeError: no spans, and no graph.
     """
     if attention_mask is not None:
@@ -76,22 +76,22 @@ def attend(
     layer = getattr(module, "layer_idx", None)
     if layer is None and (spans.open_from is not None or recall is not None):
         raise NotImplementedError(f"{type(module).__name__} does not say which layer it is of: no layer can be opened")
-    told = row.Row(spans, -1 if layer is None else int(layer), recall, extension)
+    told = row.AttentionContext(spans, -1 if layer is None else int(layer), recall, extension)
     how: dict[str, Any] = {"scaling": scale, "window": sliding_window, "softcap": softcap, "causal": causal}
-    return in_row(query, key, value, told, **how, room=room, dropout=dropout), None
+    return in_row(query, key, value, told, **how, backend=backend, dropout=dropout), None
 
 
 def in_row(
     query: Query,
     key: Key,
     value: Key,
-    told: row.Row,
+    told: row.AttentionContext,
     *,
     scaling: float,
     window: int | None,
     softcap: float | None,
     causal: bool,
-    room: str | None = None,
+    backend: str | None = None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "1 Q H E"]:
     """What `attend` gives, of a row as one of its layers is told of it.
@@ -106,7 +106,7 @@ def in_row(
     if told.recall is not None:
         key, value = told.recall(told.layer, key, value)
     if torch.is_autocast_enabled(query.device.type):
-        # As autocast does it for torch's own attention, below which some rooms reach: norms give fp32 beside bf16.
+        # As autocast does it for torch's own attention, below which some backends reach: norms give fp32 beside bf16.
         query, key, value = (x.to(torch.get_autocast_dtype(x.device.type)) for x in (query, key, value))
     if spans.open_from is not None and told.layer >= spans.open_from:
         spans, window = spans.opened, None
@@ -120,13 +120,13 @@ def in_row(
         out = extended(query, *heads, spans, told.extension, scaling=scaling, window=window)
         return out.transpose(1, 2).contiguous()
     query, key, value, width = _of_one_width(query, key, value)
-    name = room or choose(query, spans, window, softcap, dropout, learning=is_learning(query, key, value))
+    name = backend or choose(query, spans, window, softcap, dropout, learning=is_learning(query, key, value))
     try:
-        chosen = ROOMS[name]
+        chosen = BACKENDS[name]
     except KeyError:
-        raise UnknownName("attention room", name, ROOMS) from None
+        raise UnknownName("attention backend", name, BACKENDS) from None
     if dropout and name not in DROPPING:
-        raise NotImplementedError(f"the attention room {name!r} has no dropout; {' and '.join(DROPPING)} have")
+        raise NotImplementedError(f"the attention backend {name!r} has no dropout; {' and '.join(DROPPING)} have")
     more = {"dropout": dropout} if dropout else {}
     out = chosen(query, key, value, spans, scaling=scaling, window=window, softcap=softcap, **more)
     out = out if out.shape[-1] == width else out[..., :width]
@@ -168,7 +168,7 @@ def choose(
     *,
     learning: bool = False,
 ) -> str:
-    """Which room serves: variable-length kernels or FlexAttention on CUDA; grouped on the CPU, for heads of a few numbers and
+    """Which backend serves: variable-length kernels or FlexAttention on CUDA; grouped on the CPU, for heads of a few numbers and
     under dropout."""
     if query.is_cuda and not dropout and serves(query, spans, window, softcap, learning):
         return "varlen"
@@ -188,7 +188,7 @@ def reference(
     softcap: float | None,
     dropout: float = 0.0,
 ) -> Query:
-    """Every token against every token, masked; softmax in fp32. The plain way that the other rooms are held to."""
+    """Every token against every token, masked; softmax in fp32. The plain way that the other backends are held to."""
     key, value = _one_key_a_head(query, key, value)
     row = torch.arange(key.shape[2], device=query.device)
     scores = (query.float() @ key.float().transpose(-1, -2)) * scaling
@@ -217,7 +217,7 @@ def _one_key_a_head(query: Query, key: Key, value: Key) -> tuple[Query, Query]:
     return key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
 
 
-ROOMS: dict[str, Room] = {"reference": reference, "grouped": grouped, "varlen": varlen, "flex": flex}
+BACKENDS: dict[str, Backend] = {"reference": reference, "grouped": grouped, "varlen": varlen, "flex": flex}
 DROPPING = ("reference", "grouped")
 """Those that leave out a share of what attention looks at, where a model in training asks for that."""
 

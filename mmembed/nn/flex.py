@@ -1,4 +1,4 @@
-"""The room of FlexAttention: the rule of the mask compiled into one kernel, which skips the blocks that nobody sees."""
+"""The backend of FlexAttention: the rule of the mask compiled into one kernel, which skips the blocks that nobody sees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The attention room of the CPU: a packed row as a few dense batches, what several items share multiplied once."""
+"""The attention backend of the CPU: a packed row as a few dense batches, what several items share multiplied once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 @dataclass(frozen=True)
-class Step:
+class DenseBatch:
     """N neighbouring segments of L tokens behind the same P tokens, M queries of each: one dense batch.
 
     Attributes:
@@ -39,22 +39,22 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Steps:
+class DenseBatches:
     """A row as steps, and where its queries and its keys are cut for them: wherever a step begins or ends."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[DenseBatch, ...]
     query_cuts: tuple[int, ...]
     key_cuts: tuple[int, ...]
 
 
-def steps_of(spans: Spans, window: int | None) -> Steps:
+def batches_of(spans: Spans, window: int | None) -> DenseBatches:
     """The row as steps, worked out once for all layers of one window."""
-    known: dict[int | None, Steps] = spans.__dict__.setdefault("_steps", {})
+    known: dict[int | None, DenseBatches] = spans.__dict__.setdefault("_steps", {})
     if window not in known:
         asking = None if spans.asking is None else spans.asking.tolist()
         steps = tuple(step for run in spans.runs for step in _steps(run, spans, asking, window))
         keys = [own for step in steps for own in (step.keys, *step.past)]
-        known[window] = Steps(
+        known[window] = DenseBatches(
             steps,
             _cuts([step.queries for step in steps], spans.tokens if asking is None else len(asking)),
             _cuts(keys, spans.tokens),
@@ -80,7 +80,7 @@ def grouped(
     """One dense attention for each run of segments of equal length, no mask where none is needed; the part over what they come
     after apart, and joined by the log-sum-exp of both."""
     if softcap is not None:
-        raise NotImplementedError("grouped attention knows no soft cap; the room 'reference' does")
+        raise NotImplementedError("grouped attention knows no soft cap; the backend 'reference' does")
     learning = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     if (
         learning
@@ -96,7 +96,7 @@ def grouped(
     if groups > 1 and (learning or query.device.type != "cpu"):
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     parts = []
-    row = steps_of(spans, window)
+    row = batches_of(spans, window)
     queries, keys, values = _Pieces(query, row.query_cuts), _Pieces(key, row.key_cuts), _Pieces(value, row.key_cuts)
     for step in row.steps:
         q, k, v = (_batch(x, step.count) for x in (queries[step.queries], keys[step.keys], values[step.keys]))
@@ -136,7 +136,7 @@ def _batch(some: Float[Tensor, "1 H NL E"], count: int) -> Float[Tensor, "N H L 
     return some if count == 1 else some[0].unflatten(1, (count, -1)).transpose(0, 1)
 
 
-def _steps(run: Run, spans: Spans, asking: list[int] | None, window: int | None) -> list[Step]:
+def _steps(run: Run, spans: Spans, asking: list[int] | None, window: int | None) -> list[DenseBatch]:
     """The steps of a run: neighbours of which equally many tokens are asked for go together."""
     device = spans.start.device
     depth = sum(part.stop - part.start for part in run.before)
@@ -157,7 +157,7 @@ def _steps(run: Run, spans: Spans, asking: list[int] | None, window: int | None)
             before = [torch.arange(part.start, part.stop, device=device).expand(count, -1) for part in past]
             columns = torch.cat([*before, own], dim=1)
             seen = spans.may_look(rows[:, :, None], columns[:, None, :], window)
-        steps.append(Step(queries, keys, count, past, ahead, seen))
+        steps.append(DenseBatch(queries, keys, count, past, ahead, seen))
     return steps
 
 
@@ -220,7 +220,7 @@ def _behind(
     return rearrange(long_ago, "h (n m) e -> n h m e", n=n) + weights[..., split:] @ v
 
 
-def _seen(step: Step, past: int, own: int, device: torch.device) -> Bool[Tensor, "_ M P_plus_L"] | None:
+def _seen(step: DenseBatch, past: int, own: int, device: torch.device) -> Bool[Tensor, "_ M P_plus_L"] | None:
     """The mask that a step without one means."""
     if step.seen is not None or step.ahead:
         return step.seen

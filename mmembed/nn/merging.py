@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Part:
+class PartialAttention:
     """Attention of some rows over some of their keys, and the log-sum-exp of their scores."""
 
     out: Float[Tensor, "n H E"]
@@ -28,7 +28,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Places:
+class MergeIndex:
     """Which rows have several parts.
 
     Attributes:
@@ -40,7 +40,7 @@ class Places:
     among: Int[Tensor, "P R"]
 
     @classmethod
-    def of(cls, rows: NDArray[np.int64], parts: Sequence[NDArray[np.int64]], device: torch.device) -> Places:
+    def of(cls, rows: NDArray[np.int64], parts: Sequence[NDArray[np.int64]], device: torch.device) -> MergeIndex:
         """From the rows that have several parts, in order, and those of each part."""
         among = np.full((len(parts), len(rows)), -1, dtype=np.int32)
         for own, part in zip(among, parts, strict=True):
@@ -49,7 +49,7 @@ class Places:
         return cls(rows_moved, among_moved)
 
 
-def merged(whole: Part, parts: Sequence[Part], places: Places) -> Float[Tensor, "Q H E"]:
+def merged(whole: PartialAttention, parts: Sequence[PartialAttention], places: MergeIndex) -> Float[Tensor, "Q H E"]:
     """Attention over all keys of parts that have seen some of them each, put together in fp32, in the memory of the first: rows
     that it alone has seen stay as they are.
 
@@ -63,7 +63,7 @@ def merged(whole: Part, parts: Sequence[Part], places: Places) -> Float[Tensor, 
     return whole.out
 
 
-def _merge(whole: Part, parts: Sequence[Part], places: Places) -> None:
+def _merge(whole: PartialAttention, parts: Sequence[PartialAttention], places: MergeIndex) -> None:
     """Of two parts the softmax gives each its share by what it summed: the sigmoid of how far their log-sum-exps lie apart."""
     out, lse = whole.out[places.rows].float(), whole.lse[places.rows]
     for part, among in zip(parts, places.among, strict=True):

@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 
 if TYPE_CHECKING:
-    from .merging import Part, Places
+    from .merging import MergeIndex, PartialAttention
 
 
-def merge(whole: Part, parts: Sequence[Part], places: Places) -> None:
+def merge(whole: PartialAttention, parts: Sequence[PartialAttention], places: MergeIndex) -> None:
     """Merge the parts into the first, a row at a time.
 
     No number of a batch's tokens is told but `count`: Triton makes the kernel anew where 16 divides one that it did not divide

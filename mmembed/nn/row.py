@@ -18,7 +18,7 @@ Recall = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Row:
+class AttentionContext:
     """What attention in one layer is told of a row, beside queries, keys and values, see `mmembed.nn.attention.attend`.
 
     Attributes:
@@ -31,11 +31,11 @@ class Row:
     extension: Extension | None = None
 
 
-_now: ContextVar[Row] = ContextVar("mmembed_row")
+_now: ContextVar[AttentionContext] = ContextVar("mmembed_row")
 
 
 @contextmanager
-def of(row: Row) -> Iterator[None]:
+def of(row: AttentionContext) -> Iterator[None]:
     """While this context lasts, and in its thread, the operator attends in this row."""
     before = _now.set(row)
     try:

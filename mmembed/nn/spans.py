@@ -173,7 +173,7 @@ class Spans:
 
     @cached_property
     def memo(self) -> dict[object, Any]:
-        """What a room of attention makes of these spans once and reads in every layer."""
+        """What a backend of attention makes of these spans once and reads in every layer."""
         return {}
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The room of variable-length flash kernels (CUDA, half precision): items one by one, and what they share merged in by its
+"""The backend of variable-length flash kernels (CUDA, half precision): items one by one, and what they share merged in by its
 log-sum-exp."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .merging import Part, Places, merged
+from .merging import MergeIndex, PartialAttention, merged
 from .spans import Spans, Stretch, numbered
 from .transfer import numbers, to_device
 
@@ -107,7 +107,7 @@ def varlen(
     return merged(whole, parts, places).transpose(0, 1)[None]
 
 
-def calls(spans: Spans) -> tuple[Sequence[Call], Places | None]:
+def calls(spans: Spans) -> tuple[Sequence[Call], MergeIndex | None]:
     """What is asked of the kernel: all segments against themselves, then each level of the tree against what comes after it; and
     which queries then have several parts, None where none has.
 
@@ -126,8 +126,8 @@ def calls(spans: Spans) -> tuple[Sequence[Call], Places | None]:
         own = list(_own(segments, spans.causal, asking))
         told = _call(own, spans, spans.causal), *(_call(asked, spans, False) for asked in found)
         parts = [numbered([queries for queries, _ in asked]) for asked in found]  # of the first level all below are
-        spans.memo["varlen"] = told, Places.of(parts[0], parts, spans.start.device) if parts else None
-    known: tuple[Sequence[Call], Places | None] = spans.memo["varlen"]
+        spans.memo["varlen"] = told, MergeIndex.of(parts[0], parts, spans.start.device) if parts else None
+    known: tuple[Sequence[Call], MergeIndex | None] = spans.memo["varlen"]
     return known
 
 
@@ -174,9 +174,9 @@ def _rows(places: NDArray[np.int64], device: torch.device) -> Rows:
     return to_device(torch.from_numpy(places), device)
 
 
-def _part(q: Tensor, k: Tensor, v: Tensor, call: Call, scaling: float, reach: int) -> Part:
+def _part(q: Tensor, k: Tensor, v: Tensor, call: Call, scaling: float, reach: int) -> PartialAttention:
     out, lse = _kernel(q[call.queries], k[call.keys], v[call.keys], call, scaling, reach, told=True)
-    return Part(out, _by_token(lse, out))
+    return PartialAttention(out, _by_token(lse, out))
 
 
 def _by_token(lse: Tensor, out: Float[Tensor, "n H E"]) -> Float[Tensor, "n H"]:

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import InputError, UnknownName
 from ..inputs import Thing
 from ..sources import Entry
-from .known import Counted, Known, at
+from .known import Known, Outcome, at
 from .metadata import Kind, fit
 from .rows import Row, read_row, terms_of
 from .table import IDS, OWN, CommitConflict, Table, among, quoted
@@ -59,7 +59,7 @@ class AddReport:
     skipped: list[SkippedEntry] = field(default_factory=list)
     truncated: list[int] = field(default_factory=list)
 
-    def count(self, what: Counted, things: int = 1) -> None:
+    def count(self, what: Outcome, things: int = 1) -> None:
         """So many things more, or less."""
         setattr(self, what, getattr(self, what) + things)
 
@@ -86,7 +86,7 @@ def add(
 
     if on_error not in ("raise", "skip"):
         raise UnknownName("on_error", on_error, ("raise", "skip"))
-    report, kinds, files = AddReport(), Kinds(table), Known(table, reread=reread)
+    report, kinds, files = AddReport(), MetadataColumns(table), Known(table, reread=reread)
     chunk, chunks = Chunk(), 0
     with tqdm(total=total, desc="adding", unit="item", disable=not show_progress_bar) as bar:
         for number, entry, is_known in files.unseen(entries):
@@ -177,7 +177,7 @@ def _write(table: Table, embedder: Embedder, chunk: Chunk, files: Known, report:
     for row in every:
         if row.id in reasons:
             continue
-        counted: Counted = "added" if row.number in added else "replaced" if row.number in replaced else "unchanged"
+        counted: Outcome = "added" if row.number in added else "replaced" if row.number in replaced else "unchanged"
         report.count(counted)
         if row.id == row.content and row.look is not None:  # another one names the file and is not what it is
             files.settle(row.path, row.id, counted)
@@ -196,7 +196,7 @@ def _inherit(table: Table, metadata: Mapping[str, str]) -> None:
             table.merge(rows, np.stack([row["vector"] for row in rows]))
 
 
-class Kinds:
+class MetadataColumns:
     """The columns of metadata in a table, and those that rows which wait would add to it: by these rows are refused before they
     are embedded."""
 

@@ -11,21 +11,21 @@ from typing import Any, Literal, TypeAlias
 from ..sources import Entry, printable
 from .table import IDS, Table, among, quoted
 
-Counted: TypeAlias = Literal["added", "replaced", "unchanged"]
+Outcome: TypeAlias = Literal["added", "replaced", "unchanged"]
 """Numbers of an `AddReport`."""
 FRESH = 2 * 10**9
 """A file that was written within so many ns before we looked may be written again in the same tick of its clock."""
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class FileStat:
     """A file as `stat` has it: its bytes, and the time in ns at which it was last written; None: too lately to tell by."""
 
     size: int
     time: int | None
 
     @classmethod
-    def at(cls, path: str | os.PathLike[str]) -> Look | None:
+    def at(cls, path: str | os.PathLike[str]) -> FileStat | None:
         """None: there is no such file."""
         try:
             found = os.stat(path)  # noqa: PTH116 - a str will do
@@ -35,11 +35,11 @@ class Look:
         return cls(found.st_size, written if time.time_ns() - written > FRESH else None)
 
     @classmethod
-    def of(cls, stored: Mapping[str, Any]) -> Look | None:
+    def of(cls, stored: Mapping[str, Any]) -> FileStat | None:
         """As a row has it; None: the row is of no file."""
         return None if stored["file_size"] is None else cls(stored["file_size"], stored["file_time"])
 
-    def is_same(self, other: Look | None) -> bool:
+    def is_same(self, other: FileStat | None) -> bool:
         """Whether the file is surely the same, as make and rsync have it."""
         return self == other and self.time is not None
 
@@ -73,7 +73,7 @@ class Known:
         self._reread = reread
         self._former: dict[str, set[str]] = {}
         self._now: dict[str, str] = {}
-        self._counted: dict[str, Counted] = {}
+        self._counted: dict[str, Outcome] = {}
 
     def unseen(self, entries: Iterable[Entry]) -> Iterator[tuple[int, Entry, bool]]:
         """Entries by their number, and whether each is of a file that is as the table has it. Of files some are taken ahead."""
@@ -98,8 +98,8 @@ class Known:
         for row in self._table.read(["id", "path", "file_size", "file_time"], where):
             rows.setdefault(row["path"], []).append(row)
         for (number, entry), path in zip(group, paths, strict=True):
-            look = Look.at(path) if path in rows else None
-            same = next((row["id"] for row in rows.get(path, ()) if look and look.is_same(Look.of(row))), None)
+            look = FileStat.at(path) if path in rows else None
+            same = next((row["id"] for row in rows.get(path, ()) if look and look.is_same(FileStat.of(row))), None)
             is_known = same is not None and not self._reread and entry.id is None and entry.metadata is None
             if path in rows and not (is_known and len(rows[path]) == 1):  # a file as it was makes no row another's
                 self._former[path] = {row["id"] for row in rows[path]}
@@ -107,13 +107,13 @@ class Known:
                 self.settle(path, same, "unchanged")
             yield number, entry, is_known
 
-    def settle(self, path: str | None, name: str, counted: Counted) -> None:
+    def settle(self, path: str | None, name: str, counted: Outcome) -> None:
         """The row of that id is in the table, and is what the file is now; a report counts the file so."""
         if path in self._former:
             self._now[path] = name
             self._counted.setdefault(path, counted)
 
-    def counted(self, path: str) -> Counted:
+    def counted(self, path: str) -> Outcome:
         """What a report counts a file as that was settled."""
         return self._counted[path]
 

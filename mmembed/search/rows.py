@@ -18,7 +18,7 @@ from ..errors import InputError, StoreError
 from ..images import Image, open_image
 from ..inputs import Item, Text, Thing, modality, ordered, to_item
 from ..sources import Entry
-from .known import Look, placed
+from .known import FileStat, placed
 from .metadata import check
 from .words import terms
 
@@ -37,7 +37,7 @@ class Row:
     content: str
     text: str | None
     path: str | None
-    look: Look | None
+    look: FileStat | None
     thumbnail: bytes | None
     metadata: str | None
     pixels: int
@@ -50,10 +50,10 @@ class Row:
 
     def is_file_of(self, stored: Mapping[str, Any]) -> bool:
         """Whether the stored row tells of our file as it is now, or of another that is surely the same to this day."""
-        before = Look.of(stored)
+        before = FileStat.of(stored)
         if self.look is None or (self.path == stored["path"] and self.look == before):
             return True
-        other = None if before is None or self.path == stored["path"] else Look.at(stored["path"])
+        other = None if before is None or self.path == stored["path"] else FileStat.at(stored["path"])
         return other is not None and other.is_same(before)
 
     def as_stored(self, stored: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def read_row(number: int, entry: Entry) -> Row:
     if path is None:
         path = next((Path(part.source) for part in item if isinstance(part, Image) and _is_file(part)), None)  # type: ignore[arg-type]
     # Before it is read: a change from now on is seen the next time. A picture and its caption are no file, nor are two pictures.
-    look = None if path is None or len(item) > 1 else Look.at(path)
+    look = None if path is None or len(item) > 1 else FileStat.at(path)
     digest = hashlib.sha256()
     parts: list[Text | Image] = []
     texts: list[str] = []

@@ -12,7 +12,7 @@ from ..errors import InputError, StoreError
 from ..images import Image
 from ..inputs import Thing
 from ..sources import Entry
-from .known import Look
+from .known import FileStat
 from .metadata import columns_of
 from .rows import read_row
 from .table import OWN, Table, checksum
@@ -112,10 +112,10 @@ def _wrong(row: dict[str, Any]) -> list[str]:
 
 
 def _look(row: dict[str, Any], told: Verified) -> None:
-    known = Look.of(row)
+    known = FileStat.of(row)
     if known is None:
         return
-    now = Look.at(row["path"])
+    now = FileStat.at(row["path"])
     if now is None:
         told.missing.append(row["path"])
     elif now.size != known.size or (known.time is not None and now.time != known.time):
@@ -125,8 +125,8 @@ def _look(row: dict[str, Any], told: Verified) -> None:
 def _is_at_hand(row: dict[str, Any]) -> bool:
     if row["modality"] == "text":  # of several texts only their sum is kept
         return read_row(0, Entry("", row["text"])).content == row["content"]
-    known = Look.of(row)
-    return row["modality"] == "image" and known is not None and known.is_same(Look.at(row["path"]))
+    known = FileStat.of(row)
+    return row["modality"] == "image" and known is not None and known.is_same(FileStat.at(row["path"]))
 
 
 def _embed(some: Sequence[dict[str, Any]], table: Table, embedder: Embedder, told: Verified) -> None:

@@ -1,4 +1,4 @@
-"""The routes: every form of request is read, answered by the one desk, and written back in its own words."""
+"""The routes: every form of request is read, answered by the one service, and written back in its own words."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FingerprintMismatch, InputError, MissingExtra, MmembedError, ReplicaLost, StoreError, UnknownName
 from . import cohere, openai, search, tei
-from .asked import Limits, Refused
-from .desk import Desk
 from .files import page_routes
 from .form import Read, parse
 from .guard import STOP, App, Guard
-from .metrics import Counted, Metrics
-from .refusal import tell
+from .metrics import Metrics, MetricsMiddleware
+from .refusal import error_body
+from .request import Limits, RequestError
+from .service import Service
 
 try:
     import orjson
@@ -58,7 +58,7 @@ def build_app(
     if index is not None and index.embedder is not embedder:
         raise FingerprintMismatch("the index must be opened with the embedder that is served")
     served = _Served(embedder, index, limits or Limits(), seconds, waiting)
-    return Counted(Guard(served.app(), key=key, hosts=hosts), served.metrics)
+    return MetricsMiddleware(Guard(served.app(), key=key, hosts=hosts), served.metrics)
 
 
 class _Served:
@@ -67,7 +67,7 @@ class _Served:
         self.name = embedder.spec.name
         self.prompts = frozenset(embedder.spec.prompts)
         self.started = int(time.time())
-        self.desk: Desk | None = None
+        self.service: Service | None = None
         self.metrics = Metrics()
 
     def app(self) -> Starlette:
@@ -89,12 +89,12 @@ class _Served:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[dict[str, Any]]:
-        self.desk = Desk(self.embedder, limits=self.limits, waiting=self.waiting, seconds=self.seconds)
-        self.metrics.watch(self.desk.batcher)
+        self.service = Service(self.embedder, limits=self.limits, waiting=self.waiting, seconds=self.seconds)
+        self.metrics.watch(self.service.batcher)
         try:
-            yield {STOP: self.desk.batcher.stop}
+            yield {STOP: self.service.batcher.stop}
         finally:
-            await asyncio.to_thread(self.desk.close)
+            await asyncio.to_thread(self.service.close)
 
     # ---- what is asked ----
 
@@ -120,7 +120,7 @@ class _Served:
         form = await self._form(request, search.Request)
         index = self._index
         if form.like is not None and (form.text is not None or form.image is not None or form.negative is not None):
-            raise Refused("give like, or a query", param="like")
+            raise RequestError("give like, or a query", param="like")
         answer = None
         if form.like is None:
             answer = await self._desk.answer(lambda pictures: search.read(form, pictures, index.dimension))
@@ -138,7 +138,7 @@ class _Served:
     async def thumbnail(self, request: Request) -> Response:
         found = await self._desk.reading(self._index.get, request.path_params["id"])
         if found is None or found.thumbnail is None:
-            raise Refused("no picture is kept under this id", 404)
+            raise RequestError("no picture is kept under this id", 404)
         headers = {"Cache-Control": "private, max-age=3600"}
         return Response(found.thumbnail, media_type="image/webp", headers=headers)
 
@@ -165,14 +165,14 @@ class _Served:
     # ---- what all of them share ----
 
     @property
-    def _desk(self) -> Desk:
-        assert self.desk is not None, "the app has not been started"
-        return self.desk
+    def _desk(self) -> Service:
+        assert self.service is not None, "the app has not been started"
+        return self.service
 
     @property
     def _index(self) -> Index:
         if self.index is None:
-            raise Refused("this server was started without an index: mmembed serve --index PATH", 404)
+            raise RequestError("this server was started without an index: mmembed serve --index PATH", 404)
         return self.index
 
     async def _form(self, request: Request, form: type[Read]) -> Read:
@@ -181,7 +181,7 @@ class _Served:
 
     def _check_model(self, name: str | None) -> None:
         if name is not None and name != self.name:
-            raise Refused(str(UnknownName("model", name, [self.name])), 404, "model")
+            raise RequestError(str(UnknownName("model", name, [self.name])), 404, "model")
 
     def _route(self, serve: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """A route whose errors are told in the words of its form, and that ends with its time or when its client goes away."""
@@ -191,23 +191,25 @@ class _Served:
                 await request.body()  # read once, in the time that the guard gives: then only a disconnect can come
                 async with asyncio.timeout(self.seconds):
                     return await _unless_gone(request, serve)
-            except Refused as refused:
+            except RequestError as refused:
                 return _refusal(request, refused)
             except InputError as error:
-                return _refusal(request, Refused(str(error), 400, "input"))
+                return _refusal(request, RequestError(str(error), 400, "input"))
             except TimeoutError:
-                return _refusal(request, Refused(f"the answer took more than {self.seconds:.0f} s", 503, wait=5))
+                return _refusal(request, RequestError(f"the answer took more than {self.seconds:.0f} s", 503, wait=5))
             except FingerprintMismatch as error:
                 LOG.error("the index was made anew: %s", error)
                 reason = "the index was made anew with vectors of another model: the server has to be started again"
-                return _refusal(request, Refused(reason, 503))
+                return _refusal(request, RequestError(reason, 503))
             except StoreError as error:
                 LOG.error("the index cannot be read: %s", error)  # it names paths of this machine
-                return _refusal(request, Refused("the index cannot be read; the server's log says why", 503, wait=1))
+                return _refusal(
+                    request, RequestError("the index cannot be read; the server's log says why", 503, wait=1)
+                )
             except ReplicaLost as error:
-                return _refusal(request, Refused(str(error), 503, wait=1))
+                return _refusal(request, RequestError(str(error), 503, wait=1))
             except MmembedError as error:
-                return _refusal(request, Refused(str(error), 400))
+                return _refusal(request, RequestError(str(error), 400))
             except ClientDisconnect:
                 return Response(status_code=CLOSED)
 
@@ -239,16 +241,16 @@ def _json(content: Any) -> Response:
     return Response(data, media_type="application/json")
 
 
-def _refusal(request: Request, refused: Refused) -> Response:
+def _refusal(request: Request, refused: RequestError) -> Response:
     headers = {} if refused.wait is None else {"Retry-After": str(refused.wait)}
-    return JSONResponse(tell(request.url.path, refused), refused.status, headers)
+    return JSONResponse(error_body(request.url.path, refused), refused.status, headers)
 
 
 async def _no_such_route(request: Request, error: Any) -> Response:
     reason = f"{request.method} {request.url.path} is not served here"
-    return _refusal(request, Refused(reason[:300], error.status_code))
+    return _refusal(request, RequestError(reason[:300], error.status_code))
 
 
 async def _failed(request: Request, error: Any) -> Response:
     """What a client hears of a fault of ours; the error itself goes to the server's log."""
-    return _refusal(request, Refused("the server failed at this request; its log says how", 500))
+    return _refusal(request, RequestError("the server failed at this request; its log says how", 500))

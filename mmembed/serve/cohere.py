@@ -11,9 +11,9 @@ from pydantic import Field
 from ..errors import InputError
 from ..inputs import Thing
 from ..search.quantizer import Quantizer
-from .asked import Answer, Asked, Pictures, Refused, Side, text
 from .content import Part, at
 from .form import Form, Many, Name
+from .request import EmbedRequest, EmbedResponse, Pictures, RequestError, Side, text
 
 Kind = Literal["float", "base64", "binary", "ubinary", "int8", "uint8"]
 
@@ -38,20 +38,20 @@ class Request(Form):
     max_tokens: int | None = None
 
 
-def read(request: Request, pictures: Pictures, prompts: frozenset[str], width: int) -> Asked:
+def read(request: Request, pictures: Pictures, prompts: frozenset[str], width: int) -> EmbedRequest:
     """What a Cohere client asks of a model with these prompts and vectors of so many numbers.
 
     Raises:
-        Refused, InputError: as in `mmembed.serve.openai.read`. SpecError: binary codes of numbers that fill no whole bytes.
+        RequestError, InputError: as in `mmembed.serve.openai.read`. SpecError: binary codes of numbers that fill no whole bytes.
     """
     if sum(given is not None for given in (request.texts, request.images, request.inputs)) != 1:
-        raise Refused("give one of texts, images and inputs")
+        raise RequestError("give one of texts, images and inputs")
     if request.truncate == "START":
-        raise Refused("truncate=START is not offered: END or NONE", param="truncate")
+        raise RequestError("truncate=START is not offered: END or NONE", param="truncate")
     if request.max_tokens is not None:
-        raise Refused("max_tokens is not offered", param="max_tokens")
+        raise RequestError("max_tokens is not offered", param="max_tokens")
     if {"int8", "uint8"} & set(request.embedding_types):
-        raise Refused(
+        raise RequestError(
             "int8 and uint8 need the ranges of a collection, which one request does not have: ask for float, base64, "
             "binary or ubinary",
             param="embedding_types",
@@ -66,7 +66,7 @@ def read(request: Request, pictures: Pictures, prompts: frozenset[str], width: i
     else:
         things = [at(row, _mixed, one, pictures) for row, one in enumerate(request.inputs or ())]
     sides: dict[str, Side] = {"search_query": "query", "search_document": "document", "image": "document"}
-    return Asked(
+    return EmbedRequest(
         things=tuple(things),
         side=sides.get(request.input_type),
         prompt_name=request.input_type if request.input_type in prompts else None,
@@ -84,7 +84,7 @@ def _mixed(one: Input, pictures: Pictures) -> Thing:
     return parts
 
 
-def write(request: Request, answer: Answer) -> dict[str, Any]:
+def write(request: Request, answer: EmbedResponse) -> dict[str, Any]:
     """The answer as Cohere's clients read it; binary codes are signs, packed eight to a byte, as theirs are."""
     made: dict[str, Any] = {}
     for kind in dict.fromkeys(request.embedding_types):
@@ -103,6 +103,6 @@ def write(request: Request, answer: Answer) -> dict[str, Any]:
     }
 
 
-def error(refused: Refused) -> dict[str, Any]:
+def error(refused: RequestError) -> dict[str, Any]:
     """A refusal in Cohere's words."""
     return {"message": refused.reason}

@@ -7,8 +7,8 @@ from typing import Literal, ParamSpec, TypeVar
 
 from ..errors import InputError
 from ..inputs import Thing
-from .asked import Pictures
 from .form import Form, Name
+from .request import Pictures
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from .asked import Limits, Refused
+from .request import Limits, RequestError
 
 Item = TypeVar("Item")
 Read = TypeVar("Read", bound="Form")
@@ -62,7 +62,7 @@ class Form(BaseModel):
                 near = next(iter(difflib.get_close_matches(short, cls.model_fields, n=1, cutoff=0.5)), cls.meant)
                 hint = "" if near is None else f" Did you mean {near!r}?"
                 known = ", ".join(cls.model_fields)
-                raise Refused(f"no field is called {short!r}.{hint} Known: {known}.", param=short)
+                raise RequestError(f"no field is called {short!r}.{hint} Known: {known}.", param=short)
         return given
 
 
@@ -70,11 +70,11 @@ def parse(body: bytes, form: type[Read], limits: Limits) -> Read:
     """A body as a form. What a body may hold is counted before anything is built of it: a few bytes of it make hundreds.
 
     Raises:
-        Refused: it is no JSON, not of that form, which is told by the first place that is wrong, or of too many values.
+        RequestError: it is no JSON, not of that form, which is told by the first place that is wrong, or of too many values.
     """
     most = VALUES * (limits.things + limits.images)
     if sum(map(body.count, _BEFORE)) >= most and next(islice(_VALUE.finditer(body), most, None), None) is not None:
-        raise Refused(
+        raise RequestError(
             f"more than {most} values in one request: it holds at most {limits.things} things, texts as texts and not as "
             "token ids",
             413,
@@ -84,7 +84,7 @@ def parse(body: bytes, form: type[Read], limits: Limits) -> Read:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(str(step) for step in first["loc"])
-        raise Refused(f"{place}: {first['msg']}" if place else first["msg"], 400, place or None) from None
+        raise RequestError(f"{place}: {first['msg']}" if place else first["msg"], 400, place or None) from None
 
 
 def _texts(given: Any, field: ValidationInfo) -> Any:
@@ -95,14 +95,14 @@ def _texts(given: Any, field: ValidationInfo) -> Any:
         return given  # for pydantic to refuse
     if given and all(map(_is_ids, given)):
         # Ids of a client's own tokenizer mean other words to any other model.
-        raise Refused(
+        raise RequestError(
             f"{field.field_name} is texts here, not token ids: a client that tokenises by itself has a switch for it, such as "
             "check_embedding_ctx_length=False of langchain",
             param=field.field_name,
         )
     for row, one in enumerate(given):
         if not isinstance(one, str):
-            raise Refused(f"item {row}: a text is wanted, not {json.dumps(one)[:60]}", param=field.field_name)
+            raise RequestError(f"item {row}: a text is wanted, not {json.dumps(one)[:60]}", param=field.field_name)
     return given
 
 

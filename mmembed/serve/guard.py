@@ -10,8 +10,8 @@ import json
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
-from .asked import Refused
-from .refusal import tell
+from .refusal import error_body
+from .request import RequestError
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -23,7 +23,7 @@ STOP = "stop"
 """The state of an app's lifespan holds under this name what is called once no new connection is taken and those that are open are
 still answered."""
 OPEN = ("/health", "/")
-"""Asked without a key: by those who watch over a server, and by a browser, whose page then asks for the key."""
+"""EmbedRequest without a key: by those who watch over a server, and by a browser, whose page then asks for the key."""
 OPEN_UNDER = "/page/"
 HEAD_BYTES = 16 * 2**10
 BODY_BYTES = 20 * 2**20
@@ -66,13 +66,13 @@ class Guard:
         path = scope["path"]
         try:
             self._check(scope)
-        except Refused as error:
+        except RequestError as error:
             if error.status == 413:
                 await self._drain(receive)
             return await _refuse(send, path, error)
         loop = asyncio.get_running_loop()
         deadline, seen, whole, started = loop.time() + self.seconds, 0, False, False
-        refused: Refused | None = None
+        refused: RequestError | None = None
 
         async def told(message: Message) -> None:
             nonlocal started
@@ -89,13 +89,13 @@ class Guard:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
-                refused = Refused(f"the body took more than {self.seconds:.0f} s", 408)
+                refused = RequestError(f"the body took more than {self.seconds:.0f} s", 408)
                 raise refused from None
             seen += (more := len(message.get("body", b"")))
             self._held += more
             whole = message["type"] == "http.request" and not message.get("more_body", False)
             if self._held > HELD_BYTES and self._held > seen:
-                refused = Refused(
+                refused = RequestError(
                     "the bodies of other requests are all that this server holds at once: come again", 429, wait=1
                 )
                 raise refused
@@ -108,7 +108,7 @@ class Guard:
 
         try:
             await self.app(scope, bounded, told)
-        except Refused as error:
+        except RequestError as error:
             if error is not refused:
                 raise
         finally:
@@ -117,24 +117,24 @@ class Guard:
             await _refuse(send, path, refused)
 
     def _check(self, scope: Scope) -> None:
-        """Raises `Refused` for what the head of a request says."""
+        """Raises `RequestError` for what the head of a request says."""
         headers, path = dict(scope["headers"]), scope["path"]
         if _size(scope) > HEAD_BYTES:
-            raise Refused(f"the head of the request is over {HEAD_BYTES} bytes", 431)
+            raise RequestError(f"the head of the request is over {HEAD_BYTES} bytes", 431)
         if self._hosts is not None and _host(headers.get(b"host", b"")) not in self._hosts:
-            raise Refused("this server answers by its own address only", 403)
+            raise RequestError("this server answers by its own address only", 403)
         if self._key is None:
             _check_origin(scope["method"], headers)
         elif path not in OPEN and not path.startswith(OPEN_UNDER) and not self._known(headers):
-            raise Refused("a key is needed: Authorization: Bearer ...", 401)
+            raise RequestError("a key is needed: Authorization: Bearer ...", 401)
         declared = headers.get(b"content-length", b"0")
         if not declared.isdigit():
-            raise Refused("Content-Length is a number")
+            raise RequestError("Content-Length is a number")
         if int(declared) > self.most:
             raise self._too_large()
 
-    def _too_large(self) -> Refused:
-        return Refused(f"the body is over {self.most} bytes", 413)
+    def _too_large(self) -> RequestError:
+        return RequestError(f"the body is over {self.most} bytes", 413)
 
     def _known(self, headers: dict[bytes, bytes]) -> bool:
         kind, _, token = headers.get(b"authorization", b"").partition(b" ")
@@ -160,21 +160,21 @@ def _size(scope: Scope) -> int:
 
 
 def _check_origin(method: str, headers: dict[bytes, bytes]) -> None:
-    """Raises `Refused` for what a browser asks in the name of another site: it says so itself, by Origin with all that sends a
-    body, and by Sec-Fetch-Site with the rest, such as a picture; whoever follows a link comes here by himself."""
+    """Raises `RequestError` for what a browser asks in the name of another site: it says so itself, by Origin with all that sends
+    a body, and by Sec-Fetch-Site with the rest, such as a picture; whoever follows a link comes here by himself."""
     host, origin = headers.get(b"host", b"").lower(), headers.get(b"origin")
     away = headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin")
     if origin is not None and origin.lower().partition(b"://")[2] != host:
-        raise Refused(
+        raise RequestError(
             f"a page of {origin.decode('latin-1')[:100]} may not ask this server, called {host.decode('latin-1')[:100]}; "
             "behind a proxy, have it pass the Host header on",
             403,
         )
     if origin is None and away and headers.get(b"sec-fetch-mode") != b"navigate":
-        raise Refused("a page of another site may not ask this server", 403)
+        raise RequestError("a page of another site may not ask this server", 403)
     kind = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
     if method == "POST" and kind != b"application/json":
-        raise Refused("a body is JSON here, and says so: Content-Type: application/json", 415)
+        raise RequestError("a body is JSON here, and says so: Content-Type: application/json", 415)
 
 
 def _host(header: bytes) -> str:
@@ -185,8 +185,8 @@ def _host(header: bytes) -> str:
     return name.rpartition(":")[0] if name.count(":") == 1 else name
 
 
-async def _refuse(send: Send, path: str, refused: Refused) -> None:
-    body = json.dumps(tell(path, refused)).encode()
+async def _refuse(send: Send, path: str, refused: RequestError) -> None:
+    body = json.dumps(error_body(path, refused)).encode()
     # The rest of the request is not read, so nothing more can be said over this connection.
     headers = [
         (b"content-type", b"application/json"),

@@ -52,7 +52,7 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-class Counted:
+class MetricsMiddleware:
     """An ASGI app around another, whose answers are counted, whoever in it gives them, as they begin."""
 
     def __init__(self, app: App, metrics: Metrics):

@@ -10,9 +10,9 @@ from pydantic import BeforeValidator, Field
 
 from ..errors import InputError
 from ..inputs import Thing
-from .asked import Answer, Asked, Pictures, Refused, Side, text
 from .content import Part, at
 from .form import Form, Many, Name, Texts
+from .request import EmbedRequest, EmbedResponse, Pictures, RequestError, Side, text
 
 
 class Message(Form):
@@ -53,22 +53,22 @@ class Request(Form):
     instruction: str | None = None
 
 
-def read(request: Request, pictures: Pictures, longest: int) -> Asked:
+def read(request: Request, pictures: Pictures, longest: int) -> EmbedRequest:
     """What an OpenAI client asks of a model that reads `longest` tokens.
 
     Raises:
-        Refused: it cannot be asked of any model here. InputError: a thing that cannot be embedded, by its row.
+        RequestError: it cannot be asked of any model here. InputError: a thing that cannot be embedded, by its row.
     """
     if (request.input is None) == (request.messages is None):
-        raise Refused("give either input or messages", param="input")
+        raise RequestError("give either input or messages", param="input")
     if not request.add_special_tokens and request.input is not None:
-        raise Refused("add_special_tokens=false is no vector of this model", param="add_special_tokens")
+        raise RequestError("add_special_tokens=false is no vector of this model", param="add_special_tokens")
     for name in ("continue_final_message", "add_generation_prompt"):
         if getattr(request, name):
-            raise Refused(f"{name}=true is no vector of this model", param=name)
+            raise RequestError(f"{name}=true is no vector of this model", param=name)
     cut = request.truncate_prompt_tokens
     if cut is not None and -1 < cut < longest:
-        raise Refused(
+        raise RequestError(
             f"items are cut at the {longest} tokens that the model reads, no sooner: truncate_prompt_tokens is that, -1 or "
             "absent",
             param="truncate_prompt_tokens",
@@ -79,14 +79,16 @@ def read(request: Request, pictures: Pictures, longest: int) -> Asked:
         things = [thing for thing, _ in said]
         told = {own for _, own in said}
         if len(told) > 1:
-            raise Refused("conversations with different system messages go in requests of their own", param="messages")
+            raise RequestError(
+                "conversations with different system messages go in requests of their own", param="messages"
+            )
         if told != {None} and instruction is not None:
-            raise Refused("give instruction or a system message", param="instruction")
+            raise RequestError("give instruction or a system message", param="instruction")
         instruction = instruction or next(iter(told), None)
     else:
         things = [at(row, text, one) for row, one in enumerate(request.input or ())]
     sides: dict[str | None, Side | None] = {"query": "query", "document": "document", "passage": "document", None: None}
-    return Asked(
+    return EmbedRequest(
         things=tuple(things),
         side=sides[request.input_type],
         prompt_name=request.prompt_name,
@@ -119,7 +121,7 @@ def _conversation(row: int, messages: list[Message], pictures: Pictures) -> tupl
     return tuple(parts), told
 
 
-def write(request: Request, answer: Answer, model: str) -> dict[str, Any]:
+def write(request: Request, answer: EmbedResponse, model: str) -> dict[str, Any]:
     """The answer as OpenAI's clients read it."""
     usage = {"prompt_tokens": answer.tokens, "total_tokens": answer.tokens}
     return {
@@ -137,7 +139,7 @@ def _coded(vector: np.ndarray, form: str) -> Any:
     return vector if form == "float" else base64.b64encode(vector.astype("<f4").tobytes()).decode()
 
 
-def error(refused: Refused) -> dict[str, Any]:
+def error(refused: RequestError) -> dict[str, Any]:
     """A refusal in OpenAI's words."""
     kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
     kind = kinds.get(refused.status, "invalid_request_error" if refused.status < 500 else "server_error")

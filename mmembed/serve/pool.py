@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from .asked import Refused
+from .request import RequestError
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
@@ -31,10 +31,10 @@ class Pool:
         """What `do` gives, run by one of the threads.
 
         Raises:
-            Refused: as much runs or waits as may. Exception: what `do` raised.
+            RequestError: as much runs or waits as may. Exception: what `do` raised.
         """
         if not self._free.acquire(blocking=False):
-            raise Refused(f"{self.most} requests are at {self.work} already; come again in 1 s", 429, wait=1)
+            raise RequestError(f"{self.most} requests are at {self.work} already; come again in 1 s", 429, wait=1)
         future = self._threads.submit(do, *given, **named)
         future.add_done_callback(lambda _: self._free.release())
         return await asyncio.wrap_future(future)

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from . import cohere, openai, tei
-from .asked import Refused
+from .request import RequestError
 
-_WORDS: dict[str, Callable[[Refused], Any]] = {"/v2/embed": cohere.error, "/embed": tei.error}
+_WORDS: dict[str, Callable[[RequestError], Any]] = {"/v2/embed": cohere.error, "/embed": tei.error}
 
 
-def tell(path: str, refused: Refused) -> Any:
+def error_body(path: str, refused: RequestError) -> Any:
     """A refusal as whoever asks at `path` reads it: OpenAI's words, where no other form is spoken."""
     return _WORDS.get(path, openai.error)(refused)

@@ -13,8 +13,8 @@ from ..search.background import NO_MATCH
 from ..search.diversity import SPARE
 from ..search.query import weighted
 from ..search.why import why_picture, why_text
-from .asked import Answer, Asked, Pictures, Refused, text
 from .form import Form, Many, Name
+from .request import EmbedRequest, EmbedResponse, Pictures, RequestError, text
 
 if TYPE_CHECKING:
     from ..embedder import Embedder
@@ -59,11 +59,11 @@ class WhyRequest(QueryForm):
     id: Name
 
 
-def read(request: QueryForm, pictures: Pictures, width: int) -> Asked:
+def read(request: QueryForm, pictures: Pictures, width: int) -> EmbedRequest:
     """The query, in vectors of so many numbers as the index has.
 
     Raises:
-        Refused: neither text nor image. InputError: one of them cannot be embedded.
+        RequestError: neither text nor image. InputError: one of them cannot be embedded.
     """
     parts: list[Thing] = []
     if request.text is not None:
@@ -71,15 +71,15 @@ def read(request: QueryForm, pictures: Pictures, width: int) -> Asked:
     if request.image is not None:
         parts.append(pictures(request.image))
     if not parts:
-        raise Refused("give text, image or both")
+        raise RequestError("give text, image or both")
     things: list[Thing] = [tuple(parts)]
     if isinstance(request, Request) and request.negative is not None:
         things.append(text(request.negative))
     names = ("the query", "negative")
-    return Asked(things=tuple(things), names=names, side="query", truncate_dim=width, truncate="end")
+    return EmbedRequest(things=tuple(things), names=names, side="query", truncate_dim=width, truncate="end")
 
 
-def find(index: Index, request: Request, answer: Answer | None) -> Hits:
+def find(index: Index, request: Request, answer: EmbedResponse | None) -> Hits:
     """What is nearest to the query, or most like an item of the index.
 
     Raises:
@@ -116,7 +116,7 @@ def write(hits: Hits) -> dict[str, Any]:
     return {"hits": found, "good_match": None if best is None else best >= NO_MATCH}
 
 
-def why(index: Index, embedder: Embedder, request: WhyRequest, answer: Answer) -> dict[str, Any]:
+def why(index: Index, embedder: Embedder, request: WhyRequest, answer: EmbedResponse) -> dict[str, Any]:
     """What each part of an item gives to its score with the query: of a picture by the small copy that the index keeps.
 
     Raises:

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from .asked import Answer, Asked, Refused, text
 from .content import at
 from .form import Form, Name, Texts
+from .request import EmbedRequest, EmbedResponse, RequestError, text
 
 
 class Request(Form):
@@ -23,17 +23,17 @@ class Request(Form):
     dimensions: int | None = Field(default=None, ge=1)
 
 
-def read(request: Request) -> Asked:
+def read(request: Request) -> EmbedRequest:
     """What a client of text-embeddings-inference asks.
 
     Raises:
-        Refused, InputError: as in `mmembed.serve.openai.read`.
+        RequestError, InputError: as in `mmembed.serve.openai.read`.
     """
     if not request.normalize:
-        raise Refused("normalize=false is not offered: vectors are as the model's own spec gives them")
+        raise RequestError("normalize=false is not offered: vectors are as the model's own spec gives them")
     if request.truncate and request.truncation_direction.lower() == "left":
-        raise Refused("truncation_direction=Left is not offered")
-    return Asked(
+        raise RequestError("truncation_direction=Left is not offered")
+    return EmbedRequest(
         things=tuple(at(row, text, one) for row, one in enumerate(request.inputs)),
         prompt_name=request.prompt_name,
         truncate_dim=request.dimensions,
@@ -41,12 +41,12 @@ def read(request: Request) -> Asked:
     )
 
 
-def write(answer: Answer) -> list[Any]:
+def write(answer: EmbedResponse) -> list[Any]:
     """Rows of numbers."""
     return list(answer.vectors)
 
 
-def error(refused: Refused) -> dict[str, Any]:
+def error(refused: RequestError) -> dict[str, Any]:
     """A refusal in its words."""
     kinds = {413: "Validation", 422: "Tokenizer", 429: "Overloaded"}
     return {

@@ -89,7 +89,7 @@ class CompiledBlock(Over):
         if not ("spans" in of_row or CUTS in told) or self.training or watched(self.hooks) or not _plain(args, told):
             return own.forward(*args, **kwargs)
         graph = _compiled(type(self).__bases__[1])
-        with row.of(row.Row(layer=self.layer_number, **of_row)) if of_row else nullcontext():
+        with row.of(row.AttentionContext(layer=self.layer_number, **of_row)) if of_row else nullcontext():
             return graph(self, *args, **told)
 
 

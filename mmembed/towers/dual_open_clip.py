@@ -19,7 +19,7 @@ from .vision_open_clip import check_activation, preprocess_of, read_config
 
 
 @dataclass(frozen=True)
-class Found:
+class OpenClipModel:
     """A model of open_clip with its weights.
 
     Attributes:
@@ -63,7 +63,7 @@ def build(config: Mapping[str, Any], preprocess: Preprocess) -> DualTowers:
     return OpenClipDual(_create(config), config, preprocess)
 
 
-def load(folder: Path) -> Found:
+def load(folder: Path) -> OpenClipModel:
     """A folder of open_clip: open_clip_config.json and weights.
 
     Raises:
@@ -74,7 +74,7 @@ def load(folder: Path) -> Found:
     return _found(f"local-dir:{folder}", None, said["model_cfg"])
 
 
-def named(architecture: str, pretrained: str | None) -> Found:
+def named(architecture: str, pretrained: str | None) -> OpenClipModel:
     """An architecture of open_clip with weights from a file, or by a tag, for which open_clip goes to the network.
 
     Raises:
@@ -101,7 +101,7 @@ def named(architecture: str, pretrained: str | None) -> Found:
     return _found(architecture, pretrained, config)
 
 
-def _found(name: str, pretrained: str | None, config: Mapping[str, Any]) -> Found:
+def _found(name: str, pretrained: str | None, config: Mapping[str, Any]) -> OpenClipModel:
     try:
         model = open_clip.create_model(name, pretrained, require_pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
@@ -110,7 +110,7 @@ def _found(name: str, pretrained: str | None, config: Mapping[str, Any]) -> Foun
     given = open_clip.get_model_preprocess_cfg(model)
     kept = {key: value for key, value in config.items() if key not in ("vision_cfg",)}
     vision = {key: value for key, value in config["vision_cfg"].items() if key != "timm_model_pretrained"}
-    return Found(model.eval(), {**kept, "vision_cfg": vision}, preprocess_of(model.visual, given))
+    return OpenClipModel(model.eval(), {**kept, "vision_cfg": vision}, preprocess_of(model.visual, given))
 
 
 def _check(config: Mapping[str, Any]) -> None:

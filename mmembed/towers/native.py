@@ -18,7 +18,7 @@ from ..batch import Picture
 from ..errors import InputError, SpecError, UnknownName
 from ..nn.precision import alike
 from .backbone import decoder
-from .sight import Sight
+from .image_features import ImageFeatures
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -37,25 +37,25 @@ FAMILIES: Mapping[str, str] = {
 """model_type of transformers -> the file `native_<family>.py` that says how its forward is called."""
 SETTINGS = ("library", "processor", "first", "text")
 
-Step = Callable[["PIL.Image.Image"], "PIL.Image.Image"]
+Resize = Callable[["PIL.Image.Image"], "PIL.Image.Image"]
 
 
-def _to(width: int, height: int) -> Step:
+def _to(width: int, height: int) -> Resize:
     """Always to one size."""
     return lambda image: image.resize((width, height))
 
 
-def _square_if_below(side: int, to: int) -> Step:
+def _square_if_below(side: int, to: int) -> Resize:
     """A picture with a side below `side` becomes a square of `to`."""
     return lambda image: image.resize((to, to)) if min(image.size) < side else image
 
 
-def _at_least(side: int) -> Step:
+def _at_least(side: int) -> Resize:
     """A side below `side` becomes `side`, the other stays."""
     return lambda image: image.resize((max(image.width, side), max(image.height, side)))
 
 
-def _whole(factor: int, min_pixels: int, max_pixels: int) -> Step:
+def _whole(factor: int, min_pixels: int, max_pixels: int) -> Resize:
     """Both sides multiples of `factor`, the area between the two: `smart_resize` of qwen_vl_utils, which unlike that of
     transformers never rounds a side to nothing."""
 
@@ -77,7 +77,7 @@ class _Handed(Exception):
     """Ends a forward before its decoder runs."""
 
 
-STEPS: Mapping[str, Callable[..., Step]] = {
+STEPS: Mapping[str, Callable[..., Resize]] = {
     "to": _to,
     "square_if_below": _square_if_below,
     "at_least": _at_least,
@@ -99,7 +99,7 @@ class NativeTower:
 
     config: PreTrainedConfig
     processor: Any
-    first: tuple[Step, ...]
+    first: tuple[Resize, ...]
     text: str
     positions: str
     family: ModuleType
@@ -183,22 +183,24 @@ class NativeTower:
         """The tokens that stand for a picture in the row."""
         return self.family.image_ids(self, picture)
 
-    def look(self, model: PreTrainedModel, pictures: Sequence[Picture]) -> list[Sight]:
+    def look(self, model: PreTrainedModel, pictures: Sequence[Picture]) -> list[ImageFeatures]:
         """What the tower inside the model makes of pictures."""
         seen = self.family.seen(self, pictures, model.device)
         out: Any = model.get_image_features(
             **{**seen, "pixel_values": seen["pixel_values"].to(model.dtype)}, return_dict=True
         )
         deep = getattr(out, "deepstack_features", None) or ()
-        return [Sight(tokens, tuple(part[k] for part in deep)) for k, tokens in enumerate(out.pooler_output)]
+        return [ImageFeatures(tokens, tuple(part[k] for part in deep)) for k, tokens in enumerate(out.pooler_output)]
 
-    def beside(self, ids: Int[Tensor, "1 T"], sights: Sequence[Sight]) -> dict[str, Any]:
+    def beside(self, ids: Int[Tensor, "1 T"], features: Sequence[ImageFeatures]) -> dict[str, Any]:
         """What the decoder is told besides tokens and their numbers, of a packed row and what is seen in it, in order."""
-        if not sights[0].deep:
+        if not features[0].deep:
             return {}
         return {
             "visual_pos_masks": ids == self.token,
-            "deepstack_visual_embeds": [torch.cat(parts) for parts in zip(*(s.deep for s in sights), strict=True)],
+            "deepstack_visual_embeds": [
+                torch.cat(parts) for parts in zip(*(each.deep for each in features), strict=True)
+            ],
         }
 
     def lighten(self, model: PreTrainedModel) -> None:
@@ -274,7 +276,7 @@ def _pixels(tower: NativeTower, image: PIL.Image.Image) -> tuple[NDArray[np.uint
     return pixels, {name: np.asarray(value) for name, value in out.items()}
 
 
-def _step(settings: Mapping[str, Any]) -> Step:
+def _step(settings: Mapping[str, Any]) -> Resize:
     given = dict(settings)
     kind = given.pop("kind", None)
     if kind not in STEPS:

@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 
 from ..batch import Sample, distinct, pack, plan
+from ..cache import LRUCache
 from ..embedder import Embedder
 from ..errors import InputError
 from ..inputs import Item, Text
-from ..kept import Kept
 from ..model import EmbeddingModel
 from .augment import augmented
 from .data import Example, Source, digest
@@ -45,7 +45,7 @@ class Collator:
     outputs: Sequence[Output]
     speaking: Collection[int]
     seed: Sequence[int]
-    kept: Kept[Hashable, Sample] = field(default_factory=lambda: Kept(ROOM))
+    kept: LRUCache[Hashable, Sample] = field(default_factory=lambda: LRUCache(ROOM))
 
     def __call__(self, tasks: Mapping[int, Sequence[Example]], number: int) -> Step:
         """Tokenise and pack the share of this process.
@@ -180,7 +180,7 @@ def _samples(
     source: Source,
     rows: Sequence[Sequence[Item]],
     outputs: Sequence[Output],
-    kept: Kept[Hashable, Sample],
+    kept: LRUCache[Hashable, Sample],
 ) -> list[Mapping[Output, list[Sample]] | InputError]:
     """For each output the samples of each row of query, positive and negatives; or what is wrong with one of them."""
     asked, told = source.prompts(embedder.spec)
@@ -206,7 +206,7 @@ def _samples(
 def _read(
     embedder: Embedder,
     items: Sequence[Item],
-    kept: Kept[Hashable, Sample],
+    kept: LRUCache[Hashable, Sample],
     once: dict[Hashable, Sample | InputError],
     prompt_name: str | None,
     instruction: str | None,

@@ -21,10 +21,10 @@ from typing import IO, Any, ClassVar, Literal, Protocol, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cache import LRUCache
 from ..errors import ImageError, InputError, LoadError, MissingExtra, SpecError, UnknownName
 from ..images import Image, is_pil
 from ..inputs import Item, Text
-from ..kept import Kept
 from ..prompts import check_text
 from ..registry import Registry
 from ..shards import PICTURES, Shard
@@ -859,7 +859,7 @@ class _Parquet:
             (count, count * self._bytes_a_row(*group)) for group, count in zip(self._groups, lengths, strict=True)
         )
         self._ends = [*accumulate(lengths)]
-        self._held: Kept[int, Mapping[str, Any]] = Kept(HELD)
+        self._held: LRUCache[int, Mapping[str, Any]] = LRUCache(HELD)
 
     def places(self) -> Iterable[tuple[Path, Numbers]]:
         for f, path in enumerate(self._paths):

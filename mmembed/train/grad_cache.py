@@ -42,7 +42,7 @@ def accumulate(
     *others, last = batches
     drawn, parts = [], []
     for batch in others:
-        drawn.append(Dice.now())
+        drawn.append(RandomState.now())
         with torch.no_grad():
             parts.append(embed(batch))
     final = embed(last)  # its graph is kept, which saves its second forward pass
@@ -84,14 +84,14 @@ def _hand_on(part: Embedded, due: dict[str, Tensor]) -> None:
 
 
 @dataclass(frozen=True)
-class Dice:
+class RandomState:
     """Where torch's generators stand: of the CPU, and of each CUDA device."""
 
     cpu: Tensor
     cuda: Sequence[Tensor]
 
     @classmethod
-    def now(cls) -> Dice:
+    def now(cls) -> RandomState:
         on_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
         return cls(torch.get_rng_state(), torch.cuda.get_rng_state_all() if on_cuda else ())
 

@@ -27,6 +27,7 @@ from .collator import Collator, idle
 from .compared import Compared, Embedded
 from .data import Example
 from .drawn import OUTPUTS, Output, Row, Step, compared, embedded, nothing
+from .fsdp import Shards, clip, put, unsharded
 from .grad_cache import accumulate
 from .held_out import check_groups, mean_of_groups, measure
 from .losses import PREDICTED, Loss, build_loss, measures_alone
@@ -35,7 +36,6 @@ from .mixture import Mixture
 from .predicted import Spoken
 from .recipe import Stage, Task
 from .schedule import factor
-from .shards import Shards, clip, put, unsharded
 from .watch import Log
 from .workers import Workers
 

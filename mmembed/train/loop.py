@@ -21,10 +21,10 @@ from ..weights import tied
 from . import checkpoints, parts
 from .building import build
 from .export import export
+from .fsdp import Shards, unsharded
 from .held_out import check, check_apart
 from .learning import Learning
 from .recipe import Recipe
-from .shards import Shards, unsharded
 from .stamp import of_model
 from .teacher import Teacher
 from .watch import LOG, PLOT, SKIPPED, Log, learnt, plot, read_log

@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cache import LRUCache
 from ..embedder import Embedder
 from ..inputs import Item
-from ..kept import Kept
 from ..spec import PROMPTS
 from .data import Example, digest
 from .stamp import of_model
@@ -28,7 +28,7 @@ class Teacher:
 
     def __init__(self, embedder: Embedder, room: int = ROOM):
         self._embedder = embedder
-        self._kept: Kept[tuple[str, bytes], NDArray[np.float32]] = Kept(room)
+        self._kept: LRUCache[tuple[str, bytes], NDArray[np.float32]] = LRUCache(room)
         prompts, plain = embedder.spec.prompts, embedder.spec.default_prompt_name
         names = {side: embedder.spec.prompt_of(side) or plain for side in PROMPTS}
         # Where both sides have one prompt, a thing has one answer.

@@ -1,4 +1,4 @@
-"""Every room of attention held to the plain reference, and the reference to a loop over items."""
+"""Every backend of attention held to the plain reference, and the reference to a loop over items."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmembed.errors import UnknownName
-from mmembed.nn.attention import ROOMS, attend, choose, reference
+from mmembed.nn.attention import BACKENDS, attend, choose, reference
 from mmembed.nn.spans import Spans
 from mmembed.spec import MASKS
 
@@ -21,7 +21,7 @@ LENGTHS = {
 }
 HEADS = {"one key a head": (4, 4), "grouped keys": (4, 2), "one key": (4, 1)}
 WINDOWS = (None, 3, 1, 100)
-ON_CPU = [name for name in ROOMS if name != "varlen"]
+ON_CPU = [name for name in BACKENDS if name != "varlen"]
 
 
 def draw(lengths, heads, *, width=8, seed=0, device="cpu", dtype=torch.float32):
@@ -80,37 +80,37 @@ def test_the_reference_is_a_loop_over_items_heads_and_tokens(mask, window, softc
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
-@pytest.mark.parametrize("room", [name for name in ON_CPU if name != "reference"])
-def test_every_room_says_what_the_reference_says(room, lengths, heads, mask, window):
+@pytest.mark.parametrize("backend", [name for name in ON_CPU if name != "reference"])
+def test_every_backend_says_what_the_reference_says(backend, lengths, heads, mask, window):
     q, k, v = draw(lengths, heads)
     spans = spans_of(lengths, mask)
     how = {"scaling": 0.4, "window": window, "softcap": None}
-    assert (ROOMS[room](q, k, v, spans, **how) - reference(q, k, v, spans, **how)).abs().max() <= 1e-5
+    assert (BACKENDS[backend](q, k, v, spans, **how) - reference(q, k, v, spans, **how)).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("room", ON_CPU)
-def test_an_item_does_not_hear_its_neighbours(room, mask):
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_an_item_does_not_hear_its_neighbours(backend, mask):
     lengths = LENGTHS["mixed"]
     q, k, v = draw(lengths, (4, 2))
     how = {"scaling": 0.4, "window": 3, "softcap": None}
-    told = ROOMS[room](q, k, v, spans_of(lengths, mask), **how)
+    told = BACKENDS[backend](q, k, v, spans_of(lengths, mask), **how)
     first = sum(lengths[:3])
     own = slice(first, first + lengths[3])
     loud = [torch.where((torch.arange(q.shape[2]) // 1 >= own.start)[:, None], x, x * -7 + 100) for x in (q, k, v)]
     for x, y in zip(loud, (q, k, v), strict=True):
         x[:, :, own.stop :] = 1000 * y[:, :, own.stop :]
-    assert (ROOMS[room](*loud, spans_of(lengths, mask), **how)[:, :, own] - told[:, :, own]).abs().max() <= 1e-5
+    assert (BACKENDS[backend](*loud, spans_of(lengths, mask), **how)[:, :, own] - told[:, :, own]).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("room", ["reference", "grouped"])
-def test_gradients_of_a_room_are_those_of_the_reference(room):
+@pytest.mark.parametrize("backend", ["reference", "grouped"])
+def test_gradients_of_a_backend_are_those_of_the_reference(backend):
     lengths = LENGTHS["mixed"]
     spans = spans_of(lengths, "causal+image")
     sides = []
-    for chosen in (room, "reference"):
+    for chosen in (backend, "reference"):
         leaves = [x.double().requires_grad_() for x in draw(lengths, (4, 2))]
-        out = ROOMS[chosen](*leaves, spans, scaling=0.4, window=4, softcap=None)
+        out = BACKENDS[chosen](*leaves, spans, scaling=0.4, window=4, softcap=None)
         out.square().sum().backward()
         sides.append([x.grad for x in leaves])
     assert all((a - b).abs().max() <= 1e-4 for a, b in zip(*sides, strict=True))
@@ -142,12 +142,12 @@ def tree_of(name, mask):
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("mask", ["causal", "causal+image"])
 @pytest.mark.parametrize("name", TREES)
-@pytest.mark.parametrize("room", ["reference", "grouped", "flex"])
-def test_a_tree_gives_each_item_what_it_would_have_alone(room, name, mask, window):
+@pytest.mark.parametrize("backend", ["reference", "grouped", "flex"])
+def test_a_tree_gives_each_item_what_it_would_have_alone(backend, name, mask, window):
     lengths, parents = TREES[name]
     q, k, v = draw((sum(lengths),), (4, 2))
     spans = tree_of(name, mask)
-    told = ROOMS[room](q, k, v, spans, scaling=0.4, window=window, softcap=None)
+    told = BACKENDS[backend](q, k, v, spans, scaling=0.4, window=window, softcap=None)
     for path in paths(lengths, parents):
         block = None if spans.block is None else spans.block[path]
         alone = Spans.of((len(path),), mask, block)
@@ -160,7 +160,7 @@ def test_gradients_of_a_tree_are_those_of_the_reference():
     sides = []
     for chosen in ("grouped", "reference"):
         leaves = [x.double().requires_grad_() for x in draw((sum(spans.lengths),), (4, 2))]
-        ROOMS[chosen](*leaves, spans, scaling=0.4, window=4, softcap=None).square().sum().backward()
+        BACKENDS[chosen](*leaves, spans, scaling=0.4, window=4, softcap=None).square().sum().backward()
         sides.append([x.grad for x in leaves])
     assert all((a - b).abs().max() <= 1e-4 for a, b in zip(*sides, strict=True))
 
@@ -174,7 +174,7 @@ def test_gradients_under_autocast_are_of_products_in_fp32(name):
     for autocast in (True, False):
         leaves = [(x if autocast else x.float()).clone().requires_grad_() for x in (q, k, v)]
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            out = ROOMS["grouped"](*leaves, spans, scaling=0.4, window=None, softcap=None)
+            out = BACKENDS["grouped"](*leaves, spans, scaling=0.4, window=None, softcap=None)
         assert out.dtype == leaves[0].dtype
         out.backward(torch.ones_like(out))
         sides.append([out.detach().float(), *(x.grad.float() for x in leaves)])
@@ -194,8 +194,8 @@ ASKED = {
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
-@pytest.mark.parametrize("room", ["reference", "grouped"])
-def test_queries_of_some_tokens_are_answered_as_among_all(room, asked, mask, window):
+@pytest.mark.parametrize("backend", ["reference", "grouped"])
+def test_queries_of_some_tokens_are_answered_as_among_all(backend, asked, mask, window):
     rows = [spans_of(lengths, mask) for lengths in LENGTHS.values() if sum(lengths) > 1]
     rows += [] if mask == "bidirectional" else [tree_of(name, mask) for name in TREES]
     for spans in rows:
@@ -205,12 +205,12 @@ def test_queries_of_some_tokens_are_answered_as_among_all(room, asked, mask, win
         if not len(some):
             continue
         due = reference(q, k, v, spans, **how)[:, :, some]
-        told = ROOMS[room](q[:, :, some], k, v, spans.asked(some), **how)
+        told = BACKENDS[backend](q[:, :, some], k, v, spans.asked(some), **how)
         assert told.shape == due.shape
         assert (told - due).abs().max() <= 1e-5
         # Without gradients the parts of a tree are joined by their log-sum-exp, with them in one softmax.
         leaves = [x.double().requires_grad_() for x in (q, k, v)]
-        out = ROOMS[room](leaves[0][:, :, some], *leaves[1:], spans.asked(some), **how)
+        out = BACKENDS[backend](leaves[0][:, :, some], *leaves[1:], spans.asked(some), **how)
         assert (out - due).abs().max() <= 1e-5
         out.square().sum().backward()
         mine = [x.grad.clone() for x in leaves]
@@ -242,14 +242,14 @@ def test_flex_caps_scores_as_the_reference_does():
     q, k, v = draw((5, 2), (4, 2))
     how = {"scaling": 0.4, "window": None, "softcap": 2.0}
     spans = spans_of((5, 2), "causal")
-    assert (ROOMS["flex"](q, k, v, spans, **how) - reference(q, k, v, spans, **how)).abs().max() <= 1e-5
+    assert (BACKENDS["flex"](q, k, v, spans, **how) - reference(q, k, v, spans, **how)).abs().max() <= 1e-5
 
 
-def test_the_grouped_room_refuses_a_soft_cap():
+def test_the_grouped_backend_refuses_a_soft_cap():
     q, k, v = draw((5, 2), (4, 2))
     capped = {"scaling": 0.4, "window": None, "softcap": 2.0}
     with pytest.raises(NotImplementedError, match="soft cap"):
-        ROOMS["grouped"](q, k, v, spans_of((5, 2), "causal"), **capped)
+        BACKENDS["grouped"](q, k, v, spans_of((5, 2), "causal"), **capped)
 
 
 class Module(torch.nn.Module):
@@ -264,7 +264,7 @@ def test_attend_gives_tokens_before_heads_and_scales_by_the_width_unless_told():
     assert out.shape == (1, 7, 4, 8)
     assert weights is None
     assert (out.transpose(1, 2) - expected).abs().max() <= 1e-5
-    scaled, _ = attend(Module(), q, k, v, None, spans=spans, scaling=0.1, sliding_window=2, room="grouped")
+    scaled, _ = attend(Module(), q, k, v, None, spans=spans, scaling=0.1, sliding_window=2, backend="grouped")
     expected = reference(q, k, v, spans, scaling=0.1, window=2, softcap=None)
     assert (scaled.transpose(1, 2) - expected).abs().max() <= 1e-5
 
@@ -277,34 +277,36 @@ def test_attend_serves_a_soft_cap_on_the_cpu():
     assert torch.equal(out.transpose(1, 2), expected)
 
 
-def test_attend_refuses_what_no_room_does():
+def test_attend_refuses_what_no_backend_does():
     q, k, v = draw((3,), (4, 2))
     spans = spans_of((3,), "causal")
-    with pytest.raises(UnknownName, match=r"attention room.*'group'.*Did you mean 'grouped'"):
-        attend(Module(), q, k, v, None, spans=spans, room="group")
+    with pytest.raises(UnknownName, match=r"attention backend.*'group'.*Did you mean 'grouped'"):
+        attend(Module(), q, k, v, None, spans=spans, backend="group")
     with pytest.raises(NotImplementedError, match="attention_mask"):
         attend(Module(), q, k, v, torch.ones(1, 1, 3, 3), spans=spans)
     with pytest.raises(NotImplementedError, match="dropout"):
-        attend(Module(), q, k, v, None, spans=spans, dropout=0.1, room="flex")
+        attend(Module(), q, k, v, None, spans=spans, dropout=0.1, backend="flex")
 
 
-@pytest.mark.parametrize("room", ["reference", "grouped"])
+@pytest.mark.parametrize("backend", ["reference", "grouped"])
 @pytest.mark.parametrize("shared", [False, True])
-def test_dropout_leaves_out_a_share_of_what_is_looked_at_and_raises_the_rest(room, shared):
+def test_dropout_leaves_out_a_share_of_what_is_looked_at_and_raises_the_rest(backend, shared):
     """Values are unit vectors, so that what comes out are the weights themselves."""
     q, k, _ = draw((3, 3, 2), (4, 4))
     v = torch.eye(8)[None, None].expand(1, 4, 8, 8)
     spans = Spans.of((3, 3, 2), "causal", parents=[-1, 0, 0]) if shared else spans_of((3, 3, 2), "causal")
-    whole, _ = attend(Module(), q, k, v, None, spans=spans, room=room)
+    whole, _ = attend(Module(), q, k, v, None, spans=spans, backend=backend)
     torch.manual_seed(0)
-    seen = torch.stack([attend(Module(), q, k, v, None, spans=spans, room=room, dropout=0.25)[0] for _ in range(200)])
+    seen = torch.stack(
+        [attend(Module(), q, k, v, None, spans=spans, backend=backend, dropout=0.25)[0] for _ in range(200)]
+    )
     kept = seen != 0
     torch.testing.assert_close(seen[kept], (whole / 0.75).expand_as(seen)[kept], rtol=1e-5, atol=1e-6)
     share = 1 - kept[:, whole > 0].float().mean()
     assert abs(float(share) - 0.25) < 0.01
 
 
-def test_the_cpu_is_served_by_a_room_that_runs_there():
+def test_the_cpu_is_served_by_a_backend_that_runs_there():
     q, *_ = draw((3,), (4, 2))
     spans = spans_of((3,), "causal")
     assert choose(q, spans, None, None) == "grouped"
@@ -316,22 +318,22 @@ def test_the_cpu_is_served_by_a_room_that_runs_there():
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("room", ["varlen", "flex", "grouped"])
-def test_rooms_in_half_precision_on_cuda(room, dtype, heads, mask, window):
-    if room == "varlen" and mask == "causal+image":
+@pytest.mark.parametrize("backend", ["varlen", "flex", "grouped"])
+def test_backends_in_half_precision_on_cuda(backend, dtype, heads, mask, window):
+    if backend == "varlen" and mask == "causal+image":
         pytest.skip("variable-length kernels know no image blocks")
     lengths = (5, 1, 130, 130, 1, 300, 3)
     q, k, v = draw(lengths, heads, width=64, device="cuda", dtype=dtype)
     spans = spans_of(lengths, mask).to("cuda")
     how = {"scaling": 0.05, "window": window, "softcap": None}
-    told = ROOMS[room](q, k, v, spans, **how).float()
+    told = BACKENDS[backend](q, k, v, spans, **how).float()
     exact = reference(q.float(), k.float(), v.float(), spans, **how)
     # Values are of size 2; the output is rounded to 8 (bf16) or 11 (fp16) bits, the weights inside as well.
     assert (told - exact).abs().max() <= (0.06 if dtype is torch.bfloat16 else 0.01)
 
 
 @pytest.mark.gpu
-def test_every_room_is_chosen_on_cuda_where_it_serves():
+def test_every_backend_is_chosen_on_cuda_where_it_serves():
     half = torch.zeros(1, 4, 13, 64, device="cuda", dtype=torch.bfloat16)
     row, tree = spans_of((13,), "causal").to("cuda"), tree_of("instruction", "causal").to("cuda")
     assert choose(half, row, None, None) == "varlen"

@@ -166,9 +166,9 @@ def test_a_tree_in_half_precision_on_cuda(dtype, name, window):
 def test_gradients_of_the_compiled_kernel_on_cuda(mask):
     spans = long_tree(2, mask).to("cuda")
     sides = []
-    for room in (flex, reference):
+    for backend in (flex, reference):
         leaves = [x.requires_grad_() for x in draw((len(spans.start),), (4, 2), width=64, device="cuda")]
-        room(*leaves, spans, scaling=0.05, window=None, softcap=None).square().sum().backward()
+        backend(*leaves, spans, scaling=0.05, window=None, softcap=None).square().sum().backward()
         sides.append([x.grad for x in leaves])
     assert all((a - b).abs().max() <= 1e-4 * b.abs().max() for a, b in zip(*sides, strict=True))
 

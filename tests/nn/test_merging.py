@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmembed.nn.merging import Part, Places, _merge, merged
+from mmembed.nn.merging import MergeIndex, PartialAttention, _merge, merged
 
 ROWS = {"several": [1, 2, 3, 4, 5], "one": [3], "all": list(range(8))}
 LATER = [[1, 3], [3], []]
@@ -31,7 +31,7 @@ def parts_of(rows, heads=(2, 4), device="cpu", dtype=torch.float32, by_head=True
         told = scores[own][..., keys]
         out = torch.einsum("nhk,khe->nhe", told.softmax(-1), value[keys])
         lse = told.logsumexp(-1).float().to(device)
-        return Part(out.to(device, dtype), lse.T.contiguous().T if by_head else lse)
+        return PartialAttention(out.to(device, dtype), lse.T.contiguous().T if by_head else lse)
 
     every = [np.array(rows)] + [np.array([row for row in rows if row in some], dtype=np.int64) for some in LATER]
     every = [some for some in every if len(some)]
@@ -46,7 +46,7 @@ def parts_of(rows, heads=(2, 4), device="cpu", dtype=torch.float32, by_head=True
             ]
         ]
     )
-    places = Places.of(every[0], every, torch.device(device))
+    places = MergeIndex.of(every[0], every, torch.device(device))
     return part(torch.arange(8), cuts[0]), later, places, due.to(device)
 
 
@@ -59,14 +59,17 @@ def test_merged_parts_are_one_softmax(rows):
     for order in itertools.permutations(range(len(parts))):
         whole, _, places, _ = parts_of(rows)
         among = places.among[list(order)]
-        assert (merged(whole, [parts[k] for k in order], Places(places.rows, among)) - due).abs().max() <= 1e-5
+        assert (merged(whole, [parts[k] for k in order], MergeIndex(places.rows, among)) - due).abs().max() <= 1e-5
 
 
 def test_parts_that_lie_far_apart_lose_nothing():
-    far = [Part(torch.ones(1, 1, 2), torch.tensor([[300.0]])), Part(torch.zeros(1, 1, 2), torch.tensor([[-300.0]]))]
+    far = [
+        PartialAttention(torch.ones(1, 1, 2), torch.tensor([[300.0]])),
+        PartialAttention(torch.zeros(1, 1, 2), torch.tensor([[-300.0]])),
+    ]
     for first, second in itertools.permutations(far):
-        whole = Part(first.out.clone(), first.lse)
-        told = merged(whole, [second], Places.of(np.array([0]), [np.array([0])], torch.device("cpu")))
+        whole = PartialAttention(first.out.clone(), first.lse)
+        told = merged(whole, [second], MergeIndex.of(np.array([0]), [np.array([0])], torch.device("cpu")))
         assert torch.equal(told, torch.ones(1, 1, 2))
 
 
@@ -107,7 +110,7 @@ def test_the_kernel_is_what_plain_torch_says_in_its_interpreter():
 def test_the_kernel_is_what_plain_torch_says_on_cuda(rows, dtype):
     for heads in ((2, 4), (3, 20), (16, 128)):
         whole, parts, places, due = parts_of(rows, heads, "cuda", dtype)
-        plain = Part(whole.out.clone(), whole.lse)
+        plain = PartialAttention(whole.out.clone(), whole.lse)
         _merge(plain, parts, places)
         told = merged(whole, parts, places).float()
         near = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}[dtype]

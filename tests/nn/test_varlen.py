@@ -1,4 +1,4 @@
-"""The room of variable-length kernels: all of it but the kernel runs here, over a plain one of the same meaning."""
+"""The backend of variable-length kernels: all of it but the kernel runs here, over a plain one of the same meaning."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_what_is_asked_of_the_kernel_is_told_once_a_batch():
     assert [other.keys for other in others] == [slice(4, 6)]
 
 
-def test_the_room_refuses_what_its_kernels_do_not_know():
+def test_the_backend_refuses_what_its_kernels_do_not_know():
     how = {"scaling": 0.4, "window": None, "softcap": None}
     q, k, v = draw((13,), (4, 2))
     spans = tree("instruction")
@@ -271,8 +271,8 @@ def test_gradients_of_items_on_cuda(mask):
     lengths = (5, 1, 130, 60)
     spans = Spans.of(lengths, mask).to("cuda")
     sides = []
-    for room in (varlen, reference):
+    for backend in (varlen, reference):
         leaves = [x.requires_grad_() for x in draw(lengths, (4, 2), width=64, device="cuda", dtype=torch.float16)]
-        room(*leaves, spans, scaling=0.05, window=None, softcap=None).float().sum().backward()
+        backend(*leaves, spans, scaling=0.05, window=None, softcap=None).float().sum().backward()
         sides.append([x.grad.float() for x in leaves])
     assert all((a - b).abs().max() <= 0.02 * b.abs().max() + 1e-3 for a, b in zip(*sides, strict=True))

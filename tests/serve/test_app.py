@@ -23,9 +23,9 @@ from mmembed.search.index import Index
 from mmembed.serve import cohere
 from mmembed.serve import openai as ours
 from mmembed.serve.app import build_app
-from mmembed.serve.asked import Limits, Refused
 from mmembed.serve.batcher import Stopping
 from mmembed.serve.form import parse
+from mmembed.serve.request import Limits, RequestError
 from mmembed.testing import tiny_embedder
 
 from .served import served
@@ -368,10 +368,10 @@ def test_millions_of_values_are_refused_at_once_and_nobody_waits_meanwhile(url, 
 def test_of_many_errors_the_first_is_told_and_the_others_are_never_made(form, body):
     from pydantic import ValidationError
 
-    with pytest.raises((ValidationError, Refused)) as told:
+    with pytest.raises((ValidationError, RequestError)) as told:
         form.model_validate_json(json.dumps(body))
-    assert isinstance(told.value, Refused) or told.value.error_count() < 5
-    with pytest.raises(Refused) as told:
+    assert isinstance(told.value, RequestError) or told.value.error_count() < 5
+    with pytest.raises(RequestError) as told:
         parse(json.dumps(body).encode(), form, Limits())
     assert told.value.status == 400
 
@@ -381,7 +381,7 @@ def test_of_many_errors_the_first_is_told_and_the_others_are_never_made(form, bo
 )
 def test_what_is_no_json_is_counted_in_one_pass(body):
     began = time.monotonic()
-    with pytest.raises(Refused):
+    with pytest.raises(RequestError):
         parse(body + b"," * 2**17, ours.Request, Limits())
     assert time.monotonic() - began < 2
 

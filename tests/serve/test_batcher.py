@@ -1,4 +1,4 @@
-"""The batcher, the desk before it and its pools: who is let in, and whose item an error names."""
+"""The batcher, the service before it and its pools: who is let in, and whose item an error names."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mmembed.batch import Sample
 from mmembed.embedder import Embedder
 from mmembed.errors import InputError
 from mmembed.serve import batcher as batcher_module
-from mmembed.serve.asked import Asked, Limits, Refused
 from mmembed.serve.batcher import Batcher, Overloaded, Stopping
-from mmembed.serve.desk import Desk
 from mmembed.serve.pool import Pool
+from mmembed.serve.request import EmbedRequest, Limits, RequestError
+from mmembed.serve.service import Service
 from mmembed.testing import tiny_embedder
 
 TWICE = {"both": {"text": ["one: {text}", "two: {text}"]}}
@@ -33,11 +33,11 @@ def picky() -> Embedder:
 
 
 def test_an_error_names_the_item_of_the_request_not_of_the_batch_it_fell_into(picky):
-    desk = Desk(picky, limits=Limits())
-    desk.batcher.budget = 4  # two texts a batch
+    service = Service(picky, limits=Limits())
+    service.batcher.budget = 4  # two texts a batch
 
     async def ask(texts: Sequence[str], prompt: str | None = None) -> None:
-        await desk.answer(lambda _: Asked(things=tuple(texts), prompt_name=prompt))
+        await service.answer(lambda _: EmbedRequest(things=tuple(texts), prompt_name=prompt))
 
     async def together() -> None:
         with pytest.raises(InputError, match=r"item 6: .*no finite vector"):
@@ -50,7 +50,7 @@ def test_an_error_names_the_item_of_the_request_not_of_the_batch_it_fell_into(pi
         assert bad.item == 1
 
     asyncio.run(together())
-    desk.close()
+    service.close()
 
 
 def held() -> tuple[Callable[[Sequence[Sample]], np.ndarray], threading.Event, threading.Event]:
@@ -174,7 +174,7 @@ def test_a_pool_takes_so_much_work_and_what_was_given_up_counts_until_it_has_end
         waits = asyncio.ensure_future(pool.run(work))
         given_up.cancel()
         await asyncio.sleep(0)
-        with pytest.raises(Refused, match="2 requests are at reading already") as refused:
+        with pytest.raises(RequestError, match="2 requests are at reading already") as refused:
             await pool.run(work)
         assert (refused.value.status, refused.value.wait) == (429, 1)
         waits.cancel()  # what has not begun never will

@@ -19,9 +19,9 @@ from mmembed import images
 from mmembed.errors import ImageError
 from mmembed.serve import fetch as fetching
 from mmembed.serve.app import build_app
-from mmembed.serve.asked import Asked, Limits, Pictures
-from mmembed.serve.desk import Desk
 from mmembed.serve.fetch import fetch, is_public
+from mmembed.serve.request import EmbedRequest, Limits, Pictures
+from mmembed.serve.service import Service
 from mmembed.testing import tiny_embedder
 
 from .served import served
@@ -283,7 +283,7 @@ def test_hosts_that_take_their_time_hold_up_no_one_who_asks_none(dribbling, monk
 
 
 def test_a_request_that_is_given_up_fetches_no_more(dribbling, monkeypatch):
-    desk = Desk(tiny_embedder(), limits=Limits(allow_url=True))
+    service = Service(tiny_embedder(), limits=Limits(allow_url=True))
     asked = []
 
     def read(pictures):
@@ -291,15 +291,15 @@ def test_a_request_that_is_given_up_fetches_no_more(dribbling, monkeypatch):
             with contextlib.suppress(ImageError):
                 pictures(f"http://pictures.example/{n}.png")
             asked.append(pictures.until)
-        return Asked(things=("a",))
+        return EmbedRequest(things=("a",))
 
     async def ask():
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(desk.answer(read), 0.1)
+            await asyncio.wait_for(service.answer(read), 0.1)
 
     began = time.monotonic()
     asyncio.run(ask())
-    desk.close()
+    service.close()
     assert asked[0] == 0.0
     assert len(asked) == 20
     assert time.monotonic() - began < 3  # the one that was under way; all would have taken ten

@@ -267,13 +267,13 @@ def test_what_a_row_has_to_say_goes_past_the_graph(told, monkeypatch):
     texts = ["an instruction of some length: one", "an instruction of some length: another", "a text " * 9]
     embedder = tiny_embedder(backbone=tiny_backbone(num_hidden_layers=3), **told)
     due = [embedder.encode([text]) for text in texts]
-    embedder.keep(starts=0 if told else 2**20).compile()
+    embedder.cache(prefixes=0 if told else 2**20).compile()
     calls = counted(monkeypatch)
     for turn in range(2):
         for text, vector in zip(texts, due, strict=True):
             assert np.abs(embedder.encode([text]) - vector).max() < 1e-5, (turn, text)
     assert calls["calls"] >= 2 * len(texts), "two of three blocks at least: of the third one token may be read"
-    assert bool(embedder.model.starts.kept.hits) == (not told)
+    assert bool(embedder.model.prefix_cache.store.hits) == (not told)
 
 
 @pytest.mark.usefixtures("_traced")

@@ -305,7 +305,7 @@ def test_pictures_are_kept_between_calls_where_there_is_room(one, monkeypatch):
     due = seeing.encode(UNDER[:2])
     assert np.array_equal(seeing.encode(UNDER[:2]), due)
     assert looked == [1, 1]
-    kept = seeing.model.sights_kept
+    kept = seeing.model.image_cache
     assert (len(kept), kept.hits, kept.misses) == (0, 0, 0)
     kept.limit = 2**20
     looked.clear()

@@ -10,8 +10,8 @@ import torch
 
 from mmembed import Text
 from mmembed.batch import Sample
+from mmembed.cache import LRUCache
 from mmembed.errors import InputError
-from mmembed.kept import Kept
 from mmembed.testing import tiny_embedder
 from mmembed.train.collator import ROOM, Collator, _read
 from mmembed.train.compared import Embedded
@@ -41,7 +41,7 @@ def embedder():
 
 
 def test_a_text_is_read_once(embedder):
-    kept: Kept = Kept(ROOM)
+    kept: LRUCache = LRUCache(ROOM)
     first = _read(embedder, ITEMS, kept, {}, "plain", None, "vectors", "query")
     assert first[0] is first[2]
     assert len(kept) == 2
@@ -52,7 +52,7 @@ def test_a_text_is_read_once(embedder):
 
 
 def test_prompts_that_look_alike_and_say_something_else_are_told_apart(embedder):
-    kept: Kept = Kept(ROOM)
+    kept: LRUCache = LRUCache(ROOM)
     for name, instruction in [("query", None), ("document", None), ("query", "hold"), ("query", "sort")]:
         told = _read(embedder, ITEMS, kept, {}, name, instruction, "vectors", "query")
         due = embedder.samples(ITEMS, prompt_name=name, instruction=instruction)
@@ -61,7 +61,7 @@ def test_prompts_that_look_alike_and_say_something_else_are_told_apart(embedder)
 
 
 def test_pictures_are_read_every_time_and_a_bad_item_is_told(embedder):
-    kept: Kept = Kept(ROOM)
+    kept: LRUCache = LRUCache(ROOM)
     items = [(picture(1),), (Text("a cat"), picture(1)), (Text("a cat"),)]
     told = _read(embedder, items, kept, {}, "plain", None, "vectors", "query")
     assert isinstance(told[0], Sample)
@@ -75,7 +75,7 @@ def test_pictures_are_read_every_time_and_a_bad_item_is_told(embedder):
 
 
 def test_room_that_is_full_is_no_harm(embedder):
-    kept: Kept = Kept(1500)
+    kept: LRUCache = LRUCache(1500)
     for _ in range(2):
         told = _read(embedder, ITEMS, kept, {}, "plain", None, "vectors", "query")
         assert all(

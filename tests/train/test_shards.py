@@ -9,9 +9,9 @@ from torch.distributed.tensor import DTensor
 
 import mmembed
 from mmembed.errors import SpecError
+from mmembed.train.fsdp import clip
 from mmembed.train.loop import Run
 from mmembed.train.recipe import read_recipe
-from mmembed.train.shards import clip
 from mmembed.train.watch import read_log
 
 from .runs import RECIPE, lay, together, trained, write_lines

@@ -1,4 +1,4 @@
-"""Kept starts: keys and values of tokens with which items began before, so that a query under a long instruction costs no more
+"""PrefixCache: keys and values of tokens with which items began before, so that a query under a long instruction costs no more
 than its own tokens.
 
 Behind a causal mask what a layer makes of a token hangs on the tokens before it alone, so of two items that begin alike the
@@ -7,11 +7,9 @@ second can look at the keys and values of the first. They are found on ids, neve
 
 from __future__ import annotations
 
-import itertools
-import threading
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,32 +18,30 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..kept import Kept
+from ..cache import LRUCache
 from ..nn.precision import PART, alike
 from ..nn.spans import Spans
-from ..nn.stamps import Stamp, stamp
+from ..nn.stamps import generation
 from . import backbone
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LEAST = 16
-"""Tokens of the shortest start that is kept, by which it is looked up too."""
+"""Tokens of the shortest prefix that is kept, by which it is looked up too."""
 TOGETHER = 8
-"""Starts that begin with the same `LEAST` tokens, the latest ones."""
+"""Prefixes that begin with the same `LEAST` tokens, the latest ones."""
 LONE = 8
-"""Of rows of at most so many items the beginnings are remembered: two calls in a row tell that a start is shared."""
+"""Of rows of at most so many items the beginnings are remembered: two calls in a row tell that a prefix is shared."""
 LONGEST = 4096
-"""Tokens of the longest start."""
-SMALL = 2**14
-"""Numbers of a weight that may be held back from the allocator."""
+"""Tokens of the longest prefix."""
 
 Pair = tuple[Float[Tensor, "1 K P E"], Float[Tensor, "1 K P E"]]
 """Keys and values of P tokens in one layer."""
 
 
 @dataclass(frozen=True, eq=False)
-class Start:
+class Prefix:
     """The first P tokens of some items: their ids, the keys and values of every layer by its number, and the layers whose own are
     too large to be kept, without which the others are of no use."""
 
@@ -60,28 +56,28 @@ class Start:
 
 
 @dataclass(frozen=True, eq=False)
-class Wanted:
-    """A start that is worth knowing: where in the row it begins, and those that are known with which it begins alike."""
+class NewPrefix:
+    """A prefix that is worth knowing: where in the row it begins, and those that are known with which it begins alike."""
 
-    start: Start
+    prefix: Prefix
     first: int
-    others: tuple[Start, ...] = ()
+    others: tuple[Prefix, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
-class Taking:
-    """One forward over a row of which some starts are known, and others are to be known after it.
+class PrefixUse:
+    """One forward over a row of which some prefixes are known, and others are to be known after it.
 
     Attributes:
         asking: (Q,) the tokens that go through the model; None: all.
-        known: starts, and how many of their tokens stand in the row. wanted: those that are to be known.
+        known: prefixes, and how many of their tokens stand in the row. wanted: those that are to be known.
         order: (T,) the row's tokens among those of `known` and the rest, one after the other; None: they lie so.
-        most: bytes that the keys and values of one layer of a start may take.
+        most: bytes that the keys and values of one layer of a prefix may take.
     """
 
     asking: Int[Tensor, " Q"] | None = None
-    known: tuple[tuple[Start, int], ...] = ()
-    wanted: tuple[Wanted, ...] = ()
+    known: tuple[tuple[Prefix, int], ...] = ()
+    wanted: tuple[NewPrefix, ...] = ()
     order: Int[Tensor, " T"] | None = None
     most: float = float("inf")
     scope: tuple[object, ...] = ()
@@ -91,37 +87,37 @@ class Taking:
         if self.known:
             key, value = (self._whole(layer, part, own) for part, own in enumerate((key, value)))
         for each in self.wanted:
-            own = slice(each.first, each.first + len(each.start.ids))
+            own = slice(each.first, each.first + len(each.prefix.ids))
             pair = key[:, :, own], value[:, :, own]
             if sum(part.numel() * part.element_size() for part in pair) > self.most:
-                each.start.lacking.append(layer)
-                each.start.layers.clear()
-            elif not each.start.lacking:
-                each.start.layers[layer] = pair[0].clone(), pair[1].clone()
+                each.prefix.lacking.append(layer)
+                each.prefix.layers.clear()
+            elif not each.prefix.lacking:
+                each.prefix.layers[layer] = pair[0].clone(), pair[1].clone()
         return key, value
 
     def _whole(self, layer: int, part: int, own: Tensor) -> Tensor:
-        row = torch.cat([*(start.layers[layer][part][:, :, :count] for start, count in self.known), own], dim=2)
+        row = torch.cat([*(prefix.layers[layer][part][:, :, :count] for prefix, count in self.known), own], dim=2)
         return row if self.order is None else row[:, :, self.order]
 
 
-class Starts:
-    """Kept starts of one model's backbone, shared by all of its specs, for many threads.
+class PrefixCache:
+    """The prefixes of one model's backbone, shared by all of its specs, for many threads.
 
     They are kept by the identity of the weights that made them: where one of these is changed or moved, nothing that was made
     before is found again.
 
     Attributes:
-        kept: the store; its `limit` in bytes may be changed, 0 keeps nothing.
+        store: the prefixes; its `limit` in bytes may be changed, 0 keeps nothing.
     """
 
     def __init__(self, limit: int = 0):
-        self.kept: Kept[tuple[object, ...], tuple[Start, ...]] = Kept(limit)
+        self.store: LRUCache[tuple[object, ...], tuple[Prefix, ...]] = LRUCache(limit)
         self._seen: deque[NDArray[np.int64]] = deque(maxlen=LONE)
 
     def take(
         self, body: PreTrainedModel, ids: NDArray[np.int64], counted: NDArray[np.int64], spans: Spans, blocks: int
-    ) -> Taking | None:
+    ) -> PrefixUse | None:
         """What is known of a row, and what is worth knowing after it; None: nothing of both.
 
         Args:
@@ -129,7 +125,7 @@ class Starts:
                 whose states are read, in order; both on the host.
         """
         roots = [root for root in _roots(spans, counted) if root[1] >= LEAST] if len(counted) else []
-        if self.kept.limit <= 0 or not roots:
+        if self.store.limit <= 0 or not roots:
             return None
         weights = generation(body)
         if weights is None:
@@ -139,14 +135,14 @@ class Starts:
         known, wanted = [], []
         for first, length, shared in roots:
             own = ids[first : first + min(length, LONGEST)]
-            found = self.kept.get((*scope, own[:LEAST].tobytes())) or ()
-            best = max(found, key=lambda start: _alike(own, start.ids), default=None)
+            found = self.store.get((*scope, own[:LEAST].tobytes())) or ()
+            best = max(found, key=lambda prefix: _alike(own, prefix.ids), default=None)
             count = 0 if best is None else _alike(own, best.ids)
             if best is not None:
                 known.append((best, count, first))
             worth = len(own) if shared else max((_alike(own, each) for each in list(self._seen)), default=0)
             if worth >= count + LEAST:
-                wanted.append(Wanted(Start(own[:worth].copy()), first, found))
+                wanted.append(NewPrefix(Prefix(own[:worth].copy()), first, found))
             if not shared and len(roots) <= LONE:
                 self._seen.append(own.copy())
         if not (known or wanted) or not _serves(body):
@@ -159,24 +155,24 @@ class Starts:
             row = np.concatenate(laid)
             if (np.diff(row) < 0).any():
                 order = torch.from_numpy(np.argsort(row)).to(device, non_blocking=True)
-        of_each = tuple((start, count) for start, count, _ in known)
-        return Taking(asking, of_each, tuple(wanted), order, self.kept.limit / blocks, scope)
+        of_each = tuple((prefix, count) for prefix, count, _ in known)
+        return PrefixUse(asking, of_each, tuple(wanted), order, self.store.limit / blocks, scope)
 
-    def keep(self, taking: Taking) -> None:
-        """Hold what a forward made of the starts that were wanted, in the place of those that they go on from."""
-        for each in taking.wanted:
-            if not each.start.layers:
+    def keep(self, use: PrefixUse) -> None:
+        """Hold what a forward made of the prefixes that were wanted, in the place of those that they go on from."""
+        for each in use.wanted:
+            if not each.prefix.layers:
                 continue
-            longer = tuple(own for own in each.others if _alike(own.ids, each.start.ids) < len(own.ids))
-            held = (each.start, *longer)[:TOGETHER]
-            key = (*taking.scope, each.start.ids[:LEAST].tobytes())
-            self.kept.put(key, held, sum(start.size for start in held))
+            longer = tuple(own for own in each.others if _alike(own.ids, each.prefix.ids) < len(own.ids))
+            held = (each.prefix, *longer)[:TOGETHER]
+            key = (*use.scope, each.prefix.ids[:LEAST].tobytes())
+            self.store.put(key, held, sum(prefix.size for prefix in held))
 
     def __getstate__(self) -> int:
-        return self.kept.limit
+        return self.store.limit
 
     def __setstate__(self, limit: int) -> None:
-        Starts.__init__(self, limit)
+        PrefixCache.__init__(self, limit)
 
 
 def _roots(spans: Spans, counted: NDArray[np.int64]) -> list[tuple[int, int, bool]]:
@@ -199,71 +195,23 @@ def _alike(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
     return place if least and apart[place] else least
 
 
-@dataclass(eq=False)
-class _Weights:
-    """The tensors of a model as they were last seen.
-
-    Attributes:
-        inner, children: the dicts of its modules' modules, and who stands in them. tensors: the dicts of their tensors.
-        told: what they were told by. generation: a number of its own since that changed. held: small ones, which are not given
-            back to the allocator so that none that comes later has their place.
-    """
-
-    inner: list[dict[str, Any]]
-    children: list[int]
-    tensors: list[dict[str, Any]]
-    told: list[tuple[int, Stamp]] = field(default_factory=list)
-    generation: int = 0
-    held: list[Tensor] = field(default_factory=list)
-
-
-_generations = itertools.count(1)
-"""Two bodies may hold the same weights."""
-_seen: WeakKeyDictionary[nn.Module, _Weights] = WeakKeyDictionary()
-_looking = threading.Lock()
 _tried: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-
-
-def generation(body: nn.Module) -> int | None:
-    """A number that changes whenever a weight is written to, moved or replaced; None: that cannot be told."""
-    with _looking:
-        known = _seen.get(body)
-        if known is None or _children(known.inner) != known.children:
-            modules = list(body.modules())
-            inner = [module._modules for module in modules if module._modules]
-            tensors: list[dict[str, Any]] = [own for m in modules for own in (m._parameters, m._buffers) if own]
-            if any(hasattr(module, "_disable_adapters") for module in modules):
-                tensors = []  # live adapters of `peft`: they are switched without a weight being touched
-            known = _Weights(inner, _children(inner), tensors)
-            _seen[body] = known
-        every = [tensor for own in known.tensors for tensor in own.values() if tensor is not None]
-        try:
-            told = [(id(tensor), stamp(tensor)) for tensor in every]
-        except (RuntimeError, NotImplementedError):
-            return None
-        if told != known.told:
-            known.told, known.generation = told, next(_generations)
-            known.held = [tensor.detach() for tensor in every if tensor.numel() <= SMALL]
-        return known.generation if known.held else None
-
-
-def _children(inner: list[dict[str, Any]]) -> list[int]:
-    return [id(child) for own in inner for child in own.values()]
+"""Of a body whether it is served."""
 
 
 def _serves(body: PreTrainedModel) -> bool:
-    """Whether on a probe tokens have the same states behind a start that was kept as behind one that is not."""
+    """Whether on a probe tokens have the same states behind a prefix that was kept as behind one that is not."""
     if body not in _tried:
         rows, device = body.get_input_embeddings().num_embeddings, body.device
         ids = torch.arange(7, device=device) * (rows // 11) + rows // 5
         spans = Spans.of([7], "causal").to(device)
         behind = torch.arange(4, 7, device=device)
-        start = Start(np.arange(4))
+        prefix = Prefix(np.arange(4))
         sides = []
         try:
-            for taking in (Taking(wanted=(Wanted(start, 0),)), Taking(behind, ((start, 4),))):
-                asked = spans.asked(taking.asking)
-                sides.append(backbone.layer_states(body, ids, None, asked, only=behind, recall=taking.recall))
+            for use in (PrefixUse(wanted=(NewPrefix(prefix, 0),)), PrefixUse(behind, ((prefix, 4),))):
+                asked = spans.asked(use.asking)
+                sides.append(backbone.layer_states(body, ids, None, asked, only=behind, recall=use.recall))
             _tried[body] = alike(sides[1], sides[0], PART)
         except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
             _tried[body] = False  # a model that numbers or mixes its tokens in a way of its own

@@ -1,4 +1,4 @@
-"""The desk: what was asked becomes samples in a pool of threads, then vectors in the batcher's; one way for every form."""
+"""The service: what was asked becomes samples in a pool of threads, then vectors in the batcher's; one way for every form."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import time
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from ..ahead import cores
 from ..embedder import Embedder
 from ..errors import InputError
+from ..prefetch import cores
 from ..walk import Prepared, budget
-from .asked import Answer, Asked, Limits, Pictures, Refused, Waits
 from .batcher import Batcher, Overloaded, Stopping
 from .pool import Pool
+from .request import EmbedRequest, EmbedResponse, Limits, Pictures, RequestError, Waits
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
 
 
-class Desk:
+class Service:
     """An embedder at the service of many requests at once.
 
     Args:
@@ -34,26 +34,26 @@ class Desk:
         self._fetchers = Pool("fetching", threads=32, most=64)
         self._explainers = Pool("explaining", threads=1, most=8)
 
-    async def answer(self, read: Callable[[Pictures], Asked]) -> Answer:
+    async def answer(self, read: Callable[[Pictures], EmbedRequest]) -> EmbedResponse:
         """Vectors of what `read` finds to be asked; it may be called twice.
 
         Raises:
-            InputError, SpecError, UnknownName: as `Embedder.encode`. Refused: too much, or too busy.
+            InputError, SpecError, UnknownName: as `Embedder.encode`. RequestError: too much, or too busy.
         """
         try:
             asked = await self._asked(read)
             prepared = await self.reading(self._prepare, asked)
             return await self._vectors(prepared, asked.truncate_dim)
         except Overloaded as overloaded:
-            raise Refused(str(overloaded), 429, wait=overloaded.seconds) from None
+            raise RequestError(str(overloaded), 429, wait=overloaded.seconds) from None
         except Stopping as stopping:
-            raise Refused(str(stopping), 503, wait=5) from None
+            raise RequestError(str(stopping), 503, wait=5) from None
 
     async def reading(self, work: Callable[Given, Made], *given: Given.args, **named: Given.kwargs) -> Made:
         """What `work` gives, run by a thread that reads requests and waits for no one.
 
         Raises:
-            Refused: too many requests are being read.
+            RequestError: too many requests are being read.
         """
         return await self._readers.run(work, *given, **named)
 
@@ -62,7 +62,7 @@ class Desk:
         and no request is read later by it.
 
         Raises:
-            Refused: too many wait for it.
+            RequestError: too many wait for it.
         """
         return await self._explainers.run(work, *given, **named)
 
@@ -72,7 +72,7 @@ class Desk:
         for pool in (self._readers, self._fetchers, self._explainers):
             pool.close()
 
-    async def _asked(self, read: Callable[[Pictures], Asked]) -> Asked:
+    async def _asked(self, read: Callable[[Pictures], EmbedRequest]) -> EmbedRequest:
         """What is asked, with its pictures at hand. Hosts that take their time hold up only others that ask hosts."""
         try:
             return await self.reading(read, Pictures(self.limits))
@@ -83,7 +83,7 @@ class Desk:
         finally:
             pictures.until = 0.0  # a thread that still reads for a client who is gone fetches no more
 
-    def _prepare(self, asked: Asked) -> Prepared:
+    def _prepare(self, asked: EmbedRequest) -> Prepared:
         self.limits.check(asked)
         self.embedder.width(asked.truncate_dim)  # what cannot be had is refused before the model runs
         options: Any = {"prompt_name": asked.prompt_name} if asked.prompt_name is not None else {}
@@ -91,11 +91,11 @@ class Desk:
             asked.things, side=asked.side, instruction=asked.instruction, truncate=asked.truncate, **options
         )
 
-    async def _vectors(self, prepared: Prepared, truncate_dim: int | None) -> Answer:
+    async def _vectors(self, prepared: Prepared, truncate_dim: int | None) -> EmbedResponse:
         try:
             vectors = await self.batcher.vectors(prepared.samples)
         except InputError as error:  # by its sample, of which a prompt may make several of a thing
             error.item = None if error.item is None else prepared.rows[error.item]
             raise
         finished = self.embedder.finish(prepared, vectors, truncate_dim=truncate_dim)
-        return Answer(finished, sum(len(sample) for sample in prepared.samples))
+        return EmbedResponse(finished, sum(len(sample) for sample in prepared.samples))

@@ -18,7 +18,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Ahead(Generic[B]):
+class Prefetcher(Generic[B]):
     """`make` of each thing of a source, in order, one ahead: in a thread, while the caller works on the one before.
 
     The source is pulled in the caller's own thread. A lone thing is made there too, without any other thread. What the source
@@ -31,7 +31,7 @@ class Ahead(Generic[B]):
         self._making: Future[B] | None = None
         self._coming: Callable[[], B] | None = self._pulled(first=True)
 
-    def __enter__(self) -> Ahead[B]:
+    def __enter__(self) -> Prefetcher[B]:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import threading
 
-from mmembed.kept import Kept
+from mmembed.cache import LRUCache
 
 
 def test_the_least_recently_used_goes():
-    kept: Kept[str, int] = Kept(30)
+    kept: LRUCache[str, int] = LRUCache(30)
     for k, name in enumerate("abc"):
         kept.put(name, k, 10)
     assert kept.get("a") == 0
@@ -25,7 +25,7 @@ def test_the_least_recently_used_goes():
 
 
 def test_nothing_is_kept_without_room_and_copies_start_empty():
-    kept: Kept[str, int] = Kept()
+    kept: LRUCache[str, int] = LRUCache()
     kept.put("a", 1, 1)
     assert (kept.get("a"), len(kept), kept.used) == (None, 0, 0)
     kept.limit = 2
@@ -37,7 +37,7 @@ def test_nothing_is_kept_without_room_and_copies_start_empty():
 
 
 def test_threads_do_not_lose_count():
-    kept: Kept[int, int] = Kept(50)
+    kept: LRUCache[int, int] = LRUCache(50)
 
     def work(seed: int) -> None:
         for k in range(2000):

@@ -1,4 +1,4 @@
-"""Kept starts give every item the vector it has without them, cost no token twice, and never outlive their weights."""
+"""Cached prefixes give every item the vector it has without them, cost no token twice, and never outlive their weights."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 
 from mmembed import compose
 from mmembed.batch import pack
+from mmembed.nn.stamps import generation
 from mmembed.testing import BACKBONES, ENCODERS, PADDED, byte_tokenizer, tiny_backbone, tiny_embedder
-from mmembed.towers.starts import Start, Starts, Taking, Wanted, generation
+from mmembed.towers.prefix_cache import NewPrefix, Prefix, PrefixCache, PrefixUse
 
 ASKED = "Instruct: find the picture that this text is about.\nQuery: "
 OTHER = "Instruct: find the picture that this text is about, in any language.\nQuery: "
@@ -24,13 +25,13 @@ SHARING = [kind for kind in BACKBONES if kind not in (*ENCODERS, *PADDED)]
 def embedder(kind="qwen3", **changed):
     said = {"pooling": "last", "name": "tiny", "device": "cpu", **changed}
     made = compose(backbone=tiny_backbone(kind), tokenizer=byte_tokenizer(), **said)
-    made.model.starts.kept.limit = 2**28
+    made.model.prefix_cache.store.limit = 2**28
     return made
 
 
 def without(kind="qwen3", **changed):
     plain = embedder(kind, **changed)
-    plain.model.starts.kept.limit = 0
+    plain.model.prefix_cache.store.limit = 0
     return plain
 
 
@@ -46,7 +47,7 @@ def tokens_of(ours, call):
 
 @pytest.mark.parametrize("kind", SHARING)
 def test_an_item_has_one_vector_whatever_is_kept(kind):
-    assert tiny_embedder().model.starts.kept.limit == 0, "unless it is asked for"
+    assert tiny_embedder().model.prefix_cache.store.limit == 0, "unless it is asked for"
     ours, plain = embedder(kind), without(kind)
     for prompt in (ASKED, OTHER, ASKED):
         due = plain.encode(THINGS, prompt=prompt)
@@ -54,11 +55,11 @@ def test_an_item_has_one_vector_whatever_is_kept(kind):
             assert np.abs(ours.encode(THINGS, prompt=prompt) - due).max() <= 1e-5
             alone = np.concatenate([ours.encode([thing], prompt=prompt) for thing in THINGS])
             assert np.abs(alone - due).max() <= 1e-5
-    assert ours.model.starts.kept.hits > 0
-    assert plain.model.starts.kept.hits == 0
+    assert ours.model.prefix_cache.store.hits > 0
+    assert plain.model.prefix_cache.store.hits == 0
 
 
-def test_a_start_that_was_seen_twice_goes_through_the_model_no_more():
+def test_a_prefix_that_was_seen_twice_goes_through_the_model_no_more():
     ours = embedder()
     ours.encode(["a"], prompt=ASKED)  # its first block is tried on probes
     ours.encode(["b"], prompt=ASKED)
@@ -78,7 +79,7 @@ def test_what_items_of_a_batch_share_is_known_at_the_next():
     assert np.abs(told - without().encode(["snow", "rain"], prompt=ASKED)).max() <= 1e-5
 
 
-def test_starts_are_known_wherever_they_lie_in_the_row():
+def test_prefixes_are_known_wherever_they_lie_in_the_row():
     ours, plain = embedder(), without()
     third = "Another one altogether, of some length: "
     prompts = [ASKED, third, "no start at all ", ASKED, third, "zzzzzzzzzzzzzzzzzzzzzz"]
@@ -96,7 +97,7 @@ def test_tokens_that_are_read_go_through_the_model():
         for _ in range(3):
             told = ours.encode(THINGS, prompt=ASKED)
             assert np.abs(told - plain.encode(THINGS, prompt=ASKED)).max() <= 1e-5
-        assert (len(ours.model.starts.kept) > 0) is served
+        assert (len(ours.model.prefix_cache.store) > 0) is served
     every = ours.encode_tokens(THINGS, prompt=ASKED)
     assert all(
         np.abs(a - b).max() <= 1e-5 for a, b in zip(every, plain.encode_tokens(THINGS, prompt=ASKED), strict=True)
@@ -137,7 +138,7 @@ def _there_and_back(ours):
 
 
 @pytest.mark.parametrize("change", [_in_place, _data, _parameter, _module, _embedding, _there_and_back])
-def test_starts_do_not_outlive_the_weights_that_made_them(change):
+def test_prefixes_do_not_outlive_the_weights_that_made_them(change):
     ours, plain = embedder(), without()
     for _ in range(3):
         before = ours.encode(["snow"], prompt=ASKED)
@@ -164,16 +165,16 @@ def test_other_specs_and_precisions_of_the_same_weights():
 def test_training_and_gradients_know_of_none():
     ours = embedder()
     ours.encode(THINGS, prompt=ASKED)
-    assert len(ours.model.starts.kept) == 1
-    hits = ours.model.starts.kept.hits
+    assert len(ours.model.prefix_cache.store) == 1
+    hits = ours.model.prefix_cache.store.hits
     ours.model.train()
-    assert len(ours.model.starts.kept) == 0
+    assert len(ours.model.prefix_cache.store) == 0
     batch = pack(ours.prepare(["snow"], prompt=ASKED).samples, [0], ours.spec.mask)
     with torch.no_grad():
         for _ in range(3):
             ours.model(batch)
-    assert ours.model.starts.kept.hits == hits
-    assert len(ours.model.starts.kept) == 0
+    assert ours.model.prefix_cache.store.hits == hits
+    assert len(ours.model.prefix_cache.store) == 0
 
 
 def test_items_that_are_read_both_ways_know_of_none():
@@ -181,12 +182,12 @@ def test_items_that_are_read_both_ways_know_of_none():
         ours = embedder(kind, **changed)
         for _ in range(3):
             ours.encode(THINGS, prompt=ASKED)
-        assert len(ours.model.starts.kept) == 0
+        assert len(ours.model.prefix_cache.store) == 0
 
 
 def test_pictures_are_no_part_of_a_start():
     ours, plain = tiny_embedder(pooling="last"), tiny_embedder(pooling="last")
-    ours.model.starts.kept.limit = 2**28
+    ours.model.prefix_cache.store.limit = 2**28
     from PIL import Image
 
     things = [(ASKED, Image.new("RGB", (32, 32), colour)) for colour in ("red", "blue")]
@@ -197,7 +198,7 @@ def test_pictures_are_no_part_of_a_start():
 
 def test_no_more_is_kept_than_the_limit():
     ours, plain = embedder(), without()
-    kept = ours.model.starts.kept
+    kept = ours.model.prefix_cache.store
     each = 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, width, bytes, of one token
     kept.limit = 60 * each
     prompts = [f"{number} is how this instruction begins: {'x' * number}" for number in range(10, 60, 10)]
@@ -211,18 +212,18 @@ def test_no_more_is_kept_than_the_limit():
     assert kept.hits == hits
 
 
-def test_a_start_that_lacks_a_layer_is_not_kept():
+def test_a_prefix_that_lacks_a_layer_is_not_kept():
     """As where the heads of some layers are wider than those of others, and the limit lies between."""
-    starts = Starts(limit=100_000)
+    cache = PrefixCache(limit=100_000)
     for widths, kept in (((64, 64, 64, 256), 0), ((256, 64, 64, 64), 0), ((64, 64, 64, 64), 1)):
-        wanted = Wanted(Start(np.arange(20)), 0)
-        taking = Taking(wanted=(wanted,), most=starts.kept.limit / len(widths), scope=("a model",))
+        wanted = NewPrefix(Prefix(np.arange(20)), 0)
+        use = PrefixUse(wanted=(wanted,), most=cache.store.limit / len(widths), scope=("a model",))
         for layer, width in enumerate(widths):
             row = torch.randn(1, 2, 20, width)
-            taking.recall(layer, row, row)
-        starts.keep(taking)
-        assert len(starts.kept) == kept
-        assert len(wanted.start.layers) == kept * len(widths)
+            use.recall(layer, row, row)
+        cache.keep(use)
+        assert len(cache.store) == kept
+        assert len(wanted.prefix.layers) == kept * len(widths)
 
 
 def test_many_threads_keep_and_find_at_once():
@@ -237,8 +238,8 @@ def test_many_threads_keep_and_find_at_once():
 def test_a_copy_starts_empty():
     ours = embedder()
     ours.encode(THINGS, prompt=ASKED)
-    for twin in (copy.deepcopy(ours.model.starts), pickle.loads(pickle.dumps(ours.model.starts))):
-        assert twin.kept.limit == ours.model.starts.kept.limit
+    for twin in (copy.deepcopy(ours.model.prefix_cache), pickle.loads(pickle.dumps(ours.model.prefix_cache))):
+        assert twin.store.limit == ours.model.prefix_cache.store.limit
         assert len(twin.kept) == 0
 
 
@@ -250,7 +251,7 @@ def test_a_model_of_a_way_of_its_own_keeps_nothing():
         mlp.register_forward_pre_hook(lambda _, args: (args[0] - args[0].mean(1, keepdim=True),))
     for _ in range(3):
         assert np.abs(ours.encode(["snow"], prompt=ASKED) - plain.encode(["snow"], prompt=ASKED)).max() <= 1e-5
-    assert len(ours.model.starts.kept) == 0
+    assert len(ours.model.prefix_cache.store) == 0
 
 
 def test_an_embedder_keeps_what_it_is_told_to_and_nothing_else():
@@ -258,14 +259,14 @@ def test_an_embedder_keeps_what_it_is_told_to_and_nothing_else():
         prompts={"query": {"text": "an instruction of many words that stands before every query: {text}"}}
     )
     alone = [embedder.encode_query([word])[0] for word in ("one", "two", "three", "four")]
-    assert (len(embedder.model.starts.kept), embedder.model.starts.kept.hits) == (0, 0)
-    assert embedder.keep(starts=2**20) is embedder
+    assert (len(embedder.model.prefix_cache.store), embedder.model.prefix_cache.store.hits) == (0, 0)
+    assert embedder.cache(prefixes=2**20) is embedder
     kept = [embedder.encode_query([word])[0] for word in ("one", "two", "three", "four")]
-    assert embedder.model.starts.kept.hits > 0
+    assert embedder.model.prefix_cache.store.hits > 0
     assert np.abs(np.array(kept) - np.array(alone)).max() < 1e-6
-    embedder.keep()
+    embedder.cache()
     embedder.encode_query(["five"])
-    assert len(embedder.model.starts.kept) == 0
+    assert len(embedder.model.prefix_cache.store) == 0
 
 
 def test_an_item_of_which_nothing_is_read_is_no_start():
@@ -274,7 +275,7 @@ def test_an_item_of_which_nothing_is_read_is_no_start():
         tokenizer=byte_tokenizer(),
         tokens={"head": {"kind": "states"}, "skip": ["!", "</s>"]},
         device="cpu",
-    ).keep(starts=2**22)
+    ).cache(prefixes=2**22)
     for _ in range(4):
         assert ours.encode_tokens(["!" * 40])[0].shape == (0, 32)
 

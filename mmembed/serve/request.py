@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Side = Literal["query", "document"]
 
 
-class Refused(Exception):
+class RequestError(Exception):
     """A request that is not served: why, in words for whoever sent it, and the HTTP status that says so."""
 
     def __init__(self, reason: str, status: int = 400, param: str | None = None, wait: int | None = None):
@@ -27,7 +27,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class EmbedRequest:
     """Things to embed.
 
     Attributes:
@@ -47,7 +47,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Answer:
+class EmbedResponse:
     """Vectors (N, D), float32, in the order of the things, and how many tokens all of them took."""
 
     vectors: NDArray[np.float32]
@@ -72,26 +72,26 @@ class Limits:
     megapixels: int = 128
     allow_url: bool = False
 
-    def check(self, asked: Asked) -> None:
+    def check(self, asked: EmbedRequest) -> None:
         """Look at what is asked before it is prepared.
 
         Raises:
-            Refused: nothing, or more than these.
+            RequestError: nothing, or more than these.
         """
         if not asked.things:
-            raise Refused("nothing to embed: the list is empty")
+            raise RequestError("nothing to embed: the list is empty")
         if len(asked.things) > self.things:
-            raise Refused(f"{len(asked.things)} things in one request; at most {self.things}", 413)
+            raise RequestError(f"{len(asked.things)} things in one request; at most {self.things}", 413)
         told = len(asked.instruction or "")
         counts = [told + _characters(thing) for thing in asked.things]
         longest = max(range(len(counts)), key=counts.__getitem__)
         if counts[longest] > self.characters:
             name = asked.names[longest] if asked.names else f"item {longest}"
             also = f", {told} of them the instruction's" if told else ""
-            raise Refused(f"{name}: {counts[longest]} characters{also}; at most {self.characters} are read", 413)
+            raise RequestError(f"{name}: {counts[longest]} characters{also}; at most {self.characters} are read", 413)
         if sum(counts) > self.all_characters:
             also = ", the instruction counted with each thing" if told else ""
-            raise Refused(f"{sum(counts)} characters in one request{also}; at most {self.all_characters}", 413)
+            raise RequestError(f"{sum(counts)} characters in one request{also}; at most {self.all_characters}", 413)
 
 
 class Waits(Exception):
@@ -112,12 +112,12 @@ class Pictures:
         """A picture by what a client writes for one: a data URI, or a URL where these are allowed; never a path.
 
         Raises:
-            ImageError: it is neither, or no picture. Refused: the request holds too much. Waits: it is a URL, and there is no
-                time to fetch it.
+            ImageError: it is neither, or no picture. RequestError: the request holds too much. Waits: it is a URL, and there is
+                no time to fetch it.
         """
         self.count += 1
         if self.count > self.limits.images:
-            raise Refused(f"more than {self.limits.images} pictures in one request", 413)
+            raise RequestError(f"more than {self.limits.images} pictures in one request", 413)
         if reference[:5].lower() == "data:":
             image = Image(reference)
         elif not self.limits.allow_url:
@@ -129,7 +129,9 @@ class Pictures:
         width, height = measure(image)
         self.pixels += width * height
         if self.pixels > self.limits.megapixels * 10**6:
-            raise Refused(f"the pictures of one request have more than {self.limits.megapixels} million pixels", 413)
+            raise RequestError(
+                f"the pictures of one request have more than {self.limits.megapixels} million pixels", 413
+            )
         return image
 
 

@@ -1,4 +1,4 @@
-"""Kept: a bounded store of what was computed before, the least recently used going first, for many threads."""
+"""LRUCache: a bounded store of what was computed before, the least recently used going first, for many threads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class Kept(Generic[K, V]):
+class LRUCache(Generic[K, V]):
     """What was computed before, at most `limit` bytes of it; a limit of 0 keeps nothing.
 
     Attributes:
@@ -54,10 +54,10 @@ class Kept(Generic[K, V]):
 
     def __repr__(self) -> str:
         megabytes = f"{self.used / 2**20:.1f} of {self.limit / 2**20:.0f} MiB"
-        return f"Kept({len(self)} in {megabytes}, {self.hits} hits, {self.misses} misses)"
+        return f"LRUCache({len(self)} in {megabytes}, {self.hits} hits, {self.misses} misses)"
 
     def __getstate__(self) -> int:
         return self.limit  # a copy in another process, or a deep one, starts empty
 
     def __setstate__(self, limit: int) -> None:
-        Kept.__init__(self, limit)
+        LRUCache.__init__(self, limit)

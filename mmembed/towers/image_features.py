@@ -1,4 +1,4 @@
-"""Sight: what a vision tower makes of a picture; of equal pictures one is looked at, and none that is kept."""
+"""ImageFeatures: what a vision tower makes of a picture; of equal pictures one is looked at, and none that is kept."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..batch import Picture
-from ..kept import Kept
+from ..cache import LRUCache
 
 
-class Sight(NamedTuple):
+class ImageFeatures(NamedTuple):
     """What stands for a picture in the row.
 
     Attributes:
@@ -30,18 +30,18 @@ class Sight(NamedTuple):
         return sum(part.numel() * part.element_size() for part in (self.tokens, *self.deep))
 
 
-SightScope = tuple[tuple[int | None, ...], torch.dtype, torch.device]
+FeatureScope = tuple[tuple[int | None, ...], torch.dtype, torch.device]
 """What looked at a picture: weights by their generation, in what precision and where."""
-SightKey = tuple[bytes, SightScope]
+FeatureKey = tuple[bytes, FeatureScope]
 """The pixels of a picture by their digest, and what looked at it."""
 
 
-def sights(
+def image_features(
     pictures: Sequence[Picture],
-    look: Callable[[Sequence[Picture]], Sequence[Sight]],
-    kept: Kept[SightKey, Sight],
-    looks: Callable[[], SightScope | None],
-) -> list[Sight]:
+    look: Callable[[Sequence[Picture]], Sequence[ImageFeatures]],
+    kept: LRUCache[FeatureKey, ImageFeatures],
+    looks: Callable[[], FeatureScope | None],
+) -> list[ImageFeatures]:
     """What the tower makes of each picture, in order; equal ones are looked at once, all that are new together.
 
     Args:
@@ -50,14 +50,14 @@ def sights(
     """
     scope = looks() if kept.limit > 0 else None
     distinct = {picture.digest: picture for picture in pictures}
-    found: dict[bytes, Sight] = {}
+    found: dict[bytes, ImageFeatures] = {}
     if scope is not None:
         found = {digest: old for digest in distinct if (old := kept.get((digest, scope))) is not None}
     new = [digest for digest in distinct if digest not in found]
     if new:
-        for digest, sight in zip(new, look([distinct[digest] for digest in new]), strict=True):
-            found[digest] = sight
+        for digest, features in zip(new, look([distinct[digest] for digest in new]), strict=True):
+            found[digest] = features
             if scope is not None:  # not a view of all others
-                own = Sight(sight.tokens.clone(), tuple(part.clone() for part in sight.deep))
+                own = ImageFeatures(features.tokens.clone(), tuple(part.clone() for part in features.deep))
                 kept.put((digest, scope), own, own.size)
     return [found[picture.digest] for picture in pictures]
