@@ -240,7 +240,7 @@ def test_a_copy_starts_empty():
     ours.encode(THINGS, prompt=ASKED)
     for twin in (copy.deepcopy(ours.model.prefix_cache), pickle.loads(pickle.dumps(ours.model.prefix_cache))):
         assert twin.store.limit == ours.model.prefix_cache.store.limit
-        assert len(twin.kept) == 0
+        assert len(twin.store) == 0
 
 
 def test_a_model_of_a_way_of_its_own_keeps_nothing():
