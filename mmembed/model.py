@@ -134,6 +134,7 @@ class EmbeddingModel(Model):
             self._check_grid(self.vision.preprocess)
         self.mix = build_mix(spec.mix, len(spec.layers), width)
         self.intervention = self._intervention(spec)
+        self._try_layers()
         self._final_norm = self._norm_of(spec)
         self.language_head = language_head
         self.tokens, self.sparse = self._other_heads(self.spec, width)
@@ -213,6 +214,7 @@ class EmbeddingModel(Model):
             model.mix = build_mix(spec.mix, len(spec.layers), hidden)
             _without_weights(model.mix, "mix of layers", spec.mix)
         model.intervention = model._intervention(spec)
+        model._try_layers()
         model._final_norm = model._norm_of(spec)
         if model.blind is not None and self.blind is None:
             raise SpecError(model.blind)
@@ -568,8 +570,10 @@ class EmbeddingModel(Model):
             )
         if first is not None and self.layout == "padded":
             raise SpecError("bidirectional_from needs a packed backbone: transformers gives all its layers one mask")
-        if self.layout == "padded" and any(layer not in (-1, depth) for layer in spec.layers):
-            backbones.check_layers(self.backbone, str(self.spec.mask), spec.layers)
+
+    def _try_layers(self) -> None:
+        if any(layer not in (-1, self.depth) for layer in self.spec.layers):
+            backbones.check_layers(self.backbone, str(self.spec.mask), self.spec.layers)
 
     def _check_grid(self, preprocess: Preprocess) -> None:
         """Raise `SpecError` where the projector does not take what the tower makes of each picture."""

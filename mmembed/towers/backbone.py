@@ -7,7 +7,8 @@ import dataclasses
 import inspect
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -41,7 +42,7 @@ Told = Callable[[Int[Tensor, "B T"]], Mapping[str, Any]]
 """What a vision-language model is told besides the tokens of a padded batch, or its decoder besides those of a packed row."""
 NEVER_HALF = ("embedding_gemma2",)
 """Models whose states overflow in fp16, as their authors say."""
-ENCODERS_OF_PAIRS = ("t5", "mt5", "umt5", "t5gemma")
+ENCODERS_OF_PAIRS = ("t5", "mt5", "umt5")
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 PACKED_VLMS = (
     *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen2_5_omni_thinker"),
@@ -136,7 +137,7 @@ def from_pretrained(
             dtype=torch.float32,
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: weights of other shapes than it says
         raise LoadError(f"no backbone at {os.fspath(path)!r}: {str(error).splitlines()[0]}") from None
     # A pooler is drawn fresh where an encoder came without one; nothing here reads it.
     missing = [key for key in told["missing_keys"] if not key.startswith("pooler.")]
@@ -155,6 +156,7 @@ def prepare_backbone(model: PreTrainedModel, mask: str, layout: str | None, natu
     transformers computes: an attention that ignores `spans`, or holds more than the door gives it, would not.
 
     Args:
+        layout: None is packed where that computes what it should, and else padded.
         natural: whether `natural_mask` has just said the mask, which it takes a while to measure.
 
     Raises:
@@ -162,35 +164,73 @@ def prepare_backbone(model: PreTrainedModel, mask: str, layout: str | None, natu
     """
     kind = model.config.model_type
     text_config(model).use_cache = False
-    packed = packable(model) if layout is None else layout == "packed"
-    if packed and not packable(model):
+    if layout == "packed" and not packable(model):
         raise SpecError(f"a {kind} backbone cannot run packed; use layout='padded'")
+    packed = layout != "padded" and packable(model)
     if not packed and mask == "causal+image":
         raise SpecError("the mask 'causal+image' needs a packed layout")
-    ahead = mask == "bidirectional"
-    if not natural and reads_ahead(model) != ahead:
-        # One flag that every decoder's own mask builder honours (bidirectional decoders are trained with it set).
-        text_config(model).is_causal = not ahead
-        if reads_ahead(model) != ahead:
-            other = "causal" if ahead else "bidirectional"
-            raise SpecError(f"a {kind} backbone cannot have mask={mask!r}: it is {other} by make; use mask={other!r}")
+    if not natural:
+        _turn_to(model, mask)
     texts = probe(model)
-    spans = Spans.of([len(ids) for ids in texts], cast(Mask, mask)).to(model.device)
-    with torch.no_grad():
+    with torch.no_grad(), _on_tokens_alone(model):
         due = torch.cat([reading.read(model, {"input_ids": ids[None]}, None, (-1,))[0] for ids in texts])
-        plain_attention(model, "sdpa", "eager")
-        if packed:
-            decoder(model).set_attn_implementation(attention.NAME)
+    ways = [attention.NAME] if packed else []
+    # Some have a mask for eager attention alone, where they are set to another than their own.
+    ways += ["sdpa", "eager"] if layout != "packed" and mask != "causal+image" else []
+    refused: list[SpecError] = []
+    for way in ways:
+        plain_attention(model, "sdpa" if way == attention.NAME else way, "eager")
+        if way == attention.NAME:
+            decoder(model).set_attn_implementation(way)
         try:
-            ours = states(model, torch.cat(texts), None, spans)
-        except (NotImplementedError, TypeError) as error:
-            raise SpecError(f"a {kind} backbone does not run {layout or 'packed'}: {error}") from error
-    if not alike(ours, due):
-        advice = "use layout='padded'" if packed else "transformers does not pad it rightly"
-        raise SpecError(
-            f"a {kind} backbone does not compute {'packed' if packed else 'padded'} what it should: {advice}"
-        )
-    return model
+            _check_states(model, texts, due, cast(Mask, mask))
+        except SpecError as error:
+            refused.append(error)
+        else:
+            return model
+    raise refused[-1]
+
+
+def _turn_to(model: PreTrainedModel, mask: str) -> None:
+    """Have a backbone read ahead as a mask wants it.
+
+    Raises:
+        SpecError: it does not.
+    """
+    ahead = mask == "bidirectional"
+    if reads_ahead(model) == ahead:
+        return
+    # One flag that every decoder's own mask builder honours (bidirectional decoders are trained with it set).
+    text_config(model).is_causal = not ahead
+    other = "causal" if ahead else "bidirectional"
+    said = f"a {model.config.model_type} backbone cannot have mask={mask!r}: it is {other} by make; use mask={other!r}"
+    try:
+        turned = reads_ahead(model) == ahead
+    except SpecError as error:  # a mask that is none is more than some take
+        raise SpecError(said) from error
+    if not turned:
+        raise SpecError(said)
+
+
+def _check_states(model: PreTrainedModel, texts: Sequence[Tensor], due: Tensor, mask: Mask) -> None:
+    """Hold the states of texts together, and, where what pads them is then nothing, of each alone to what is due.
+
+    Raises:
+        SpecError: they are others, or there are none.
+    """
+    kind, packed = model.config.model_type, is_packed(model)
+    how, advice = ("packed", "use layout='padded'") if packed else ("padded", "transformers does not pad it rightly")
+    rows = [[*texts], *([] if packed else [[ids] for ids in texts])]
+    try:
+        with torch.no_grad():
+            ours = [
+                states(model, torch.cat(row), None, Spans.of([len(ids) for ids in row], mask).to(model.device))
+                for row in rows
+            ]
+    except Exception as error:  # of blocks that were not made for a row, or for several texts
+        raise SpecError(f"a {kind} backbone does not run {how}: {error}; {advice}") from error
+    if not all(alike(own, due) for own in (ours[0], torch.cat(ours[1:] or ours))):
+        raise SpecError(f"a {kind} backbone does not compute {how} what it should: {advice}")
 
 
 def check_precision(model: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -225,27 +265,58 @@ def reads_ahead(model: PreTrainedModel) -> bool:
         SpecError: the model does not run on tokens alone.
     """
     plain_attention(model.eval(), "eager")
+    looked: list[Tensor] = []
+
+    def look(_: nn.Module, __: Any, found: Tensor) -> Tensor:
+        looked.append(found.detach().requires_grad_())
+        return looked[-1].clone()  # some models write into it
+
+    with _on_tokens_alone(model):
+        table = model.get_input_embeddings().weight  # T5's encoder looks it up through a module of its own
+        tables = [part for part in model.modules() if getattr(part, "weight", None) is table]
+        handles = [part.register_forward_hook(look) for part in tables]
+        try:
+            with torch.enable_grad():
+                first = model(input_ids=probe(model)[0][None], **_no_cache(model)).last_hidden_state[0, 0]
+                if not looked:
+                    raise NotImplementedError("it looks its tokens up in another table than it says")
+                (moved,) = torch.autograd.grad(
+                    first @ torch.arange(1, len(first) + 1, device="cpu").to(first), looked[:1]
+                )
+        finally:
+            for handle in handles:
+                handle.remove()
+        return bool((moved.flatten(0, -2)[2] != 0).any())  # XLNet's tokens lie in the first dimension
+
+
+@contextmanager
+def _on_tokens_alone(model: PreTrainedModel) -> Iterator[None]:
+    """While a model runs on nothing but tokens: what goes wrong then names it, and says what else it is.
+
+    Raises:
+        SpecError: it does not run so, or has a decoder that would read the tokens too.
+    """
+    kind = model.config.model_type
+    refused = f"a {kind} backbone does not run on tokens alone"
+    if "decoder_input_ids" in _arguments(type(model).forward):
+        reason = "it has a decoder too, and its encoder alone is wanted"
+        if kind in ENCODERS_OF_PAIRS:
+            reason += ": a folder, the dict of a configuration, or what transformers makes of it (T5EncoderModel)"
+        raise SpecError(f"{refused}: {reason}")
     try:
-        embeds = model.get_input_embeddings()(probe(model)[0][None]).detach().requires_grad_()
-        with torch.enable_grad():
-            first = model(inputs_embeds=embeds, **_no_cache(model)).last_hidden_state[0, 0]
-            (moved,) = torch.autograd.grad(first @ torch.arange(1, len(first) + 1, device="cpu").to(first), embeds)
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        kind, reason = model.config.model_type, str(error)
-        if getattr(model.config, "is_encoder_decoder", False):
-            reason = "it has a decoder too, and its encoder alone is wanted"
-            if kind in ENCODERS_OF_PAIRS:
-                reason += ": a folder, the dict of a configuration, or what transformers makes of it (T5EncoderModel)"
-        raise SpecError(f"a {kind} backbone does not run on tokens alone: {reason}") from error
-    return bool((moved[0, 2] != 0).any())
+        yield
+    except SpecError:
+        raise
+    except Exception as error:  # whatever a model is that was made for something else
+        raise SpecError(f"{refused}: {type(error).__name__}: {error}") from error
 
 
 def probe(model: PreTrainedModel) -> list[Int[Tensor, " T"]]:
-    """Two short texts of ordinary tokens."""
+    """Two short texts of ordinary tokens; one is longer than four, over which some models sum up what they have read."""
     rows = model.get_input_embeddings().num_embeddings
-    ordinary = torch.arange(5, device="cpu") * (rows // 9) + rows // 3
+    ordinary = torch.arange(8, device="cpu") * (rows // 12) + rows // 3
     ordinary += ordinary == (getattr(text_config(model), "pad_token_id", None) or 0)
-    return list(ordinary.to(model.device).split([3, 2]))
+    return list(ordinary.to(model.device).split([6, 2]))
 
 
 def plain_attention(model: PreTrainedModel, *wanted: str) -> None:
@@ -293,14 +364,17 @@ def table_of(model: PreTrainedModel) -> int | None:
     """Tokens of the longest item that a table of positions has rows for; None: positions are no table (rotary ones, biases),
     and end nowhere."""
     part = decoder(model)
+    within = [own for own in part.modules() if isinstance(own, PreTrainedModel) and own.config is not part.config]
+    sight = {id(own) for tower in within for own in (*tower.modules(), *tower.buffers())}
     named = [(name.rpartition(".")[2], own) for name, own in (*part.named_modules(), *part.named_buffers())]
+    named = [(name, own) for name, own in named if id(own) not in sight]  # GIT's tower, say
     tables = [own for name, own in named if TABLES.search(name)]
     rows = [own.num_embeddings - int(getattr(own, "offset", 0)) for own in tables if isinstance(own, nn.Embedding)]
     rows += [len(own) for own in tables if isinstance(own, Tensor) and own.ndim == 2 and len(own) > 1]
     if not rows:
         return None
     said = getattr(text_config(model), "max_position_embeddings", None)
-    return min(min(rows) - _first_position(model), *([said] if said else []))
+    return min([min(rows) - _first_position(model), *([said] if said else [])])
 
 
 def is_packed(model: PreTrainedModel) -> bool:
@@ -356,18 +430,28 @@ def layer_states(
 
 
 def check_layers(model: PreTrainedModel, mask: str, layers: Sequence[int]) -> None:
-    """Hold the states of layers of a padded backbone to be those of the tokens that they are given for.
+    """Hold the states of layers to be those of the tokens that they are given for.
 
     Raises:
-        SpecError: blocks that hold their tokens in an order of their own, as XLNet's do.
+        SpecError: blocks that hold their tokens in an order of their own, as XLNet's do, or several of each token (Gemma 3n).
     """
-    texts = probe(model)
-    together = Spans.of([len(ids) for ids in texts], mask).to(model.device)  # type: ignore[arg-type]
-    with torch.no_grad():
-        both = layer_states(model, torch.cat(texts), None, together, layers)
-        alone = [layer_states(model, ids, None, Spans.of([len(ids)], mask).to(ids.device), layers) for ids in texts]  # type: ignore[arg-type]
-    if not alike(both, torch.cat(alone, dim=1)):
-        kind = model.config.model_type
+    texts, kind = probe(model), model.config.model_type
+    together, apart = [texts], [[ids] for ids in texts]
+
+    def read(row: Sequence[Tensor]) -> Tensor:
+        spans = Spans.of([len(ids) for ids in row], mask).to(model.device)  # type: ignore[arg-type]
+        return layer_states(model, torch.cat(list(row)), None, spans, (*layers, -1))
+
+    try:
+        with torch.no_grad():
+            both, alone = (torch.cat([read(row) for row in rows], dim=1) for rows in (together, apart))
+    except SpecError:
+        raise
+    except Exception as error:  # of what is no tensor of one state a token
+        raise SpecError(
+            f"blocks of a {kind} backbone give no states of its tokens: only the last layer is read"
+        ) from error
+    if both.shape[1] != sum(map(len, texts)) or not alike(both, alone):
         raise SpecError(
             f"blocks of a {kind} backbone hold tokens in an order of their own: only the last layer is read"
         )

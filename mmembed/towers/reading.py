@@ -384,7 +384,7 @@ def _left(number: int, _: nn.Module, __: Any, out: Any) -> None:
     if forward is None or forward.taking:
         return
     if number + 1 in forward.wanted:
-        forward.keep(number + 1, out[0] if isinstance(out, tuple) else out)
+        forward.keep(number + 1, out[0] if isinstance(out, (tuple, list)) else out)
     if number + 1 == forward.stop:
         raise _Enough
 

@@ -19,6 +19,7 @@ from mmembed.towers.backbone import (
     reads_ahead,
     states,
     steady_length,
+    table_of,
 )
 from mmembed.towers.lean import lean
 
@@ -300,8 +301,9 @@ def test_a_backbone_that_mixes_neighbours_outside_attention_runs_padded_only():
     small = {**SMALL, "embedding_size": 32, "intra_bottleneck_size": 32}
     assert packable(other("mobilebert", **small))
     with pytest.raises(SpecError, match="does not compute packed what it should: use layout='padded'"):
-        prepare_backbone(other("mobilebert", **small), "bidirectional", None)
-    padded = prepare_backbone(other("mobilebert", **small), "bidirectional", "padded")
+        prepare_backbone(other("mobilebert", **small), "bidirectional", "packed")
+    padded = prepare_backbone(other("mobilebert", **small), "bidirectional", None)
+    assert not is_packed(padded)
     assert (ours(padded, items(), "bidirectional") - alone(other("mobilebert", **small), items())).abs().max() <= 1e-5
 
 
@@ -319,11 +321,12 @@ def test_attention_that_holds_more_than_the_door_gives_it_is_refused():
     """GPT-OSS adds a learned sink to every softmax; Nemotron hands nothing on to its attention."""
     sinks = {**GROUPED, "num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 7}
     with pytest.raises(SpecError, match="gpt_oss backbone does not compute packed what it should"):
-        prepare_backbone(other("gpt_oss", **sinks), "causal", None)
-    padded = prepare_backbone(other("gpt_oss", **sinks), "causal", "padded")
+        prepare_backbone(other("gpt_oss", **sinks), "causal", "packed")
+    padded = prepare_backbone(other("gpt_oss", **sinks), "causal", None)
+    assert not is_packed(padded), "which a folder that says no layout takes"
     assert (ours(padded, items(), "causal") - alone(other("gpt_oss", **sinks), items())).abs().max() <= 1e-5
     with pytest.raises(SpecError, match=r"nemotron backbone does not run packed.*spans"):
-        prepare_backbone(other("nemotron", **GROUPED), "causal", None)
+        prepare_backbone(other("nemotron", **GROUPED), "causal", "packed")
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
@@ -348,6 +351,76 @@ def test_a_model_that_needs_more_than_tokens_is_refused():
     t5 = other("t5", d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, vocab_size=300)
     with pytest.raises(SpecError, match="t5 backbone does not run on tokens alone"):
         natural_mask(t5)
+
+
+def test_a_model_that_fails_on_tokens_in_a_way_of_its_own_is_refused_by_its_name():
+    """Funnel cannot shorten a text of two tokens again and again."""
+    funnel = AutoConfig.for_model("funnel", architectures=["FunnelModel"], d_model=32, n_head=4, d_head=8, d_inner=64)
+    with pytest.raises(SpecError, match="funnel backbone does not run on tokens alone: RuntimeError"):
+        prepare_backbone(AutoModel.from_config(funnel).eval(), "bidirectional", None)
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        ("clip_text_model", {**SMALL, "eos_token_id": 1}),  # takes no embeddings in place of tokens
+        ("ctrl", {"n_embd": 32, "n_layer": 2, "n_head": 4, "dff": 64, "vocab_size": 300}),  # writes into them
+    ],
+)
+def test_a_backbone_that_takes_tokens_and_nothing_in_their_place_reads_texts(kind, changed, layout):
+    model = prepare_backbone(other(kind, **changed), "causal", layout)
+    assert (ours(model, items(), "causal") - alone(other(kind, **changed), items())).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["nemotron", "stablelm"])
+def test_a_text_alone_is_read_both_ways_as_it_is_in_company(kind):
+    """Where nothing is padded there is no mask, and their sdpa attention then has its own."""
+    model, reference, rows = (
+        prepare_backbone(other(kind, **GROUPED), "bidirectional", None),
+        other(kind, **GROUPED),
+        items(),
+    )
+    reference.set_attn_implementation("eager")
+    with torch.no_grad():
+        sees = [reference(input_ids=row[None], attention_mask=torch.zeros(1, 1, len(row), len(row))) for row in rows]
+    due = torch.cat([seen.last_hidden_state[0] for seen in sees])
+    each = torch.cat([ours(model, [row], "bidirectional") for row in rows])
+    assert max((told - due).abs().max() for told in (ours(model, rows, "bidirectional"), each)) <= 1e-5
+
+
+def test_a_backbone_that_fails_under_another_mask_is_told_which_it_has():
+    changed = {**SMALL, "global_attn_every_n_layers": 2, "local_attention": 8}
+    with pytest.raises(SpecError, match=r"cannot have mask='bidirectional': it is causal by make; use mask='causal'"):
+        prepare_backbone(other("modernbert-decoder", **changed), "bidirectional", None)
+
+
+def test_texts_that_are_summed_up_some_tokens_at_a_time_are_not_read_both_ways():
+    """DeepSeek-V4 looks at sums of four tokens, into which padding would go."""
+    changed = {
+        **{**GROUPED, "num_key_value_heads": 1, "q_lora_rank": 16, "o_lora_rank": 8, "o_groups": 2, "index_n_heads": 2},
+        **{"index_head_dim": 8, "n_routed_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16},
+        **{"layer_types": ["compressed_sparse_attention"] * 2, "sliding_window": 8, "qk_rope_head_dim": 4},
+    }
+    assert not is_packed(prepare_backbone(other("deepseek_v4", **changed), "causal", None))
+    with pytest.raises(SpecError, match="does not compute padded what it should"):
+        prepare_backbone(other("deepseek_v4", **changed), "bidirectional", None)
+
+
+def test_a_table_of_positions_is_that_of_the_texts():
+    """GIT's tower has one too, of 17 rows; Whisper's configuration says no length beside its own."""
+    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
+    assert table_of(other("git", **SMALL, vision_config=vision)) == 128
+    whisper = {
+        "d_model": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "vocab_size": 300,
+        "pad_token_id": 0,
+    }
+    assert table_of(other("whisper", **whisper)) == 448
 
 
 def test_what_transformers_itself_pads_wrongly_is_refused():
@@ -379,6 +452,10 @@ def test_a_folder_gives_the_same_states_and_a_broken_one_an_error(tmp_path):
     model.save_pretrained(tmp_path / "broken", state_dict=state)
     with pytest.raises(LoadError, match=r"lacks weights: encoder\.layer\.1\.output\.dense"):
         load_backbone(tmp_path / "broken")
+    model.config.intermediate_size += 1
+    model.config.save_pretrained(tmp_path / "whole")
+    with pytest.raises(LoadError, match="no backbone at"):
+        load_backbone(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])

@@ -481,3 +481,28 @@ def test_forms_over_forms_are_pickled_and_copied(compiled: bool, monkeypatch: py
         assert type(other) is type(block)
         assert isinstance(other, lean_module.FeedForwardAtATime)
         assert isinstance(other, CompiledBlock) is compiled
+
+
+def test_a_part_that_fails_on_rows_is_left_as_it_is():
+    """Granite Speech's Q-Former has the chunks of BERT's blocks and nothing in them, xLSTM's norm is of heads."""
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.key, self.value = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+
+        def feed_forward_chunk(self, states):
+            return self.intermediate(states)
+
+    class OfHeads(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.eps = torch.nn.Parameter(torch.ones(8)), 1e-6
+
+        def forward(self, states):
+            _, _, _, _ = states.shape
+            return states * self.weight
+
+    for part in (Block, OfHeads):
+        model = lean(torch.nn.Sequential(part()))
+        assert type(model[0]) is part

@@ -257,3 +257,42 @@ def test_blocks_that_hold_tokens_in_an_order_of_their_own_are_read_at_their_end(
     assert np.abs(ours.encode(texts) - np.concatenate([ours.encode([text]) for text in texts])).max() <= 1e-5
     with pytest.raises(SpecError, match="order of their own"):
         ours.respecified(layers=(1,))
+
+
+def test_a_block_that_gives_a_list_is_read_as_one_that_gives_a_tuple():
+    config = AutoConfig.for_model("openai-gpt", vocab_size=300, n_embd=32, n_layer=3, n_head=4)
+    model = AutoModel.from_config(config).eval()
+    ids = torch.arange(20, 27)
+    with torch.no_grad():
+        due = model(input_ids=ids[None], output_hidden_states=True).hidden_states[-2][0]
+        told = layer_states(prepare_backbone(model, "causal", None), ids, None, Spans.of([7], "causal"), (-2,))[0]
+    assert (told - due).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "said"),
+    [
+        ("squeezebert", {"embedding_size": 32}, "give no states of its tokens"),
+        (
+            "gemma3n_text",  # a state a stream
+            {
+                **{
+                    "num_key_value_heads": 2,
+                    "head_dim": 8,
+                    "vocab_size_per_layer_input": 300,
+                    "num_kv_shared_layers": 0,
+                },
+                **{"hidden_size_per_layer_input": 8, "laurel_rank": 4, "activation_sparsity_pattern": [0.0] * 2},
+            },
+            "give no states of its tokens",
+        ),
+    ],
+)
+def test_blocks_that_hold_something_else_than_one_state_a_token_are_read_at_their_end(kind, changed, said):
+    shape = {"vocab_size": 300, "pad_token_id": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape |= {"hidden_size": 32, "intermediate_size": 64}
+    model = AutoModel.from_config(AutoConfig.for_model(kind, **{**shape, **changed})).eval()
+    ours = compose(backbone=model, tokenizer=byte_tokenizer(), device="cpu", pooling="mean")
+    assert np.abs(ours.encode(["abc", "something else"])[:1] - ours.encode(["abc"])).max() <= 1e-5
+    with pytest.raises(SpecError, match=said):
+        ours.respecified(layers=(1,))
