@@ -18,13 +18,14 @@ from .embedder import GOLDEN_FILE, Embedder
 from .errors import LoadError, SpecError, UnknownName
 from .model import EmbeddingModel, load_model, making, reads_logits
 from .nn.int8 import check_int8, in_int8
-from .nn.precision import COMPUTED, INT8, cast, dtype_of
+from .nn.precision import BYTES, COMPUTED, INT8, alike, cast, dtype_of
+from .nn.spans import Spans
 from .nn.sparse import build_sparse_head
 from .nn.tokens import build_token_head
 from .outputs import STATES, SparseOutput, TokenOutput
 from .spec import NATIVE, ModelSpec, copied, described
 from .tokenizer import SentencePieceTokenizer, TransformersTokenizer, load_tokenizer
-from .towers.backbone import build_backbone, check_precision, load_backbone, table_of
+from .towers.backbone import build_backbone, check_precision, load_backbone, probe, states, table_of
 from .towers.language_head import LanguageHead, body_of, build_language_model, load_language_model, vocabulary_of
 from .towers.lean import lean
 from .towers.reading import layers_of
@@ -192,8 +193,40 @@ def _held(
         check_int8(chosen)
         if not isinstance(model, EmbeddingModel):
             raise SpecError("precision='int8' is for backbones; a dual encoder takes 'fp32', 'bf16' or 'fp16'")
-        in_int8(layers_of(model.backbone))
-    return lean(model).to(chosen)
+        _in_bytes(model)
+    held = lean(model).to(chosen)
+    if isinstance(held, EmbeddingModel) and precision not in ("fp32", INT8):
+        _probed(held, precision)
+    return held
+
+
+def _in_bytes(model: EmbeddingModel) -> None:
+    """Put the linear layers of the blocks in int8, and try on a few tokens that nothing reads their weights past them.
+
+    Raises:
+        SpecError: something does, or there are no blocks.
+    """
+    due = _probed(model, INT8)
+    in_int8(layers_of(model.backbone))
+    if not alike(_probed(model, INT8), due, BYTES):
+        kind = model.backbone.config.model_type
+        raise SpecError(f"a {kind} backbone computes something else in int8: use precision='bf16' or 'fp32'")
+
+
+def _probed(model: EmbeddingModel, precision: str) -> torch.Tensor:
+    """States of a few tokens.
+
+    Raises:
+        SpecError: there are none in this precision.
+    """
+    texts = probe(model.backbone)
+    spans = Spans.of([len(ids) for ids in texts], str(model.spec.mask)).to(model.device)  # type: ignore[arg-type]
+    try:
+        with torch.inference_mode():
+            return states(model.backbone, torch.cat(texts), None, spans)
+    except Exception as error:  # of bytes, or of numbers of two precisions, where a model did not expect them
+        kind = model.backbone.config.model_type
+        raise SpecError(f"a {kind} backbone does not run in {precision}: {error}; use precision='fp32'") from error
 
 
 def _kind(part: Mapping[str, Any] | str) -> Mapping[str, Any]:

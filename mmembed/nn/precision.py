@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeVar
+import re
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -34,16 +36,28 @@ M = TypeVar("M", bound=nn.Module)
 
 def cast(module: M, dtype: torch.dtype) -> M:
     """Weights, and what is saved beside them, in a dtype. What a module computes when it is built stays in fp32: rotary
-    frequencies in bf16 (which `module.to` would give) turn token 1000 by up to two radians too much."""
+    frequencies in bf16 (which `module.to` would give) turn token 1000 by up to two radians too much. So does what a model of
+    transformers says it needs in fp32 beside half precision: routers of experts, mostly."""
+    full = {id(own) for part in module.modules() for own in _in_full(part, dtype)}
     with torch.no_grad():
         for part in module.modules():
             for weight in part.parameters(recurse=False):
                 if weight.is_floating_point():
-                    weight.data = weight.data.to(dtype)
+                    weight.data = weight.data.to(torch.float32 if id(weight) in full else dtype)
             for name, buffer in part.named_buffers(recurse=False):
                 if buffer.is_floating_point() and name not in part._non_persistent_buffers_set:
-                    part.register_buffer(name, buffer.to(dtype))
+                    part.register_buffer(name, buffer.to(torch.float32 if id(buffer) in full else dtype))
     return module
+
+
+def _in_full(part: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
+    """What a model of transformers says is in fp32 beside weights in `dtype`: by patterns, as it reads them itself."""
+    plan: Any = getattr(part, "_get_dtype_plan", None)
+    said = plan(dtype) if plan else ()
+    patterns = [re.compile(pattern.replace("*", ".*")) for pattern in said]
+    for name, own in chain(part.named_parameters(), part.named_buffers()):
+        if any(pattern.search(name) for pattern in patterns):
+            yield own
 
 
 MODEL, PART = (1e-4, 0.2), (1e-5, 0.05)
@@ -51,10 +65,14 @@ MODEL, PART = (1e-4, 0.2), (1e-5, 0.05)
 which mistakes of a mask or a position are of the length itself."""
 
 
+BYTES = (0.5, 0.5)
+"""And by linear layers in bytes: more of it where experts are chosen, but never all of it, as codes taken for weights move it."""
+
+
 def alike(ours: Tensor, due: Tensor, rounding: tuple[float, float] = MODEL) -> bool:
     """Whether what was computed in two ways, in one precision, is the same but for rounding; no number that is none is."""
     bound = rounding[0] if due.dtype == torch.float32 else rounding[1]
-    return bool((ours.float() - due.float()).norm() <= bound * due.float().norm())
+    return ours.shape == due.shape and bool((ours.float() - due.float()).norm() <= bound * due.float().norm())
 
 
 def unit(vectors: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModel
 
 import mmembed
 from mmembed.errors import SpecError, UnknownName
@@ -95,3 +96,12 @@ def test_it_is_not_saved_not_trained_and_not_for_a_gpu(folder, tmp_path):
         mmembed.load(folder, device="meta", precision="int8")
     with pytest.raises(UnknownName, match="Did you mean 'int8'"):
         mmembed.load(folder, precision="int88")
+
+
+def test_a_backbone_that_reads_weights_past_its_layers_is_refused():
+    """Mamba multiplies by the weight of a linear layer itself, DeepSeek-V4's grouped layers have a forward of their own."""
+    config = AutoConfig.for_model("mamba", vocab_size=300, hidden_size=32, num_hidden_layers=2, state_size=4)
+    with pytest.raises(SpecError, match=r"mamba backbone does not run in int8: .*; use precision='fp32'"):
+        mmembed.compose(
+            backbone=AutoModel.from_config(config), tokenizer=byte_tokenizer(), device="cpu", precision="int8"
+        )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModel
 
-from mmembed.errors import UnknownName
+from mmembed import compose
+from mmembed.errors import SpecError, UnknownName
 from mmembed.nn.precision import PRECISIONS, cast, dtype_of, unit
-from mmembed.testing import tiny_backbone
+from mmembed.testing import byte_tokenizer, tiny_backbone
 
 
 def test_a_precision_is_a_dtype_and_another_name_an_error():
@@ -29,3 +31,31 @@ def test_weights_are_cast_and_what_is_computed_from_the_configuration_stays():
     assert model[1].running_mean.dtype is torch.bfloat16
     assert model[1].num_batches_tracked.dtype is torch.int64
     assert torch.equal(model[0].rotary_emb.inv_freq, tiny_backbone().rotary_emb.inv_freq)
+
+
+def test_what_a_model_says_it_needs_in_fp32_stays_in_it():
+    """DeepSeek's router chooses experts by a bias whose steps bf16 does not have."""
+    small = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 4}
+    small |= {
+        "num_key_value_heads": 2,
+        "q_lora_rank": 8,
+        "kv_lora_rank": 8,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 4,
+    }
+    small |= {"intermediate_size": 16, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2}
+    config = AutoConfig.for_model(
+        "deepseek_v3", **small, v_head_dim=8, n_group=1, topk_group=1, first_k_dense_replace=0
+    )
+    model = cast(torch.nn.Sequential(AutoModel.from_config(config)), torch.bfloat16)
+    full = {name.rpartition(".")[2] for name, own in model.state_dict().items() if own.dtype is torch.float32}
+    assert full == {"e_score_correction_bias"}
+    assert {own.dtype for own in cast(model, torch.float32).state_dict().values()} == {torch.float32}
+
+
+def test_a_model_that_does_not_run_in_half_precision_is_refused_when_it_is_made():
+    """OpenAI's first GPT multiplies in fp32, by a mask that it makes so."""
+    config = AutoConfig.for_model("openai-gpt", vocab_size=300, n_embd=32, n_layer=2, n_head=4)
+    body = AutoModel.from_config(config)
+    with pytest.raises(SpecError, match=r"openai-gpt backbone does not run in bf16: .*; use precision='fp32'"):
+        compose(backbone=body, tokenizer=byte_tokenizer(), device="cpu", precision="bf16")
