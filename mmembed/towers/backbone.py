@@ -314,9 +314,9 @@ def _on_tokens_alone(model: PreTrainedModel) -> Iterator[None]:
 def probe(model: PreTrainedModel) -> list[Int[Tensor, " T"]]:
     """Two short texts of ordinary tokens; one is longer than four, over which some models sum up what they have read."""
     rows = model.get_input_embeddings().num_embeddings
-    ordinary = torch.arange(8, device="cpu") * (rows // 12) + rows // 3
+    ordinary = torch.arange(7, device="cpu") * (rows // 11) + rows // 3
     ordinary += ordinary == (getattr(text_config(model), "pad_token_id", None) or 0)
-    return list(ordinary.to(model.device).split([6, 2]))
+    return list(ordinary.to(model.device).split([5, 2]))
 
 
 def plain_attention(model: PreTrainedModel, *wanted: str) -> None:
