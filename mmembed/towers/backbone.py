@@ -313,10 +313,23 @@ def _on_tokens_alone(model: PreTrainedModel) -> Iterator[None]:
 
 def probe(model: PreTrainedModel) -> list[Int[Tensor, " T"]]:
     """Two short texts of ordinary tokens; one is longer than four, over which some models sum up what they have read."""
-    rows = model.get_input_embeddings().num_embeddings
-    ordinary = torch.arange(7, device="cpu") * (rows // 11) + rows // 3
-    ordinary += ordinary == (getattr(text_config(model), "pad_token_id", None) or 0)
-    return list(ordinary.to(model.device).split([5, 2]))
+    rows, ordinary = model.get_input_embeddings().num_embeddings, list[int]()
+    for place in range(7):
+        token = place * (rows // 11) + rows // 3
+        while token in ordinary or token in _special(model):
+            token += 1
+        ordinary.append(token)
+    return list(torch.tensor(ordinary, device=model.device).split([5, 2]))
+
+
+def _special(model: PreTrainedModel) -> set[int]:
+    """Tokens that a configuration names: what pads, opens and closes a text, stands for a picture."""
+    said = {**text_config(model).to_dict(), **model.config.to_dict()}
+    named = [own for name, own in said.items() if name.endswith(("_token_id", "_token_index"))]
+    return {
+        0,
+        *(token for own in named for token in (own if isinstance(own, list) else [own]) if isinstance(token, int)),
+    }
 
 
 def plain_attention(model: PreTrainedModel, *wanted: str) -> None:
