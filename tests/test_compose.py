@@ -191,17 +191,25 @@ def test_a_transformers_tower_comes_from_a_folder(tmp_path):
     check(tiny_embedder(vision={"library": "transformers", "path": tmp_path / "v"}), tmp_path / "m")
 
 
+ANY_SHAPE = {**TINY_VIT, "options": {**TINY_VIT["options"], "dynamic_img_size": True, "dynamic_img_pad": True}}
+
+
 def test_parts_that_make_no_model_are_refused(tmp_path):
     cases = [
         ({"vision": {"library": "tim", "name": "x"}}, UnknownName, "Did you mean 'timm'"),
         ({"vision": {"library": "timm", "name": "resnet10"}}, UnknownName, "Did you mean 'resnet10t'"),
         ({"vision": {**TINY_VIT, "layer": 3}}, SpecError, "layer is 'last'"),
         ({"vision": {**TINY_VIT, "layer": -9}}, SpecError, "has 3 levels"),
+        (
+            {"vision": {**TINY_VIT, "preprocess": {"resize": "shortest", "crop": None}}},
+            SpecError,
+            "no tower for pictures of 32 x 42 pixels",
+        ),
         ({"vision": {**TINY_VIT, "lyer": -2}}, UnknownName, "Did you mean 'layer'"),
         ({"projector": "pixel_shufle"}, UnknownName, "Did you mean 'pixel_shuffle'"),
         ({"projector": {"kind": "pixel_shuffle", "ratio": 3}}, SpecError, "grid of 4 x 4"),
         (
-            {"projector": "pixel_shuffle", "vision": {**TINY_VIT, "preprocess": {"resize": "shortest", "crop": None}}},
+            {"projector": "pixel_shuffle", "vision": {**ANY_SHAPE, "preprocess": {"resize": "shortest", "crop": None}}},
             SpecError,
             "pictures keep their shape before this tower",
         ),

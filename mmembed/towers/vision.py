@@ -17,6 +17,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from ..errors import SpecError, UnknownName
+from ..nn.precision import alike
 from ..nn.transfer import to_device
 
 if TYPE_CHECKING:
@@ -184,7 +185,39 @@ class VisionTower(Seeing):
         rows, columns = self.grid(*pixels.shape[-2:])
         if out.shape[1] != rows * columns:
             raise SpecError(f"the tower gave {out.shape[1]} features where {rows} x {columns} were due")
+        if out.shape != (len(pixels), rows * columns, self.width):
+            due = f"{len(pixels)} x {rows * columns} x {self.width}"
+            told = " x ".join(map(str, out.shape))
+            raise SpecError(f"the tower gave {told} numbers where {due} were due")
         return out
+
+    def preprocessing(self, preprocess: Preprocess) -> Self:
+        other = super().preprocessing(preprocess)
+        other.check()
+        return other
+
+    def check(self) -> None:
+        """Hold what the tower gives of a picture beside another to what it gives of it alone.
+
+        Raises:
+            SpecError: it is something else, or there are no features of such pictures on the grid.
+        """
+        noise = np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3), dtype=np.uint8)
+        pixels = to_device(torch.from_numpy(np.stack([self.prepare(rgb) for rgb in noise])), self.mean.device)
+        name, size = type(self.model).__name__, " x ".join(map(str, pixels.shape[-2:]))
+        with torch.no_grad():
+            try:
+                both, one = self(pixels), self(pixels[:1])
+                self.check_places(pixels)
+            except SpecError as error:
+                raise SpecError(f"{name} is no tower for pictures of {size} pixels: {error}") from None
+            except Exception as error:
+                raise SpecError(f"{name} is no tower for pictures of {size} pixels: {error}") from error
+        if not alike(both[:1], one):
+            raise SpecError(f"{name} gives a picture other features in other company, or each time others")
+
+    def check_places(self, pixels: UInt8[Tensor, "2 3 H W"]) -> None:
+        """Raise `SpecError` where features are of no place of a picture, as far as the library leaves that open."""
 
 
 def by_size(
@@ -223,13 +256,17 @@ def compose_vision(settings: Mapping[str, Any]) -> tuple[VisionTower, dict[str, 
     Args:
         settings: as for `build_vision`, where `preprocess` may hold only what differs from the library's own; besides
             `pretrained` and `weights` as the library's `compose` says.
+
+    Raises:
+        SpecError: what the library gives is no tower, which two pictures of noise tell.
     """
     given = dict(settings)
     library = _library(given)
     changed = given.pop("preprocess", {})
     model, entry = _call(library.compose, **given)
     entry["preprocess"] = {**entry["preprocess"], **changed}
-    tower = library.tower(model, Preprocess.of(entry["preprocess"]), entry["layer"])
+    tower = library.tower(model, Preprocess.of(entry["preprocess"]), entry["layer"]).eval()
+    tower.check()
     return tower, entry
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 
@@ -16,6 +19,9 @@ from ..errors import LoadError, SpecError
 from ..spec import described
 from .backbone import config_of
 from .vision import INTERPOLATIONS, Preprocess, VisionTower, level_of
+
+ROUNDING = 3
+"""Levels of 255 by which resizing a smooth picture in torchvision, which processors do by default, may lie from Pillow's."""
 
 
 class TransformersTower(VisionTower):
@@ -38,6 +44,15 @@ class TransformersTower(VisionTower):
         states = out.last_hidden_state if self.layer == "last" else out.hidden_states[self.layer]
         # Class and register tokens stand in front, where a model has them.
         return states[:, states.shape[1] - rows * columns :]
+
+    def check_places(self, pixels: UInt8[Tensor, "2 3 H W"]) -> None:
+        """Before the first block what stands for a patch hangs on the picture, and nothing else does (YOLOS has its own
+        tokens behind the patches)."""
+        rows, columns = self.grid(*pixels.shape[-2:])
+        out = self.model(**self._inputs(self.normalised(pixels)), output_hidden_states=True)
+        one, two = out.hidden_states[0].flatten(1, -2)[:, -rows * columns :]
+        if (one == two).all(-1).any():
+            raise SpecError("its last tokens are not those of the patches")
 
     def _inputs(self, x: Float[Tensor, "N 3 H W"]) -> dict[str, Any]:
         if self.naflex:
@@ -104,18 +119,56 @@ def _create(config: Mapping[str, Any]) -> PreTrainedModel:
 
 def _image_side(model: nn.Module) -> PreTrainedModel:
     side = getattr(model, "vision_model", model)
-    if not isinstance(side, PreTrainedModel) or not isinstance(getattr(side.config, "patch_size", None), int):
+    said = ("patch_size", "hidden_size", "num_hidden_layers")
+    if not isinstance(side, PreTrainedModel) or any(not isinstance(getattr(side.config, n, None), int) for n in said):
         raise SpecError(f"{type(model).__name__} of transformers is no vision tower with square patches")
     return side
 
 
 def preprocess_of(processor: Any, patch: int) -> dict[str, Any]:
-    """What an image processor of transformers does, as `Preprocess` settings.
+    """What an image processor of transformers does, as `Preprocess` settings; it is tried whether that is all.
 
     Raises:
         SpecError: it does something that no setting says.
     """
     name = type(processor).__name__
+    try:
+        said = _read(processor, name, patch)
+        prepare = Preprocess.of(said)
+        apart = max(_apart(processor, prepare, *shape) for shape in _shapes(prepare))
+    except SpecError:
+        raise
+    except Exception as error:
+        raise SpecError(f"{name} is no processor that makes pixels of one picture: {error}") from error
+    if not apart <= ROUNDING:
+        raise SpecError(f"{name} does more to a picture than its size, crop, mean and std say: not supported")
+    return said
+
+
+def _shapes(prepare: Preprocess) -> list[tuple[int, int]]:
+    """Heights and widths: wide and smaller than what it makes, and high and larger."""
+    side = prepare.crop or prepare.size or int(prepare.patch * prepare.max_patches**0.5)  # type: ignore[operator]
+    return [(side // 3 + 1, side // 2 + 1), (3 * side, 2 * side)]
+
+
+def _apart(processor: Any, prepare: Preprocess, height: int, width: int) -> float:
+    """By how many of 255 levels what the processor makes of a smooth picture lies from ours."""
+    down, along = np.linspace(0, 255, height)[:, None], np.linspace(0, 255, width)[None]
+    rgb = np.stack(np.broadcast_arrays(down, along, (down + along) / 2), axis=-1).astype(np.uint8)
+    ours = prepare(rgb)
+    theirs = np.asarray(processor(PIL.Image.fromarray(rgb), return_tensors="np")["pixel_values"])[0]
+    if prepare.resize == "patches":
+        rows, columns = (side // prepare.patch for side in ours.shape[1:])  # type: ignore[operator]
+        theirs = theirs[: rows * columns]
+        theirs = rearrange(theirs, "(r c) (p q k) -> k (r p) (c q)", r=rows, p=prepare.patch, q=prepare.patch)
+    if theirs.shape != ours.shape:
+        return math.inf
+    mean, std = (np.reshape(values, (3, 1, 1)) for values in (prepare.mean, prepare.std))
+    return float(np.abs((theirs * std + mean) * 255 - ours).max())
+
+
+def _read(processor: Any, name: str, patch: int) -> dict[str, Any]:
+    """What its settings say."""
     if not (processor.do_resize and processor.do_rescale) or abs(processor.rescale_factor * 255 - 1) > 1e-6:
         raise SpecError(f"{name} does not resize, or does not bring pixels to 0..1: not supported")
     size = dict(processor.size) if getattr(processor, "size", None) else {}

@@ -13,23 +13,40 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
+    Aimv2VisionConfig,
+    BridgeTowerImageProcessorPil,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPTextConfig,
     CLIPVisionConfig,
+    ConvNextConfig,
+    ConvNextImageProcessorPil,
     Dinov2Config,
     Dinov2WithRegistersConfig,
+    EfficientNetImageProcessorPil,
+    FuyuImageProcessorPil,
+    LevitImageProcessorPil,
+    LlavaImageProcessorPil,
+    MobileViTImageProcessorPil,
+    Owlv2ImageProcessorPil,
+    PixtralVisionConfig,
     Siglip2ImageProcessorPil,
     Siglip2VisionConfig,
     SiglipImageProcessorPil,
     SiglipVisionConfig,
+    TimesformerConfig,
+    VideoMAEImageProcessorPil,
+    VitDetConfig,
+    ViTMAEConfig,
+    YolosConfig,
 )
 from transformers.models.siglip2.image_processing_pil_siglip2 import get_image_size_for_max_num_patches
 
 from mmembed.errors import LoadError, SpecError, UnknownName
 from mmembed.testing import TINY_VIT
 from mmembed.towers.vision import Preprocess, build_vision, compose_vision
+from mmembed.towers.vision_transformers import preprocess_of
 
 SHAPES = [(40, 50), (50, 40), (32, 32), (33, 71), (71, 33), (64, 37), (1, 1), (3, 500), (500, 3), (200, 31)]
 """Heights and widths; odd margins of every remainder, one pixel, strips."""
@@ -477,6 +494,53 @@ def test_a_processor_that_does_what_no_setting_says_is_refused(changed):
                 "processor": CLIPImageProcessorPil(**given),
             }
         )
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        EfficientNetImageProcessorPil(size={"height": 32, "width": 32}),  # subtracts one as well
+        LevitImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),  # 36, then the crop
+        LlavaImageProcessorPil(size={"height": 32, "width": 32}, do_center_crop=False, do_pad=True),
+        MobileViTImageProcessorPil(size={"height": 32, "width": 32}, do_center_crop=False),  # blue, green, red
+        Owlv2ImageProcessorPil(size={"height": 32, "width": 32}),
+        ConvNextImageProcessorPil(size={"height": 32, "width": 32}),
+        VideoMAEImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        FuyuImageProcessorPil(),
+        BridgeTowerImageProcessorPil(),
+    ],
+    ids=lambda processor: type(processor).__name__,
+)
+def test_a_processor_that_does_more_than_its_settings_say_is_found_out(processor):
+    with pytest.raises(SpecError, match=f"^{type(processor).__name__} "):
+        preprocess_of(processor, 8)
+
+
+SQUARE = SiglipImageProcessorPil(size={"height": 32, "width": 32})
+NO_TOWERS = {
+    "yolos": (YolosConfig(**SMALL, image_size=[32, 32], num_detection_tokens=3), "its last tokens are not those of"),
+    "pixtral": (PixtralVisionConfig(**SMALL, image_size=32, head_dim=12), "gave 1 x 16 x 24 numbers where 2 x 16 x 24"),
+    "vit_mae": (ViTMAEConfig(**SMALL, image_size=32), "gave 5 features where 4 x 4 were due"),
+    "vit_mae that shuffles": (ViTMAEConfig(**SMALL, image_size=32, mask_ratio=0.0), "or each time others"),
+    "vitdet": (VitDetConfig(**SMALL, image_size=32), "gave 2 x 16 x 4 x 4 numbers"),
+    "timesformer": (TimesformerConfig(**SMALL, image_size=32), "no tower for pictures of 32 x 32 pixels"),
+    "convnext": (ConvNextConfig(depths=[1] * 4, hidden_sizes=[8] * 4), "no vision tower with square patches"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_TOWERS)
+def test_a_vision_model_that_gives_no_features_of_places_is_found_out(kind):
+    config, says = NO_TOWERS[kind]
+    with pytest.raises(SpecError, match=says):
+        compose_vision({"library": "transformers", "config": config.to_dict(), "processor": SQUARE})
+
+
+def test_pixels_of_a_size_that_the_tower_does_not_take_are_refused_when_they_are_said():
+    given = {"library": "transformers", "config": Aimv2VisionConfig(**SMALL, image_size=32).to_dict()}
+    tower, _ = compose_vision({**given, "processor": SQUARE})
+    other = Preprocess.of({**PLAIN, "mean": SQUARE.image_mean, "std": SQUARE.image_std, "size": 64})
+    with pytest.raises(SpecError, match="Aimv2VisionModel is no tower for pictures of 64 x 64 pixels"):
+        tower.preprocessing(other)
 
 
 @pytest.mark.parametrize("kind", EVERY)
