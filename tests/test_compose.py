@@ -30,6 +30,7 @@ from mmembed.errors import LoadError, SpecError, UnknownName
 from mmembed.nn.pooling import poolings
 from mmembed.nn.projector import projectors
 from mmembed.testing import BACKBONES, ENCODERS, TINY_VIT, byte_tokenizer, tiny_backbone, tiny_embedder
+from mmembed.towers.backbone import table_of
 
 from .conftest import picture
 
@@ -142,6 +143,12 @@ def test_an_item_is_no_longer_than_a_table_of_positions(kind):
             mmembed.compose(**made, pooling="mean", max_length=longest + 1)
         with pytest.raises(SpecError, match=f"say max_length={longest} at most"):
             ours.respecified(max_length=longest + 1)
+
+
+def test_a_table_of_positions_needs_no_word_of_the_configuration():
+    backbone = tiny_backbone("xlm-roberta")
+    backbone.config.max_position_embeddings = 0
+    assert table_of(backbone) == 600 - 2
 
 
 def test_what_a_caller_changes_afterwards_changes_no_model(tmp_path):

@@ -126,9 +126,8 @@ class NativeTower:
             raise UnknownName("vision-language model", kind, FAMILIES)
         family = import_module(f"{__package__}.native_{FAMILIES[kind]}")
         processor = _processor(settings.get("processor", {}))
-        due = getattr(family, "PROCESSOR", type(processor).__name__)
-        if type(processor).__name__ != due:
-            raise SpecError(f"a {kind} model takes the pixels of {due}, not of {type(processor).__name__}")
+        if type(processor).__name__ != family.PROCESSOR:
+            raise SpecError(f"a {kind} model takes the pixels of {family.PROCESSOR}, not of {type(processor).__name__}")
         return cls(
             config,
             processor,

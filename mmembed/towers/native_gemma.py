@@ -16,6 +16,8 @@ from ..nn.transfer import to_device
 if TYPE_CHECKING:
     from .native import NativeTower
 
+PROCESSOR = "Gemma4ImageProcessorPil"
+
 
 def image_ids(tower: NativeTower, picture: Picture) -> list[int]:
     """A token for every square of `pooling_kernel_size` x `pooling_kernel_size` patches, between two that bracket them."""

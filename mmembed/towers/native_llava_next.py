@@ -17,6 +17,8 @@ from ..nn.transfer import to_device
 if TYPE_CHECKING:
     from .native import NativeTower
 
+PROCESSOR = "LlavaNextImageProcessorPil"
+
 
 def image_ids(tower: NativeTower, picture: Picture) -> list[int]:
     """A token for every patch of the whole, and of the tiles less what only fills them up, and one at every row's end."""

@@ -12,7 +12,8 @@ from .native_llava_next import inputs, seen
 if TYPE_CHECKING:
     from .native import NativeTower
 
-__all__ = ["MOST", "image_ids", "inputs", "seen"]
+__all__ = ["MOST", "PROCESSOR", "image_ids", "inputs", "seen"]
+PROCESSOR = "LlavaOnevisionImageProcessorPil"
 MOST = 1
 """Of several images in an item it sees each in fewer patches, which is not here."""
 

@@ -20,6 +20,7 @@ from ..nn.transfer import to_device
 if TYPE_CHECKING:
     from .native import NativeTower
 
+PROCESSOR = "MllamaImageProcessorPil"
 APART = True
 """A word before the first image attends to all places for pictures, those that are only filled up too, and without any
 picture the layers are left out: an item would feel how many pictures others have."""

@@ -16,6 +16,8 @@ from ..nn.transfer import to_device
 if TYPE_CHECKING:
     from .native import NativeTower
 
+PROCESSOR = "SiglipImageProcessorPil"
+
 
 def image_ids(tower: NativeTower, picture: Picture) -> list[int]:
     side = tower.config.vision_config.image_size // tower.config.vision_config.patch_size

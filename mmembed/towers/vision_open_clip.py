@@ -40,11 +40,14 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 class OpenClipTower(VisionTower):
-    """Patch states of one block of open_clip's VisionTransformer."""
+    """Patch states of one block of open_clip's VisionTransformer, the last ones normed where it norms patches: CLIPA's norm comes
+    after pooling, and so does CoCa's."""
 
     def __init__(self, model: VisionTransformer, preprocess: Preprocess, layer: str | int):
         super().__init__(model, int(model.conv1.out_channels), preprocess)
-        self.level, self.norm = level_of(layer, len(model.transformer.resblocks)), layer == "last"
+        pooled_first = model.attn_pool is not None and model.attn_pool_contrastive is None
+        self.level = level_of(layer, len(model.transformer.resblocks))
+        self.norm = layer == "last" and not (model.final_ln_after_pool or pooled_first)
         self.patch = model.patch_size
 
     def grid(self, height: int, width: int) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import PIL.Image
@@ -187,6 +188,15 @@ def test_an_image_is_written_as_the_template_says(one):
 def test_a_folder_that_nobody_declared_is_refused(one):
     with pytest.raises(LoadError, match="a qwen3_vl vision-language model, and no file of it says how"):
         mmembed.load(one)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in VLMS if kind not in QWEN_VLMS])
+def test_pixels_of_another_image_processor_are_refused(tmp_path, kind):
+    tiny_vlm(tmp_path, kind)
+    other = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 32}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(other))
+    with pytest.raises(SpecError, match=f"a {kind} model takes the pixels of .*, not of CLIPImageProcessorPil"):
+        composed(tmp_path, vision={"library": "native", "text": SHOW[kind]})
 
 
 def test_settings_of_a_native_tower_are_checked(one):

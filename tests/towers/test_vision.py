@@ -208,6 +208,17 @@ def test_an_open_clip_vit_gives_its_patch_tokens_of_the_layer(layer):
     assert (tower.width, tower.grid(32, 32)) == (24, (4, 4))
 
 
+@pytest.mark.parametrize(
+    "pooling", [{"final_ln_after_pool": True, "pool_type": "avg"}, {"attentional_pool": True, "attn_pooler_heads": 4}]
+)
+def test_patches_are_not_normed_where_open_clip_norms_what_it_has_pooled(pooling):
+    vision = {**OPEN_CLIP["vision_cfg"], **pooling}
+    tower, _ = towered({"library": "open_clip", "config": {**OPEN_CLIP, "vision_cfg": vision}})
+    visual, pixels = tower.model, batch()
+    due = hooked(visual.transformer, visual, normalised(tower, pixels))[:, 1:]
+    assert (plain(tower, pixels) - due).abs().max() <= 1e-5
+
+
 @pytest.mark.parametrize("layer", ["last", -2])
 def test_an_open_clip_model_on_a_timm_trunk_gives_the_trunk_s_features(layer):
     tower, _ = towered({"library": "open_clip", "config": TRUNK}, layer)
