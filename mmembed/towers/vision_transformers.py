@@ -158,7 +158,7 @@ def _apart(processor: Any, prepare: Preprocess, height: int, width: int) -> floa
     ours = prepare(rgb)
     theirs = np.asarray(processor(PIL.Image.fromarray(rgb), return_tensors="np")["pixel_values"])[0]
     if prepare.resize == "patches":
-        rows, columns = (side // prepare.patch for side in ours.shape[1:])  # type: ignore[operator]
+        rows, columns = (side // prepare.patch for side in ours.shape[1:])
         theirs = theirs[: rows * columns]
         theirs = rearrange(theirs, "(r c) (p q k) -> k (r p) (c q)", r=rows, p=prepare.patch, q=prepare.patch)
     if theirs.shape != ours.shape:
