@@ -6,10 +6,11 @@ import datetime
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -35,14 +36,20 @@ class Entry:
 
     Attributes:
         name: its place: a path, `file:line`, `table:row`, `archive/member`.
+        given: the thing, or what gives it when it is asked for.
         id: what its source calls it. path: the file that is this thing. metadata: what else the source says of it.
     """
 
     name: str
-    thing: Thing
+    given: Thing | Callable[[], Thing]
     id: str | None = None
     path: Path | None = None
     metadata: Mapping[str, Any] | None = None
+
+    @property
+    def thing(self) -> Thing:
+        """The thing; the text of a file is read now, and not held."""
+        return self.given() if callable(self.given) else self.given
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,15 +215,17 @@ def _folder(folder: Path, lines: bool) -> Iterator[Entry]:
 
 
 def _single(path: Path) -> Entry:
-    name = printable(path)
-    if path.suffix.lower() != ".txt":
-        return Entry(name, Image(path), path=path)
+    given = partial(_text, path) if path.suffix.lower() == ".txt" else Image(path)
+    return Entry(printable(path), given, path=path)
+
+
+def _text(path: Path) -> str | InputError:
     try:
-        return Entry(name, read_file(path).decode("utf-8-sig"), path=path)
+        return read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        return _bad(name, f"cannot be read as UTF-8 text: {error}")
+        return InputError(f"{printable(path)}: cannot be read as UTF-8 text: {error}")
     except InputError as error:
-        return _bad(name, error.reason)
+        return InputError(f"{printable(path)}: {error.reason}")
 
 
 def _bad(name: str, reason: str) -> Entry:

@@ -19,11 +19,14 @@ from .rows import Row, read_row, terms_of
 from .table import IDS, OWN, CommitConflict, Table, among, quoted
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ..embedder import Embedder
 
 CHUNK = 256
 CHUNK_PIXELS = 48 * 10**6
-"""A chunk is embedded and written as one: at most so many items and, beyond the first, so many decoded pixels."""
+CHUNK_CHARACTERS = 2**24
+"""A chunk is embedded and written as one: at most so many items and, beyond the first, so many decoded pixels and characters."""
 
 AGAIN = 4096
 """So many things that stand in a chunk already are told with it at most."""
@@ -139,28 +142,32 @@ def _write(table: Table, embedder: Embedder, chunk: Chunk, files: Known, report:
 
     if not chunk.rows:
         return
-    columns = ["id", "content", "metadata", "path", "file_size", "file_time"]
-    known = {row["id"]: row for row in table.read(columns, among(chunk.rows), len(chunk.rows))}
-    rows = [row for row in chunk.rows.values() if not row.has_content_of(known.get(row.id))]
-    told = Report()
-    things: list[Thing] = [row.item for row in rows]
-    try:
-        vectors = embedder.encode_document(things, truncate_dim=table.dimension, on_error=on_error, report=told)
-    except InputError as error:
-        error.item = error.item if error.item is None else rows[error.item].number
-        raise
-    reasons = {rows[s.row].id: s.reason for s in told.skipped}
-    report.truncated += [rows[at].number for at in told.truncated]
-    fresh = [(row, vector) for row, vector in zip(rows, vectors, strict=True) if row.id not in reasons]
-    named = {row.id for row in rows}
-    held = [row for row in chunk.rows.values() if row.id not in named]  # the same content: its vector is there
+    columns = ["id", "content", "metadata", "path", "file_size", "file_time", "vector"]
+    made: dict[str, NDArray[np.float32]] = {}
+    reasons: dict[str, str] = {}
+    while True:  # others write while we embed: until all that the table lacks by then has its vector
+        known = {row["id"]: row for row in table.read(columns, among(chunk.rows), len(chunk.rows))}
+        fresh = [row for row in chunk.rows.values() if not row.has_content_of(known.get(row.id))]
+        lacking = [row for row in fresh if row.id not in made and row.id not in reasons]
+        if not lacking:
+            break
+        told = Report()
+        things: list[Thing] = [row.item for row in lacking]
+        try:
+            vectors = embedder.encode_document(things, truncate_dim=table.dimension, on_error=on_error, report=told)
+        except InputError as error:
+            error.item = error.item if error.item is None else lacking[error.item].number
+            raise
+        reasons |= {lacking[s.row].id: s.reason for s in told.skipped}
+        report.truncated += [lacking[at].number for at in told.truncated]
+        made |= {row.id: vector for row, vector in zip(lacking, vectors, strict=True) if row.id not in reasons}
+    fresh = [row for row in fresh if row.id in made]
+    held = [row for row in chunk.rows.values() if row.has_content_of(known.get(row.id))]  # its vector is there
     more = [row for row in held if row.says_more_than(known[row.id])]
     moved = [row for row in held if row not in more and not row.is_file_of(known[row.id])]
-    again = table.read([*columns, "vector"], among(chunk.rows), len(chunk.rows))  # others write meanwhile
-    now = {row["id"]: row for row in again}
-    written = [*fresh, *((row, now[row.id]["vector"]) for row in (*more, *moved) if row.id in now)]
+    written = [(row, made[row.id]) for row in fresh] + [(row, known[row.id]["vector"]) for row in (*more, *moved)]
     while written:
-        stored = [row.as_stored(now.get(row.id)) for row, _ in written]
+        stored = [row.as_stored(known.get(row.id)) for row, _ in written]
         try:
             table.merge(stored, np.stack([vector for _, vector in written]))
             break
@@ -172,8 +179,8 @@ def _write(table: Table, embedder: Embedder, chunk: Chunk, files: Known, report:
             reasons[row.id] = error.reason
     every = [*chunk.rows.values(), *chunk.again]
     report.skipped += [SkippedEntry(row.number, row.name, reasons[row.id]) for row in every if row.id in reasons]
-    added = {row.number for row, _ in fresh if row.id not in known}
-    replaced = {row.number for row in (*(row for row, _ in fresh), *more)} - added
+    added = {row.number for row in fresh if row.id not in known}
+    replaced = {row.number for row in (*fresh, *more)} - added
     for row in every:
         if row.id in reasons:
             continue
@@ -238,7 +245,7 @@ class Chunk:
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
         self.again: list[Row] = []
-        self.pixels = 0
+        self.pixels, self.characters = 0, 0
 
     @property
     def size(self) -> int:
@@ -247,14 +254,17 @@ class Chunk:
     def takes(self, row: Row) -> bool:
         if row.id in self.rows:
             return self._repeats(row) and len(self.again) < AGAIN
-        return not self.rows or (len(self.rows) < CHUNK and self.pixels + row.pixels <= CHUNK_PIXELS)
+        pixels, characters = self.pixels + row.pixels, self.characters + len(row.text or "")
+        fits = len(self.rows) < CHUNK and pixels <= CHUNK_PIXELS and characters <= CHUNK_CHARACTERS
+        return not self.rows or fits
 
     def take(self, row: Row) -> None:
         if row.id in self.rows:
-            self.again.append(dataclasses.replace(row, item=()))  # lets go of the pixels
+            self.again.append(dataclasses.replace(row, item=(), text=None, thumbnail=None))  # lets go of what it holds
             return
         self.rows[row.id] = row
         self.pixels += row.pixels
+        self.characters += len(row.text or "")
 
     def _repeats(self, row: Row) -> bool:
         first = self.rows[row.id]

@@ -85,11 +85,14 @@ def terms_of(metadata: str, text: str | None, path: str | None) -> str:
 
 def read_row(number: int, entry: Entry) -> Row:
     """Raises: InputError: there is no such thing, or nothing in it, or its id or metadata is no such."""
-    item, name, path = to_item(entry.thing), entry.id, entry.path
+    # Before it is read: a change from now on is seen the next time.
+    name, path, look = entry.id, entry.path, None if entry.path is None else FileStat.at(entry.path)
+    item = to_item(entry.thing)
     if path is None:
         path = next((Path(part.source) for part in item if isinstance(part, Image) and _is_file(part)), None)  # type: ignore[arg-type]
-    # Before it is read: a change from now on is seen the next time. A picture and its caption are no file, nor are two pictures.
-    look = None if path is None or len(item) > 1 else FileStat.at(path)
+        look = None if path is None else FileStat.at(path)
+    if len(item) > 1:  # a picture and its caption are no file, nor are two pictures
+        look = None
     digest = hashlib.sha256()
     parts: list[Text | Image] = []
     texts: list[str] = []

@@ -11,10 +11,11 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from mmembed import Image, Index
+from mmembed import Image, Index, sources
 from mmembed.errors import StoreError
 from mmembed.search import adding, known, rows
 from mmembed.sources import Entry
+from mmembed.testing import tiny_embedder
 from tests.conftest import picture
 
 OLD = time.time_ns() - 3600 * 10**9
@@ -308,6 +309,60 @@ def test_what_another_process_says_of_a_thing_meanwhile_stays(index, folder, tin
         "o": {"year": 2021},
         "e": {},
     }
+
+
+def test_a_vector_is_of_the_text_beside_it_whoever_writes_another_one_meanwhile(index, tiny, monkeypatch):
+    index.add(["one", "two"], ids=["x", "gone"])
+    encode, others = tiny.encode_document, Index.open(index.path, tiny_embedder())
+
+    def slow(things, **options):
+        monkeypatch.setattr(tiny, "encode_document", encode)
+        others.add(["quite another text"], ids=["x"])
+        others.remove(["gone"])
+        return encode(things, **options)
+
+    monkeypatch.setattr(tiny, "encode_document", slow)
+    report = index.add(["new", "one", "two"], ids=["n", "x", "gone"], metadata=[{"y": 1}] * 3)
+    assert counts(report) == (2, 1, 0)
+    assert {hit.id: (hit.text, hit.metadata) for hit in index.items(where="y = 1")} == {
+        "n": ("new", {"y": 1}),
+        "x": ("one", {"y": 1}),
+        "gone": ("two", {"y": 1}),
+    }
+    assert index.verify(sample=10).is_whole
+
+
+def test_a_text_that_changes_while_others_are_added_is_read_again_the_next_time(tmp_path, tiny, monkeypatch):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in "ab":
+        write(folder / f"{name}.txt", name)
+    index, stats = Index.create(tmp_path / "fresh", tiny), known.FileStat.at
+
+    def changing(path):
+        if Path(path).name == "b.txt":
+            monkeypatch.setattr(rows.FileStat, "at", stats)
+            write(folder / "b.txt", "another", OLD + 10**9)
+        return stats(path)
+
+    monkeypatch.setattr(rows.FileStat, "at", changing)
+    index.add_folder(folder)
+    monkeypatch.undo()
+    index.add_folder(folder)
+    assert [hit.text for hit in index.items(where="path LIKE '%b.txt'")] == ["another"]
+
+
+def test_a_text_that_is_as_it_was_is_not_read(index, folder, monkeypatch):
+    monkeypatch.setattr(sources, "read_file", lambda path: pytest.fail(f"{path} was read"))
+    assert counts(index.add_folder(folder)) == (0, 0, 3)
+
+
+def test_many_characters_make_a_chunk_of_few_texts(index, monkeypatch, embedded):
+    monkeypatch.setattr(adding, "CHUNK_CHARACTERS", 5)
+    chunks = []
+    monkeypatch.setattr(adding.Table, "merge", lambda self, rows, vectors: chunks.append([row["text"] for row in rows]))
+    index.add(["123", "45", "6", "7890123", "4"])
+    assert chunks == [["123", "45"], ["6"], ["7890123"], ["4"]]
 
 
 def test_what_was_said_of_a_file_stays_when_it_is_written_anew(index, folder):
