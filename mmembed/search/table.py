@@ -9,7 +9,7 @@ import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -49,6 +49,9 @@ IDS = 256
 """A statement names at most so many ids."""
 HELD = timedelta(minutes=10)
 """So long what was replaced or removed stays on disk, for who reads it, or writes beside it."""
+SLACK = timedelta(minutes=1)
+"""LanceDB looks at the clock later than we do."""
+NEVER = timedelta(days=36_500)
 CACHED = 32 * 2**20
 """Bytes of manifests and the like that LanceDB keeps in memory; left to itself, up to 1 GiB of those of every version it saw."""
 SCATTERED = 48
@@ -356,11 +359,21 @@ class Table:
                     if not any(index.columns == ["terms"] for index in self._table.list_indices()):
                         self._table.create_index("terms", config=TERMS)
                     codes.make(self._table)
-                    self._table.optimize(cleanup_older_than=held)
+                    self._table.optimize(cleanup_older_than=NEVER)
+                    self._let_go(held)
                 return
             except CommitConflict:
                 if not left:
                     raise
+
+    def _let_go(self, held: timedelta) -> None:
+        """Delete the versions that others took the place of longer than `held` ago. LanceDB goes by when one was written, and the
+        one that all were reading until a moment ago may be of last year."""
+        now = datetime.now()  # as LanceDB has it, without a zone
+        written = [version["timestamp"] for version in self._table.list_versions()]
+        last = max((time for time in written if time <= now - held), default=None)  # what was read so long ago
+        if last is not None:
+            self._table.optimize(cleanup_older_than=held and now - last + SLACK)
 
     @contextmanager
     def _asked(self, where: str | None, kind: str | None = None) -> Iterator[str | None]:

@@ -217,6 +217,15 @@ def test_compacting_lets_go_of_what_was_removed(index):
     assert len(index) == 20
 
 
+def test_compacting_leaves_what_was_read_until_then_however_old_it_is(index):
+    table = index._table._table
+    before = table.version
+    time.sleep(0.2)
+    for held, is_there in ((0.1, True), (0, False)):
+        index.compact(held=timedelta(seconds=held))
+        assert (before in [version["version"] for version in table.list_versions()]) is is_there
+
+
 def test_many_small_adds_do_not_scatter_an_index(index, monkeypatch):
     monkeypatch.setattr("mmembed.search.table.SCATTERED", 6)
     for number in range(15):
