@@ -15,7 +15,7 @@ from .files import page_routes
 from .form import Read, parse
 from .guard import STOP, App, Guard
 from .metrics import Metrics, MetricsMiddleware
-from .refusal import error_body
+from .refusal import refusal
 from .request import Limits, RequestError
 from .service import Service
 
@@ -23,7 +23,7 @@ try:
     import orjson
     from starlette.applications import Starlette
     from starlette.requests import ClientDisconnect, Request
-    from starlette.responses import JSONResponse, Response
+    from starlette.responses import Response
     from starlette.routing import Route
 except ImportError as error:
     raise MissingExtra("starlette", "serve") from error
@@ -124,19 +124,19 @@ class _Served:
         answer = None
         if form.like is None:
             answer = await self._desk.answer(lambda pictures: search.read(form, pictures, index.dimension))
-        return _json(search.write(await self._desk.reading(search.find, index, form, answer)))
+        return _json(search.write(await self._desk.readers.run(search.find, index, form, answer)))
 
     async def why(self, request: Request) -> Response:
         form = await self._form(request, search.WhyRequest)
         index = self._index
         answer = await self._desk.answer(lambda pictures: search.read(form, pictures, index.dimension))
-        return _json(await self._desk.explaining(search.why, index, self.embedder, form, answer))
+        return _json(await self._desk.explainers.run(search.why, index, self.embedder, form, answer))
 
     async def map(self, request: Request) -> Response:
-        return _json({"items": await self._desk.explaining(self._index.layout)})
+        return _json({"items": await self._desk.explainers.run(self._index.layout)})
 
     async def thumbnail(self, request: Request) -> Response:
-        found = await self._desk.reading(self._index.get, request.path_params["id"])
+        found = await self._desk.readers.run(self._index.get, request.path_params["id"])
         if found is None or found.thumbnail is None:
             raise RequestError("no picture is kept under this id", 404)
         headers = {"Cache-Control": "private, max-age=3600"}
@@ -177,7 +177,7 @@ class _Served:
 
     async def _form(self, request: Request, form: type[Read]) -> Read:
         """The body as a form, read by a thread: a large one takes its time."""
-        return await self._desk.reading(parse, await request.body(), form, self.limits)
+        return await self._desk.readers.run(parse, await request.body(), form, self.limits)
 
     def _check_model(self, name: str | None) -> None:
         if name is not None and name != self.name:
@@ -192,24 +192,25 @@ class _Served:
                 async with asyncio.timeout(self.seconds):
                     return await _unless_gone(request, serve)
             except RequestError as refused:
-                return _refusal(request, refused)
+                return refusal(request.url.path, refused)
             except InputError as error:
-                return _refusal(request, RequestError(str(error), 400, "input"))
+                return refusal(request.url.path, RequestError(str(error), 400, "input"))
             except TimeoutError:
-                return _refusal(request, RequestError(f"the answer took more than {self.seconds:.0f} s", 503, wait=5))
+                return refusal(
+                    request.url.path, RequestError(f"the answer took more than {self.seconds:.0f} s", 503, wait=5)
+                )
             except FingerprintMismatch as error:
                 LOG.error("the index was made anew: %s", error)
                 reason = "the index was made anew with vectors of another model: the server has to be started again"
-                return _refusal(request, RequestError(reason, 503))
+                return refusal(request.url.path, RequestError(reason, 503))
             except StoreError as error:
                 LOG.error("the index cannot be read: %s", error)  # it names paths of this machine
-                return _refusal(
-                    request, RequestError("the index cannot be read; the server's log says why", 503, wait=1)
-                )
+                reason = "the index cannot be read; the server's log says why"
+                return refusal(request.url.path, RequestError(reason, 503, wait=1))
             except ReplicaLost as error:
-                return _refusal(request, RequestError(str(error), 503, wait=1))
+                return refusal(request.url.path, RequestError(str(error), 503, wait=1))
             except MmembedError as error:
-                return _refusal(request, RequestError(str(error), 400))
+                return refusal(request.url.path, RequestError(str(error), 400))
             except ClientDisconnect:
                 return Response(status_code=CLOSED)
 
@@ -241,16 +242,11 @@ def _json(content: Any) -> Response:
     return Response(data, media_type="application/json")
 
 
-def _refusal(request: Request, refused: RequestError) -> Response:
-    headers = {} if refused.wait is None else {"Retry-After": str(refused.wait)}
-    return JSONResponse(error_body(request.url.path, refused), refused.status, headers)
-
-
 async def _no_such_route(request: Request, error: Any) -> Response:
     reason = f"{request.method} {request.url.path} is not served here"
-    return _refusal(request, RequestError(reason[:300], error.status_code))
+    return refusal(request.url.path, RequestError(reason[:300], error.status_code))
 
 
 async def _failed(request: Request, error: Any) -> Response:
     """What a client hears of a fault of ours; the error itself goes to the server's log."""
-    return _refusal(request, RequestError("the server failed at this request; its log says how", 500))
+    return refusal(request.url.path, RequestError("the server failed at this request; its log says how", 500))

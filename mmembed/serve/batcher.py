@@ -15,24 +15,10 @@ import numpy as np
 
 from ..batch import Sample
 from ..errors import InputError
+from .request import RequestError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-class Overloaded(Exception):
-    """As much is waiting as may wait; come again in `seconds`."""
-
-    def __init__(self, seconds: int):
-        super().__init__(f"the server has all the work that it may queue; come again in {seconds} s")
-        self.seconds = seconds
-
-
-class Stopping(Exception):
-    """The server ends: nothing more is computed."""
-
-    def __init__(self) -> None:
-        super().__init__("the server is stopping")
 
 
 HEAVIEST = 2**21
@@ -86,18 +72,20 @@ class Batcher:
         """The vectors (B, D) of samples, in order. Cancelled, it takes its samples back.
 
         Raises:
-            Overloaded: others wait already, and this would be too much beside them. Stopping: it was closed.
+            RequestError: others wait already, and this would be too much beside them; or it was closed.
             Exception: what the model raised; an InputError names its place among the samples.
         """
         loop = asyncio.get_running_loop()
         job = _Job(samples, [None] * len(samples), loop, loop.create_future())
         with self._ready:
             if self._closed:
-                raise Stopping
+                raise _stopping()
             weight = sum(sample.cost for sample in samples)
             full = self._waiting + len(samples) > self.most or self._weight + weight > HEAVIEST
             if self._waiting and full:  # coming again would help no request alone
-                raise Overloaded(max(1, round(self._waiting / self._rate)))
+                seconds = max(1, round(self._waiting / self._rate))
+                reason = f"the server has all the work that it may queue; come again in {seconds} s"
+                raise RequestError(reason, 429, wait=seconds)
             self._waiting += len(samples)
             self._weight += weight
             self._jobs.append(job)
@@ -108,13 +96,13 @@ class Batcher:
             self._drop(job)
 
     def stop(self) -> None:
-        """Takes nothing more; what waits is answered with `Stopping` at once, what runs with its vectors."""
+        """Takes nothing more; what waits is refused at once, what runs with its vectors."""
         with self._ready:
             self._closed = True
             stopped, self._jobs = self._jobs, deque()
             self._ready.notify()
         for job in stopped:
-            self._tell(job, Stopping())
+            self._tell(job, _stopping())
 
     def close(self) -> None:
         """Stops, and ends the thread after the batch that runs."""
@@ -200,3 +188,7 @@ class Batcher:
 
         with contextlib.suppress(RuntimeError):  # its loop has ended: no one waits any more
             job.loop.call_soon_threadsafe(settle)
+
+
+def _stopping() -> RequestError:
+    return RequestError("the server is stopping", 503, wait=5)

@@ -49,12 +49,19 @@ def fetch(url: str, until: float = math.inf) -> bytes:
         with _Pinned(parts, deadline) as connection:
             answer = _ask(connection, parts, deadline)
             if answer.status in (301, 302, 303, 307, 308):
-                url = urljoin(url, answer.headers.get("Location", ""))
+                url = _joined(url, answer.headers.get("Location", ""))
                 continue
             if answer.status != 200:
                 raise ImageError(f"the host answers {answer.status}")
             return _body(answer, deadline)
     raise ImageError(f"more than {HOPS} redirects")
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise ImageError("the host leads to what is no URL") from None
 
 
 def _checked(url: str) -> SplitResult:

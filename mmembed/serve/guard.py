@@ -6,11 +6,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import json
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
-from .refusal import error_body
+from .refusal import refusal
 from .request import RequestError
 
 Scope = MutableMapping[str, Any]
@@ -69,7 +68,7 @@ class Guard:
         except RequestError as error:
             if error.status == 413:
                 await self._drain(receive)
-            return await _refuse(send, path, error)
+            return await refusal(path, error, close=True)(scope, receive, send)
         loop = asyncio.get_running_loop()
         deadline, seen, whole, started = loop.time() + self.seconds, 0, False, False
         refused: RequestError | None = None
@@ -114,7 +113,7 @@ class Guard:
         finally:
             self._held -= seen
         if refused is not None and not started:
-            await _refuse(send, path, refused)
+            await refusal(path, refused, close=True)(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
         """Raises `RequestError` for what the head of a request says."""
@@ -183,16 +182,3 @@ def _host(header: bytes) -> str:
     if name.startswith("["):
         return name[1:].partition("]")[0]
     return name.rpartition(":")[0] if name.count(":") == 1 else name
-
-
-async def _refuse(send: Send, path: str, refused: RequestError) -> None:
-    body = json.dumps(error_body(path, refused)).encode()
-    # The rest of the request is not read, so nothing more can be said over this connection.
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        (b"connection", b"close"),
-        *([] if refused.wait is None else [(b"retry-after", b"%d" % refused.wait)]),
-    ]
-    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

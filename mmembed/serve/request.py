@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -62,7 +62,7 @@ class Limits:
         things: vectors. characters, all_characters: of the texts of one thing, and of all, the instruction counted with each,
             before any is tokenised, which takes a microsecond and hundreds of bytes a character, however few tokens are read.
         images, megapixels: pictures, and their pixels as their headers say them, before any is decoded.
-        allow_url: whether pictures are fetched by URL, and then from the public internet only.
+        allow_url: whether pictures are fetched by URL, and then from the public internet only. fetched: bytes of all that are.
     """
 
     things: int = 2048
@@ -71,6 +71,7 @@ class Limits:
     images: int = 32
     megapixels: int = 128
     allow_url: bool = False
+    fetched: int = 20 * 2**20
 
     def check(self, asked: EmbedRequest) -> None:
         """Look at what is asked before it is prepared.
@@ -106,7 +107,8 @@ class Pictures:
     limits: Limits
     until: float | None = None
     count: int = 0
-    pixels: int = field(default=0)
+    pixels: int = 0
+    fetched: int = 0
 
     def __call__(self, reference: str) -> Image:
         """A picture by what a client writes for one: a data URI, or a URL where these are allowed; never a path.
@@ -125,7 +127,11 @@ class Pictures:
         elif self.until is None:
             raise Waits
         else:
-            image = Image(fetch(reference, self.until))
+            data = fetch(reference, self.until)
+            self.fetched += len(data)
+            if self.fetched > self.limits.fetched:
+                raise RequestError(f"the pictures of one request are over {self.limits.fetched} bytes", 413)
+            image = Image(data)
         width, height = measure(image)
         self.pixels += width * height
         if self.pixels > self.limits.megapixels * 10**6:

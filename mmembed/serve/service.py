@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from ..embedder import Embedder
 from ..errors import InputError
 from ..prefetch import cores
 from ..walk import Prepared, budget
-from .batcher import Batcher, Overloaded, Stopping
+from .batcher import Batcher
 from .pool import Pool
-from .request import EmbedRequest, EmbedResponse, Limits, Pictures, RequestError, Waits
-
-Given = ParamSpec("Given")
-Made = TypeVar("Made")
+from .request import EmbedRequest, EmbedResponse, Limits, Pictures, Waits
 
 
 class Service:
@@ -25,14 +22,19 @@ class Service:
         embedder: what embeds. limits: of one request. waiting: samples that may queue; what would be more while
             others wait is refused with the time after which to come again. seconds: that the pictures of a request may take to
             be fetched, all of them.
+
+    Attributes:
+        readers: threads that read requests, and wait for no one. fetchers: those that wait for hosts, which hold up only others
+            that ask hosts. explainers: for what takes its time, as it embeds a hundred things by itself or reads a whole index:
+            one at a time, and no request is read later by it.
     """
 
     def __init__(self, embedder: Embedder, *, limits: Limits, waiting: int = 4096, seconds: float = 60.0):
         self.embedder, self.limits, self.seconds = embedder, limits, seconds
         self.batcher = Batcher(embedder.compute, budget=budget(embedder.model), most=waiting)
-        self._readers = Pool("reading", threads=min(4, cores()), most=64)
-        self._fetchers = Pool("fetching", threads=32, most=64)
-        self._explainers = Pool("explaining", threads=1, most=8)
+        self.readers = Pool("reading", threads=min(4, cores()), most=64)
+        self.fetchers = Pool("fetching", threads=16, most=64)
+        self.explainers = Pool("explaining", threads=1, most=8)
 
     async def answer(self, read: Callable[[Pictures], EmbedRequest]) -> EmbedResponse:
         """Vectors of what `read` finds to be asked; it may be called twice.
@@ -40,46 +42,25 @@ class Service:
         Raises:
             InputError, SpecError, UnknownName: as `Embedder.encode`. RequestError: too much, or too busy.
         """
-        try:
-            asked = await self._asked(read)
-            prepared = await self.reading(self._prepare, asked)
-            return await self._vectors(prepared, asked.truncate_dim)
-        except Overloaded as overloaded:
-            raise RequestError(str(overloaded), 429, wait=overloaded.seconds) from None
-        except Stopping as stopping:
-            raise RequestError(str(stopping), 503, wait=5) from None
-
-    async def reading(self, work: Callable[Given, Made], *given: Given.args, **named: Given.kwargs) -> Made:
-        """What `work` gives, run by a thread that reads requests and waits for no one.
-
-        Raises:
-            RequestError: too many requests are being read.
-        """
-        return await self._readers.run(work, *given, **named)
-
-    async def explaining(self, work: Callable[Given, Made], *given: Given.args, **named: Given.kwargs) -> Made:
-        """What `work` gives that takes its time, as it embeds a hundred things by itself or reads a whole index: one at a time,
-        and no request is read later by it.
-
-        Raises:
-            RequestError: too many wait for it.
-        """
-        return await self._explainers.run(work, *given, **named)
+        asked = await self._asked(read)
+        prepared, width = await self.readers.run(self._prepare, asked), asked.truncate_dim
+        del asked  # lets go of its pictures while it waits
+        return await self._vectors(prepared, width)
 
     def close(self) -> None:
         """Ends its threads."""
         self.batcher.close()
-        for pool in (self._readers, self._fetchers, self._explainers):
+        for pool in (self.readers, self.fetchers, self.explainers):
             pool.close()
 
     async def _asked(self, read: Callable[[Pictures], EmbedRequest]) -> EmbedRequest:
-        """What is asked, with its pictures at hand. Hosts that take their time hold up only others that ask hosts."""
+        """What is asked, with its pictures at hand."""
         try:
-            return await self.reading(read, Pictures(self.limits))
+            return await self.readers.run(read, Pictures(self.limits))
         except Waits:
             pictures = Pictures(self.limits, time.monotonic() + self.seconds)
         try:
-            return await self._fetchers.run(read, pictures)
+            return await self.fetchers.run(read, pictures)
         finally:
             pictures.until = 0.0  # a thread that still reads for a client who is gone fetches no more
 

@@ -23,7 +23,6 @@ from mmembed.search.index import Index
 from mmembed.serve import cohere
 from mmembed.serve import openai as ours
 from mmembed.serve.app import build_app
-from mmembed.serve.batcher import Stopping
 from mmembed.serve.form import parse
 from mmembed.serve.request import Limits, RequestError
 from mmembed.testing import tiny_embedder
@@ -522,7 +521,11 @@ def test_many_clients_get_their_own_vectors(pico, url):
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(ReplicaLost("gone"), 503), (Stopping(), 503), (RuntimeError("out of luck"), 500)],
+    [
+        (ReplicaLost("gone"), 503),
+        (RequestError("the server is stopping", 503), 503),
+        (RuntimeError("out of luck"), 500),
+    ],
     ids=["lost", "stopping", "ours"],
 )
 def test_a_fault_of_the_server_is_none_of_the_clients_and_is_counted(pico, monkeypatch, error, status):

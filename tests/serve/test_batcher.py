@@ -14,7 +14,7 @@ from mmembed.batch import Sample
 from mmembed.embedder import Embedder
 from mmembed.errors import InputError
 from mmembed.serve import batcher as batcher_module
-from mmembed.serve.batcher import Batcher, Overloaded, Stopping
+from mmembed.serve.batcher import Batcher
 from mmembed.serve.pool import Pool
 from mmembed.serve.request import EmbedRequest, Limits, RequestError
 from mmembed.serve.service import Service
@@ -73,7 +73,7 @@ def test_a_request_that_is_larger_than_the_queue_is_let_in_where_nothing_else_wa
     async def ask() -> None:
         large = asyncio.ensure_future(batcher.vectors([sample] * 9))
         await asyncio.to_thread(running.wait, 10)
-        with pytest.raises(Overloaded, match="come again"):  # others wait
+        with pytest.raises(RequestError, match="come again"):  # others wait
             await batcher.vectors([sample])
         goes_on.set()
         assert len(await large) == 9
@@ -96,7 +96,7 @@ def test_pictures_that_wait_are_bounded_by_their_patches(monkeypatch):
         await asyncio.sleep(0.05)
         third = asyncio.ensure_future(batcher.vectors([light]))
         await asyncio.sleep(0.05)
-        with pytest.raises(Overloaded):
+        with pytest.raises(RequestError, match="come again"):
             await batcher.vectors([heavy])
         third.cancel()
         goes_on.set()
@@ -151,7 +151,7 @@ def test_what_waits_is_told_at_once_that_the_server_stops_and_what_runs_is_answe
         await asyncio.sleep(0)
         batcher.stop()
         for late in (waits, batcher.vectors([sample])):
-            with pytest.raises(Stopping):
+            with pytest.raises(RequestError, match="is stopping"):
                 await asyncio.wait_for(late, 5)
         goes_on.set()
         assert len(await runs) == 1

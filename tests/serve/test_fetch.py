@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.server
+import io
 import re
 import socket
 import threading
@@ -13,6 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from urllib.parse import urlsplit
 
 import httpx
+import PIL.Image
 import pytest
 
 from mmembed import images
@@ -20,7 +22,7 @@ from mmembed.errors import ImageError
 from mmembed.serve import fetch as fetching
 from mmembed.serve.app import build_app
 from mmembed.serve.fetch import fetch, is_public
-from mmembed.serve.request import EmbedRequest, Limits, Pictures
+from mmembed.serve.request import EmbedRequest, Limits, Pictures, RequestError
 from mmembed.serve.service import Service
 from mmembed.testing import tiny_embedder
 
@@ -164,6 +166,11 @@ def test_a_redirect_is_looked_at_anew(host, monkeypatch):
             fetch(f"http://pictures.example/to/{inner}")
 
 
+def test_a_redirect_to_what_is_no_url_is_told(host):
+    with pytest.raises(ImageError, match="leads to what is no URL"):
+        fetch("http://pictures.example/to/http://[")
+
+
 def test_what_is_too_large_or_not_there_is_an_error(host):
     with pytest.raises(ImageError, match="over the limit"):
         fetch("http://pictures.example/large")
@@ -303,6 +310,19 @@ def test_a_request_that_is_given_up_fetches_no_more(dribbling, monkeypatch):
     assert asked[0] == 0.0
     assert len(asked) == 20
     assert time.monotonic() - began < 3  # the one that was under way; all would have taken ten
+
+
+def test_the_fetched_pictures_of_a_request_have_a_bound_together(monkeypatch):
+    data = io.BytesIO()
+    PIL.Image.new("RGB", (4, 4)).save(data, "PNG")
+    monkeypatch.setattr("mmembed.serve.request.fetch", lambda url, until: data.getvalue())
+    limits = Limits(allow_url=True, fetched=2 * len(data.getvalue()))
+    pictures = Pictures(limits, until=time.monotonic() + 60)
+    for _ in range(2):
+        pictures("http://pictures.example/a.png")
+    with pytest.raises(RequestError, match=f"over {limits.fetched} bytes") as refused:
+        pictures("http://pictures.example/a.png")
+    assert refused.value.status == 413
 
 
 def test_a_url_is_of_a_bounded_length(connections):
