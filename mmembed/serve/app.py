@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -79,7 +80,7 @@ class _Served:
             Route("/search", self._route(self.search), methods=["POST"]),
             Route("/why", self._route(self.why), methods=["POST"]),
             Route("/map", self._route(self.map), methods=["GET"]),
-            Route("/thumbnail/{id:path}", self._route(self.thumbnail), methods=["GET"]),
+            Route("/thumbnail", self._route(self.thumbnail), methods=["GET"]),
             Route("/health", self.health, methods=["GET"]),
             Route("/metrics", self.told, methods=["GET"]),
         ]
@@ -136,10 +137,13 @@ class _Served:
         return _json({"items": await self._desk.explainers.run(self._index.layout)})
 
     async def thumbnail(self, request: Request) -> Response:
-        found = await self._desk.readers.run(self._index.get, request.path_params["id"])
+        found = await self._desk.readers.run(self._index.get, request.query_params.get("id", ""))
         if found is None or found.thumbnail is None:
             raise RequestError("no picture is kept under this id", 404)
-        headers = {"Cache-Control": "private, max-age=3600"}
+        tag = f'"{hashlib.blake2b(found.thumbnail, digest_size=16).hexdigest()}"'
+        headers = {"Cache-Control": "private, no-cache", "ETag": tag}  # an id may be another picture's tomorrow
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
         return Response(found.thumbnail, media_type="image/webp", headers=headers)
 
     async def models(self, request: Request) -> Response:

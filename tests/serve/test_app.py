@@ -155,7 +155,7 @@ def test_search_finds_what_the_index_finds(pico, index, url):
     assert seen[0]["thumbnail"]
     both = _ask(url, "/search", {"text": "a", "modality": ["image", "image+text"]}).json()["hits"]
     assert [hit["id"] for hit in both] == [hit.id for hit in index.search("a", modality="image")]
-    picture = httpx.get(url + "/thumbnail/i/7")
+    picture = httpx.get(url + "/thumbnail", params={"id": "i/7"})
     assert PIL.Image.open(io.BytesIO(picture.content)).format == "WEBP"
 
 
@@ -208,7 +208,23 @@ def test_an_index_of_shorter_vectors_is_asked_in_them(pico, tmp_path):
     "name", ["nothing", "../../etc/passwd", "%2e%2e%2fetc%2fpasswd", "i/7' OR '1'='1", "t/0", "i/7%00", "\\..\\i"]
 )
 def test_a_thumbnail_is_of_an_item_of_the_index_or_of_nothing(url, name):
-    assert httpx.get(f"{url}/thumbnail/{name}").status_code == 404
+    assert httpx.get(f"{url}/thumbnail?id={name}").status_code == 404
+
+
+def test_a_thumbnail_is_of_the_item_that_has_its_id_now_whatever_that_is(pico, tmp_path):
+    index = Index.create(tmp_path / "ids", pico)
+    names = ["a\nb", "a\n", "a"]
+    index.add([mmembed.Image(_pixels(n)) for n in range(3)], ids=names)
+    with served(build_app(pico, index=index)) as url:
+        ask = {"url": url + "/thumbnail", "params": {"id": names[0]}}
+        for name in names:
+            assert httpx.get(ask["url"], params={"id": name}).content == index.get(name).thumbnail
+        before = httpx.get(**ask)
+        again = httpx.get(**ask, headers={"If-None-Match": before.headers["ETag"]})
+        assert (before.headers["Cache-Control"], again.status_code, again.content) == ("private, no-cache", 304, b"")
+        index.add([mmembed.Image(_pixels(9))], ids=names[:1])
+        other = httpx.get(**ask, headers={"If-None-Match": before.headers["ETag"]})
+        assert (other.status_code, other.content) == (200, index.get(names[0]).thumbnail)
 
 
 def test_models_health_and_metrics(pico, url):

@@ -287,7 +287,7 @@ class TestInABrowser:
         page.fill("#text", "cat")
         page.press("#text", "Enter")
         page.wait_for_selector(".card")
-        assert page.text_content("#message") == ""
+        assert page.text_content("#message") == words["found"].replace("{}", "60")
         page.go_back()
         _until(page, "document.querySelectorAll('.card').length === 0")
         assert page.text_content("#message") == ""
@@ -320,6 +320,47 @@ class TestInABrowser:
         assert page.evaluate("document.activeElement.dataset.id") == second.get_attribute("data-id")
         page.keyboard.press("Enter")
         _until(page, "new URLSearchParams(location.search).has('like')")
+
+    def test_skip_goes_to_the_results_takes_none_away_and_their_number_is_told(self, page):
+        labels = _ask(page, "cat")
+        assert page.text_content("#message") == "Hits: 60"
+        page.focus(".skip")
+        page.keyboard.press("Enter")
+        page.wait_for_timeout(100)
+        assert page.evaluate("document.activeElement.id") == "results"
+        assert page.locator(".card .label").all_text_contents() == labels
+        assert page.input_value("#text") == "cat"
+
+    def test_keys_of_the_browser_and_of_who_composes_move_nothing(self, page):
+        _ask(page, "cat")
+        press = """([where, key, more]) => { const it = document.querySelector(where); it.focus();
+            it.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true, ...more }));
+            return document.activeElement === it; }"""
+        for where, key, more in (
+            ("#text", "ArrowDown", {"isComposing": True}),
+            (".card:nth-child(2)", "ArrowLeft", {"altKey": True}),
+            (".card:nth-child(2)", "ArrowRight", {"metaKey": True}),
+        ):
+            assert page.evaluate(press, [where, key, more])
+            assert not page.evaluate(press, [where, key, {}])
+
+    def test_what_is_clicked_is_not_undone_by_what_was_typed_a_moment_before(self, page):
+        _ask(page, "bicycle")
+        page.press("#text", "s")
+        page.locator(".card .acts button").first.click()
+        _until(page, "new URLSearchParams(location.search).has('like')")
+        page.wait_for_timeout(500)
+        assert "like=" in page.url
+        assert page.locator(".card").count() == 60
+
+    def test_a_picture_is_that_of_the_item_that_has_its_id_now(self, browser, tiny, tmp_path):
+        index = Index.create(tmp_path / "index", tiny)
+        with served(build_app(tiny, index=index)) as base, _watched(browser, base) as page:
+            page.goto(base)
+            for width in (30, 50):
+                index.add([PIL.Image.new("RGB", (width, 40), (200, width, 0))], ids=["it"])
+                _ask(page, f"now {width}")
+                _until(page, "w => document.querySelector('.card img')?.naturalWidth === w", width)
 
     def test_no_search_in_the_middle_of_composing(self, page):
         asked: list[str] = []

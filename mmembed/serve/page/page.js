@@ -70,7 +70,7 @@ async function call(path, body, signal) {
 
 async function picture(id) {
   if (!pictures.has(id)) {
-    const answer = await call(`/thumbnail/${encodeURIComponent(id)}`);
+    const answer = await call(`/thumbnail?${new URLSearchParams({ id })}`);
     pictures.set(id, URL.createObjectURL(await answer.blob()));
   }
   return pictures.get(id);
@@ -94,8 +94,10 @@ async function search() {
     const answer = await call("/search", { ...body, ...SHOWN[asked.tab], k: HITS, balanced: asked.balanced }, running.signal);
     const found = await answer.json();
     hits = found.hits;
+    for (const url of pictures.values()) URL.revokeObjectURL(url);
+    pictures.clear(); // an id may be another picture's by now
     at("took").textContent = `· ${Math.round(performance.now() - began)} ms`;
-    say(!hits.length ? words.nothing : found.good_match === false ? words.no_good_match : "");
+    say(!hits.length ? words.nothing : found.good_match === false ? words.no_good_match : words.found.replace("{}", hits.length));
   } catch (error) {
     if (error.name === "AbortError") return;
     hits = [];
@@ -116,21 +118,23 @@ function drop() {
 
 // ---- what was asked, in the address ----------------------------------------------------------------------------------
 
-function ask(change, { remember = true } = {}) {
+let waiting = null; // what was typed a moment ago, and is not asked yet
+
+function ask(change) {
+  clearTimeout(waiting);
   asked = { ...asked, ...change };
-  if (remember) {
-    const told = new URLSearchParams();
-    if (asked.text) told.set("q", asked.text);
-    if (asked.like) told.set("like", asked.like);
-    if (asked.tab !== "all") told.set("tab", asked.tab);
-    if (!asked.balanced) told.set("raw", "1");
-    history.pushState({ image: asked.image, name: asked.name }, "", told.size ? `?${told}` : location.pathname);
-  }
+  const told = new URLSearchParams();
+  if (asked.text) told.set("q", asked.text);
+  if (asked.like) told.set("like", asked.like);
+  if (asked.tab !== "all") told.set("tab", asked.tab);
+  if (!asked.balanced) told.set("raw", "1");
+  history.pushState({ image: asked.image, name: asked.name }, "", told.size ? `?${told}` : location.pathname);
   reflect();
   search();
 }
 
 function recall(state) {
+  clearTimeout(waiting);
   const told = new URLSearchParams(location.search);
   const tab = told.get("tab") in SHOWN ? told.get("tab") : "all";
   asked = { text: told.get("q") ?? "", like: told.get("like"), image: state?.image ?? null, name: state?.name ?? "", tab, balanced: !told.has("raw") };
@@ -311,10 +315,8 @@ function take(file) {
 
 // ---- what the user does ----------------------------------------------------------------------------------------------
 
-let waiting = null;
 at("ask").addEventListener("submit", (event) => {
   event.preventDefault();
-  clearTimeout(waiting);
   ask({ text: at("text").value, like: null });
 });
 at("text").addEventListener("input", (event) => {
@@ -366,7 +368,12 @@ addEventListener("drop", (event) => {
   document.body.classList.remove("over");
   take(event.dataTransfer.files[0]);
 });
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address holds what was asked
+  at("results").focus();
+});
 addEventListener("keydown", (event) => {
+  if (event.isComposing || event.altKey || event.ctrlKey || event.metaKey) return;
   const typing = event.target.matches("input, select, textarea");
   if (event.key === "/" && !typing) {
     event.preventDefault();
