@@ -314,6 +314,8 @@ def serve(
         raise click.UsageError(f"{key_file} is no text in UTF-8") from None
     if key == "":
         raise click.UsageError(f"{key_file} holds no key")
+    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+        raise click.UsageError(f"{key_file}: a key is one line of printable ASCII without spaces, as headers bear it")
     opened = None if index is None else open_index(index, model, device)
     embedder = load_model(model, device) if opened is None else opened.embedder
     assert embedder is not None, "an index that is opened to be searched has one"

@@ -287,7 +287,7 @@ def index_list(index: str, where: str | None, limit: int, as_json: bool) -> None
                     for hit in hits])  # fmt: skip
         return
     for hit in hits:
-        click.echo(f"{isolated(hit.id, 64)}  {hit.modality:10}  {isolated(hit.path or hit.label, 80, keep='end')}")
+        click.echo(f"{isolated(hit.id)}  {hit.modality:10}  {isolated(hit.path or hit.label, 80, keep='end')}")
     click.echo(f"the first {len(hits)} of {total} items" if total > len(hits) else f"{total} items", err=True)
 
 
@@ -297,7 +297,7 @@ def index_list(index: str, where: str | None, limit: int, as_json: bool) -> None
 @where_option
 @json_option
 def index_rm(index: str, ids: tuple[str, ...], where: str | None, as_json: bool) -> int:
-    """Take items out of INDEX by their ids, as `list` prints them, or by a condition."""
+    """Take items out of INDEX by their ids, as `list --json` prints them, or by a condition."""
     from .search.index import Index
 
     if bool(ids) == (where is not None):

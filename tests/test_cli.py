@@ -289,6 +289,21 @@ def test_index_rm_takes_items_out_and_counts_what_was_not_there(run, things, mod
     assert out.startswith("1 removed, 1 not found; 0 items")
 
 
+def test_index_list_prints_an_id_that_rm_finds_however_long_it_is(run, model, tmp_path):
+    name = "photos/" + "a" * 90 + ".png"
+    (tmp_path / "t.jsonl").write_text(json.dumps({"text": "one", "id": name}))
+    run("index", "add", tmp_path / "i", tmp_path / "t.jsonl", "--model", model)
+    (printed, *_) = run("index", "list", tmp_path / "i")[1].split()
+    assert run("index", "rm", tmp_path / "i", printed)[1].startswith("1 removed, 0 not found")
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "two words", "two\nlines", "", "\x07"])
+def test_a_key_that_no_header_bears_is_refused(run, tmp_path, key):
+    (tmp_path / "key").write_text(key, encoding="utf-8")
+    code, _, err = run("serve", "--key-file", tmp_path / "key")
+    assert (code, "key" in err.replace(str(tmp_path), "")) == (2, True), err
+
+
 def test_index_export_and_dups_need_no_model(run, things, tmp_path):
     code, out, _ = run("index", "export", things, tmp_path / "out", "--json")
     assert (code, json.loads(out)["items"]) == (0, 2)

@@ -178,10 +178,11 @@ def _columns_of(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
-def isolated(text: str, room: int, keep: Literal["start", "end"] = "start") -> str:
-    """A text of strangers in at most `room` columns; one that runs right to left is set off from the line around it."""
+def isolated(text: str, room: int | None = None, keep: Literal["start", "end"] = "start") -> str:
+    """A text of strangers in at most `room` columns, or whole; one that runs right to left is set off from the line around it."""
     line = visible(text)
-    line = shortened(line, room) if keep == "start" else shortened(line[::-1], room)[::-1]
+    if room is not None:
+        line = shortened(line, room) if keep == "start" else shortened(line[::-1], room)[::-1]
     backwards = any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in line)
     return f"\u2068{line}\u2069" if backwards else line
 
