@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from ..errors import InputError, MissingExtra
-from ..images import Image, open_image
+from ..images import Image
 from ..inputs import Text, Thing, to_item
 from ..search.hits import Hit, shortened
 from .lettering import fonts, legible
@@ -153,7 +153,7 @@ def small(picture: Image) -> NDArray[np.uint8]:
     """A picture (h, w, 3), its longer side at most `SIDE`."""
     import PIL.Image
 
-    read = PIL.Image.fromarray(open_image(picture)[0])
+    read = PIL.Image.fromarray(picture.load())
     read.thumbnail((SIDE, SIDE), PIL.Image.Resampling.LANCZOS)
     return np.asarray(read)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
-from ..images import Image, open_image
+from ..images import Image
 from ..inputs import Text, Thing, to_item
 from ..search.hits import Hit
 from ..search.query import Query
@@ -58,7 +58,7 @@ def draw_relevance(embedder: Embedder, query: Thing | Query, found: Thing | Hit,
     asked = Query.of(query)
     vector = asked.vector(embedder)
     pictures = [part for part in item if isinstance(part, Image)]
-    seen = [(open_image(picture)[0], why_picture(embedder, vector, picture, grid=grid)) for picture in pictures]
+    seen = [(picture.load(), why_picture(embedder, vector, picture, grid=grid)) for picture in pictures]
     read = [why_text(embedder, vector, part.text) for part in item if isinstance(part, Text)]
     shown = [part for thing, weight in asked.parts if weight > 0 for part in to_item(thing)]
     title = (

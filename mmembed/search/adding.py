@@ -16,7 +16,7 @@ from ..sources import Entry
 from .known import Known, Outcome, at
 from .metadata import Kind, fit
 from .rows import Row, read_row, terms_of
-from .table import IDS, OWN, CommitConflict, Table, among, quoted
+from .table import IDS, OWN, CommitConflict, Table, among, among_each, quoted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -192,9 +192,8 @@ def _write(table: Table, embedder: Embedder, chunk: Chunk, files: Known, report:
 
 def _inherit(table: Table, metadata: Mapping[str, str]) -> None:
     """What metadata says of a file goes over to its new content, by id, where nothing else is said of that."""
-    ids = list(metadata)
-    for first in range(0, len(ids), IDS):
-        where = f"{among(ids[first : first + IDS])} AND metadata = {quoted(NOTHING)}"
+    for part in among_each(metadata):
+        where = f"{part} AND metadata = {quoted(NOTHING)}"
         rows = table.read([name for name in table.schema.names if name in OWN], where)
         for row in rows:
             row["metadata"] = metadata[row["id"]]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .hits import Hit, Hits
-from .table import IDS, Table, among, matrix
+from .table import Table, among_each, matrix
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -104,8 +104,7 @@ def _root(parents: list[int], row: int) -> int:
 
 def _told(table: Table, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     columns = ["id", "modality", "text", "path", "metadata"]
-    batches = (ids[first : first + IDS] for first in range(0, len(ids), IDS))
-    return {row["id"]: row for batch in batches for row in table.read(columns, among(batch))}
+    return {row["id"]: row for part in among_each(ids) for row in table.read(columns, part)}
 
 
 def _hits(ids: Sequence[str], scores: NDArray[np.float64], known: dict[str, dict[str, Any]]) -> Hits:

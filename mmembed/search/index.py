@@ -29,7 +29,7 @@ from .query import Query
 from .ranking import by_text, by_vector, fused
 from .rerank import reranked
 from .rows import together
-from .table import HELD, IDS, STORES, Table, among
+from .table import HELD, SHOWN, STORES, Table, among, among_each
 from .vectors import unit
 from .verify import Verified, verify
 from .words import terms
@@ -280,9 +280,8 @@ class Index:
         if not is_filled:
             raise StoreError(f"{folder} is no folder with files in it: nothing is taken out")
         found = gone(self._table, folder)
-        names = list(found)
-        for first in range(0, len(names), IDS):  # another process may have found one elsewhere
-            self._table.remove(f"{among(names[first : first + IDS])} AND {below(folder)}")
+        for part in among_each(found):  # another process may have found one elsewhere
+            self._table.remove(f"{part} AND {below(folder)}")
         return sorted(found.values())
 
     def export(self, path: str | os.PathLike[str], *, modality: str | None = None) -> int:
@@ -323,9 +322,7 @@ class Index:
             return self._table.remove(where)
         if isinstance(ids, str) or ids is None:
             raise InputError("ids are many; one goes in a list")
-        named = list(ids)
-        parts = [among(named[first : first + IDS]) for first in range(0, len(named), IDS)]
-        return sum(self._table.remove(part) for part in parts)
+        return sum(self._table.remove(part) for part in list(among_each(ids)))  # before any is taken out
 
     def items(self, *, where: str | None = None, limit: int = 100) -> Hits:
         """Items in the order of their ids, as hits of no search, of which `where` is true, see `search`; the first `limit`.
@@ -334,13 +331,8 @@ class Index:
             InputError: no such limit, or `where` is no condition.
         """
         _check_count("limit", limit)
-        columns = ["id", "modality", "text", "path", "thumbnail", "metadata"]
         ids = sorted(row["id"] for row in self._table.read(["id"], where))[:limit]
-        rows = [
-            row
-            for first in range(0, len(ids), IDS)
-            for row in self._table.read(columns, among(ids[first : first + IDS]))
-        ]
+        rows = [row for part in among_each(ids) for row in self._table.read(SHOWN, part)]
         return Hits([Hit.of(row) for row in sorted(rows, key=lambda row: row["id"])], query=where or "")
 
     def verify(self, *, sample: int = 0) -> Verified:
@@ -581,8 +573,7 @@ class Index:
         Raises:
             InputError: an id that is no text.
         """
-        columns = ["id", "modality", "text", "path", "thumbnail", "metadata"]
-        found = self._table.read(columns, among([name]))
+        found = self._table.read(SHOWN, among([name]))
         return Hit.of(found[0]) if found else None
 
     def _sample(self, columns: Sequence[str], most: int) -> list[dict[str, Any]]:
@@ -596,10 +587,8 @@ class Index:
             InputError: a hit that is not of this index, or was removed since.
         """
         ids = [hit.id for hit in hits]
-        found = {}
-        for first in range(0, len(ids), IDS):
-            chunk = among(ids[first : first + IDS])
-            found.update({row["id"]: row["vector"] for row in self._table.read(["id", "vector"], chunk)})
+        parts = (self._table.read(["id", "vector"], part) for part in among_each(ids))
+        found = {row["id"]: row["vector"] for rows in parts for row in rows}
         for row, name in enumerate(ids):
             if name not in found:
                 raise InputError(f"the index holds no item with the id {name!r}", row)

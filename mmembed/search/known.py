@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from ..sources import Entry, printable
-from .table import IDS, Table, among, quoted
+from .table import IDS, Table, among_each, quoted
 
 Outcome: TypeAlias = Literal["added", "replaced", "unchanged"]
 """Numbers of an `AddReport`."""
@@ -121,8 +121,7 @@ class Known:
         """Rows of what files were before, by id: the files are others now, and their rows in the table."""
         former = {name: path for path, names in self._former.items() for name in names - {self._now.get(path)}}
         asked = [name for name, path in former.items() if path in self._now]  # a file that cannot be read keeps its row
-        parts = (asked[first : first + IDS] for first in range(0, len(asked), IDS))
-        rows = [row for part in parts for row in self._table.read(["id", "path", "metadata"], among(part))]
+        rows = [row for part in among_each(asked) for row in self._table.read(["id", "path", "metadata"], part)]
         return {
             row["id"]: Outdated(row["path"], self._now[row["path"]], row["metadata"])
             for row in rows

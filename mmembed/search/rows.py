@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, StoreError
-from ..images import Image, open_image
+from ..images import Image
 from ..inputs import Item, Text, Thing, modality, ordered, to_item
 from ..sources import Entry
 from .known import FileStat, placed
@@ -104,7 +104,7 @@ def read_row(number: int, entry: Entry) -> Row:
             texts.append(part.text)
             parts.append(part)
             continue
-        rgb, _ = open_image(part)
+        rgb = part.load()
         digest.update(b"image %dx%d:" % rgb.shape[:2])
         digest.update(rgb.data)
         thumbnail = thumbnail or _thumbnail(rgb)

@@ -161,15 +161,13 @@ class Table:
     @property
     def columns(self) -> list[str]:
         """What SQL can ask for: own columns, and those of metadata."""
-        with _told(self.path):
-            return [name for name in self._table.schema.names if name != "vector"]
+        return [name for name in self.schema.names if name != "vector"]
 
     @property
     def kinds(self) -> dict[str, Kind]:
         """The columns of metadata."""
         kinds = {type_: kind for kind, type_ in KINDS.items()}
-        with _told(self.path):
-            return {field.name: kinds[field.type] for field in self._table.schema if field.name not in OWN}
+        return {field.name: kinds[field.type] for field in self.schema if field.name not in OWN}
 
     @property
     def is_scattered(self) -> bool:
@@ -555,6 +553,13 @@ def among(ids: Iterable[str]) -> str:
         if not isinstance(name, str):
             raise InputError(f"an id is a text, not {name!r}")
     return f"id IN ({', '.join(map(quoted, ids))})"
+
+
+def among_each(ids: Iterable[str]) -> Iterator[str]:
+    """`among`, as many statements as it takes."""
+    ids = list(ids)
+    for first in range(0, len(ids), IDS):
+        yield among(ids[first : first + IDS])
 
 
 _KEY = "lance-schema:unenforced-primary-key"
