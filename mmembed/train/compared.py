@@ -192,16 +192,18 @@ class Compared:
         """Which documents (`columns`, or all) are known to answer which queries (`rows`): a query's own positives, drawn
         or not, and whatever equals them, also where an equal query brought them."""
         queries, documents = self._classes
-        asked, place = queries[rows].unique(return_inverse=True)
+        asked, row = queries[rows].unique(return_inverse=True)
+        told, column = (documents if columns is None else documents[columns]).unique(return_inverse=True)
         brought, answers = queries[self.owner[self.positive]], documents[self.positive]
         if self.also is not None:
             asked_too, told_too = self.also.T
             brought, answers = torch.cat([brought, queries[asked_too]]), torch.cat([answers, documents[told_too]])
-        near = torch.searchsorted(asked, brought).clamp(max=len(asked) - 1)
-        here = asked[near] == brought
-        table = torch.zeros(len(asked), len(self.owner), dtype=torch.bool, device=self.owner.device)
-        table[near[here], answers[here]] = True
-        return table[:, documents if columns is None else documents[columns]][place]
+        r, c = torch.searchsorted(asked, brought), torch.searchsorted(told, answers)
+        r, c = r.clamp(max=len(asked) - 1), c.clamp(max=len(told) - 1)
+        here = (asked[r] == brought) & (told[c] == answers)
+        table = torch.zeros(len(asked), len(told), dtype=torch.bool, device=self.owner.device)
+        table[r[here], c[here]] = True
+        return table[row][:, column]
 
     @cached_property
     def _classes(self) -> tuple[Int[Tensor, " B"], Int[Tensor, " N"]]:

@@ -107,11 +107,12 @@ def infonce(
         asked, told = queries.take(who), documents.take(pairs)
         right, own = every == pairs[:, None], compared.owner == who[:, None]
         known = compared.known(who)
-        answered = compared.known(torch.arange(len(queries), device=who.device), pairs).T
         kept = {"all": None, "own": compared.positive | own, "none": compared.positive.expand_as(own)}[hard_negatives]
         beside = known if kept is None else known | ~kept
         me = torch.arange(len(queries), device=who.device) == who[:, None]
         no = torch.zeros_like(me)
+        asks = {"query_to_query", "document_to_query"} & {*directions}
+        answered = compared.known(torch.arange(len(queries), device=who.device), pairs).T if asks else no
         # of each part: its two sides, whether the second one asks, what is left out, where the pair itself stands
         sides: dict[str, tuple[Embedded, Embedded, bool, Off, Off]] = {
             "query_to_document": (asked, documents, False, beside & ~right, right),
