@@ -172,6 +172,11 @@ class Source:
         if self.limit is not None and self.limit < 1:
             raise SpecError(f"limit={self.limit}: at least one row is taken")
 
+    @property
+    def graded(self) -> bool:
+        """Pairs whose score says how alike they are: that one equals another does no harm."""
+        return self.columns.score is not None and not self.columns.negatives
+
     def rows(self, files: Sequence[Path]) -> Rows:
         raise NotImplementedError
 
@@ -194,11 +199,10 @@ class Source:
             UnknownName: the model has none of that name.
         """
         sides = []
-        graded = self.columns.score is not None and not self.columns.negatives
         for said, side in ((self.query_prompt, "query"), (self.positive_prompt, "document")):
             if said is not None and said not in spec.prompts:
                 raise UnknownName("prompt", said, spec.prompts)
-            own = None if graded else spec.prompt_of(side)
+            own = None if self.graded else spec.prompt_of(side)
             sides.append(said or own)
         return sides[0], sides[1]
 
@@ -293,11 +297,6 @@ class Examples:
             found[path] = numbers[:left]
             left -= len(found[path])
         return found
-
-    @property
-    def graded(self) -> bool:
-        """Pairs whose score says how alike they are: that one equals another does no harm."""
-        return self.source.columns.score is not None and not self.source.columns.negatives
 
     def blocks(self) -> list[NDArray[np.int64]]:
         """Row numbers in runs that are shuffled together."""

@@ -115,7 +115,7 @@ class Mixture:
         given = [(shares or {}).get(name, 1.0) for name in self._names]
         sizes = [len(examples) for examples in data.values()]
         for name, size, share in zip(data, sizes, given, strict=True):
-            if share and self._group >= batch > size and not (twins or data[name].graded):
+            if share and self._group >= batch > size and not (twins or data[name].source.graded):
                 raise self._too_few([name])
         self.chances = _proportions(sizes, temperature, given)
         self._strata: dict[str, list[_Stratum]] = {}
@@ -151,7 +151,7 @@ class Mixture:
                         raise bad or self._too_few([name] if self._group >= self.batch else self._names)
                     self._tell(name)
                     break
-                if not (self._twins or self.data[name].graded):
+                if not (self._twins or self.data[name].source.graded):
                     keys |= example.keys
                 found.append(example)
         self.step += 1
@@ -216,7 +216,7 @@ class Mixture:
                     return error
                 continue
             shared = example.keys & keys
-            if self._twins or examples.graded or not shared:
+            if self._twins or examples.source.graded or not shared:
                 return example
             stratum.wait(row, min(shared))
         return None

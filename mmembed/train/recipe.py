@@ -407,7 +407,7 @@ class Recipe:
             for name in task.data if task.batch == 1 else ():
                 if not self.data[name].columns.negatives and self.data[name].mined is None:
                     raise SpecError(
-                        f"stage {stage.name!r}: the loss {kind!r} teaches nothing in a batch of 1: data {name!r} has no hard "
+                        f"stage {stage.name!r}: the loss {kind!r} tells nothing apart in a batch of 1: data {name!r} has no hard "
                         "negatives, so nothing stands beside a positive; batch = 2 or more, columns.negatives, or mined"
                     )
         if not self.export.merge and self.model.load is None:
@@ -460,12 +460,14 @@ class Recipe:
                     )
 
     def unread_scores(self, task: Task) -> list[str]:
-        """The data of a task that has scores, where none of its losses reads them and not all ask a teacher how alike things
-        are."""
-        asks = ["teacher" in needs_of(loss) and not is_contrastive(loss) for loss in task.losses]
-        if all(asks) or any("score" in needs_of(loss) for loss in task.losses):
+        """The data of a task whose pairs have scores, where one of its losses takes them for answers all the same; scores of
+        negatives beside them may be of another of its losses."""
+        losses = _innermost(task.losses)
+        if all("score" in needs_of(loss) for loss in losses if is_contrastive(loss)):
             return []
-        return [name for name in task.data if self.data[name].columns.score is not None]
+        read = any("score" in needs_of(loss) for loss in losses)
+        scored = [name for name in task.data if self.data[name].columns.score is not None]
+        return [name for name in scored if self.data[name].graded or not read]
 
     def check_digests(self) -> None:
         """Raises: SpecError, a file that is not the one the recipe names."""
@@ -500,10 +502,15 @@ class Recipe:
         return of_settings({"model": self.model, "data": data, "stage": stages, "seed": self.seed})
 
 
+def _innermost(losses: typing.Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Losses, in the place of one that is over others these."""
+    inside = [([loss["loss"]] if "loss" in loss else loss.get("losses"), loss) for loss in losses]
+    return [each for inner, loss in inside for each in (_innermost(inner) if inner else [loss])]
+
+
 def _settings(losses: typing.Sequence[Mapping[str, Any]], name: str) -> list[Any]:
-    """What losses, and those inside them, say as one of their settings."""
-    inside = [inner for loss in losses for inner in (loss.get("loss"), *loss.get("losses", ())) if inner]
-    return [loss[name] for loss in losses if name in loss] + (_settings(inside, name) if inside else [])
+    """What losses, or those inside them, say as one of their settings."""
+    return [loss[name] for loss in _innermost(losses) if name in loss]
 
 
 def read_recipe(path: Path, changes: typing.Sequence[str] = ()) -> Recipe:
@@ -516,7 +523,7 @@ def read_recipe(path: Path, changes: typing.Sequence[str] = ()) -> Recipe:
         SpecError: what is wrong with it, with the line.
 
     Warns:
-        UserWarning: data has scores that a task drawing it does not read.
+        UserWarning: data has scores, and a loss of a task drawing it takes its pairs for answers whatever these are.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -532,8 +539,8 @@ def read_recipe(path: Path, changes: typing.Sequence[str] = ()) -> Recipe:
     unread = sorted({name for stage in recipe.stage for task in stage.task for name in recipe.unread_scores(task)})
     if unread:
         warnings.warn(
-            f"{path}: no loss of a task that draws {', '.join(map(repr, unread))} reads its columns.score: a pair of any score "
-            "is an answer there; 'cosent' is one that reads scores",
+            f"{path}: a loss of a task that draws {', '.join(map(repr, unread))} takes pairs of any columns.score for answers; "
+            "'cosent' reads scores, and 'infonce' takes for answers those above its positive_above",
             stacklevel=2,
         )
     return dataclasses.replace(recipe, model=_model(recipe.model, place), stage=_checked(recipe.stage, place))

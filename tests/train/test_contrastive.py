@@ -13,6 +13,8 @@ from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
     MultipleNegativesSymmetricRankingLoss,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mmembed.errors import SpecError, UnknownName
 from mmembed.train.compared import Compared, Embedded, cosine
@@ -299,6 +301,40 @@ def test_a_query_may_have_several_positives():
         others = [float(s[i, c]) for c in range(2 * B) if c % B != i or c == j]
         due += (math.log(sum(math.exp(x) for x in others)) - float(s[i, j])) / (2 * B)
     assert gap(loss(every, "infonce"), due) <= SAME
+
+
+def test_of_graded_pairs_those_above_a_score_are_answers_and_the_others_negatives():
+    compared = replace(things(negatives=0), score=torch.tensor([0.0, 1.0, 0.2, 0.9, 0.0, 0.6]))
+    s = cosine(compared.queries, compared.documents).double() / 0.02
+    due = sum(float(s[i].logsumexp(0) - s[i, i]) for i in (1, 3, 5)) / 3
+    assert gap(loss(compared, "infonce", positive_above=0.5), due) <= SAME
+    assert loss(compared, "infonce", positive_above=1.0) == 0
+    assert gap(loss(compared, "infonce", positive_above=-1.0), loss(compared, "infonce")) <= SAME
+    total = {"kind": "sum", "losses": [{"kind": "cosent"}, {"kind": "infonce", "positive_above": 1.0}]}
+    assert gap(build_loss(total)(compared), loss(compared, "cosent")) <= SAME
+
+
+class Largest(TorchDispatchMode):
+    """The most elements that a tensor had which was made inside."""
+
+    most = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **kwargs or {})
+        self.most = max(self.most, *(x.numel() for x in tree_leaves(made) if isinstance(x, torch.Tensor)), 0)
+        return made
+
+
+@pytest.mark.parametrize("kind", ["infonce", "gte", "qwen3", "siglip"])
+def test_no_table_of_all_queries_and_documents_stands_at_once(kind, monkeypatch):
+    count = 256
+    monkeypatch.setattr("mmembed.train.compared.BLOCK", 8 * count)
+    compared = things(negatives=0, count=count)
+    vectors = compared.queries.vectors.requires_grad_()
+    with Largest() as largest:
+        loss(compared, kind).backward()
+    assert vectors.grad.abs().sum() > 0
+    assert 0 < largest.most < count * count / 4
 
 
 def test_a_large_batch_goes_block_by_block(monkeypatch):

@@ -28,6 +28,7 @@ SETTINGS = {
     "matryoshka_2d": {"loss": PLAIN, "dimensions": [D, 4, 2]},
     "mntp": {"block": 4},
     "positive_aware": {"share": 0.9},
+    "splade": {"queries": 0.0, "documents": 0.0},
     "sum": {"losses": [PLAIN, {"kind": "language_modelling"}], "weights": [1.0, 2.0]},
 }
 EVERY = sorted(losses)
@@ -203,7 +204,7 @@ NOT_NEGATIVE = (
     ),
     "in_batch",
 )
-ANY = ("margin", "bias")
+ANY = ("margin", "bias", "positive_above")
 OTHERS = ("loss", "losses", "start")
 LISTS = ("directions", "sides", "of", "dimensions", "weights")
 
@@ -236,7 +237,8 @@ def test_every_setting_of_every_loss_refuses_what_it_cannot_be_when_it_is_built(
 
 CONTRASTIVE = {
     *("embeddinggemma", "gist", "gte", "hardest_negatives", "infonce", "late_interaction", "late_interaction_pairwise"),
-    *("learnt_temperature", "llave", "matryoshka", "modality_aware", "positive_aware", "qwen3", "simcse", "symmetric"),
+    *("learnt_temperature", "llave", "matryoshka", "modality_aware", "positive_aware", "qwen3", "self_distillation"),
+    *("simcse", "splade", "symmetric"),
 }
 
 
@@ -259,7 +261,7 @@ def test_a_pair_with_nothing_beside_it_teaches_a_contrastive_loss_nothing(kind):
 
 def test_what_is_over_a_contrastive_loss_is_one():
     found = {kind for kind in EVERY if built(kind).contrastive}
-    assert found == CONTRASTIVE | {"adaptive_layers", "espresso", "matryoshka_2d", "sum"}
+    assert found == CONTRASTIVE | {"adaptive_layers", "espresso", "matryoshka_2d", "siglip", "sum"}
 
 
 @pytest.mark.parametrize("kind", EVERY)

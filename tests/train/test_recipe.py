@@ -123,12 +123,15 @@ def test_a_contrastive_loss_with_nothing_to_learn_from_is_refused(tmp_path):
     over = '{ kind = "matryoshka", dimensions = [8], loss = { kind = "infonce" } }'
     for text in (alone, alone.replace('{ kind = "infonce", temperature = 0.05 }', over)):
         with pytest.raises(
-            SpecError, match=r"stage 'first': the loss '(infonce|matryoshka)' teaches nothing in a batch of 1"
+            SpecError, match=r"stage 'first': the loss '(infonce|matryoshka)' tells nothing apart in a batch of 1"
         ):
             read(tmp_path, text)
         read(tmp_path, text, 'stage.0.task.0.data=["pairs"]', 'data.pairs.mined="mined.jsonl"')
         read(tmp_path, text, 'stage.0.task.0.data=["pairs"]', 'data.pairs.columns.negatives=[{ text = "n" }]')
-    for kind in ("embedding_matching", "language_modelling", "flops", "siglip"):
+    for kind in ("splade", "self_distillation", "siglip"):
+        with pytest.raises(SpecError, match=f"'{kind}' tells nothing apart in a batch of 1"):
+            read(tmp_path, alone, f'stage.0.task.0.losses=[{{ kind = "{kind}" }}]')
+    for kind in ("embedding_matching", "language_modelling", "flops"):
         read(tmp_path, alone, f'stage.0.task.0.losses=[{{ kind = "{kind}" }}]')
     itself = RECIPE.replace(', positive = { text = "p" }', "")
     spec = tiny_embedder().spec
@@ -152,17 +155,24 @@ def test_a_loss_that_reads_scores_is_refused_where_there_are_none(tmp_path):
             read(tmp_path, RECIPE, f'stage.0.task.0.losses=[{{ kind = "{kind}" }}]')
 
 
-def test_scores_that_no_loss_reads_are_told_once(tmp_path, recwarn):
+def test_scores_that_a_loss_of_answers_does_not_read_are_told_once(tmp_path, recwarn):
     scored = RECIPE.replace('positive = { text = "p" }', 'positive = { text = "p" }, score = "s"')
     scored = scored.replace('["pairs", "pictures"]', '["pairs"]')
     two = scored + scored[scored.index("[[stage]]") :].replace('"first"', '"second"')
-    with pytest.warns(UserWarning, match="no loss of a task that draws 'pairs' reads its columns.score") as told:
+    with pytest.warns(UserWarning, match="a task that draws 'pairs' takes pairs of any columns.score for") as told:
         read(tmp_path, two)
     assert len(told) == 1
     over = '{ kind = "matryoshka", dimensions = [8], loss = { kind = "cosent" } }'
-    both = scored.replace("temperature = 0.05 }", f"temperature = 0.05 }}, {over}")
+    beside = scored.replace("temperature = 0.05 }", f"temperature = 0.05 }}, {over}")
+    within = scored.replace("[{", '[{ kind = "sum", losses = [{ kind = "cosent" }, {').replace("0.05 }]", "0.05 }] }]")
+    for text in (beside, within):
+        with pytest.warns(UserWarning, match="takes pairs of any columns.score for answers"):
+            read(tmp_path, text)
+    negatives = beside.replace('score = "s"', 'score = "s", negatives = [{ text = "n" }]')
+    both = beside.replace("temperature = 0.05", "positive_above = 3.0")
+    summed = within.replace("temperature = 0.05", "positive_above = 3.0")
     taught = scored.replace('"infonce", temperature = 0.05', '"similarity_distillation"')
-    for text in (RECIPE, scored.replace('"infonce", temperature = 0.05', '"cosent"'), both, taught):
+    for text in (RECIPE, scored.replace('"infonce", temperature = 0.05', '"cosent"'), negatives, both, summed, taught):
         read(tmp_path, text)
     assert not recwarn
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import torch
@@ -72,6 +73,7 @@ def infonce(
     by: Judge = "self",
     same_modality: bool = False,
     hardest: Count | None = None,
+    positive_above: float | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy of picking the positive d of a query q among all documents, mean over the pairs (CPC, arXiv 1807.03748):
 
@@ -89,14 +91,20 @@ def infonce(
             out; `relative`: by more than so many times its size. by: the similarity of the model itself ("self") or of
             the "teacher". same_modality: candidates of another modality than d+ are left out (UNITE).
         hardest: so many of the nearest negatives stay, None: all.
+        positive_above: of graded pairs those with a score above this are answers, the others' documents negatives; where a batch
+            has no answer the loss is 0. None: all of them are answers, and no score is read.
 
     Raises:
-        SpecError: directions that no pair is found by, or no document is a positive.
+        SpecError: directions that no pair is found by, no document is a positive, or scores are asked for and not said.
     """
     _together({"directions": directions, "joint": joint})
+    if positive_above is not None:
+        compared = replace(compared, positive=compared.positive & (compared.scores > positive_above))
     queries, documents = compared.queries, compared.documents
     positives = compared.positive.nonzero().flatten()
     if not len(positives):
+        if positive_above is not None:  # by chance a batch has none
+            return torch.zeros((), device=positives.device)
         raise SpecError("no document is a positive of its query: there is nothing to find")
     similar = similarity_of(similarity)
     every = torch.arange(len(documents), device=positives.device)
@@ -338,6 +346,7 @@ class SigLIP(Loss):
     """
 
     needs = frozenset({"vectors"})
+    contrastive = True
 
     def __init__(self, width: int | None, teacher_width: int | None, *, scale: Above0 = 10.0, bias: float = -10.0):
         super().__init__()

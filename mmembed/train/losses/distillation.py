@@ -198,7 +198,7 @@ def relational(compared: Compared, *, sides: Annotated[Sequence[Side], filled] =
     return torch.stack(parts).mean()
 
 
-@objective("self_distillation", "vectors", "sparse", "tokens")
+@objective("self_distillation", "vectors", "sparse", "tokens", contrastive=True)
 def self_distillation(
     compared: Compared, *, temperature: Above0 = 0.02, sparse_score: Least0 = 0.3, sparse_loss: Least0 = 0.1
 ) -> Float[Tensor, ""]:

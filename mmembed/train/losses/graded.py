@@ -26,7 +26,8 @@ def angle(compared: Compared, *, scale: Above0 = 20.0) -> Float[Tensor, ""]:
 
     s = |sum over dimensions of Re and Im of q / d| * |d| / |q|,     which is |cos + sin| of both
 
-    AnglE's total is this, 0.02 of it in its code, beside "cosent" and "infonce".
+    AnglE's total is this, 0.02 of it in its code, beside "cosent" and "infonce", whose `positive_above` says which pairs are
+    answers.
     """
     a, b = compared.queries.of("vectors")[compared.owner], compared.documents.of("vectors")
     if a.shape[1] % 2:

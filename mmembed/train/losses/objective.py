@@ -43,8 +43,8 @@ class Loss(nn.Module):
     Attributes:
         needs: names of what it reads: fields of `Embedded`, "score", "predicted".
         alone: what is in a batch is measured one by one: no thing is another's negative, and equal ones may stand in it.
-        contrastive: a query's positive is to be found among others: a pair with none beside it teaches nothing, and one of a
-            thing and itself only that others lie apart.
+        contrastive: a query's positive is to be told from others: a pair with none beside it teaches nothing of use, and one of
+            a thing and itself only that others lie apart.
     """
 
     needs: frozenset[str] = frozenset()
@@ -85,7 +85,7 @@ def objective(
     """Register a formula under `name`; its keyword-only arguments are the settings.
 
     Args:
-        needs: what it reads, besides what the settings `similarity` and `by` say.
+        needs: what it reads, besides what the settings `similarity`, `by` and `positive_above` say.
         contrastive: see `Loss`.
         check: is called with all settings as the loss is built, and raises those that do not go together.
     """
@@ -148,6 +148,7 @@ def is_contrastive(settings: Mapping[str, Any]) -> bool:
 
 
 def _read_by(settings: Mapping[str, Any]) -> frozenset[str]:
-    """What the settings `similarity` and `by` have a loss read."""
+    """What the settings `similarity`, `by` and `positive_above` have a loss read."""
     needs = {SIMILARITIES[settings["similarity"]][1]} if "similarity" in settings else set()
-    return frozenset(needs | ({"teacher"} if settings.get("by") == "teacher" else set()))
+    needs |= {"teacher"} if settings.get("by") == "teacher" else set()
+    return frozenset(needs | ({"score"} if settings.get("positive_above") is not None else set()))

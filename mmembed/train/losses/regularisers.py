@@ -72,7 +72,7 @@ def flops(
     return share * (queries * parts[0] + documents * parts[1])
 
 
-@objective("splade", "sparse")
+@objective("splade", "sparse", contrastive=True)
 def splade(
     compared: Compared,
     *,

@@ -23,8 +23,10 @@ Weighting = Literal["uniform", "linear", "log"]
 
 @losses.register("sum")
 class Sum(Loss):
-    """Several losses of the same things, each with its weight: GritLM's L = L_embedding + lambda * L_language (arXiv 2402.09906)
-    is "infonce" and "language_modelling", AnglE's "cosent", "infonce" and "angle".
+    """Several losses of the same things, each with its weight: L = w_1 * L_1 + w_2 * L_2 + ...
+
+    AnglE's (arXiv 2309.12871) are "cosent", "angle" and "infonce" with `positive_above`. GritLM's, of vectors and of a language
+    head (arXiv 2402.09906), are no sum of this kind but two tasks of one stage with together = true.
 
     Args:
         losses: settings of each. weights: of each; None: 1.
