@@ -10,6 +10,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
@@ -47,11 +48,12 @@ Numbers: TypeAlias = "range | NDArray[np.int64]"
 
 
 class Rows(Protocol):
-    """Rows by number. `blocks` are runs of rows that are shuffled together, by their lengths; `names` are the columns, where all
-    rows have the same; `places` gives the files in the order of the rows, of each the numbers there of those it gives."""
+    """Rows by number. `runs` are of rows that lie together: how many, and the bytes that are held once one of them is read;
+    `names` are the columns, where all rows have the same; `places` gives the files in the order of the rows, of each the numbers
+    there of those it gives."""
 
     @property
-    def blocks(self) -> Sequence[int]: ...
+    def runs(self) -> Sequence[tuple[int, float]]: ...
 
     @property
     def names(self) -> Sequence[str]: ...
@@ -256,6 +258,7 @@ class Examples:
         self.mined: Mapping[int, Sequence[int]] = {}
         self.files: tuple[Path, ...] = ()
         self.skipped: dict[int, str] = {}
+        self._known: dict[str, dict[str | None, NDArray[np.int64]]] = {}  # by column, what `_by` found
 
     def __len__(self) -> int:
         return len(self._rows) if self.source.limit is None else min(self.source.limit, len(self._rows))
@@ -298,9 +301,9 @@ class Examples:
             left -= len(found[path])
         return found
 
-    def blocks(self) -> list[NDArray[np.int64]]:
-        """Row numbers in runs that are shuffled together."""
-        ends = [min(end, len(self)) for end in accumulate(self._rows.blocks)]
+    def blocks(self, at_once: int = 1) -> list[NDArray[np.int64]]:
+        """Row numbers in runs that are shuffled together, so small that `at_once` of them are held: each is read once."""
+        ends = [min(end, len(self)) for end in accumulate(_together(self._rows.runs, HELD / 2 / at_once))]
         return [np.arange(first, end) for first, end in pairwise([0, *ends]) if first < end]
 
     def languages(self) -> dict[str, NDArray[np.int64]]:
@@ -326,7 +329,7 @@ class Examples:
         column = self.source.columns.group
         if column is None:
             raise SpecError(f"data {self.name!r} is told apart by groups and names no column for them: columns.group")
-        found = self._by(column)
+        found = dict(self._by(column))
         bare = found.pop(None, None)
         if bare is not None and all_of_one:
             raise SpecError(
@@ -336,20 +339,23 @@ class Examples:
 
     def _by(self, column: str) -> dict[str | None, NDArray[np.int64]]:
         """Raises: InputError, a row that cannot be read, unless the source says to skip it."""
+        if column in self._known:
+            return self._known[column]
         found: dict[str | None, list[int]] = {}
-        whole = self._rows.column(column) if isinstance(self._rows, _Parquet) else None
+        rows = self._rows.only(column) if isinstance(self._rows, (_Parquet, _Joined, _Tar, _Table)) else self._rows
         for row in range(len(self)):
             try:
-                value = _said(self._rows[row] if whole is None else {column: whole[row]}, column)
+                value = _said(rows[row], column)
             except InputError as error:
                 if self.source.on_error == "raise":
                     raise InputError(self._at(row) + error.reason) from None
                 self.skip(row, error.reason)
                 continue
             found.setdefault(value, []).append(row)
-        return {
+        self._known[column] = {
             value: np.asarray(found[value]) for value in sorted(found, key=lambda value: (value is not None, value))
         }
+        return self._known[column]
 
     def __getitem__(self, row: int) -> Example:
         """Raises: InputError, with what is wrong with the row and where it is."""
@@ -396,7 +402,7 @@ class Examples:
 
     def _start(self, row: int) -> Path:
         """Where paths of pictures in a row start."""
-        return self._images[bisect_right(self._ends, row)]
+        return self._images[_place(self._ends, row)[0]]
 
     def _sides(
         self, values: Mapping[str, Any], at: Path
@@ -580,26 +586,26 @@ class Jsonl(Source):
 class _Begun:
     """Files of which is known where each row begins."""
 
-    _files: Sequence[Path]
-    _starts: Sequence[NDArray[np.int64]]
+    def __init__(self, files: Sequence[Path], starts: Sequence[NDArray[np.int64]]):
+        self._files, self._starts = files, starts
+        self._ends = [*accumulate(map(len, starts))]
+        self.runs = [(len(self), 0.0)]
 
     def places(self) -> Iterable[tuple[Path, Numbers]]:
         return [(file.resolve(), range(len(own))) for file, own in zip(self._files, self._starts, strict=True)]
 
     def __len__(self) -> int:
-        return sum(map(len, self._starts))
+        return self._ends[-1]
 
 
 class _Jsonl(_Begun):
     names: Sequence[str] = ()
 
     def __init__(self, files: Sequence[Path]):
-        self._files = files
-        self._starts = [_line_starts(file) for file in files]
-        self.blocks = [len(self)]
+        super().__init__(files, [_line_starts(file) for file in files])
 
     def __getitem__(self, row: int) -> Mapping[str, Any]:
-        which, place = _place([len(s) for s in self._starts], row)
+        which, place = _place(self._ends, row)
         with self._files[which].open("rb") as file:
             file.seek(self._starts[which][place])
             line = file.readline()
@@ -626,8 +632,8 @@ def _line_starts(file: Path) -> NDArray[np.int64]:
     return np.asarray(starts, dtype=np.int64)
 
 
-def _together(runs: Iterable[tuple[int, float]]) -> list[int]:
-    """The lengths of blocks made of runs of rows that are cheap to read together, of which are given the rows and bytes."""
+def _together(runs: Iterable[tuple[int, float]], room: float) -> list[int]:
+    """The lengths of blocks made of runs of rows, see `Rows`: each of some of them, until they take so many bytes."""
     found: list[int] = []
     full = True
     size = 0.0
@@ -637,13 +643,12 @@ def _together(runs: Iterable[tuple[int, float]]) -> list[int]:
             size = 0.0
         found[-1] += count
         size += own
-        full = found[-1] >= TOGETHER or size >= HELD / 2
+        full = found[-1] >= TOGETHER or size >= room
     return found
 
 
-def _place(lengths: Sequence[int], row: int) -> tuple[int, int]:
-    """Which of several parts a row is in, and where."""
-    ends = list(accumulate(lengths))
+def _place(ends: Sequence[int], row: int) -> tuple[int, int]:
+    """Which of several parts that end there a row is in, and where."""
     which = bisect_right(ends, row)
     return which, row - (ends[which - 1] if which else 0)
 
@@ -673,17 +678,17 @@ class Csv(Source):
 
 class _Csv(_Begun):
     def __init__(self, files: Sequence[Path], delimiter: str, columns: Columns):
-        self._files, self._delimiter, self._columns = files, delimiter, columns
+        self._delimiter, self._columns = delimiter, columns
         opened = [self._opened(file) for file in files]
-        self._headers, self._starts = [header for header, _ in opened], [starts for _, starts in opened]
+        super().__init__(files, [starts for _, starts in opened])
+        self._headers = [header for header, _ in opened]
         self.names = self._headers[0]
-        self.blocks = [len(self)]
         for file, header in zip(files, self._headers, strict=True):
             if len(set(header)) < len(header) or set(header) != set(self.names):
                 raise LoadError(f"{file}: its columns are {header}, which are not each once those of {files[0]}")
 
     def __getitem__(self, row: int) -> Mapping[str, Any]:
-        which, place = _place([len(s) for s in self._starts], row)
+        which, place = _place(self._ends, row)
         header, (start, line) = self._headers[which], self._starts[which][place].tolist()
         try:
             cells = self._cells(self._files[which], start)
@@ -798,7 +803,7 @@ class _Joined:
             if join.on not in names:
                 raise SpecError(str(UnknownName(f"column of {path}", join.on, names)))
         self._own, self._on, self._columns = own, join.on, [name for name in columns if name in other.names]
-        self.names, self.blocks = [*own.names, *self._columns], own.blocks
+        self.names, self.runs = [*own.names, *self._columns], own.runs
         self._found: dict[Any, dict[str, list[Any]]] = {}
         for row in range(len(other)):
             values = other[row]
@@ -816,6 +821,9 @@ class _Joined:
     def __getitem__(self, row: int) -> Mapping[str, Any]:
         values = self._own[row]
         return {**values, **self._found.get(values[self._on], {name: [] for name in self._columns})}
+
+    def only(self, column: str) -> Rows:
+        return self._own.only(column) if column in self._own.names else self
 
 
 class _Cells:
@@ -854,9 +862,9 @@ class _Parquet:
         counts = [len(self._kept[f, g]) if where else self._files[f].metadata.row_group(g).num_rows for f, g in groups]
         self._groups = [group for group, count in zip(groups, counts, strict=True) if count]
         lengths = [count for count in counts if count]
-        self.blocks = _together(
+        self.runs = [
             (count, count * self._bytes_a_row(*group)) for group, count in zip(self._groups, lengths, strict=True)
-        )
+        ]
         self._ends = [*accumulate(lengths)]
         self._held: LRUCache[int, Mapping[str, Any]] = LRUCache(HELD)
 
@@ -868,23 +876,18 @@ class _Parquet:
             yield path.resolve(), np.concatenate(kept) if kept else range(whole.num_rows if not self._where else 0)
 
     def __len__(self) -> int:
-        return sum(self.blocks)
+        return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, row: int) -> Mapping[str, Any]:
-        which = bisect_right(self._ends, row)
+        which, place = _place(self._ends, row)
         table = self._held.get(which) or self._read(which)
-        place = row - (self._ends[which - 1] if which else 0)
         return {name: column[place] for name, column in table.items()}
 
-    def column(self, name: str) -> list[Any]:
-        """A column of all rows; read by itself, for rows one by one take a hundred times as long."""
-        if name not in self.names:
-            return [None] * len(self)
-        found: list[Any] = []
-        for f, g in self._groups:
-            table = self._files[f].read_row_group(g, columns=[name])
-            found += (table.take(self._kept[f, g]) if self._where else table)[name].to_pylist()
-        return found
+    def only(self, column: str) -> Rows:
+        """The same rows with one column, beside which nothing is read."""
+        own = copy(self)
+        own._columns, own._held = [column], LRUCache(HELD)
+        return own
 
     def _read(self, which: int) -> Mapping[str, Any]:
         """The columns of a row group by name: lists, which are read a hundred times as fast, but for bytes, which are large.
@@ -954,7 +957,7 @@ class _Pictures:
                 if isinstance(path, InputError):
                     raise SpecError(path.reason)
                 self._paths.append(path)
-        self.blocks = [len(self._paths)]
+        self.runs = [(len(self._paths), 0.0)]
 
     def places(self) -> Iterable[tuple[Path, Numbers]]:
         """Each picture is a file of one row."""
@@ -997,18 +1000,24 @@ class _Tar:
             if shard.broken:
                 raise SpecError(f"{shard.path}: {shard.broken}")
         self._columns = columns
-        self._lengths = [len(shard) for shard in self._shards]
-        self.blocks = _together((count, 0) for count in self._lengths)
+        self._ends = [*accumulate(map(len, self._shards))]
+        self.runs = [(len(shard), 0.0) for shard in self._shards]
 
     def places(self) -> Iterable[tuple[Path, Numbers]]:
         return [(shard.path.resolve(), range(len(shard))) for shard in self._shards]
 
     def __len__(self) -> int:
-        return sum(self.blocks)
+        return self._ends[-1]
 
     def __getitem__(self, row: int) -> Mapping[str, Any]:
-        which, place = _place(self._lengths, row)
+        which, place = _place(self._ends, row)
         return self._shards[which].read(place, self._columns)
+
+    def only(self, column: str) -> Rows:
+        """The same rows with one column, beside which nothing is read."""
+        own = copy(self)
+        own._columns = [column]
+        return own
 
 
 @sources.register("datasets")
@@ -1038,6 +1047,7 @@ class HuggingFace(Source):
             found, folder = found[self.split], folder / str(self.split)
         elif self.split is not None:
             raise SpecError(f"{folder} is one dataset without splits: leave split = {self.split!r} out")
+        found = found.with_format(None)  # else cells are tensors, where they were saved so
         for column, kind in found.features.items():
             if isinstance(kind, datasets.Image):
                 found = found.cast_column(column, datasets.Image(decode=False))
@@ -1048,7 +1058,7 @@ class _Table:
     def __init__(self, table: Any, folder: Path):
         self._table, self._folder = table, folder
         self.names = list(table.column_names)
-        self.blocks = [len(table)]
+        self.runs = [(len(table), 0.0)]
 
     def places(self) -> Iterable[tuple[Path, Numbers]]:
         return [(self._folder.resolve(), range(len(self)))]
@@ -1059,6 +1069,10 @@ class _Table:
     def __getitem__(self, row: int) -> Mapping[str, Any]:
         values: Mapping[str, Any] = self._table[row]
         return values
+
+    def only(self, column: str) -> Rows:
+        """The same rows with one column, beside which nothing is read."""
+        return _Table(self._table.select_columns([column]), self._folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1087,7 +1101,7 @@ class _List:
 
     def __init__(self, table: Sequence[Mapping[str, Any]], columns: Sequence[str]):
         self._table, self._columns = table, columns
-        self.blocks = [len(table)]
+        self.runs = [(len(table), 0.0)]
 
     @cached_property
     def stamp(self) -> str:

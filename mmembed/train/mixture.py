@@ -124,8 +124,11 @@ class Mixture:
             if language_temperature is None:
                 strata = [_Stratum(examples.blocks(), [*seed, number])]
             else:
-                rows = examples.languages().values()
-                strata = [_Stratum([own], [*seed, number, k]) for k, own in enumerate(rows)]
+                rows = [*examples.languages().values()]
+                firsts = [block[0] for block in examples.blocks(at_once=len(rows))]
+                cut = [np.split(own, np.searchsorted(own, firsts[1:])) for own in rows]
+                blocks = [[part for part in parts if len(part)] for parts in cut]
+                strata = [_Stratum(own, [*seed, number, k]) for k, own in enumerate(blocks)]
             self._strata[name] = strata
             self._inside[name] = _proportions([len(stratum.order) for stratum in strata], language_temperature or 1.0)
 

@@ -23,7 +23,7 @@ from mmembed import Image, Text
 from mmembed.errors import InputError, SpecError
 from mmembed.train import data
 from mmembed.train.data import Column, Columns, Csv, HuggingFace, ImageFolder, InMemory, Jsonl, Parquet, Tar, digest
-from mmembed.train.mixture import Order
+from mmembed.train.mixture import Mixture, Order
 
 from .runs import write_lines
 
@@ -383,6 +383,17 @@ def test_a_folder_that_is_no_saved_dataset_is_told_and_so_is_a_split_of_one_with
         HuggingFace(path="saved", columns=TEXTS, split="train").open("x", tmp_path)
 
 
+def test_a_dataset_that_was_saved_with_a_format_is_read_as_one_without(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"q": "a", "p": "b", "s": 0.5, "i": png(1)}]
+    made = datasets.Dataset.from_list(rows).cast_column("i", datasets.Image())
+    made.with_format("torch").save_to_disk(tmp_path / "saved")
+    columns = Columns(query=Column(text="q", image="i"), positive=Column(text="p"), score="s")
+    (example,) = [*HuggingFace(path="saved", columns=columns).open("x", tmp_path)]
+    assert (example.query[1], example.scores) == (Text("a"), (0.5,))
+    assert example.query[0].load()[0, 0, 0] == 1
+
+
 def test_equal_items_have_equal_digests_and_a_group_makes_rows_positives_of_each_other():
     assert digest((Text("a"),)) == digest((Text("a"),)) != digest((Text("b"),))
     assert digest((Image(b"1"),)) == digest((Image(b"1"),)) != digest((Text("1"),))
@@ -466,6 +477,45 @@ def test_row_groups_of_pictures_are_shuffled_as_far_as_they_are_held(tmp_path, m
     assert found._rows._held.misses == 40
     few = Parquet(path="a.parquet", columns=Columns(query=Column(image="q")), limit=70).open("x", tmp_path)
     assert [block.tolist() for block in few.blocks()] == [[*range(50)], [*range(50, 70)]]
+
+
+def test_row_groups_are_read_once_a_language(tmp_path, monkeypatch):
+    table = pa.table({"q": [bytes([k % 256]) * 1000 for k in range(800)], "l": ["de", "en", "fr", "sw"] * 200})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=10, use_dictionary=False)
+    monkeypatch.setattr(data, "HELD", 200_000)
+    columns = Columns(query=Column(image="q"), language="l")
+    found = Parquet(path="a.parquet", columns=columns).open("x", tmp_path)
+    mixture = Mixture({"x": found}, batch=4, language_temperature=1.0, twins=True)
+    assert len({example.row for _ in range(180) for example in next(mixture)}) > 600
+    assert found._rows._held.misses <= 4 * 80
+
+
+@pytest.mark.parametrize("kind", ["tar", "datasets", "parquet"])
+def test_rows_are_told_apart_by_a_column_without_their_pictures_and_once(tmp_path, monkeypatch, kind):
+    rows = [{"q": f"q {k}", "p": png(k), "l": ("de", "en")[k % 2]} for k in range(4)]
+    if kind == "tar":
+        with tarfile.open(tmp_path / "x", "w") as tar:
+            for k, row in enumerate(rows):
+                for ending, cell in (("txt", row["q"].encode()), ("png", row["p"]), ("l", row["l"].encode())):
+                    info = tarfile.TarInfo(f"{k}.{ending}")
+                    info.size = len(cell)
+                    tar.addfile(info, io.BytesIO(cell))
+        source, names = Tar, ("txt", "png", "l")
+    elif kind == "datasets":
+        datasets = pytest.importorskip("datasets")
+        datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "x")
+        source, names = HuggingFace, ("q", "p", "l")
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x")
+        source, names = Parquet, ("q", "p", "l")
+    columns = Columns(query=Column(text=names[0]), positive=Column(image=names[1]), language=names[2])
+    found = source(path="x", columns=columns).open("x", tmp_path)
+    seen = []
+    plain = type(found._rows).__getitem__
+    monkeypatch.setattr(type(found._rows), "__getitem__", lambda self, row: seen.append(plain(self, row)) or seen[-1])
+    for _ in range(2):
+        assert [own.tolist() for own in found.languages().values()] == [[0, 2], [1, 3]]
+    assert [{*row} for row in seen] == [{names[2]}] * 4
 
 
 def test_where_reads_columns_that_are_numbered(tmp_path):
