@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..batch import Batch, Sample, pack, plan
 from ..embedder import Embedder
-from ..errors import InputError, SpecError
-from ..inputs import Item, Text
+from ..errors import SpecError
+from ..inputs import Text
 from ..model import EmbeddingModel
 from ..nn.transfer import to_device
 from ..towers import backbone as backbones
@@ -175,15 +175,10 @@ def spoken(
 
 
 def texts_of(example: Example, chosen: int, columns: Columns) -> tuple[str, ...]:
-    """The texts of an example: its query, and the positive where its data has a column for that.
-
-    Raises:
-        InputError: it has a picture, or several parts.
-    """
-    items: list[Item] = [example.query] if columns.positive is None else [example.query, example.positives[chosen]]
+    """The texts of an example: its query, and the positive where its data has a column for that; a recipe refuses pictures."""
+    items = [example.query] if columns.positive is None else [example.query, example.positives[chosen]]
     found = []
-    for item in items:
-        if len(item) != 1 or not isinstance(item[0], Text):
-            raise InputError(f"data {example.source!r}, row {example.row}: a language head reads texts alone")
-        found.append(item[0].text)
+    for (part,) in items:
+        assert isinstance(part, Text)
+        found.append(part.text)
     return tuple(found)

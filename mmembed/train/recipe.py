@@ -155,6 +155,10 @@ class Task:
             _check_loss(loss, Place("").at("losses", k))
         if self.ease < 0:
             raise SpecError(f"ease={self.ease} must not be negative")
+        if self.ease and not self.augment:
+            raise SpecError(
+                f"ease={self.ease} is about what augment does, and its task has none: augment, or leave ease out"
+            )
         if self.group is not None and self.group < 1:
             raise SpecError(f"group={self.group}: at least one example in a row is of one source")
         if self.masking is None and any(loss.get("kind") == "mntp" for loss in self.losses):
@@ -275,6 +279,10 @@ class Stage:
             raise SpecError(f"stage {self.name!r}: warmup_steps={self.warmup_steps} ends behind its {self.steps} steps")
         if not 0 <= self.min_lr_ratio <= 1:
             raise SpecError(f"stage {self.name!r}: min_lr_ratio={self.min_lr_ratio} must lie in [0, 1]")
+        if self.min_lr_ratio and self.schedule == "constant":
+            raise SpecError(
+                f"stage {self.name!r}: a constant rate falls to no min_lr_ratio={self.min_lr_ratio}: leave it out"
+            )
         if self.steps < 1 or not self.task or not self.train:
             raise SpecError(f"stage {self.name!r} needs at least one step, one task and one part to train")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
@@ -390,8 +398,7 @@ class Recipe:
         if len(set(names)) < len(names):
             raise SpecError(f"two stages have one name: {', '.join(names)}")
         used = [name for stage in self.stage for task in stage.task for name in task.data]
-        starts = [start for stage in self.stage for task in stage.task for start in _settings(task.losses, "start")]
-        for name in [*used, *starts, *(held.data for held in self.held_out.values())]:
+        for name in sorted(self.read_by(self.stage) | {held.data for held in self.held_out.values()}):
             if name not in self.data:
                 raise UnknownName("data of this recipe", name, self.data)
         known = [f"{name}.{score}" for name, held in self.held_out.items() for score in SCORES[held.measure]]
@@ -403,6 +410,13 @@ class Recipe:
             bare = [name for name in task.data if self.data[name].columns.score is None]
             if scored and bare:
                 raise SpecError(f"the loss {scored[0]!r} reads scores, and data {bare[0]!r} has none: columns.score")
+            speaks = [str(loss["kind"]) for loss in task.losses if PREDICTED in needs_of(loss)]
+            for name in task.data if speaks else ():
+                columns = self.data[name].columns
+                if any(column is not None and column.image is not None for column in (columns.query, columns.positive)):
+                    raise SpecError(
+                        f"the loss {speaks[0]!r} reads texts alone, and data {name!r} has pictures: columns of texts"
+                    )
         for stage, task, kind in self._contrasts():
             for name in task.data if task.batch == 1 else ():
                 if not self.data[name].columns.negatives and self.data[name].mined is None:
@@ -485,6 +499,12 @@ class Recipe:
         beside = self.folder / name
         return beside if beside.is_dir() else name
 
+    def read_by(self, stages: typing.Iterable[Stage]) -> set[str]:
+        """The data that stages draw from, or begin proxies with."""
+        tasks = [task for stage in stages for task in stage.task]
+        starts = {start for task in tasks for start in _settings(task.losses, "start") if start is not None}
+        return starts | {name for task in tasks for name in task.data}
+
     @property
     def loaded(self) -> list[str | Path]:
         """The models that it begins with or asks, as `mmembed.load` is given them."""
@@ -494,9 +514,8 @@ class Recipe:
     def digest(self, stage: int | None = None) -> str:
         """Equal where two recipes train alike, up to the end of a stage: what comes later may still be thought over."""
         stages = self.stage if stage is None else self.stage[: stage + 1]
-        used = {name for own in stages for task in own.task for name in task.data}
-        proxies = {str(start) for own in stages for task in own.task for start in _settings(task.losses, "start")}
-        known = {name: source for name, source in self.data.items() if name in used | proxies}
+        read = self.read_by(stages)
+        known = {name: source for name, source in self.data.items() if name in read}
         # What is done about a row that gives no example may be thought over when there is one.
         data = {name: dataclasses.replace(own.without_rows(), on_error="raise") for name, own in known.items()}
         return of_settings({"model": self.model, "data": data, "stage": stages, "seed": self.seed})

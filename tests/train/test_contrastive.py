@@ -375,6 +375,8 @@ def test_a_temperature_is_learnt_with_the_model():
         ({"kind": "infonce", "by": "techer"}, "Did you mean 'teacher'"),
         ({"kind": "infonce", "directions": ["query_to_query"]}, "hold no pair that could be found"),
         ({"kind": "infonce", "directions": ["query_to_document", "query_to_query"], "joint": False}, "joint=True"),
+        ({"kind": "infonce", "by": "teacher"}, "how a margin is measured, and there is none"),
+        ({"kind": "infonce", "relative": True}, "how a margin is measured, and there is none"),
         ({"kind": "learnt_temperature", "loss": {"kind": "infonce"}, "temperature": 0.005}, "begins below the least"),
         (
             {"kind": "learnt_temperature", "loss": {"kind": "infonce", "temperature": 0.05}},

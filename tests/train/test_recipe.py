@@ -132,7 +132,7 @@ def test_a_contrastive_loss_with_nothing_to_learn_from_is_refused(tmp_path):
         with pytest.raises(SpecError, match=f"'{kind}' tells nothing apart in a batch of 1"):
             read(tmp_path, alone, f'stage.0.task.0.losses=[{{ kind = "{kind}" }}]')
     for kind in ("embedding_matching", "language_modelling", "flops"):
-        read(tmp_path, alone, f'stage.0.task.0.losses=[{{ kind = "{kind}" }}]')
+        read(tmp_path, alone, f'stage.0.task.0.losses=[{{ kind = "{kind}" }}]', 'stage.0.task.0.data=["pairs"]')
     itself = RECIPE.replace(', positive = { text = "p" }', "")
     spec = tiny_embedder().spec
     two = replace(spec, prompts={name: {"any": f"{name}: {{content}}"} for name in ("query", "document", "other")})
@@ -284,6 +284,14 @@ def test_a_pooling_may_be_said_by_its_kind_alone_as_compose_has_it(tmp_path):
 )
 def test_a_setting_that_would_do_nothing_is_told(tmp_path, loss, more, said):
     text = RECIPE.replace('{ kind = "infonce", temperature = 0.05 }', f'{{ kind = "{loss}" }}')
+    text = text.replace('["pairs", "pictures"]', '["pairs"]')
     read(tmp_path, text)
     with pytest.raises(SpecError, match=said):
         read(tmp_path, text + f"  {more}\n")
+
+
+def test_pictures_are_nothing_for_a_language_head(tmp_path):
+    with pytest.raises(
+        SpecError, match="the loss 'language_modelling' reads texts alone, and data 'pictures' has pictures"
+    ):
+        read(tmp_path, RECIPE, 'stage.0.task.0.losses=[{ kind = "language_modelling" }]')

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmembed.errors import InputError, SpecError
+from mmembed.errors import SpecError
 from mmembed.testing import BACKBONES, tiny_embedder
 from mmembed.train.compared import Compared, Embedded
 from mmembed.train.drawn import Row, embedded
@@ -365,7 +365,7 @@ def test_a_language_head_that_is_not_there_and_a_picture_are_told(folder, tmp_pa
     with pytest.raises(SpecError, match=r"model.compose"):
         trained(path, tmp_path / "a", 'stage.0.task.0.losses=[{ kind = "language_modelling" }]')
     path = spoken_recipe(folder)
-    with pytest.raises(InputError, match=r"data 'texts', row .*reads texts alone"):
+    with pytest.raises(SpecError, match="reads texts alone, and data 'texts' has pictures"):
         trained(path, tmp_path / "b", 'data.texts.path="pictures.jsonl"', 'data.texts.columns.query={ image = "file" }')
 
 

@@ -307,6 +307,7 @@ def test_rates_of_what_is_not_trained_and_settings_without_sense_are_refused():
         ({"layer_decay": -0.5}, "layer_decay=-0.5 must be more than 0"),
         ({"warmup_steps": 5000}, "warmup_steps=5000 ends behind its"),
         ({"min_lr_ratio": -1.0}, r"min_lr_ratio=-1.0 must lie in \[0, 1\]"),
+        ({"min_lr_ratio": 0.1, "schedule": "constant"}, "a constant rate falls to no min_lr_ratio=0.1"),
         ({"betas": (1.5, 0.9)}, r"betas=\[1.5, 0.9\]"),
     ):
         with pytest.raises((SpecError, UnknownName), match=said):
@@ -314,6 +315,8 @@ def test_rates_of_what_is_not_trained_and_settings_without_sense_are_refused():
     assert stage(train=("backbone",), rates={"embeddings": 1.0}).rates
     with pytest.raises(SpecError, match="group=-1"):
         Task(data=("x",), batch=2, group=-1)
+    with pytest.raises(SpecError, match=r"ease=1.0 is about what augment does, and its task has none"):
+        Task(data=("x",), batch=2, ease=1.0)
 
 
 @pytest.mark.parametrize("merge", ["true", "false"])

@@ -49,12 +49,14 @@ Hardness = Literal["in_batch", "hard", "all"]
 
 
 def _together(settings: Mapping[str, Any]) -> None:
-    """Raises: SpecError, directions that no pair is found by."""
+    """Raises: SpecError, directions that no pair is found by, or settings of a margin that there is not."""
     directions = settings["directions"]
     if "query_to_document" not in directions:
         raise SpecError("directions without 'query_to_document' hold no pair that could be found")
     if not settings["joint"] and not set(directions) <= set(BETWEEN):
         raise SpecError("only query_to_document and document_to_query have a share each: say joint=True")
+    if settings["margin"] is None and (settings["relative"] or settings["by"] != "self"):
+        raise SpecError("by and relative say how a margin is measured, and there is none: margin, or leave them out")
 
 
 @objective("infonce", contrastive=True, check=_together)
@@ -95,9 +97,9 @@ def infonce(
             has no answer the loss is 0. None: all of them are answers, and no score is read.
 
     Raises:
-        SpecError: directions that no pair is found by, no document is a positive, or scores are asked for and not said.
+        SpecError: settings that do not go together, no document is a positive, or scores are asked for and not said.
     """
-    _together({"directions": directions, "joint": joint})
+    _together({"directions": directions, "joint": joint, "margin": margin, "relative": relative, "by": by})
     if positive_above is not None:
         compared = replace(compared, positive=compared.positive & (compared.scores > positive_above))
     queries, documents = compared.queries, compared.documents
