@@ -511,9 +511,10 @@ def overlap(recipe: Path, least: float, width: int, as_json: bool) -> int:
     held = {own.data for own in read.held_out.values()}
     if not held:
         raise click.UsageError(f"{recipe} measures nothing: [held_out.NAME] names data that is never trained on")
-    opened = {name: source.open(name, read.folder) for name, source in read.data.items()}
+    trained = read.read_by(read.stage) - held
+    opened = {name: read.data[name].open(name, read.folder) for name in sorted(trained | held)}
     found = overlaps(
-        {name: own for name, own in opened.items() if name not in held},
+        {name: opened[name] for name in sorted(trained)},
         {name: opened[name] for name in held},
         least=least,
         width=width,

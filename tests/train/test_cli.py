@@ -114,6 +114,9 @@ def test_texts_that_are_trained_on_and_measured_are_told(capfd, tmp_path):
     code, _, err = command()
     assert code == 3
     assert "1 of 2 rows of 'others' were left out, as row 1: no column is called 'q'" in err
+    unused = '\n[data.unused]\nkind = "jsonl"\npath = "none.jsonl"\ncolumns = { query = { text = "q" } }\n'
+    recipe.write_text(text.replace('path = "others.jsonl"', 'path = "others.jsonl"\non_error = "skip"') + unused)
+    assert command()[0] == 3  # what is not trained on is not opened
     recipe.write_text(RECIPE)
     code, _, err = command()
     assert code == 2
