@@ -18,7 +18,7 @@ from .recipe import HeldOut
 from .teacher import Teacher
 
 BLOCK = 1024
-"""Pairs that are compared at once: all against all of them."""
+"""Queries that are compared at once, with all candidates; or pairs, all against all of them."""
 
 
 def check(embedder: Embedder, examples: Examples, held: HeldOut) -> None:
@@ -83,6 +83,7 @@ def measure(embedder: Embedder, examples: Examples, held: HeldOut) -> dict[str, 
     rows = readable(examples, held.most)
     due = _scores(examples, rows) if held.measure == "sts" else []
     asked, told = examples.source.prompts(embedder.spec)
+    blocks = [slice(first, first + BLOCK) for first in range(0, len(rows), BLOCK)]
     queries = _encoded(
         embedder,
         [example.query for example in rows],
@@ -96,7 +97,6 @@ def measure(embedder: Embedder, examples: Examples, held: HeldOut) -> dict[str, 
 
         positives = [example.positives[0] for example in rows]
         others = _encoded(embedder, positives, "document", held.truncate_dim, prompt_name=told)
-        blocks = [slice(first, first + BLOCK) for first in range(0, len(rows), BLOCK)]
         alike = np.concatenate([np.diagonal(embedder.similarity(queries[own], others[own])) for own in blocks])
         return {"spearman": float(spearmanr(alike, due).statistic) if np.ptp(alike) else 0.0}
     candidates: dict[bytes, Item] = {}
@@ -108,12 +108,15 @@ def measure(embedder: Embedder, examples: Examples, held: HeldOut) -> dict[str, 
         candidates |= own
         for key in asks[-1]:
             answers.setdefault(key, set()).update(own)
-    right = [set[bytes]().union(*(answers[key] for key in keys)) for keys in asks]
     place = {key: k for k, key in enumerate(candidates)}
+    right = [np.array([place[key] for key in set[bytes]().union(*(answers[own] for own in keys))]) for keys in asks]
     documents = _encoded(embedder, [*candidates.values()], "document", held.truncate_dim, prompt_name=told)
-    scores = embedder.similarity(queries, documents)
     ranks = np.array(
-        [rank_of(scores[k], np.array([place[key] for key in keys])) for k, keys in enumerate(right)],
+        [
+            rank_of(scores, answered)
+            for own in blocks
+            for scores, answered in zip(embedder.similarity(queries[own], documents), right[own], strict=True)
+        ]
     )
     return {"R@1": float((ranks <= 1).mean()), "R@10": float((ranks <= 10).mean()), "MRR": float((1 / ranks).mean())}
 

@@ -175,11 +175,15 @@ def test_splits_of_a_dataset_are_apart_and_one_is_not_by_another_name(tmp_path):
         check_apart(dev, again)
 
 
-def test_likeness_of_many_pairs_is_that_of_all_at_once(tiny, monkeypatch):
-    pairs, held = of(positive=Column(text="one"), score="s"), HeldOut(data="x", measure="sts")
+@pytest.mark.parametrize("kind", ["sts", "retrieval"])
+def test_what_many_pairs_are_measured_by_is_that_of_all_at_once(tiny, monkeypatch, kind):
+    pairs, held = of(positive=Column(text="one"), score="s"), HeldOut(data="x", measure=kind)
     whole = measure(tiny, pairs, held)
     monkeypatch.setattr(held_out, "BLOCK", 7)
+    compared, similarity = [], tiny.similarity
+    monkeypatch.setattr(tiny, "similarity", lambda a, b: compared.append(len(a)) or similarity(a, b))
     assert measure(tiny, pairs, held) == pytest.approx(whole)
+    assert compared == [7, 7, 7, 7, 2]
 
 
 def test_a_run_is_refused_that_measures_the_rows_that_it_trains_on(tmp_path):
