@@ -597,7 +597,7 @@ class Learning:
                 kept = f"{last[-1].name} is there and whole" if last else "there is none before it"
                 raise TrainingError(
                     f"the checkpoint of step {self.before + self.step} cannot be written to {run.folder}: "
-                    f"{error.strerror or error}; {kept}. Make room and go on with --resume"
+                    f"{error.strerror or error}; {kept}. Make room and go on with resume=True (--resume)"
                 ) from None
         run.world.wait()
         self.saved = self.step, time.monotonic()

@@ -101,7 +101,9 @@ class Run:
         self.stopping = threading.Event()
         found = checkpoints.found(self.folder)
         if found and not resume:
-            raise LoadError(f"{self.folder} holds a run: --resume goes on with it, or remove the folder to begin again")
+            raise LoadError(
+                f"{self.folder} holds a run: resume=True (--resume) goes on with it, or remove the folder to begin again"
+            )
         self._last = checkpoints.load(found[-1]) if found else None
         self.begun = 0 if self._last is None else int(self._last[1]["step"])
         if self._last is not None and self._last[1]["recipe"] != recipe.digest(self._last[1]["stage"]):

@@ -59,10 +59,10 @@ class Model:
     """
 
     load: str | None = None
-    compose: Mapping[str, Any] | None = None
+    compose: Annotated[Mapping[str, Any], _compose] | None = None
     vision: Mapping[str, Any] | None = None
     projector: Mapping[str, Any] | None = None
-    spec: Mapping[str, Any] = field(default_factory=dict)
+    spec: Annotated[Mapping[str, Any], _spec] = field(default_factory=dict)
     identity: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
 
@@ -139,7 +139,7 @@ class Task:
     batch: int
     losses: tuple[Annotated[Mapping[str, Any], _check_loss], ...] = ({"kind": "infonce"},)
     teacher: str | None = None
-    augment: tuple[Mapping[str, Any], ...] = ()
+    augment: tuple[Annotated[Mapping[str, Any], _augmentation], ...] = ()
     ease: float = 0.0
     shares: Mapping[str, float] = field(default_factory=dict)
     temperature: float = 1.0
@@ -242,7 +242,7 @@ class Stage:
     ema_decay: float | None = None
     soup: float = 0.0
     lora: Lora | None = None
-    spec: Mapping[str, Any] = field(default_factory=dict)
+    spec: Annotated[Mapping[str, Any], _spec] = field(default_factory=dict)
     image_size: int | None = None
     eval_steps: int | None = None
     keep_best: str | None = None
@@ -562,60 +562,27 @@ def read_recipe(path: Path, changes: typing.Sequence[str] = ()) -> Recipe:
             "'cosent' reads scores, and 'infonce' takes for answers those above its positive_above",
             stacklevel=2,
         )
-    return dataclasses.replace(recipe, model=_model(recipe.model, place), stage=_checked(recipe.stage, place))
+    return recipe
 
 
-def _model(model: Model, place: Place) -> Model:
-    """With fields of the spec and arguments of `compose` as their annotations want them."""
-    hints = typing.get_type_hints(ModelSpec)
-    own = [p.name for p in inspect.signature(loading.compose).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    made: dict[str, Any] = {}
-    for name, more in (("spec", []), ("compose", own)):
-        table = getattr(model, name)
-        at = place.at("model", name)
-        for key in table or ():
-            if key not in hints and key not in more:
-                raise at.at(key).error(UnknownName(f"setting of {at.name}", key, {*hints, *more}))
-        if table is not None:
-            kinds = {
-                k: {"kind": v} for k, v in table.items() if k == "pooling" and isinstance(v, str)
-            }  # as `compose` has it
-            made[name] = {k: v if k in more else fitted(v, hints[k], at.at(k)) for k, v in {**table, **kinds}.items()}
-    return dataclasses.replace(model, **made)
-
-
-def _checked(stages: tuple[Stage, ...], place: Place) -> tuple[Stage, ...]:
-    """With augmentations and fields of the spec as their signatures want them."""
-    return tuple(
-        dataclasses.replace(
-            stage,
-            spec=_spec(stage.spec, place.at("stage", s, "spec")),
-            task=tuple(
-                dataclasses.replace(
-                    task,
-                    augment=tuple(
-                        _augmentation(settings, place.at("stage", s, "task", t, "augment", k))
-                        for k, settings in enumerate(task.augment)
-                    ),
-                )
-                for t, task in enumerate(stage.task)
-            ),
-        )
-        for s, stage in enumerate(stages)
-    )
-
-
-def _spec(table: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
-    """Fields of a spec as their annotations want them."""
+def _spec(table: Mapping[str, Any], place: Place, more: typing.Collection[str] = ()) -> Mapping[str, Any]:
+    """Fields of a spec as their annotations want them, and `more` as they are."""
     hints = typing.get_type_hints(ModelSpec)
     for key in table:
-        if key not in hints:
-            raise place.at(key).error(UnknownName(f"setting of {place.name}", key, hints))
-    return {key: fitted(value, hints[key], place.at(key)) for key, value in table.items()}
+        if key not in hints and key not in more:
+            raise place.at(key).error(UnknownName(f"setting of {place.name}", key, {*hints, *more}))
+    pooling = {k: {"kind": v} for k, v in table.items() if k == "pooling" and isinstance(v, str)}  # as `compose` has it
+    return {k: v if k in more else fitted(v, hints[k], place.at(k)) for k, v in {**table, **pooling}.items()}
 
 
-def _augmentation(settings: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
-    """Settings of an augmentation, tried on a white picture, often: what is drawn from a range may fail at one end of it."""
+def _compose(table: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
+    """Arguments of `mmembed.compose`, and fields of a spec."""
+    parameters = inspect.signature(loading.compose).parameters.values()
+    return _spec(table, place, [p.name for p in parameters if p.kind is p.KEYWORD_ONLY])
+
+
+def _augmentation(settings: Mapping[str, Any], place: Place) -> None:
+    """Try an augmentation on a white picture, often: what its settings draw from a range may fail at one end of it."""
     tried = dict(settings)
     if not 0 <= fitted(tried.pop("chance", 1.0), float, place.at("chance")) <= 1:
         raise place.at("chance").error(f"a chance of {settings['chance']} does not lie in [0, 1]")
@@ -627,7 +594,6 @@ def _augmentation(settings: Mapping[str, Any], place: Place) -> Mapping[str, Any
             if isinstance(error, MmembedError):
                 raise
             raise place.error(f"{tried['kind']!r} cannot be done with these settings: {error}") from None
-    return settings
 
 
 def _change(values: dict[str, Any], change: str) -> None:

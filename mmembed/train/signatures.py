@@ -68,7 +68,8 @@ class _Placed(SpecError):
 class Range:
     """The finite numbers that a setting may be: `Annotated[float, Range(above=0)]`.
 
-    What stands beside an annotation is called with the value and its `Place`, and raises what is wrong.
+    What stands beside an annotation is called with the value and its `Place`, and raises what is wrong; or it gives another value
+    for it.
 
     Attributes:
         above: all of them are more. least, most: the ends, which are among them.
@@ -266,7 +267,8 @@ def fitted(value: Any, wanted: Any, place: Place) -> Any:
     if origin is typing.Annotated:
         made = fitted(value, arguments[0], place)
         for check in arguments[1:]:
-            check(made, place)
+            told = check(made, place)
+            made = made if told is None else told
         return made
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:

@@ -52,7 +52,7 @@ def test_a_run_by_the_command_line_stops_again_before_it_would_go_over_another(r
     assert mmembed.load(tmp_path).spec.name == "small"
     code, _, err = run(recipe, "--output", tmp_path, "--set", "stage.0.steps=2", "--device", "cpu")
     assert code == 2
-    assert "--resume" in err
+    assert "resume=True (--resume)" in err
     assert run(recipe, "--output", tmp_path, "--set", "stage.0.steps=2", "--resume", "--device", "cpu")[0] == 0
 
 
