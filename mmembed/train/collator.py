@@ -16,7 +16,7 @@ from ..inputs import Item, Text
 from ..model import EmbeddingModel
 from .augment import augmented
 from .data import Example, Source, digest
-from .drawn import Drawn, Output, Row, Step
+from .drawn import Drawn, OutputKind, PackedRow, TrainStep
 from .predicted import Spoken, spoken, texts_of
 from .recipe import Stage, Task
 from .world import World
@@ -42,12 +42,12 @@ class Collator:
     sources: Mapping[str, Source]
     stage: Stage
     world: World
-    outputs: Sequence[Output]
+    outputs: Sequence[OutputKind]
     speaking: Collection[int]
     seed: Sequence[int]
     kept: LRUCache[Hashable, Sample] = field(default_factory=lambda: LRUCache(ROOM))
 
-    def __call__(self, tasks: Mapping[int, Sequence[Example]], number: int) -> Step:
+    def __call__(self, tasks: Mapping[int, Sequence[Example]], number: int) -> TrainStep:
         """Tokenise and pack the share of this process.
 
         Args:
@@ -59,7 +59,7 @@ class Collator:
         Raises:
             InputError: an item that cannot be embedded, where its source says so.
         """
-        samples: dict[Output, list[Sample]] = {output: [] for output in self.outputs}
+        samples: dict[OutputKind, list[Sample]] = {output: [] for output in self.outputs}
         drawn: list[Drawn] = []
         told: list[Spoken] = []
         for task, examples in tasks.items():
@@ -80,7 +80,7 @@ class Collator:
         tokens = sum(map(len, every)) + sum(len(own.batch.ids) for own in told)
         cut = sum(any(own.truncated for own in of_item) for of_item in zip(*samples.values(), strict=True))
         cut += sum(own.truncated for own in told)
-        return Step(number, at, rows, order, told, tokens, sum(len(s.images) for s in every), cut)
+        return TrainStep(number, at, rows, order, told, tokens, sum(len(s.images) for s in every), cut)
 
     def _spoken(
         self, task: int, examples: Sequence[Example], chosen: Sequence[int], own: range, number: int
@@ -102,11 +102,11 @@ class Collator:
         chosen: Sequence[int],
         own: range,
         number: int,
-        samples: dict[Output, list[Sample]],
+        samples: dict[OutputKind, list[Sample]],
     ) -> Drawn:
         """A task that compares; its things come behind those that `samples` has, which say how many there are before them."""
         dropped: dict[int, str] = {}
-        made: dict[int, Mapping[Output, list[Sample]]] = {}
+        made: dict[int, Mapping[OutputKind, list[Sample]]] = {}
         for source in dict.fromkeys(examples[k].source for k in own):
             mine = [k for k in own if examples[k].source == source]
             shown = [_shown(examples[k], chosen[k], self.stage.task[task], [*self.seed, task, number, k]) for k in mine]
@@ -131,8 +131,8 @@ class Collator:
 
 
 def _rows(
-    model: EmbeddingModel, samples: Mapping[Output, Sequence[Sample]], stage: Stage
-) -> tuple[list[Row], list[int], list[int]]:
+    model: EmbeddingModel, samples: Mapping[OutputKind, Sequence[Sample]], stage: Stage
+) -> tuple[list[PackedRow], list[int], list[int]]:
     """Packed rows of the distinct samples, which of these each row has, and of every sample the place among them.
 
     Under dropout equal things are not the same: each is computed by itself, and shares nothing.
@@ -158,7 +158,7 @@ def _rows(
             output: pack([own[k] for k in places], places, model.spec.mask, share=share) for output, own in once.items()
         }
         batch = next(iter(packed.values()))
-        rows.append(Row(batch, {output: own.counted for output, own in packed.items()}))
+        rows.append(PackedRow(batch, {output: own.counted for output, own in packed.items()}))
     return rows, [k for places in planned for k in places], which
 
 
@@ -179,15 +179,15 @@ def _samples(
     embedder: Embedder,
     source: Source,
     rows: Sequence[Sequence[Item]],
-    outputs: Sequence[Output],
+    outputs: Sequence[OutputKind],
     kept: LRUCache[Hashable, Sample],
-) -> list[Mapping[Output, list[Sample]] | InputError]:
+) -> list[Mapping[OutputKind, list[Sample]] | InputError]:
     """For each output the samples of each row of query, positive and negatives; or what is wrong with one of them."""
     asked, told = source.prompts(embedder.spec)
     items = [query for query, *_ in rows]
     things = [own for _, *own in rows]
     flat = [thing for own in things for thing in own]
-    found: list[Mapping[Output, list[Sample]] | InputError] = [{} for _ in rows]
+    found: list[Mapping[OutputKind, list[Sample]] | InputError] = [{} for _ in rows]
     once: dict[Hashable, Sample | InputError] = {}
     for output in outputs:
         queries = _read(embedder, items, kept, once, asked, source.instruction, output, "query")
@@ -210,7 +210,7 @@ def _read(
     once: dict[Hashable, Sample | InputError],
     prompt_name: str | None,
     instruction: str | None,
-    output: Output,
+    output: OutputKind,
     side: Literal["query", "document"],
 ) -> list[Sample | InputError]:
     """The samples of one side.
@@ -244,10 +244,10 @@ def _read(
     return [once[key] for key in keys]
 
 
-def idle(embedder: Embedder, outputs: Sequence[Output], stage: Stage) -> Row:
+def idle(embedder: Embedder, outputs: Sequence[OutputKind], stage: Stage) -> PackedRow:
     """A row of which nothing is read: where weights lie in parts, a process with fewer rows than another runs with it."""
     assert isinstance(embedder.model, EmbeddingModel)
-    samples: dict[Output, list[Sample]] = {}
+    samples: dict[OutputKind, list[Sample]] = {}
     for output in outputs:
         read: Literal["vectors", "tokens", "sparse"] = "vectors" if output == "layers" else output
         (sample,) = embedder.samples(["a"], output=read)

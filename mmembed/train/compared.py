@@ -157,26 +157,6 @@ class Compared:
     classes: Int[Tensor, " B"] | None = None
     step: int = 0
 
-    @classmethod
-    def of(
-        cls,
-        queries: Float[Tensor, "B D"],
-        positives: Float[Tensor, "B D"],
-        negatives: Float[Tensor, "B K D"] | None = None,
-    ) -> Compared:
-        """Vectors of pairs, or of pairs with K hard negatives each."""
-        count = len(queries)
-        documents, owner = positives, torch.arange(count, device=queries.device)
-        if negatives is not None:
-            documents = torch.cat([positives, negatives.flatten(0, 1)])
-            owner = torch.cat([owner, owner.repeat_interleave(negatives.shape[1])])
-        return cls(
-            queries=Embedded(vectors=queries),
-            documents=Embedded(vectors=documents),
-            owner=owner,
-            positive=torch.arange(len(owner), device=queries.device) < count,
-        )
-
     @property
     def scores(self) -> Float[Tensor, " N"]:
         """How well each document answers its query.

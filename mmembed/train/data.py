@@ -83,7 +83,7 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Columns:
+class TrainingColumns:
     """What the columns of a table are.
 
     Attributes:
@@ -161,7 +161,7 @@ class Source:
     registry: ClassVar[Registry[Callable[..., Any]]] = sources
 
     path: str
-    columns: Columns
+    columns: TrainingColumns
     images: str | None = None
     query_prompt: str | None = None
     positive_prompt: str | None = None
@@ -281,7 +281,7 @@ class Examples:
         columns = self.source.columns
         own = replace(
             self.source.without_rows(),
-            columns=Columns(query=columns.query, positive=columns.positive, group=columns.group),
+            columns=TrainingColumns(query=columns.query, positive=columns.positive, group=columns.group),
             path="",
             images=None if self.source.images is None else os.path.normpath(self.source.images),
             query_prompt=None,
@@ -677,7 +677,7 @@ class Csv(Source):
 
 
 class _Csv(_Begun):
-    def __init__(self, files: Sequence[Path], delimiter: str, columns: Columns):
+    def __init__(self, files: Sequence[Path], delimiter: str, columns: TrainingColumns):
         self._delimiter, self._columns = delimiter, columns
         opened = [self._opened(file) for file in files]
         super().__init__(files, [starts for _, starts in opened])

@@ -20,9 +20,9 @@ from .data import Example, digest
 from .predicted import Spoken
 from .world import World
 
-Output = Literal["vectors", "layers", "tokens", "sparse"]
+OutputKind = Literal["vectors", "layers", "tokens", "sparse"]
 """What a model gives of an item and losses read; "layers" have vectors with them."""
-OUTPUTS: tuple[Output, ...] = get_args(Output)
+OUTPUTS: tuple[OutputKind, ...] = get_args(OutputKind)
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,21 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Row:
+class PackedRow:
     """A packed row, and which of its tokens each output reads; `idle`: it is run for the sake of other processes."""
 
     batch: Batch
-    read: Mapping[Output, Counted]
+    read: Mapping[OutputKind, Counted]
     idle: bool = False
 
-    def to(self, device: torch.device) -> Row:
-        return Row(self.batch.to(device), {output: own.to(device) for output, own in self.read.items()}, self.idle)
+    def to(self, device: torch.device) -> PackedRow:
+        return PackedRow(
+            self.batch.to(device), {output: own.to(device) for output, own in self.read.items()}, self.idle
+        )
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainStep:
     """A batch as one process embeds it.
 
     Attributes:
@@ -72,7 +74,7 @@ class Step:
 
     number: int
     drawn: Sequence[Drawn]
-    rows: Sequence[Row]
+    rows: Sequence[PackedRow]
     order: Sequence[int]
     spoken: Sequence[Spoken]
     tokens: int
@@ -81,17 +83,17 @@ class Step:
     examples: Mapping[int, Sequence[Example]] = field(default_factory=dict)
     state: Mapping[str, Any] = field(default_factory=dict)
 
-    def to(self, device: torch.device) -> Step:
+    def to(self, device: torch.device) -> TrainStep:
         return replace(self, rows=[row.to(device) for row in self.rows], spoken=[row.to(device) for row in self.spoken])
 
 
-def embedded(model: EmbeddingModel, row: Row) -> Embedded:
+def embedded(model: EmbeddingModel, row: PackedRow) -> Embedded:
     """What a model gives of the items of a packed row, with a gradient; of an idle one it is a gradient of nothing."""
     found = _embedded(model, row)
     return found.take(torch.empty(0, dtype=torch.long, device=found.device)) if row.idle else found
 
 
-def _embedded(model: EmbeddingModel, row: Row) -> Embedded:
+def _embedded(model: EmbeddingModel, row: PackedRow) -> Embedded:
     if "layers" in row.read:
         layers = model.layer_vectors(row.batch)
         return Embedded(vectors=layers[-1], layers=layers)
@@ -106,7 +108,7 @@ def _embedded(model: EmbeddingModel, row: Row) -> Embedded:
     return Embedded(vectors=found.vectors, sparse=found.sparse, tokens=tokens, token_of=whose, count=count)
 
 
-def nothing(model: EmbeddingModel, outputs: Sequence[Output]) -> Embedded:
+def nothing(model: EmbeddingModel, outputs: Sequence[OutputKind]) -> Embedded:
     """What a model gives of no items."""
     vectors = sparse = tokens = whose = layers = None
     if {"vectors", "layers"} & set(outputs):

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..inputs import Item, Text
 from . import parts
 from .data import Example
-from .drawn import Step
+from .drawn import TrainStep
 from .learning import Learning
 from .loop import Run
 from .workers import Workers
@@ -26,7 +26,7 @@ OF_ADAM = 16
 
 
 @dataclass(frozen=True)
-class StageLook:
+class StageDryRun:
     """What a dry run says of one stage.
 
     Attributes:
@@ -52,7 +52,7 @@ class StageLook:
 
 
 @dataclass(frozen=True)
-class Look:
+class DryRun:
     """What a dry run says.
 
     Attributes:
@@ -65,7 +65,7 @@ class Look:
     processes: int
     data: dict[str, int]
     held_out: dict[str, str]
-    stages: list[StageLook]
+    stages: list[StageDryRun]
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -95,7 +95,7 @@ class Look:
         return "\n".join(said)
 
 
-def look(run: Run) -> Look:
+def look(run: Run) -> DryRun:
     """Draw the first batch of every stage and send one packed row of it through the model. Nothing is learnt or written.
 
     Raises:
@@ -112,10 +112,10 @@ def look(run: Run) -> Look:
         for name, own in run.recipe.held_out.items()
     }
     counts = {name: len(examples) for name, examples in run.data.items()}
-    return Look(run.recipe.name, repr(run.embedder), str(run.device), run.world.size, counts, held, stages)
+    return DryRun(run.recipe.name, repr(run.embedder), str(run.device), run.world.size, counts, held, stages)
 
 
-def _stage(run: Run, learning: Learning, step: Step) -> StageLook:
+def _stage(run: Run, learning: Learning, step: TrainStep) -> StageDryRun:
     stage = learning.stage
     parts.set_modes(run.model, stage, learning.weights)
     kept: dict[int, int] = {}
@@ -134,7 +134,7 @@ def _stage(run: Run, learning: Learning, step: Step) -> StageLook:
             turns = stage.steps if stage.together else stage.steps * task.share / sum(each.share for each in stage.task)
             often = share * task.batch * turns / len(run.data[name])
             counts[name] = counts.get(name, 0.0) + float(often)
-    return StageLook(
+    return StageDryRun(
         name=stage.name,
         steps=stage.steps,
         examples=sum(task.batch for task in stage.task) if stage.together else max(t.batch for t in stage.task),

@@ -26,7 +26,7 @@ from .building import restore
 from .collator import Collator, idle
 from .compared import Compared, Embedded
 from .data import Example
-from .drawn import OUTPUTS, Output, Row, Step, compared, embedded, nothing
+from .drawn import OUTPUTS, OutputKind, PackedRow, TrainStep, compared, embedded, nothing
 from .fsdp import Shards, clip, put, unsharded
 from .grad_cache import accumulate
 from .held_out import check_groups, mean_of_groups, measure
@@ -292,7 +292,7 @@ class Learning:
         """Whether the last checkpoint is so old that one is due where the recipe does not say when."""
         return time.monotonic() - self.saved[1] > EVERY
 
-    def _next(self, waiting: Future[Step | None]) -> Step | None:
+    def _next(self, waiting: Future[TrainStep | None]) -> TrainStep | None:
         """The batch that was waited for. Where it cannot be made, the steps before it are kept."""
         try:
             return waiting.result()
@@ -315,9 +315,9 @@ class Learning:
             [*self.seed, 1 << 22],
         )
 
-    def batches(self, make: Workers) -> Iterator[Step]:
+    def batches(self, make: Workers) -> Iterator[TrainStep]:
         """The batches of the steps that are left, on the device of the run, with what the teachers say."""
-        due: deque[tuple[Callable[[], Step], Tasks, Mapping[str, Any]]] = deque()
+        due: deque[tuple[Callable[[], TrainStep], Tasks, Mapping[str, Any]]] = deque()
         for number in range(self.step, self.stage.steps):
             tasks = self._drawn(number)
             due.append((make(tasks, number), tasks, {"mixtures": [mixture.state() for mixture in self.mixtures]}))
@@ -337,7 +337,7 @@ class Learning:
             chosen = range(int(one), int(one) + 1)
         return {k: next(self.mixtures[k]) for k in chosen}
 
-    def _told(self, made: Callable[[], Step], tasks: Tasks, state: Mapping[str, Any]) -> Step:
+    def _told(self, made: Callable[[], TrainStep], tasks: Tasks, state: Mapping[str, Any]) -> TrainStep:
         """A batch as it was made, with its examples, and with what teachers say of those that are left."""
         run, step = self.run_, made()
         drawn = []
@@ -350,7 +350,7 @@ class Learning:
             drawn.append(replace(own, teacher=said))
         return replace(step.to(run.device), drawn=drawn, examples=tasks, state=state)
 
-    def _learn(self, step: Step) -> dict[str, Any]:
+    def _learn(self, step: TrainStep) -> dict[str, Any]:
         """One step of learning; what the log says of it."""
         run, stage = self.run_, self.stage
         torch.manual_seed(parts.seeded(*self.seed, 2, step.number, run.world.rank))
@@ -384,12 +384,12 @@ class Learning:
             **({"truncated": truncated} if (truncated := sum(run.world.told(step.truncated))) else {}),
         }
 
-    def _gradient(self, step: Step, told: dict[str, Any]) -> float:
+    def _gradient(self, step: TrainStep, told: dict[str, Any]) -> float:
         """Loss of the batch, its gradient in the weights; rows beyond the first by GradCache."""
         told["losses"] = {}
         return (self._compared(step, told) if step.drawn else 0.0) + self._said(step, told)
 
-    def _compared(self, step: Step, told: dict[str, Any]) -> float:
+    def _compared(self, step: TrainStep, told: dict[str, Any]) -> float:
         """Of what is compared."""
         rows = step.rows
         if self.idle is not None:
@@ -407,7 +407,7 @@ class Learning:
         )
         return float(loss)
 
-    def _said(self, step: Step, told: dict[str, Any]) -> float:
+    def _said(self, step: TrainStep, told: dict[str, Any]) -> float:
         """Of what a language head predicts, a row at a time: a mean over tokens or texts is a sum over rows."""
         run = self.run_
         total = 0.0
@@ -445,12 +445,12 @@ class Learning:
             predicted=predicted,
         )
 
-    def embedded(self, row: Row) -> Embedded:
+    def embedded(self, row: PackedRow) -> Embedded:
         """The things of a packed row, as the losses of this stage read them."""
         with self.run_.autocast(self.stage.precision):
             return embedded(self.model, row)
 
-    def _measured(self, step: Step, rows: Embedded, told: dict[str, Any]) -> Tensor:
+    def _measured(self, step: TrainStep, rows: Embedded, told: dict[str, Any]) -> Tensor:
         """The loss of all tasks, of things in the order of the batches."""
         run = self.run_
         place = torch.empty(len(step.order), dtype=torch.long)
@@ -475,7 +475,7 @@ class Learning:
         told |= {"skipped": skipped} if skipped else {}
         return total
 
-    def _not_finite(self, step: Step, loss: float, norm: float, losses: Mapping[str, float]) -> str:
+    def _not_finite(self, step: TrainStep, loss: float, norm: float, losses: Mapping[str, float]) -> str:
         """What to say of a step that gave no numbers; the whole batch is written beside the checkpoints."""
         run = self.run_
         drawn = [(task, example) for task, examples in step.examples.items() for example in examples]
@@ -714,14 +714,14 @@ def _called(stage: Stage, task: int, loss: int) -> str:
     return f"{kind}.{task}.{loss}" if alike > 1 else str(kind)
 
 
-def _outputs(losses: Sequence[Loss], stage: Stage) -> tuple[Output, ...]:
+def _outputs(losses: Sequence[Loss], stage: Stage) -> tuple[OutputKind, ...]:
     """What losses read of a model.
 
     Raises:
         SpecError: kinds that no forward pass gives together.
     """
     needs = {need for loss in losses for need in loss.needs}
-    kinds: list[Output] = [kind for kind in OUTPUTS if kind in needs]
+    kinds: list[OutputKind] = [kind for kind in OUTPUTS if kind in needs]
     if "layers" in kinds:
         kinds.remove("vectors") if "vectors" in kinds else None
         if len(kinds) > 1:

@@ -125,7 +125,7 @@ class Task:
     Attributes:
         data: names of data. batch: examples a step, over all processes.
         losses: `{kind = "...", weight = 1.0, ...}` each, the settings of the loss beside; weights are above 0.
-        teacher: an embedder, by folder or name, whose vectors of the same things losses read; see `Columns.query_source`.
+        teacher: an embedder, by folder or name, whose vectors of the same things losses read; see `TrainingColumns.query_source`.
         augment: what pictures go through, each time drawn anew: `{kind = "...", chance = 1.0, ...}` each, the settings of the
             augmentation beside; see `mmembed.train.augment`.
         ease: a picture's chances are times a random number of its own, between 0 and 1, to this power: some are let off easily,

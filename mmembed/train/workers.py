@@ -19,7 +19,7 @@ import torch
 from ..errors import TrainingError
 from .collator import Collator
 from .data import Example
-from .drawn import Step
+from .drawn import TrainStep
 
 GRACE = 30.0
 """Seconds that a process goes on after SIGTERM, for the one that learns to finish its step."""
@@ -48,7 +48,7 @@ class Workers:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def __call__(self, tasks: Mapping[int, Sequence[Example]], number: int) -> Callable[[], Step]:
+    def __call__(self, tasks: Mapping[int, Sequence[Example]], number: int) -> Callable[[], TrainStep]:
         """Begin a batch.
 
         Returns:
@@ -61,9 +61,9 @@ class Workers:
         except BrokenProcessPool as error:
             raise _died(error) from None
 
-        def made() -> Step:
+        def made() -> TrainStep:
             try:
-                step: Step = pickle.loads(waiting.result())
+                step: TrainStep = pickle.loads(waiting.result())
             except BrokenProcessPool as error:
                 raise _died(error) from None
             return step

@@ -16,7 +16,7 @@ import torch
 from PIL import Image as PillowImage
 
 from mmembed.testing import tiny_embedder
-from mmembed.train.drawn import Step
+from mmembed.train.drawn import TrainStep
 from mmembed.train.learning import Learning
 from mmembed.train.loop import Run
 from mmembed.train.recipe import read_recipe
@@ -92,7 +92,7 @@ def trained(
     return run
 
 
-def first(learning: Learning) -> Step:
+def first(learning: Learning) -> TrainStep:
     """The first batch of a stage."""
     return next(learning.batches(Workers(learning.collator)))
 

@@ -17,10 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mmembed.errors import SpecError, UnknownName
-from mmembed.train.compared import Compared, Embedded, cosine
+from mmembed.train.compared import Embedded, cosine
 from mmembed.train.losses import build_loss
 
-from .things import B, D, Given, K, columns, features, things
+from .things import B, D, Given, K, columns, features, of_vectors, things
 
 SAME = 1e-6
 PARTS = {
@@ -261,12 +261,12 @@ def test_late_interaction_is_infonce_of_maxsim(similarity):
 @pytest.mark.parametrize("kind", ["infonce", "symmetric", "simcse", "llave"])
 def test_of_zeros_every_document_is_as_near(kind):
     zeros = torch.zeros(B, D)
-    assert gap(loss(Compared.of(zeros, zeros), kind), math.log(B)) <= SAME
+    assert gap(loss(of_vectors(zeros, zeros), kind), math.log(B)) <= SAME
 
 
 def test_of_zeros_hard_negatives_are_further_documents():
     zeros = torch.zeros(B, D)
-    compared = Compared.of(zeros, zeros, torch.zeros(B, K, D))
+    compared = of_vectors(zeros, zeros, torch.zeros(B, K, D))
     for hard, count in {"all": B * (1 + K), "own": B + K, "none": B}.items():
         assert gap(loss(compared, "infonce", hard_negatives=hard), math.log(count)) <= SAME
     assert gap(loss(compared, "gte"), math.log(B * (1 + K) + B - 1 + B + (B - 1) * (1 + K))) <= SAME
@@ -275,12 +275,12 @@ def test_of_zeros_hard_negatives_are_further_documents():
 
 def test_of_pairs_far_from_all_others_nothing_is_left():
     apart = torch.eye(B)
-    assert loss(Compared.of(apart, apart), "infonce") <= 1e-6
+    assert loss(of_vectors(apart, apart), "infonce") <= 1e-6
 
 
 def test_what_equals_a_positive_is_no_negative():
     zeros = torch.zeros(B, D)
-    compared = Compared.of(zeros, zeros)
+    compared = of_vectors(zeros, zeros)
     twice = torch.tensor([0, 0, 1, 2, 3, 4])
     same_documents = replace(compared, documents=Embedded(vectors=zeros, key=twice))
     due = (4 * math.log(B) + 2 * math.log(B - 1)) / B
@@ -393,4 +393,4 @@ def test_a_wrong_setting_is_said_when_the_loss_is_built(settings, said):
 
 def test_a_loss_names_what_it_was_not_given():
     with pytest.raises(SpecError, match="'teacher'"):
-        loss(Compared.of(torch.ones(2, D), torch.ones(2, D)), "gist")
+        loss(of_vectors(torch.ones(2, D), torch.ones(2, D)), "gist")

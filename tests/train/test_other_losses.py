@@ -23,13 +23,13 @@ from sentence_transformers.sparse_encoder.losses import FlopsLoss, SparseMultipl
 from torch import nn
 
 from mmembed.errors import SpecError
-from mmembed.train.compared import Compared, Embedded, Predicted
+from mmembed.train.compared import Embedded, Predicted
 from mmembed.train.losses import build_loss
 from mmembed.train.losses.language import mask_tokens
 from mmembed.train.losses.shortened import _drawn
 
 from .test_contrastive import SAME, gap, loss
-from .things import B, D, Given, K, V, columns, features, things
+from .things import B, D, Given, K, V, columns, features, of_vectors, things
 
 
 def of_pairs(compared):
@@ -72,7 +72,7 @@ def test_graded_pairs_are_ordered_as_by_sentence_transformers(kind, theirs, scor
 
 def test_cosent_of_zeros_counts_the_ordered_pairs():
     zeros = torch.zeros(4, D)
-    compared = replace(Compared.of(zeros, zeros), score=torch.tensor([0.0, 1.0, 1.0, 2.0]))
+    compared = replace(of_vectors(zeros, zeros), score=torch.tensor([0.0, 1.0, 1.0, 2.0]))
     assert gap(loss(compared, "cosent"), math.log(1 + 5)) <= SAME
     equal = replace(compared, score=torch.ones(4))
     assert loss(equal, "cosent") == 0
@@ -250,9 +250,9 @@ def test_spread_out_is_the_orthogonal_regularization_of_sentence_transformers(me
 
 def test_spread_out_of_equal_vectors_is_one_a_side():
     ones = torch.ones(B, D)
-    compared = Compared.of(ones, ones)
+    compared = of_vectors(ones, ones)
     assert gap(loss(compared, "spread_out"), 2.0) <= SAME
-    assert abs(loss(Compared.of(torch.eye(B), torch.eye(B)), "spread_out")) <= SAME
+    assert abs(loss(of_vectors(torch.eye(B), torch.eye(B)), "spread_out")) <= SAME
 
 
 def test_splade_is_that_of_sentence_transformers():

@@ -14,17 +14,18 @@ from mmembed.batch import pack
 from mmembed.errors import SpecError
 from mmembed.testing import BACKBONES, sharpen, tiny_embedder
 from mmembed.towers.language_head import LanguageHead, body_of
-from mmembed.train.compared import Compared
 from mmembed.train.losses import build_loss
 from mmembed.train.losses.language import mask_tokens
 from mmembed.train.predicted import masked_tokens, next_tokens
+
+from .things import of_vectors
 
 TEXTS = ["a cat and a dog", "ein Haus", "abc", "the longest text of them all, by far"]
 
 
 def loss_of(kind, predicted, **settings):
     zeros = torch.zeros(1, 4)
-    return build_loss({"kind": kind, **settings})(replace(Compared.of(zeros, zeros), predicted=predicted))
+    return build_loss({"kind": kind, **settings})(replace(of_vectors(zeros, zeros), predicted=predicted))
 
 
 @pytest.mark.parametrize("over", ["tokens", "samples"])

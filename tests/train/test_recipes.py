@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mmembed.errors import SpecError
 from mmembed.testing import BACKBONES, tiny_embedder
 from mmembed.train.compared import Compared, Embedded
-from mmembed.train.drawn import Row, embedded
+from mmembed.train.drawn import PackedRow, embedded
 from mmembed.train.learning import Learning
 from mmembed.train.loop import Run
 from mmembed.train.losses import build_loss, losses
@@ -150,7 +150,8 @@ def test_several_outputs_of_one_forward_are_those_of_each_alone(folder):
         every = embedded(run.model, row)
         for output, counted in row.read.items():
             alone = embedded(
-                run.model, Row(row.batch.__class__(**{**vars_of(row.batch), "counted": counted}), {output: counted})
+                run.model,
+                PackedRow(row.batch.__class__(**{**vars_of(row.batch), "counted": counted}), {output: counted}),
             )
             torch.testing.assert_close(getattr(every, output), getattr(alone, output), rtol=0, atol=1e-5)
 

@@ -52,6 +52,21 @@ def things(seed=0, dtype=torch.float32, negatives=K, count=B):
     )
 
 
+def of_vectors(queries, positives, negatives=None):
+    """Pairs (B, D) and (B, D), or pairs with K hard negatives each, (B, K, D)."""
+    count = len(queries)
+    documents, owner = positives, torch.arange(count)
+    if negatives is not None:
+        documents = torch.cat([positives, negatives.flatten(0, 1)])
+        owner = torch.cat([owner, owner.repeat_interleave(negatives.shape[1])])
+    return Compared(
+        queries=Embedded(vectors=queries),
+        documents=Embedded(vectors=documents),
+        owner=owner,
+        positive=torch.arange(len(owner)) < count,
+    )
+
+
 class Given(nn.Module):
     """In the place of sentence-transformers' model: what it embeds is already embedded."""
 

@@ -30,7 +30,7 @@ from .objective import (
     objective,
 )
 
-Row = Float[Tensor, "R M"]
+Logits = Float[Tensor, "R M"]
 Off = Bool[Tensor, "R M"]
 
 Direction = Literal[
@@ -160,7 +160,7 @@ def infonce(
     return -blockwise(log_share, positives, len(directions) * len(documents)).mean()
 
 
-def _nearest(logits: Row, off: Off, pair: Off, most: int) -> Row:
+def _nearest(logits: Logits, off: Off, pair: Off, most: int) -> Logits:
     """Logits, all but the pair's own and the `most` nearest of the others at -inf."""
     others = logits.detach().masked_fill(off | pair, float("-inf"))
     least = others.topk(min(most, others.shape[1]), dim=1).values[:, -1:]
