@@ -218,8 +218,8 @@ def _sentence_transformers(
     said = _prompts(settings)
     how = _optional(backbone / "sentence_bert_config.json")
     chats = known is None and "message" in how.get("modality_config", {})
-    if known is None and not chats:
-        _check_transformer(folder, backbone, body.config)
+    if known is None:
+        _check_transformer(folder, backbone, body.config, chats=chats)
     _warn_of_settings(folder, settings, normalize)
     sight = None if chats else _native(backbone, body.config, known)
     spec = _spec(folder, backbone, body.config, pooling, tuple(heads), wide, said, normalize, counted, sight)
@@ -279,12 +279,9 @@ def _sparse_encoder(
     names, paths = modules
     if names[:1] not in (["Transformer"], ["MLMTransformer"]) or names[1:] != ["SpladePooling"]:
         raise SpecError(f"{folder} is a SparseEncoder of the modules {names}; known: Transformer, SpladePooling")
-    task = _optional(paths[0] / "sentence_bert_config.json").get("transformer_task", "fill-mask")
-    if task != "fill-mask":
-        raise SpecError(f"{folder} is a SparseEncoder over {task}; known: fill-mask")
     body = _body(paths[0], known, base)
     if known is None:
-        _check_transformer(folder, paths[0], body.config, "logits")
+        _check_transformer(folder, paths[0], body.config, "fill-mask")
     pooling = _json(paths[1] / "config.json")
     head = {
         "kind": "splade",
@@ -293,6 +290,7 @@ def _sparse_encoder(
     }
     sight = _native(paths[0], body.config, known)
     spec = _spec(folder, paths[0], body.config, {}, (), body.config.vocab_size, _prompts(settings), False, "all", sight)
+    _warn_of_settings(folder, settings, False, "dot")
     sparse = SparseOutput(head=head, top=settings.get("max_active_dims"))
     found = Found(
         replace(spec, pooling=None, sparse=sparse), body.folder, body.config, (), body.adapters, body.tokenizer
@@ -316,13 +314,12 @@ def _multi_vector_encoder(
             "this order, and MultiVectorMask"
         )
     own = _optional(paths[0] / "sentence_bert_config.json")
-    for key in ("query_expansion", "query_length", "document_length"):
-        if own.get(key) is not None:
-            raise SpecError(
-                f"{folder}: {key}={own[key]} is not read: lengths of a side and expanded queries are missing"
-            )
-    if own.get("transformer_task", "feature-extraction") != "feature-extraction":
-        raise SpecError(f"{folder} is a MultiVectorEncoder over {own['transformer_task']}; known: feature-extraction")
+    told = {key: settings[key] for key in OF_PYLATE if key in settings}  # there the mere key expands queries
+    told |= {key: own[key] for key in OF_PYLATE if own.get(key) is not None}
+    for key, value in told.items():
+        raise SpecError(
+            f"{folder}: {key}={value} is not read: prefixes and lengths of a side and expanded queries are missing"
+        )
     at = dict(zip(names, paths, strict=True))
     # As sentence-transformers has it, a Dense that names nothing reads tokens, a Normalize does not.
     for name in layers:
@@ -356,14 +353,18 @@ def _multi_vector_encoder(
     return _laid_over(found, folder, known)
 
 
-def _warn_of_settings(folder: Path, settings: Mapping[str, Any], normalize: bool) -> None:
-    """What sentence-transformers does by itself with vectors of a folder, and here its caller asks for."""
+def _warn_of_settings(folder: Path, settings: Mapping[str, Any], normalize: bool, similarity: str = "cosine") -> None:
+    """What sentence-transformers does by itself with vectors of a folder, and here its caller asks for.
+
+    Args:
+        similarity: by which `Embedder.similarity` compares them, as sentence-transformers calls it.
+    """
     if settings.get("truncate_dim"):
         told = f"{folder} gives its first {settings['truncate_dim']} numbers in sentence-transformers: here"
         warnings.warn(f"{told} encode(..., truncate_dim={settings['truncate_dim']}) does", stacklevel=3)
-    if not normalize and settings.get("similarity_fn_name") not in (None, "cosine"):
+    if not normalize and settings.get("similarity_fn_name") not in (None, similarity):
         told = f"vectors of {folder} are compared by {settings['similarity_fn_name']!r} in sentence-transformers"
-        warnings.warn(f"{told}; similarity() is their cosine here", stacklevel=3)
+        warnings.warn(f"{told}; similarity() is by {similarity!r} here", stacklevel=3)
 
 
 def _prompts(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -438,42 +439,69 @@ def _native(folder: Path, config: Any, known: Checkpoint | None) -> dict[str, An
 
 def _chat(folder: Path, how: Mapping[str, Any], said: Mapping[str, str], default: str | None) -> dict[str, Any]:
     """Fields of the spec for a folder whose inputs sentence-transformers sends through a chat template: an item is the
-    message of a user, a prompt that of the system, and without one it is the prompt "chat".
+    message of a user, a prompt that of the system, and without one it is the prompt "chat". No prompt is left out of
+    pooling there.
 
     Raises:
-        SpecError: settings beyond the template's, or a template that does not put parts one after the other.
+        SpecError: settings beyond the template's, or a template that does not put parts one after the other, or that
+            writes a query otherwise than a document.
     """
     from transformers import AutoTokenizer
 
-    asked = dict(how.get("processing_kwargs", {}))
-    options = asked.pop("chat_template", {})
-    if asked or how["modality_config"]["message"].get("format", "structured") != "structured":
+    asked = dict(how.get("processing_kwargs") or {})
+    options = dict(asked.pop("chat_template", None) or {})
+    asked |= {name: options.pop(name) for name in ("max_length", "restore_suffix", "truncation") if name in options}
+    kinds = how["modality_config"]
+    form, sees = kinds["message"].get("format", "auto"), "image" in kinds
+    if form not in ("structured", "flat")[: 1 if sees else 2]:
+        raise SpecError(
+            f"{folder} writes its messages with format={form!r}{' of pictures' if sees else ''}: not supported"
+        )
+    if asked:
         raise SpecError(
             f"{folder} asks for more of its processor than a chat template of parts: {asked}: not supported"
         )
     words = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    sees = "image" in how["modality_config"]
     one, other = "\ue000", "\ue001"  # private characters, which no template holds
 
-    def rendered(prompt: str, *parts: str) -> str:
+    def rendered(prompt: str, *parts: str, **task: str) -> str:
         content = [{"type": "text", "text": part} if part else {"type": "image"} for part in parts]
-        system = [{"role": "system", "content": [{"type": "text", "text": prompt}]}] if prompt else []
-        told = [*system, {"role": "user", "content": content}]
-        return words.apply_chat_template(told, tokenize=False, **options)
+        system = [{"type": "text", "text": prompt}]
+        told: list[dict[str, Any]] = (
+            [{"role": "system", "content": prompt if form == "flat" else system}] if prompt else []
+        )
+        told.append({"role": "user", "content": parts[0] if form == "flat" else content})
+        return str(words.apply_chat_template(told, tokenize=False, **{**task, **options}))
 
     picture, templates = "", {}
+    probe, cleanings = f" A<{one}\nb{other} \n", set()
+    opens = False
     for name, prompt in {"chat": "", **said}.items():
         before, _, after = rendered(prompt, one).partition(one)
         if sees:
             picture = rendered(prompt, "")[len(before) :].removesuffix(after)
-        parts = (one, "", other) if sees else (one, other)
-        if rendered(prompt, *parts) != before + one + picture + other + after:
+        parts = (one,) if form == "flat" else (one, "", other) if sees else (one, other)
+        if rendered(prompt, *parts) != before + "".join(part or picture for part in parts) + after:
             raise SpecError(f"{folder}: its chat template does not put parts one after the other")
+        if {rendered(prompt, one, task=task) for task in ("query", "document")} != {before + one + after}:
+            raise SpecError(f"{folder}: its chat template writes a query otherwise than a document: not supported")
+        written = rendered(prompt, probe).removeprefix(before).removesuffix(after)
+        cleanings.add({probe: None, probe.strip(): "strip", probe.rstrip(): "strip_end"}.get(written, "other"))
+        opens |= bool(words.bos_token) and before.startswith(words.bos_token)
         templates[name] = {"any": prompts.literal(before) + prompts.escaped(after)}
+    cleaning = cleanings.pop()
+    if cleanings or cleaning == "other":
+        raise SpecError(f"{folder}: its chat template changes a text in a way that nothing here follows")
+    # A processor puts opening and closing tokens around what its template does not open itself; a tokenizer never does.
+    around = set(kinds) > {"text", "message"} and not opens
     return {
         "prompts": templates,
         "default_prompt_name": default or "chat",
         "vision": {"library": "native", "processor": image_processor(folder), "text": picture} if sees else None,
+        "open": around,
+        "close": around,
+        "cleaning": cleaning,
+        "counted": "all",
     }
 
 
@@ -557,14 +585,21 @@ def _module(folder: Path, module: Mapping[str, Any], known: Checkpoint | None) -
     return str(name)
 
 
-def _check_transformer(folder: Path, backbone: Path, config: Any, gives: str = "last_hidden_state") -> None:
-    """Raise `SpecError` for what a module Transformer is told and nothing here follows: another vector would come of it."""
+def _check_transformer(
+    folder: Path, backbone: Path, config: Any, task: str = "feature-extraction", chats: bool = False
+) -> None:
+    """Raise `SpecError` for what a module Transformer is told and nothing here follows: another vector would come of it.
+
+    Args:
+        task: what its `transformer_task` must be. chats: whether its chat template is followed.
+    """
     own, how = config.to_dict(), _of_transformer(backbone)
     left = [
         f"{key}={how[key]!r}"
-        for key in ("query_length", "document_length", "tokenizer_name_or_path")
+        for key in ("query_length", "document_length", "query_expansion", "tokenizer_name_or_path")
         if how.get(key) is not None
     ]
+    left += [f"transformer_task={how['transformer_task']!r}"] if how.get("transformer_task", task) != task else []
     left += [
         f"{key}: {name}={value!r}"
         for key in ("config_args", "config_kwargs")
@@ -586,18 +621,25 @@ def _check_transformer(folder: Path, backbone: Path, config: Any, gives: str = "
     ]
     words = _optional(backbone / "tokenizer_config.json")
     left += ["truncation_side='left'"] if words.get("truncation_side") == "left" else []
-    text = (how.get("modality_config") or {}).get("text")
-    output = text.get("method_output_name", gives) if isinstance(text, dict) else gives
-    left += [] if output == gives else [f"method_output_name={output!r}"]
+    kinds = how.get("modality_config") or {}
+    left += [f"modality_config: message={kinds['message']!r}"] if "message" in kinds and not chats else []
+    outputs = {kinds[kind].get("method_output_name", OUTPUTS[task]) for kind in ("text", "message") if kind in kinds}
+    left += [f"method_output_name={output}" for output in sorted(map(repr, outputs - {OUTPUTS[task]}))]
     if left:
         raise SpecError(f"{folder}: settings of sentence-transformers that nothing here follows: {', '.join(left)}")
 
 
+OF_PYLATE = (
+    *("query_length", "document_length", "query_expansion", "query_prefix", "document_prefix"),
+    *("do_query_expansion", "attend_to_expansion_tokens", "attend_to_mask_tokens", "skiplist_words"),
+)
+"""What late-interaction folders say of the two sides; PyLate's say it beside the prompts."""
+OUTPUTS = {"feature-extraction": "last_hidden_state", "fill-mask": "logits"}
+"""What a module Transformer gives of its model, by its task."""
 HARMLESS = (
     "attn_implementation",
     "clean_up_tokenization_spaces",
     "dtype",
-    "fix_mistral_regex",
     "pad_to_multiple_of",
     "padding",
     "padding_side",

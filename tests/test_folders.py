@@ -260,6 +260,81 @@ def test_a_real_checkpoint_gives_the_vectors_of_sentence_transformers():
     assert np.abs(ours.encode(texts) - theirs.encode(texts)).max() <= 1e-5
 
 
+FLAT = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}\n{% endfor %}[assistant]"
+PARTS = (
+    "{% for m in messages %}[{{ m.role }}]{% for c in m.content %}{% if c.type == 'text' %}{{ c.text }}{% endif %}"
+    "{% endfor %}\n{% endfor %}[assistant]"
+)
+
+
+def chat_folder(path: Path, template: str, mode: str = "mean", **settings: object) -> SentenceTransformer:
+    """A folder of sentence-transformers whose texts go through a chat template, and what it then gives."""
+    plain = path / "plain"
+    tiny_backbone("qwen3").save_pretrained(plain)
+    tokenizer = byte_tokenizer(eos=True, bos=True)
+    tokenizer.model_max_length = 64
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(plain)
+    body = Transformer(str(plain), **settings)
+    pooling = Pooling(body.get_embedding_dimension(), pooling_mode=mode, include_prompt=False)
+    model = SentenceTransformer(
+        modules=[body, pooling, Normalize()], prompts={"query": "ask: ", "document": ""}, device="cpu"
+    )
+    model.save_pretrained(str(path / "st"))
+    return SentenceTransformer(str(path / "st"), device="cpu", local_files_only=True)
+
+
+@pytest.mark.parametrize("template", [FLAT, PARTS, FLAT.replace("{{ bos_token }}", "").replace(" | trim", "")])
+@pytest.mark.parametrize("mode", ["mean", "lasttoken"])
+def test_a_chat_folder_gives_the_vectors_of_sentence_transformers(tmp_path, template, mode):
+    theirs = chat_folder(tmp_path, template, mode)
+    ours = mmembed.load(tmp_path / "st", device="cpu")
+    texts = [text for text in TEXTS if text] + ["  spaces around \n", "much " * 40]
+    for name in ("encode", "encode_query", "encode_document"):
+        assert np.abs(getattr(ours, name)(texts) - getattr(theirs, name)(texts)).max() <= 1e-5, name
+
+
+@pytest.mark.parametrize(
+    ("template", "settings", "said"),
+    [
+        (FLAT + "{% if task == 'query' %}[?]{% endif %}", {}, "writes a query otherwise than a document"),
+        (FLAT.replace("| trim", "| indent(3)"), {}, "changes a text in a way"),
+        (FLAT, {"query_length": 8}, "query_length=8"),
+        (FLAT, {"processing_kwargs": {"chat_template": {"restore_suffix": False}}}, "'restore_suffix': False"),
+    ],
+)
+def test_a_chat_folder_that_nothing_here_follows_is_refused(tmp_path, template, settings, said):
+    chat_folder(tmp_path, template, **settings)
+    with pytest.raises(SpecError, match=said):
+        mmembed.load(tmp_path / "st", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("file", "changed", "said"),
+    [
+        ("sentence_bert_config.json", {"config_kwargs": {"num_hidden_layers": 1}}, "num_hidden_layers=1"),
+        ("sentence_bert_config.json", {"processor_kwargs": {"fix_mistral_regex": True}}, "fix_mistral_regex=True"),
+        ("sentence_bert_config.json", {"transformer_task": "text-generation"}, "transformer_task='text-generation'"),
+        ("tokenizer_config.json", {"truncation_side": "left"}, "truncation_side='left'"),
+        (
+            "sentence_bert_config.json",
+            {"modality_config": {"message": {"method_output_name": "logits", "format": "flat"}}},
+            "method_output_name='logits'",
+        ),
+        (
+            "sentence_bert_config.json",
+            {"modality_config": {"message": {"method_output_name": "last_hidden_state", "format": "other"}}},
+            "format='other'",
+        ),
+    ],
+)
+def test_settings_of_a_chat_folder_that_nothing_here_follows_are_refused(tmp_path, file, changed, said):
+    chat_folder(tmp_path, FLAT)
+    edited(tmp_path / "st" / file, **changed)
+    with pytest.raises(SpecError, match=said):
+        mmembed.load(tmp_path / "st", device="cpu")
+
+
 def changed_json(path: Path, **values: object) -> None:
     path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **values}))
 

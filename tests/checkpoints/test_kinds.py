@@ -215,6 +215,16 @@ def test_a_sparse_folder_of_sentence_transformers_gives_what_it_gives(tmp_path, 
             assert np.diff(told.indptr).max() <= top
 
 
+def test_a_sparse_folder_that_is_compared_otherwise_tells_so(tmp_path):
+    folder = plain_folder(tmp_path / "m", tiny(AutoModelForMaskedLM, "bert"), **BOTH)
+    modules = [MLMTransformer(str(folder)), SpladePooling()]
+    SparseEncoder(modules=modules, device="cpu", similarity_fn_name="cosine").save_pretrained(str(folder))
+    with pytest.warns(
+        UserWarning, match="compared by 'cosine' in sentence-transformers; similarity.. is by 'dot' here"
+    ):
+        mmembed.load(folder, device="cpu")
+
+
 def test_a_sparse_folder_of_other_modules_is_refused(tmp_path):
     folder = plain_folder(tmp_path / "m", tiny(AutoModelForMaskedLM, "bert"), **BOTH)
     SparseEncoder(modules=[MLMTransformer(str(folder)), SpladePooling()], device="cpu").save_pretrained(str(folder))
@@ -328,6 +338,16 @@ def test_what_a_late_interaction_folder_may_say_and_is_not_read_is_refused(tmp_p
     assert mmembed.load(tmp_path / "m", device="cpu").dimension == 32
     changed_json(tmp_path / "m" / "sentence_bert_config.json", document_length=300)
     with pytest.raises(SpecError, match="document_length=300 is not read"):
+        mmembed.load(tmp_path / "m", device="cpu")
+
+
+@pytest.mark.parametrize("said", [{"query_prefix": "[Q] "}, {"do_query_expansion": True}, {"query_length": 32}])
+def test_what_pylate_says_of_the_sides_is_refused(tmp_path, said):
+    folder = plain_folder(tmp_path / "plain", tiny(AutoModel, "bert"), **BOTH)
+    modules = [Transformer(str(folder)), MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
+    MultiVectorEncoder(modules=modules, device="cpu").save_pretrained(str(tmp_path / "m"))
+    changed_json(tmp_path / "m" / "config_sentence_transformers.json", **said)
+    with pytest.raises(SpecError, match=f"{next(iter(said))}=.* is not read"):
         mmembed.load(tmp_path / "m", device="cpu")
 
 
