@@ -669,13 +669,14 @@ def load_model(folder: Path, base: Path | None = None) -> tuple[EmbeddingModel |
         _check_base(base, found.adapters, folder)
         language_head = projection = None
         if found.spec.sparse is not None and reads_logits(found.spec.sparse):
-            body, language_head = load_language_model(found.backbone, found.config)
-        elif is_retriever(found.config):
-            body, projection = load_retriever(found.backbone, found.config)
+            body, language_head = load_language_model(found.backbone, found.config, found.adapters)
         else:
-            body = backbones.load_backbone(found.backbone, found.config, found.prefix)
-        for adapter in found.adapters:
-            body = adapters.merge(body, adapter)
+            if is_retriever(found.config):
+                body, projection = load_retriever(found.backbone, found.config)
+            else:
+                body = backbones.load_backbone(found.backbone, found.config, found.prefix)
+            for adapter in found.adapters:
+                body = adapters.merge(body, adapter)
         longest = min(found.spec.max_length, backbones.table_of(body) or found.spec.max_length)
         spec = dataclasses.replace(found.spec, backbone={"config": described(body.config)}, max_length=longest)
         model = EmbeddingModel(spec, backbone=body, language_head=language_head)

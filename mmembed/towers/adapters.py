@@ -23,7 +23,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 WRAPPERS = {"base_model", "model", "language_model", "thinker", "base_layer", "modules_to_save", "default"}
 """Words of a key that only say in what the layer was wrapped when it was saved."""
 LEFT_OUT = ("lm_head",)
-"""What an embedder does not have: the layer that gives words."""
+"""What most embedders do not have: the layer that gives words, merged where it is there."""
 ARITHMETIC = ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias")
 NAMING = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern")
 UNDERSTOOD = {
@@ -64,6 +64,7 @@ def merge(body: PreTrainedModel, folder: Path) -> PreTrainedModel:
         raise MissingExtra("peft", "peft")
     settings = _settings(folder)
     names = _Names(body)
+    without = {name for name in LEFT_OUT if name not in names.modules}
     layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
     said: dict[str, str] = {}
     whole: dict[str, Tensor] = {}
@@ -72,7 +73,7 @@ def merge(body: PreTrainedModel, folder: Path) -> PreTrainedModel:
     for key, tensor in _state(folder).items():
         plain = names.plain(key)
         found = PIECE.fullmatch(plain)
-        if plain.split(".")[0] in LEFT_OUT:
+        if plain.split(".")[0] in without:
             continue
         if found and found["layer"] in names.modules:
             layer = names.modules[found["layer"]]
@@ -86,7 +87,7 @@ def merge(body: PreTrainedModel, folder: Path) -> PreTrainedModel:
             strange.append(key)
     if strange:
         raise LoadError(f"{folder}: {_some(strange)} fit no layer of the {body.config.model_type} model below")
-    _check_whole(folder, settings, {*whole, *rows})
+    _check_whole(folder, settings, {*whole, *rows}, without)
     _check_targets(folder, settings, body, said)
     for name, tensor in whole.items():
         _replace(body, folder, name, tensor)
@@ -140,14 +141,15 @@ def _state(folder: Path) -> dict[str, Tensor]:
     return tensors(older if older.exists() and not (folder / WEIGHTS_FILE).exists() else folder / WEIGHTS_FILE)
 
 
-def _check_whole(folder: Path, settings: Mapping[str, Any], found: set[str]) -> None:
-    """Every layer that the configuration says was saved whole, or row by row, must be in the file."""
+def _check_whole(folder: Path, settings: Mapping[str, Any], found: set[str], without: set[str]) -> None:
+    """Every layer that the configuration says was saved whole, or row by row, must be in the file, but for those that the
+    model is `without`."""
     rows = settings.get("trainable_token_indices") or ()
     due = [*(settings.get("modules_to_save") or ()), *(rows if isinstance(rows, Mapping) else ())]
     missing = [
         name
         for name in due
-        if name.rpartition(".")[2] not in LEFT_OUT and not any(f".{name.rpartition('.')[2]}." in f".{f}" for f in found)
+        if name.rpartition(".")[2] not in without and not any(f".{name.rpartition('.')[2]}." in f".{f}" for f in found)
     ]
     if missing or (rows and not found):
         raise LoadError(f"{folder}: {_some(missing or ['the trained rows'])} of its configuration are not in its file")
@@ -194,7 +196,7 @@ def _replace(body: PreTrainedModel, folder: Path, name: str, tensor: Tensor) -> 
 
 def _replace_rows(body: PreTrainedModel, folder: Path, name: str, tensor: Tensor, indices: Any) -> None:
     if isinstance(indices, Mapping):
-        (indices,) = [each for key, each in indices.items() if key.rpartition(".")[2] not in LEFT_OUT]
+        (indices,) = [each for key, each in indices.items() if key.rpartition(".")[2] == name.split(".")[-2]]
     weight = body.get_parameter(name)
     if tensor.shape != (len(indices), weight.shape[1]):
         raise LoadError(f"{folder}: {name} has {len(tensor)} trained rows, its configuration names {len(indices)}")

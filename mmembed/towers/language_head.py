@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ..errors import SpecError
+from .adapters import merge
 from .backbone import config_of, from_pretrained, plain_attention, probe
 
 
@@ -81,15 +83,21 @@ def build_language_model(config: Mapping[str, Any]) -> tuple[PreTrainedModel, La
 
 
 def load_language_model(
-    path: str | os.PathLike[str], config: PreTrainedConfig | None = None
+    path: str | os.PathLike[str], config: PreTrainedConfig | None = None, adapters: Iterable[Path] = ()
 ) -> tuple[PreTrainedModel, LanguageHead]:
-    """Body and head with their weights, from a folder or by hub name; `config` replaces its own.
+    """Body and head with their weights, from a folder or by hub name.
+
+    Args:
+        config: replaces its own. adapters: folders of those that are merged into body and head, in their order.
 
     Raises:
-        LoadError: no such model, or weights that the file does not hold. SpecError: no language model.
+        LoadError: no such model, weights that the file does not hold, or an adapter that does not fit. SpecError: no language
+            model.
     """
     known = config or AutoConfig.from_pretrained(path, trust_remote_code=False)
     whole = from_pretrained(_class_for(known), path, config)
+    for adapter in adapters:
+        whole = merge(whole, adapter)
     return body_of(whole), LanguageHead(whole)
 
 

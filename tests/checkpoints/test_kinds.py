@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 from sentence_transformers import MultiVectorEncoder, SparseEncoder
@@ -213,6 +214,26 @@ def test_a_sparse_folder_of_sentence_transformers_gives_what_it_gives(tmp_path, 
         held(f"SparseEncoder over {kind}", told.toarray(), expected, **says)
         if top:
             assert np.diff(told.indptr).max() <= top
+
+
+@pytest.mark.parametrize("kind", ["xlm-roberta", "bert"])
+@pytest.mark.parametrize("saved", [[], ["layer_norm", "LayerNorm"]])
+def test_an_adapter_of_a_sparse_folder_is_merged_into_its_language_head_too(tmp_path, kind, saved):
+    folder = plain_folder(tmp_path / "plain", tiny(AutoModelForMaskedLM, kind, pad_token_id=256), **BOTH)
+    body = Transformer(str(folder), transformer_task="fill-mask")
+    saved = [name for name in saved if any(name in each for each, _ in body.model.named_modules())]
+    settings = peft.LoraConfig(r=4, lora_alpha=32, target_modules=["dense"], modules_to_save=saved)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        body.model = peft.get_peft_model(body.model, settings)
+        for name, weight in body.model.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                weight.data.normal_(std=0.3)
+    theirs = SparseEncoder(modules=[body, SpladePooling()], device="cpu")
+    theirs.save_pretrained(str(tmp_path / "m"))
+    expected = theirs.encode(TEXTS, convert_to_sparse_tensor=False, batch_size=2)
+    told = mmembed.load(tmp_path / "m", device="cpu").encode_sparse(TEXTS)
+    assert np.abs(told.toarray() - expected.numpy()).max() <= 1e-5 * np.abs(expected.numpy()).max()
 
 
 def test_a_sparse_folder_that_is_compared_otherwise_tells_so(tmp_path):
