@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from .errors import LoadError, SpecError
 from .nn.heads import build_head
 from .nn.int8 import Int8Linear
-from .nn.precision import INT8, PRECISIONS, dtype_of
+from .nn.precision import INT8, PRECISIONS, cast, dtype_of, is_fitted
 from .spec import FILE as SPEC_FILE
 from .spec import ModelSpec
 from .tensors import tensors
@@ -73,7 +73,8 @@ class Model(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
+        trained = (part for part in self.modules() if not is_fitted(part))
+        return next(weight.dtype for part in trained for weight in part.parameters(recurse=False))
 
     @property
     def precision(self) -> str:
@@ -101,7 +102,7 @@ class Model(nn.Module):
         head.load_state_dict(dict(fitted))
         model = copy.copy(self)
         model._modules = dict(self._modules)
-        model.heads = nn.ModuleList([*self.heads, head.to(device=self.device, dtype=self.dtype).eval()])
+        model.heads = nn.ModuleList([*self.heads, cast(head, self.dtype).to(self.device).eval()])
         behind = (*self.spec.heads, dict(settings))
         width = int(head.out)  # type: ignore[arg-type]
         model.spec = dataclasses.replace(self.spec, heads=behind, dimension=width, dimensions=())
@@ -126,15 +127,20 @@ class Model(nn.Module):
             )
 
     def save(self, folder: Path) -> None:
-        """Write spec.json and weights.safetensors, weights rounded to `spec.weights`.
+        """Write spec.json and weights.safetensors, weights rounded to `spec.weights`, but for those of fitted heads.
 
         Raises:
             SpecError: a model in int8.
         """
         self.check_whole()
         dtype, twins = dtype_of(self.spec.weights), tied(self)
+        fitted = {f"heads.{k}.{name}" for k, h in enumerate(self.heads) if is_fitted(h) for name in h.state_dict()}
         state = {
-            name: (t.to(dtype) if t.is_floating_point() else t).detach().cpu().contiguous().clone()
+            name: (t.to(dtype) if t.is_floating_point() and name not in fitted else t)
+            .detach()
+            .cpu()
+            .contiguous()
+            .clone()
             for name, t in self.state_dict().items()
             if name not in twins
         }

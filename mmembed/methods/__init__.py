@@ -12,6 +12,7 @@ from typing import Any
 from ..embedder import Embedder
 from ..errors import SpecError, UnknownName
 from ..model import EmbeddingModel
+from ..nn.precision import is_fitted
 from . import (
     contrastive_prompting,
     echo,
@@ -52,8 +53,6 @@ BESIDE: Mapping[str, str] = {
 }
 """Methods that are no spec to put on an embedder, for they take things to fit on or give something else, and where they are.
 (GenEOL is both: its prompt is among `METHODS`, its rewrites in `mmembed.methods.geneol.encode`.)"""
-FITTED = ("whiten", "standardize")
-"""Heads that were fitted on the very vectors that they are given."""
 METHODS: Mapping[str, Method] = {method.name: method for file in FILES for method in file.METHODS}
 
 
@@ -86,7 +85,8 @@ def apply(embedder: Embedder, name: str, **changed: Any) -> Embedder:
         raise SpecError(
             f"{name} is of one backbone, and this is a dual encoder, whose towers read and pool as they were trained"
         )
-    fitted = [head["kind"] for head in embedder.spec.heads if head["kind"] in FITTED]
+    heads = zip(embedder.spec.heads, embedder.model.heads, strict=True)
+    fitted = [said["kind"] for said, head in heads if is_fitted(head)]
     if fitted and method.positions is None:
         raise SpecError(
             f"{name} gives other vectors than those that the head {fitted[0]!r} was fitted on: apply it first, and fit then"
@@ -97,5 +97,5 @@ def apply(embedder: Embedder, name: str, **changed: Any) -> Embedder:
         embedder.tokenizer.id_of(token)
     if method.packed and embedder.model.layout != "packed":
         raise SpecError(f"{name} changes attention itself, which only a packed backbone lets us; this one runs padded")
-    heads = {"sparse": method.sparse} if method.sparse and embedder.model.language_head is not None else {}
-    return embedder.respecified(**{**method.fields(), **heads, **changed})
+    sparse = {"sparse": method.sparse} if method.sparse and embedder.model.language_head is not None else {}
+    return embedder.respecified(**{**method.fields(), **sparse, **changed})

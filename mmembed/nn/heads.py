@@ -76,6 +76,8 @@ class Whiten(nn.Module):
     Centred before it is turned: the spread of raw vectors may be far smaller than their mean.
     """
 
+    fitted = True
+
     def __init__(self, width: int, *, out: int):
         super().__init__()
         self.out = out
@@ -89,6 +91,8 @@ class Whiten(nn.Module):
 @heads.register("standardize")
 class Standardize(nn.Module):
     """(x - mean) / std, fitted on vectors, not trained; a number whose std is infinite, for it never moved, becomes zero."""
+
+    fitted = True
 
     def __init__(self, width: int):
         super().__init__()

@@ -34,10 +34,16 @@ def dtype_of(precision: str, known: Mapping[str, torch.dtype] = PRECISIONS) -> t
 M = TypeVar("M", bound=nn.Module)
 
 
+def is_fitted(part: nn.Module) -> bool:
+    """Whether a part was fitted on vectors, not trained. It stays in fp32 whatever the model is in: what it divides by may be
+    smaller than what half precision keeps."""
+    return bool(getattr(part, "fitted", False))
+
+
 def cast(module: M, dtype: torch.dtype) -> M:
     """Weights, and what is saved beside them, in a dtype. What a module computes when it is built stays in fp32: rotary
     frequencies in bf16 (which `module.to` would give) turn token 1000 by up to two radians too much. So does what a model of
-    transformers says it needs in fp32 beside half precision: routers of experts, mostly."""
+    transformers says it needs in fp32 beside half precision, routers of experts mostly, and what was fitted."""
     full = {id(own) for part in module.modules() for own in _in_full(part, dtype)}
     with torch.no_grad():
         for part in module.modules():
@@ -51,12 +57,12 @@ def cast(module: M, dtype: torch.dtype) -> M:
 
 
 def _in_full(part: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
-    """What a model of transformers says is in fp32 beside weights in `dtype`: by patterns, as it reads them itself."""
+    """What of a part is in fp32 beside weights in `dtype`: all of a fitted one, and what a model of transformers says, by patterns,
+    as it reads them itself."""
     plan: Any = getattr(part, "_get_dtype_plan", None)
-    said = plan(dtype) if plan else ()
-    patterns = [re.compile(pattern.replace("*", ".*")) for pattern in said]
+    patterns = [re.compile(pattern.replace("*", ".*")) for pattern in (plan(dtype) if plan else ())]
     for name, own in chain(part.named_parameters(), part.named_buffers()):
-        if any(pattern.search(name) for pattern in patterns):
+        if is_fitted(part) or any(pattern.search(name) for pattern in patterns):
             yield own
 
 

@@ -90,6 +90,18 @@ def test_a_whitened_embedder_is_saved_and_its_source_stays_as_it_was(sharp, tmp_
     assert np.abs(alone - vectors[:-1]).max() <= 1e-5
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_was_fitted_stays_in_fp32(tmp_path, precision):
+    halved = tiny_embedder(pooling="mean", weights="fp16", precision=precision).save(tmp_path / "halved")
+    ours = whitening.whitened(mmembed.load(halved, device="cpu", precision=precision), FITTED_ON)
+    again = mmembed.load(ours.save(tmp_path / "w"), device="cpu", precision=precision)
+    assert (ours.model.precision, again.model.precision) == (precision, precision)
+    assert {weight.dtype for weight in again.model.heads.parameters()} == {torch.float32}
+    assert np.array_equal(again.encode(TEXTS), ours.encode(TEXTS))
+    vectors = again.respecified(normalize=False).encode(FITTED_ON).astype(np.float64)
+    assert np.abs(np.cov(vectors.T) - np.eye(WIDTH)).max() <= 1e-3
+
+
 def test_a_prompt_is_fitted_under_as_encode_has_it():
     ours = tiny_embedder(pooling="mean", prompts={"query": {"any": "ask: {content}"}})
     asked = whitening.whitened(ours, FITTED_ON, dimension=8, prompt_name="query")
