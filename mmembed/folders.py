@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -42,6 +43,8 @@ _Modules = tuple[list[str], list[Path]]
 """Names of the modules of a folder, and where each lies."""
 UNBOUNDED = 10**6
 """Tokenizers without a limit say 10^30 or so."""
+NO_EMBEDDER = re.compile(r".*For\w*(Classification|QuestionAnswering|MultipleChoice|Reward\w*)|HF_ColBERT")
+"""Architectures whose last layer is what they were trained for, and no part of a mean of states."""
 PROCESSOR = "preprocessor_config.json"
 """An image processor of transformers; an adapter may bring its own."""
 
@@ -87,7 +90,7 @@ def read(folder: Path, base: Path | None = None) -> Found:
         base: what an adapter stands on, in place of what it says: by its name beside the adapter's folder, or of a hub.
 
     Raises:
-        LoadError: neither, files missing, or a model that is code of the folder's own.
+        LoadError: neither, files missing, a model that is code of the folder's own, or one that gives labels or scores.
         SpecError: modules or settings that no part here has; nothing is left out silently.
     """
     return _read(folder, checkpoints.of_folder(folder), base)
@@ -110,7 +113,14 @@ def _read(folder: Path, known: Checkpoint | None, base: Path | None) -> Found:
         return _laid_over(replace(found, spec=replace(spec, vision=own)), folder, known)
     if (folder / "config.json").exists():
         config = _json(folder / "config.json")
-        causal_lm = any(name.endswith("ForCausalLM") for name in config.get("architectures") or ())
+        made_as = config.get("architectures") or ()
+        other = next((name for name in made_as if NO_EMBEDDER.fullmatch(name)), None)
+        if other is not None and known is None:
+            raise LoadError(
+                f"{folder} is a {other}: it was trained to give labels, scores or vectors of tokens, by a layer that no mean "
+                "reads; to embed with the body alone, say so: mmembed.compose(backbone=folder, tokenizer=folder, pooling=...)"
+            )
+        causal_lm = any(name.endswith("ForCausalLM") for name in made_as)
         pooling = "last" if causal_lm and config.get("is_causal", True) else "mean"
         built_by = _config(folder, known)
         body = getattr(built_by, "vlm_config", built_by)  # a late-interaction retriever holds its body so
@@ -158,7 +168,8 @@ def _beside(folder: Path, name: str, revision: str | None) -> Path:
     """The folder of that whole path; else one of that name beside this one, or the folder or repository of that name."""
     near = folder.absolute().parent / Path(name).name
     whole = Path(name).is_absolute() and Path(name).is_dir()
-    return near if near.is_dir() and not whole else hub.find(name, revision=revision)
+    beside = near.is_dir() and near.resolve() != folder.resolve()
+    return near if beside and not whole else hub.find(name, revision=revision)
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -245,6 +245,17 @@ def test_a_plain_folder_pools_as_sentence_transformers_would(tmp_path):
         assert np.abs(mmembed.load(folder, device="cpu").encode(TEXTS) - expected).max() <= 1e-5
 
 
+@pytest.mark.parametrize(
+    "made_as", ["XLMRobertaForSequenceClassification", "HF_ColBERT", "LlamaForTokenClassification"]
+)
+def test_a_folder_that_was_trained_for_labels_or_scores_is_no_embedder(tmp_path, made_as):
+    folder = plain_folder(tmp_path / "m", "xlm-roberta")
+    changed_json(folder / "config.json", architectures=[made_as])
+    with pytest.raises(LoadError, match=f"is a {made_as}: it was trained to give labels"):
+        mmembed.load(folder)
+    assert mmembed.compose(backbone=folder, tokenizer=folder, pooling="mean", device="cpu").dimension == 32
+
+
 def test_what_was_read_can_be_saved_as_our_own(tmp_path):
     st_folder(tmp_path, "qwen3", "mean")
     ours = mmembed.load(tmp_path / "st", device="cpu")

@@ -259,6 +259,16 @@ def test_an_adapter_without_its_base_or_a_base_without_an_adapter_is_an_error(tm
         mmembed.load(adapter)
 
 
+def test_an_adapter_may_lie_in_a_folder_that_is_called_as_its_base_is(tmp_path, monkeypatch):
+    base = base_model(tmp_path / "hub")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    adapter = adapted(base, tmp_path / "tuned" / base.name, model, **KINDS["lora"])
+    set_in(adapter, base_model_name_or_path=f"hub/{base.name}")
+    monkeypatch.chdir(tmp_path)
+    theirs = mmembed.load(adapter, base=base, device="cpu")
+    assert np.array_equal(mmembed.load(adapter, device="cpu").encode(TEXTS), theirs.encode(TEXTS))
+
+
 def test_an_embedder_that_is_saved_over_its_own_adapter_is_merged_once(tmp_path):
     base = base_model(tmp_path)
     folder = adapted(base, tmp_path / "tuned", AutoModelForCausalLM.from_pretrained(base), **KINDS["lora"])
