@@ -18,6 +18,7 @@ from .embedder import GOLDEN_FILE, Embedder
 from .errors import LoadError, SpecError, UnknownName
 from .model import EmbeddingModel, load_model, making, reads_logits
 from .nn.int8 import check_int8, in_int8
+from .nn.pooling import pooled_width
 from .nn.precision import BYTES, COMPUTED, INT8, alike, cast, dtype_of
 from .nn.spans import Spans
 from .nn.sparse import build_sparse_head
@@ -139,7 +140,8 @@ def compose(
             )
         seeing = {"vision": entry, "projector": _kind(projector or "mlp")}
     pooling = spec.pop("pooling", "last")
-    width = next((h["out"] for h in reversed(spec.get("heads", ())) if "out" in h), folders.width(body.config))
+    pooled = pooled_width(None if pooling is None else _kind(pooling), folders.width(body.config))
+    width = next((h["out"] for h in reversed(spec.get("heads", ())) if "out" in h), pooled)
     if pooling is None and "dimension" not in spec:
         tokens = TokenOutput.of(spec.get("tokens")) or STATES
         head = (

@@ -250,6 +250,15 @@ def test_parts_that_make_no_model_are_refused(tmp_path):
             tiny_embedder(**changed)
 
 
+def test_a_dimension_that_nobody_says_is_that_of_what_is_pooled():
+    joined = {"kind": "joined", "kinds": ["mean", "last"]}
+    parts = {"backbone": tiny_backbone(), "tokenizer": byte_tokenizer(), "device": "cpu"}
+    heads = [{"kind": "dense", "out": 5}, {"kind": "layer_norm"}]
+    assert mmembed.compose(**parts, pooling=joined).encode(["red"]).shape == (1, 64)
+    assert mmembed.compose(**parts, pooling=joined, heads=[{"kind": "layer_norm"}]).dimension == 64
+    assert mmembed.compose(**parts, pooling=joined, heads=heads).dimension == 5
+
+
 def test_the_spec_says_what_was_composed(tmp_path):
     folder = tiny_embedder(prompts={"query": {"any": "q: {content}"}}).save(tmp_path / "m")
     said = json.loads((folder / "spec.json").read_text())
