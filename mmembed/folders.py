@@ -125,7 +125,7 @@ def _read(folder: Path, known: Checkpoint | None, base: Path | None) -> Found:
         built_by = _config(folder, known)
         body = getattr(built_by, "vlm_config", built_by)  # a late-interaction retriever holds its body so
         sight = _native(folder, body, known)
-        spec = _spec(folder, folder, body, {"kind": pooling}, (), width(body), {}, True, "all", sight)
+        spec = _spec(folder, folder, body, {}, pooling={"kind": pooling}, dimension=width(body), vision=sight)
         return _laid_over(Found(spec, folder, built_by, (), (), folder), folder, known)
     raise LoadError(f"{folder} holds no spec.json, modules.json or config.json: no embedder that mmembed can read")
 
@@ -228,14 +228,16 @@ def _sentence_transformers(
         weights.append(held if held.exists() or not (path / OLD_WEIGHTS).exists() else path / OLD_WEIGHTS)
     said = _prompts(settings)
     how = _optional(backbone / "sentence_bert_config.json")
-    chats = known is None and "message" in how.get("modality_config", {})
+    chats = known is None and "message" in (how.get("modality_config") or {})
     if known is None:
         _check_transformer(folder, backbone, body.config, chats=chats)
     _warn_of_settings(folder, settings, normalize)
-    sight = None if chats else _native(backbone, body.config, known)
-    spec = _spec(folder, backbone, body.config, pooling, tuple(heads), wide, said, normalize, counted, sight)
+    fields: dict[str, Any] = {"pooling": pooling, "heads": tuple(heads), "dimension": wide, "normalize": normalize}
     if chats:
-        spec = replace(spec, **_chat(backbone, how, said, spec.default_prompt_name))
+        fields |= _chat(backbone, how, said, settings.get("default_prompt_name"))
+    else:
+        fields |= {"counted": counted, "vision": _native(backbone, body.config, known)}
+    spec = _spec(folder, backbone, body.config, said, **fields)
     found = Found(spec, body.folder, body.config, tuple(weights), body.adapters, body.tokenizer)
     return _laid_over(found, folder, known)
 
@@ -299,13 +301,11 @@ def _sparse_encoder(
         "activation": "log1p_log1p_relu" if pooling.get("activation_function") == "log1p_relu" else "log1p_relu",
         "reduce": pooling.get("pooling_strategy", "max"),
     }
-    sight = _native(paths[0], body.config, known)
-    spec = _spec(folder, paths[0], body.config, {}, (), body.config.vocab_size, _prompts(settings), False, "all", sight)
     _warn_of_settings(folder, settings, False, "dot")
     sparse = SparseOutput(head=head, top=settings.get("max_active_dims"))
-    found = Found(
-        replace(spec, pooling=None, sparse=sparse), body.folder, body.config, (), body.adapters, body.tokenizer
-    )
+    fields = {"sparse": sparse, "dimension": body.config.vocab_size, "vision": _native(paths[0], body.config, known)}
+    spec = _spec(folder, paths[0], body.config, _prompts(settings), pooling=None, normalize=False, **fields)
+    found = Found(spec, body.folder, body.config, (), body.adapters, body.tokenizer)
     return _laid_over(found, folder, known)
 
 
@@ -357,9 +357,8 @@ def _multi_vector_encoder(
     tokens = TokenOutput.of(
         {"head": head, ("skip_document" if len(sides) == 1 else "skip"): words, "similarity": similarity}
     )
-    sight = _native(paths[0], body.config, known)
-    spec = _spec(folder, paths[0], body.config, {}, (), wide, _prompts(settings), False, "all", sight)
-    spec = replace(spec, pooling=None, tokens=tokens)
+    fields = {"tokens": tokens, "dimension": wide, "vision": _native(paths[0], body.config, known)}
+    spec = _spec(folder, paths[0], body.config, _prompts(settings), pooling=None, normalize=False, **fields)
     found = Found(spec, body.folder, body.config, (), body.adapters, body.tokenizer, {"tokens": weights})
     return _laid_over(found, folder, known)
 
@@ -516,38 +515,24 @@ def _chat(folder: Path, how: Mapping[str, Any], said: Mapping[str, str], default
     }
 
 
-def _spec(
-    folder: Path,
-    backbone: Path,
-    config: Any,
-    pooling: Mapping[str, Any],
-    heads: tuple[Mapping[str, Any], ...],
-    width: int,
-    said: Mapping[str, str],
-    normalize: bool,
-    counted: str,
-    vision: Mapping[str, Any] | None,
-) -> ModelSpec:
+def _spec(folder: Path, backbone: Path, config: Any, said: Mapping[str, str], **fields: Any) -> ModelSpec:
+    """What a folder says wherever it has a backbone, and the other fields of the spec.
+
+    Args:
+        said: its prompts, each put before an item.
+    """
     settings = _optional(folder / "config_sentence_transformers.json")
-    return ModelSpec(
-        name=folder.resolve().name,
-        backbone={"config": described(config)},
-        tokenizer={
-            "kind": "transformers",
-            **({"lower": True} if _of_transformer(backbone).get("do_lower_case") else {}),
-        },
-        max_length=_max_length(backbone, config),
-        mask=None,
-        vision=vision,
-        pooling=pooling,
-        counted=counted,
-        heads=heads,
-        normalize=normalize,
-        dimension=width,
-        dimensions=(settings["truncate_dim"],) if settings.get("truncate_dim") else (),
-        prompts={name: {"any": prompts.literal(text)} for name, text in said.items()},
-        default_prompt_name=settings.get("default_prompt_name"),
-    )
+    lower = {"lower": True} if _of_transformer(backbone).get("do_lower_case") else {}
+    common = {
+        "name": folder.resolve().name,
+        "backbone": {"config": described(config)},
+        "tokenizer": {"kind": "transformers", **lower},
+        "max_length": _max_length(backbone, config),
+        "dimensions": (settings["truncate_dim"],) if settings.get("truncate_dim") else (),
+        "prompts": {name: {"any": prompts.literal(text)} for name, text in said.items()},
+        "default_prompt_name": settings.get("default_prompt_name"),
+    }
+    return ModelSpec(**{**common, **fields})
 
 
 def _of_transformer(backbone: Path) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from .method import Method, marks
 
 # The prompt files of the authors hold the two characters \n, and their script does not turn them into newlines; their README
 # asks the chat template, which has newlines. Newlines it is here: they are what the models were trained on. As in their script
-# the words of the template and the text are tokenised apart, and the prompt writes the opening token itself.
+# the words of the template and the text are tokenised apart, and the prompt writes the opening token itself. Their variants that
+# read several words, which the model writes one after another, are not here: embedding generates nothing.
 _SYSTEM = "You are an AI assistant that can understand human language."
 _ASKED = '{what}: "{{text}}". Use one word to represent the {named} in a retrieval task. Make sure your word is in lowercase.'
 _ANSWER = 'The word is: "'
