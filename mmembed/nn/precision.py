@@ -57,8 +57,8 @@ def cast(module: M, dtype: torch.dtype) -> M:
 
 
 def _in_full(part: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
-    """What of a part is in fp32 beside weights in `dtype`: all of a fitted one, and what a model of transformers says, by patterns,
-    as it reads them itself."""
+    """What of a part is in fp32 beside weights in `dtype`: all of a fitted one, and what a model of transformers says, by
+    patterns, as it reads them itself."""
     plan: Any = getattr(part, "_get_dtype_plan", None)
     patterns = [re.compile(pattern.replace("*", ".*")) for pattern in (plan(dtype) if plan else ())]
     for name, own in chain(part.named_parameters(), part.named_buffers()):
@@ -69,8 +69,6 @@ def _in_full(part: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
 MODEL, PART = (1e-4, 0.2), (1e-5, 0.05)
 """By how much of its length what a whole model gives, or a few blocks, may move by rounding: in fp32, and in half precision, in
 which mistakes of a mask or a position are of the length itself."""
-
-
 BYTES = (0.5, 0.5)
 """And by linear layers in bytes: more of it where experts are chosen, but never all of it, as codes taken for weights move it."""
 
