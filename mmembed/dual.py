@@ -91,7 +91,7 @@ class DualEncoder(Model):
         """Vectors in fp32, before shortening and unit length."""
         owner = torch.repeat_interleave(torch.tensor(batch.spans.lengths, device=batch.ids.device))
         word = torch.ones_like(owner, dtype=torch.bool).index_fill(0, batch.slots, False)
-        out = torch.zeros(len(batch.spans.lengths), self.towers.width, device=self.device)
+        out = torch.zeros(len(batch.spans.lengths), self.towers.width, dtype=torch.float32, device=self.device)
         if bool(word.any()):
             items, ids, real = _rows(batch.ids[word], owner[word])
             out = out.index_add(0, items, self.towers.text(ids, real).float())

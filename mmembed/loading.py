@@ -16,7 +16,7 @@ from . import folders, hub
 from .dual import DualEncoder, load_open_clip
 from .embedder import GOLDEN_FILE, Embedder
 from .errors import LoadError, SpecError, UnknownName
-from .model import EmbeddingModel, load_model, making, reads_logits
+from .model import EmbeddingModel, load_model, reads_logits
 from .nn.int8 import check_int8, in_int8
 from .nn.pooling import pooled_width
 from .nn.precision import BYTES, COMPUTED, INT8, alike, cast, dtype_of
@@ -31,6 +31,7 @@ from .towers.language_head import LanguageHead, body_of, build_language_model, l
 from .towers.lean import lean
 from .towers.reading import layers_of
 from .towers.vision import VisionTower, compose_vision
+from .weights import making
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +45,7 @@ from .towers.prefix_cache import PrefixCache, PrefixUse
 from .towers.reading import Change
 from .towers.retriever import is_retriever, load_retriever
 from .towers.vision import Preprocess, VisionTower, build_vision, by_size
-from .weights import WEIGHTS_FILE, Model, Undrawn, fill, fill_by_name, fill_over
+from .weights import WEIGHTS_FILE, Model, Undrawn, fill, fill_by_name, fill_over, making
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,14 +64,6 @@ class Kinds:
     vectors: Float[Tensor, "B D"] | None = None
     tokens: tuple[Float[Tensor, "n d"], ...] | None = None
     sparse: Float[Tensor, "B V"] | None = None
-
-
-@contextmanager
-def making() -> Iterator[None]:
-    """While parts are made: on the host, wherever a caller has torch make things, and outside his inference mode, in which
-    weights would be of a kind that nobody may count the changes of, nor learn from."""
-    with torch.inference_mode(False), torch.device("cpu"):
-        yield
 
 
 class EmbeddingModel(Model):

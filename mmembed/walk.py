@@ -254,13 +254,14 @@ def compute(
     body = model.towers if isinstance(model, DualEncoder) else model.backbone
     if model.training or body.training:
         raise SpecError("the model is in training mode, where dropout makes vectors random: call model.eval() first")
-    if model.device.type == "cpu":
+    device = model.device
+    if device.type == "cpu":
         memory.keep_freed()
     memory.trim()
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):  # what it computes in is said, not sensed
         with memory.uncollected():
             batch = pack(samples, rows, model.spec.mask, share=model.shares, price=model.price)
-        batch = batch.to(model.device)
+        batch = batch.to(device)
         return fetched(output.forward(batch, samples))
 
 

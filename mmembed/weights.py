@@ -6,7 +6,8 @@ import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +30,20 @@ DRAWING = {
     *("kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_"),
 }
 """What fresh weights are drawn by, as methods of tensors and in `torch.nn.init`."""
+
+
+@contextmanager
+def making() -> Iterator[None]:
+    """While parts are made: on the host and in fp32, wherever and in whatever a caller has torch make things, and outside his
+    autocast, which would round what they are tried out on, and his inference mode, in which weights would be of a kind that
+    nobody may count the changes of, nor learn from."""
+    default = torch.get_default_dtype()
+    with torch.inference_mode(False), torch.device("cpu"), torch.autocast("cpu", enabled=False):
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)
 
 
 class Model(nn.Module):
@@ -95,6 +110,7 @@ class Model(nn.Module):
             vectors = head(vectors.to(own)).float()
         return vectors
 
+    @making()
     def with_head(self, settings: Mapping[str, Any], fitted: Mapping[str, Tensor]) -> Self:
         """The same parts and one head more, behind the others, with weights that were fitted, not trained; shorter
         dimensions are forgotten, for the numbers are others now."""

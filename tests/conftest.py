@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +73,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def picture(seed: int = 0, height: int = 40, width: int = 50) -> Image:
     """A random picture."""
     return Image(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@contextmanager
+def floats_are(said: str) -> Iterator[None]:
+    """Inside, torch makes numbers that are not whole in the dtype of that name, or, told "autocast", rounds products to bf16."""
+    if said == "autocast":
+        with torch.autocast("cpu", torch.bfloat16):
+            yield
+        return
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, said))
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from mmembed.errors import InputError, LoadError, SpecError, TruncationError, Un
 from mmembed.testing import BACKBONES, ENCODERS, PADDED, WIDTH, byte_tokenizer, tiny_backbone, tiny_embedder
 from mmembed.walk import Options, WalkOptions
 
-from .conftest import picture
+from .conftest import floats_are, picture
 
 WORDS = ["red", "a green car", "eine Katze schläft auf dem warmen Sofa", "ภาพ", "写真", "", "صورة جميلة جدا", "x" * 90]
 THINGS = [
@@ -362,6 +362,24 @@ def test_without_a_name_the_bundled_one_is_found_whatever_lies_here(tmp_path, mo
     assert hub.find(hub.DEFAULT) == Path(hub.DEFAULT)
     with pytest.raises(UnknownName, match="is called ''"):
         hub.find("")
+
+
+@pytest.mark.parametrize("said", ["float64", "bfloat16", "autocast"])
+def test_vectors_are_of_the_precision_that_was_said_whatever_torch_makes_floats_in(tmp_path, said):
+    ours = tiny_embedder(backbone=tiny_backbone("gemma3_text"))
+    folder, due = ours.save(tmp_path), ours.encode(THINGS[:10])
+    with floats_are(said):
+        assert greatest(ours.encode(THINGS[:10]), due) <= 1e-6
+        again = mmembed.load(folder, device="cpu")
+        assert greatest(again.encode(THINGS[:10]), due) <= 1e-6
+        assert again.fingerprint == ours.fingerprint
+
+
+def test_a_head_that_is_put_on_keeps_its_numbers_whatever_torch_makes_floats_in(tiny):
+    fitted = {"mean": torch.rand(WIDTH), "std": torch.rand(WIDTH) + 0.5}
+    with floats_are("bfloat16"):
+        head = tiny.with_head({"kind": "standardize"}, fitted).model.heads[-1]
+    assert torch.equal(head.mean, fitted["mean"])
 
 
 def test_the_fingerprint_tells_models_apart():

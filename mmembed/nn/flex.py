@@ -149,7 +149,7 @@ def _listed(chosen: Bool[Tensor, "Q K"]) -> tuple[Tensor, Tensor]:
 def _cap(spans: Spans, softcap: float) -> Callable[..., Tensor]:
     known = ("softcap", softcap)
     if known not in spans.memo:
-        spans.memo[known] = to_device(torch.tensor(softcap, device="cpu"), spans.start.device)
+        spans.memo[known] = to_device(torch.tensor(softcap, dtype=torch.float32, device="cpu"), spans.start.device)
     limit: Tensor = spans.memo[known]
 
     def cap(score: Tensor, *_where: Tensor) -> Tensor:

@@ -75,7 +75,8 @@ class TokenPrepending(Intervention):
         self.start, self.stop, self.seed = start, stop, seed
 
     def placeholder(self, like: Float[Tensor, "T D"]) -> Float[Tensor, " D"]:
-        return torch.randn(like.shape[-1], generator=torch.Generator().manual_seed(self.seed), device="cpu").to(like)
+        drawn = torch.Generator().manual_seed(self.seed)
+        return torch.randn(like.shape[-1], generator=drawn, dtype=torch.float32, device="cpu").to(like)
 
     def entering(self, layer: int, states: Float[Tensor, "R D"], at: Places) -> Float[Tensor, "R D"]:
         if not self.start <= layer < self.stop:

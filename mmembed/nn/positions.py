@@ -77,8 +77,8 @@ class Groups:
     def sharpened(self, positions: Int[Tensor, " T"]) -> Float[Tensor, " T"]:
         """What queries are scaled by."""
         if self.log_base is None:
-            return torch.ones(len(positions), device=positions.device)
-        return ((positions + 1).log() / math.log(self.log_base)).clamp(min=1)
+            return torch.ones(len(positions), dtype=torch.float32, device=positions.device)
+        return ((positions + 1).float().log() / math.log(self.log_base)).clamp(min=1)
 
 
 def build_positioning(settings: Mapping[str, Any], *, longest: int) -> Positioning:
@@ -142,7 +142,7 @@ class Interpolated(Positioning):
     factor: float = 8.0
 
     def number(self, positions: Int[Tensor, " T"], length: Int[Tensor, " T"]) -> Tensor:
-        return positions / self.factor
+        return positions.float() / self.factor
 
 
 @positionings.register("ntk")

@@ -98,7 +98,7 @@ def max_similarity(
     without tokens lies at -inf from a query that has some; a query without tokens at 0 from everything.
     """
     _same_width(*({x.shape[1] for x in side} for side in (queries, documents)))
-    out = torch.zeros(len(queries), len(documents), device="cpu")
+    out = torch.zeros(len(queries), len(documents), dtype=torch.float32, device="cpu")
     for first, last in _blocks([len(q) for q in queries], 1 << 10):
         asked, whose = _row(queries[first:last])
         counts = torch.bincount(whose, minlength=last - first)

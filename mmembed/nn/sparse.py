@@ -99,7 +99,7 @@ class Splade(nn.Module):
         score = logits if self.lexicon is None else self.lexicon
         assert score is not None, "a model gives the language head to a head that needs one"
         activate, how = ACTIVATIONS[self.activation], {"sum": "sum"}.get(self.reduce, "amax")
-        out = torch.zeros(counted.items, self.out, device=states.device)
+        out = torch.zeros(counted.items, self.out, dtype=torch.float32, device=states.device)
         step = max(1, BLOCK // self.out)
         for index, item in zip(counted.index.split(step), counted.item.split(step), strict=True):
             taken = states[index] if self.lexicon is None else states[index].to(self.lexicon.weight.dtype)

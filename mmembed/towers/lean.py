@@ -425,9 +425,10 @@ def _norm_form(part: nn.Module) -> type | None:
     with torch.no_grad():
         weight: Any = tried.weight
         weight.copy_(torch.rand(len(weight), generator=drawn, device="cpu") + 0.5)
-        rows = (
-            torch.randn(8, len(weight), generator=drawn, device="cpu") * torch.logspace(-4, 3, 8, device="cpu")[:, None]
-        )
+        scales = torch.logspace(-4, 3, 8, dtype=torch.float32, device="cpu")[:, None]
+        rows = torch.randn(8, len(weight), generator=drawn, dtype=torch.float32, device="cpu") * scales
+        if not serves(rows):  # both forms would run its own forward, and give the same
+            return None
         try:
             due = tried(rows)
         except Exception:  # a norm of something else than rows

@@ -261,7 +261,7 @@ class NativeTower:
             shape = [1] * x.ndim
             shape[channels] = -1
             mean, std = (
-                torch.tensor(values, device=x.device).view(shape)
+                torch.tensor(values, dtype=x.dtype, device=x.device).view(shape)
                 for values in (self.processor.image_mean, self.processor.image_std)
             )
             x.sub_(mean).div_(std)

@@ -25,7 +25,7 @@ from mmembed.errors import InputError, LoadError, SpecError, TruncationError, Un
 from mmembed.methods import apply
 from mmembed.testing import byte_tokenizer, sharpen
 
-from ..conftest import picture
+from ..conftest import floats_are, picture
 from ..duals import (
     LENGTH,
     OPEN_CLIP,
@@ -123,6 +123,15 @@ def test_a_folder_needs_no_declaration(tmp_path, made, held: Held, kind):
     assert np.abs(again.encode(mixed, report=Report()) - vectors).max() <= 1e-6
     assert again.fingerprint == ours.fingerprint
     assert again.spec == ours.spec
+
+
+def test_vectors_are_fp32_whatever_torch_makes_floats_in(made):
+    folder, *_ = made("clip")
+    things = [*TEXTS[:2], PICTURES[0]]
+    due = encode(mmembed.load(folder, device="cpu"), things)
+    for said in ("float64", "bfloat16"):
+        with floats_are(said):
+            assert np.abs(encode(mmembed.load(folder, device="cpu"), things) - due).max() <= 1e-6
 
 
 @pytest.mark.parametrize("kind", ["siglip", "siglip2"])

@@ -17,8 +17,10 @@ from transformers import AutoConfig, AutoModel
 import mmembed
 from mmembed.errors import SpecError, UnknownName
 from mmembed.methods import apply
+from mmembed.nn.positions import build_positioning
 from mmembed.testing import byte_tokenizer, tiny_backbone
 
+from ..conftest import floats_are
 from .plain import BACKBONES, LAYOUTS, LONG, Plain, Reference, backbone
 
 ORIGINAL = 32
@@ -274,3 +276,12 @@ def test_a_backbone_that_is_not_extended_says_so(kind, why):
     made = mmembed.compose(backbone={"model_type": kind, **config, **more}, tokenizer=byte_tokenizer(), device="cpu")
     with pytest.raises(SpecError, match=f"a {kind} backbone .*{why}"):
         apply(made, "self-extend")
+
+
+@pytest.mark.parametrize("settings", [{"kind": "interpolated"}, {"kind": "self_extend", "log_base": 32.0}])
+def test_positions_are_fp32_whatever_torch_makes_floats_in(settings):
+    made, row = build_positioning(settings, longest=ORIGINAL), torch.arange(1000)
+    run = made.groups().sharpened if made.groups() is not None else lambda row: made.number(row, row)
+    due = run(row)
+    with floats_are("bfloat16"):
+        assert torch.equal(run(row), due)

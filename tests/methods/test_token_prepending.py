@@ -11,9 +11,10 @@ from torch import Tensor
 from mmembed.errors import InputError
 from mmembed.methods import apply
 from mmembed.methods.in_one_word import _META
+from mmembed.nn.interventions import build_intervention
 from mmembed.prompts import one_sentence
 
-from ..conftest import picture
+from ..conftest import floats_are, picture
 from .plain import BACKBONES, LAYOUTS, LONG, TEXTS, Plain, Reference, embedder
 
 EOL = 'This sentence : <PST> "{text}" means in one word:"'
@@ -113,3 +114,10 @@ def test_a_prompt_without_a_placeholder_is_refused():
         ours.encode("red", prompt="query: ")
     with pytest.raises(InputError, match="has no use for"):
         ours.respecified(intervention=None).encode("red")
+
+
+def test_a_placeholder_is_the_same_whatever_torch_makes_floats_in():
+    made, like = build_intervention({"kind": "token_prepending"}, depth=4, heads=2), torch.zeros(2, 16)
+    due = made.placeholder(like)
+    with floats_are("float64"):
+        assert torch.equal(made.placeholder(like), due)

@@ -12,6 +12,8 @@ from mmembed.errors import SpecError, UnknownName
 from mmembed.nn import similarity as module
 from mmembed.nn.similarity import kind_of, similarity
 
+from ..conftest import floats_are
+
 AGAINST = {"against": "sentence-transformers", "kind": "method", "family": "similarity", "what": "tokens"}
 
 
@@ -121,6 +123,14 @@ def test_two_kinds_or_two_widths_are_errors():
     for odd in (np.ones((2, 2, 2)), [np.ones(2), np.ones((2, 2))], "text"):
         with pytest.raises(SpecError, match="similarity compares"):
             similarity(odd, odd)
+
+
+def test_scores_are_fp32_whatever_torch_makes_floats_in():
+    one = [np.random.default_rng(4).standard_normal((3, 8)).astype(np.float32)]
+    due = similarity(one, one)
+    for said in ("float64", "bfloat16"):
+        with floats_are(said):
+            assert torch.equal(similarity(one, one), due)
 
 
 def test_under_autocast_scores_are_those_of_fp32():

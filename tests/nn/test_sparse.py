@@ -10,6 +10,8 @@ from mmembed.nn import sparse
 from mmembed.nn.spans import Counted
 from mmembed.nn.sparse import build_sparse_head, items_of, sparse_heads, strongest
 
+from ..conftest import floats_are
+
 SETTINGS = {
     "term_weights": [{}],
     "splade": [{}, {"terms": 7, "normalize": True}, {"reduce": "sum"}, {"reduce": "last"}],
@@ -55,6 +57,15 @@ def test_an_item_has_its_weights_whatever_its_company_and_none_where_no_token_co
         one = items_of(counted, item, item + 1)
         alone = head(states, ids[counted.item == item], one, logits)
         assert (alone[0] - whole[item]).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize(("kind", "settings"), CASES)
+def test_weights_are_fp32_whatever_torch_makes_floats_in(kind, settings, row):
+    head = built(kind, settings)
+    due = head(*row)
+    for said in ("float64", "bfloat16"):
+        with floats_are(said):
+            assert torch.equal(head(*row), due)
 
 
 @pytest.mark.parametrize(("kind", "settings"), CASES)
