@@ -95,7 +95,7 @@ class Sample:
     """One item as numbers.
 
     Attributes:
-        ids: (T,) int64; at image slots what the tower says, which a composed model never reads.
+        ids: (T,) int64; at image slots what the tower says, of a composed model -1, which is no token.
         counted: (T,) bool, what pooling reads; at least one is true.
         images: its images in order.
         truncated: tokens that were cut off.

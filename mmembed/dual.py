@@ -85,7 +85,7 @@ class DualEncoder(Model):
 
     def image_ids(self, picture: Picture) -> list[int]:
         """A picture takes one slot in the row, for its tower's vector."""
-        return [0]
+        return [-1]
 
     def forward(self, batch: Batch) -> Float[Tensor, "B D"]:
         """Vectors in fp32, before shortening and unit length."""

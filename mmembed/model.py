@@ -293,12 +293,12 @@ class EmbeddingModel(Model):
         return Picture(self.vision.prepare(rgb))
 
     def image_ids(self, picture: Picture) -> list[int]:
-        """The tokens that an image takes in the row, by their numbers; a composed model puts vectors in their place."""
+        """The tokens that an image takes in the row, by their numbers; in a composed model vectors stand there, of no token's."""
         if self.native is not None:
             return self.native.image_ids(picture)
         assert self.vision is not None
         assert self.projector is not None
-        return [0] * self.projector.tokens(self.vision.grid(*picture.pixels.shape[-2:]))
+        return [-1] * self.projector.tokens(self.vision.grid(*picture.pixels.shape[-2:]))
 
     def forward(self, batch: Batch) -> Float[Tensor, "B D"]:
         """Vectors of full width in fp32, before shortening and unit length.
@@ -464,7 +464,7 @@ class EmbeddingModel(Model):
             return None, None
         told: backbones.Told | None = None
         table = self.backbone.get_input_embeddings()
-        # At slots, ids are those of the tokens of pictures, which not every table has.
+        # At slots, ids are those of the tokens of pictures, which not every table has, or of none.
         embeds: Tensor = table(batch.ids.index_fill(0, batch.slots, 0))
         if batch.pictures:
             looked = image_features(batch.pictures, self._look, self.image_cache, self._looks)

@@ -233,6 +233,16 @@ def test_a_picture_has_no_term_of_an_id():
     assert {term for term, _ in ours.decode_sparse(weights)[1]} <= {"a", "b"}
 
 
+def test_a_picture_is_read_whatever_token_has_the_number_0():
+    ours = tiny_embedder(tokens={"head": {"kind": "states"}})
+    first = ours.tokenizer.token_of(0)
+    whole = ours.encode_tokens([(picture(1), "ab")])[0]
+    skipping = ours.respecified(tokens={"head": {"kind": "states"}, "skip": (first,)})
+    np.testing.assert_array_equal(skipping.encode_tokens([(picture(1), "ab")])[0], whole)
+    only = ours.respecified(tokens={"head": {"kind": "states"}, "only_document": (first, "a")})
+    assert len(only.encode_tokens([(picture(1), "ab")])[0]) == 1
+
+
 def test_the_strongest_terms_are_kept_and_told_by_name(both):
     whole = both.encode_sparse(TEXTS)
     few = both.respecified(sparse={**SPLADE, "top": 5}).encode_sparse(TEXTS)

@@ -707,7 +707,7 @@ def _numbers(
     and puts it where its padding stands."""
     numbers = spans.positions if spans.numbers is None else spans.numbers
     pad = _first_position(model) - 1
-    least = 0 if embeds is None else 1  # 0 stands where a picture's tokens do
+    least = 0 if embeds is None else 1  # 0 stands where a placeholder does
     if pad < least or spans.numbers is not None or spans.shared:
         return numbers
     padding = (ids == pad).long()
