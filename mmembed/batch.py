@@ -688,11 +688,18 @@ def distinct(samples: Sequence[Sample]) -> tuple[list[int], list[int]]:
 
 
 def plan(
-    samples: Sequence[Sample], budget: int, *, share: bool = False, price: float = 0.0, apart: Sequence[int] = ()
+    samples: Sequence[Sample],
+    budget: int,
+    *,
+    share: bool = False,
+    price: float = 0.0,
+    apart: Sequence[int] = (),
+    padded: bool = False,
 ) -> list[list[int]]:
     """Samples grouped into batches that cost at most `budget` (or one sample): by length, so that equals stand side by
     side; with `share` those that begin alike together, what they share paid once a batch; samples whose numbers in `apart`
-    differ share no batch. `share`, `price`: as `pack`."""
+    differ share no batch; `padded`: what fills rows up to the longest of a batch costs as tokens do. `share`, `price`: as
+    `pack`."""
     if share and not any(sample.windows for sample in samples):  # by which `pack` lays nothing once
         known: dict[bytes, int] = {}
         segments = tree([key_of(sample, known) for sample in samples], price)
@@ -703,6 +710,7 @@ def plan(
     batches: list[list[int]] = []
     laid: set[int] = set()
     used = 0
+    grid = 0, 0, 0
     for cost, segment in zip(costs, segments, strict=True):
         if len(segment.items) > 1:
             continue
@@ -712,16 +720,32 @@ def plan(
             above.append(k)
             k = segments[k].parent
         due = cost + sum(costs[k] for k in above)
-        strange = bool(apart and batches) and apart[batches[-1][0]] != apart[segment.items[0]]
-        if not batches or strange or used + due > budget:
+        (own,) = segment.items
+        strange = bool(apart and batches) and apart[batches[-1][0]] != apart[own]
+        filling = _filling(_with(grid, samples[own])) if padded else 0
+        if not batches or strange or used + due + filling > budget:
             batches.append([])
             above += _above(k, segments)
             laid.clear()
-            used, due = 0, cost + sum(costs[k] for k in above)
-        batches[-1].append(segment.items[0])
+            used, due, grid = 0, cost + sum(costs[k] for k in above), (0, 0, 0)
+        batches[-1].append(own)
         laid.update(above)
         used += due
+        grid = _with(grid, samples[own]) if padded else grid
     return batches
+
+
+def _with(grid: tuple[int, int, int], sample: Sample) -> tuple[int, int, int]:
+    """The rows of a padded batch, the length of its longest and the tokens in all of them, with a sample more."""
+    rows, longest, tokens = grid
+    lengths = sample.windows or (len(sample),)
+    return rows + len(lengths), max(longest, *lengths), tokens + len(sample)
+
+
+def _filling(grid: tuple[int, int, int]) -> int:
+    """What is no token in a padded batch."""
+    rows, longest, tokens = grid
+    return rows * longest - tokens
 
 
 def _above(k: int, segments: Sequence[Segment]) -> Iterator[int]:

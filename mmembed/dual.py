@@ -76,6 +76,10 @@ class DualEncoder(Model):
         return True
 
     @property
+    def padded(self) -> bool:
+        return True
+
+    @property
     def native(self) -> None:
         """No vision-language model of transformers."""
 

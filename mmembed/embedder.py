@@ -43,6 +43,8 @@ from .walk import (
     Result,
     WalkOptions,
     Window,
+    batches_of,
+    budget,
     compute,
     count_tokens,
     many,
@@ -161,7 +163,7 @@ class Embedder:
             truncate_dim: only the first so many numbers, brought to unit length again (Matryoshka).
             truncate: what to do with items longer than the model reads: cut their own text at the end, or raise.
             on_error: "raise" at the first item that cannot be embedded, or "skip": its row is NaN, and it is reported.
-            batch_tokens: tokens of one batch, patches of images counted too.
+            batch_tokens: tokens of one batch, patches of images counted too, and padding where a backbone runs padded.
             report: filled with what was done, skipped and truncated.
             show_progress_bar: with items and time left.
 
@@ -309,16 +311,18 @@ class Embedder:
         return prepare(self.model, _each(things), self.reader.sampler, self._of(side, options))
 
     def compute(self, samples: Sequence[Sample]) -> NDArray[np.float32]:
-        """The second half: vectors (B, dimension) of samples, whosever they are, as one batch, before `finish`.
+        """The second half: vectors (B, dimension) of samples, whosever they are, in batches as `encode` makes them, before
+        `finish`.
 
         Raises:
             InputError: no finite vector, by its place.
         """
-        if not samples:
-            return np.empty((0, self.dimension), dtype=np.float32)
         output = self.reader.vectors
-        arrays = self._begin(samples, range(len(samples)), output)()
-        return np.asarray(output.read(arrays, samples, range(len(samples))))
+        found = np.empty((len(samples), self.dimension), dtype=np.float32)
+        for places in batches_of(self.model, samples, budget(self.model)):
+            own = [samples[k] for k in places]
+            found[places] = np.asarray(output.read(self._begin(own, places, output)(), own, places))
+        return found
 
     def finish(
         self, prepared: Prepared, vectors: NDArray[np.float32], *, truncate_dim: int | None = None

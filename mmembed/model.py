@@ -230,6 +230,10 @@ class EmbeddingModel(Model):
         return "packed" if backbones.is_packed(self.backbone) else "padded"
 
     @property
+    def padded(self) -> bool:
+        return self.layout == "padded"
+
+    @property
     def shares(self) -> bool:
         """Nothing that comes later in an item may reach the tokens that others share, nor their numbers hang on how long it
         is, and the row must be packed."""

@@ -270,6 +270,13 @@ def budget(model: EmbeddingModel | DualEncoder) -> int:
     return memory.budget(model.device, *model.token_sizes)
 
 
+@memory.uncollected()
+def batches_of(model: EmbeddingModel | DualEncoder, samples: Sequence[Sample], most: int) -> list[list[int]]:
+    """Batches of samples, by their places, of `most` tokens, patches and padding at most (or of one sample)."""
+    apart = [len(s.images) for s in samples] if model.native is not None and model.native.apart else ()
+    return plan(samples, most, share=model.shares, price=model.price, apart=apart, padded=model.padded)
+
+
 def prepare(
     model: EmbeddingModel | DualEncoder, things: Iterable[Thing], sampler: Sampler, options: Options
 ) -> Prepared:
@@ -440,7 +447,8 @@ class _Computing(Generic[Result]):
 
     def _plan(self, places: Sequence[int]) -> None:
         self._planned_for = self._told.batch_tokens
-        self.waiting = deque(_planned(self._model, self._once, places, self._planned_for))
+        batches = batches_of(self._model, [self._once[k] for k in places], self._planned_for)
+        self.waiting = deque([places[k] for k in batch] for batch in batches)
 
     @property
     def done(self) -> bool:
@@ -525,16 +533,6 @@ class _Computing(Generic[Result]):
         )
         rows_kept = _from([ready.rows[k] for k in kept], ready.first)
         return Window(ready.first, ready.count, [found[which[k]] for k in kept], rows_kept, skipped)
-
-
-@memory.uncollected()
-def _planned(
-    model: EmbeddingModel | DualEncoder, samples: Sequence[Sample], places: Sequence[int], most: int
-) -> list[list[int]]:
-    """Batches of some of the samples, by their places."""
-    own = [samples[k] for k in places]
-    apart = [len(s.images) for s in own] if model.native is not None and model.native.apart else ()
-    return [[places[k] for k in batch] for batch in plan(own, most, share=model.shares, price=model.price, apart=apart)]
 
 
 def _from(rows: Sequence[int], first: int) -> NDArray[np.int64]:

@@ -77,6 +77,11 @@ class Model(nn.Module):
         return False
 
     @property
+    def padded(self) -> bool:
+        """Whether items of a batch lie beside each other, filled up to the longest."""
+        return False
+
+    @property
     def price(self) -> float:
         """What it costs a token to look up shared ones, in tokens, see `mmembed.prefix_tree.tree`."""
         return 0.0

@@ -29,6 +29,16 @@ def test_a_plan_takes_every_row_once_and_keeps_to_the_budget(lengths, budget):
     assert order == sorted(order, reverse=True)
 
 
+@given(st.lists(st.integers(1, 200), max_size=60), st.integers(1, 500))
+def test_a_padded_plan_takes_every_row_once_and_fills_no_more_than_the_budget(lengths, budget):
+    batches = plan([plain(range(n)) for n in lengths], budget, padded=True)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert all(len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= budget for batch in batches)
+    windows = replace(plain(range(12)), windows=(8, 4))
+    assert plan([windows, windows], 31, padded=True) == [[0], [1]], "four rows of eight"
+    assert plan([windows, windows], 32, padded=True) == [[0, 1]]
+
+
 @st.composite
 def families(draw):
     """Items that begin with what one of some stems begins with, a level or two deep."""

@@ -18,11 +18,12 @@ from PIL import Image as PilImage
 from transformers import AutoConfig, AutoModel
 
 from mmembed import Image, Report, compose, walk
+from mmembed import embedder as embedder_module
 from mmembed.errors import ImageError, InputError, SpecError
 from mmembed.memory import budget, bytes_per_token, is_out_of_memory
 from mmembed.prefetch import Crew, Prefetcher
 from mmembed.report import Progress
-from mmembed.testing import WIDTH, byte_tokenizer, tiny_embedder
+from mmembed.testing import WIDTH, byte_tokenizer, tiny_backbone, tiny_embedder
 
 from .conftest import picture
 
@@ -206,6 +207,22 @@ def test_pictures_that_a_source_gives_are_held_by_their_bytes_too(tiny, monkeypa
     assert [len(block) for block in tiny.stream(iter(things))] == [3, 3, 2]
     assert [len(block) for block in tiny.stream(Image(file.getvalue()) for _ in range(6))] == [3, 3]
     assert [len(block) for block in tiny.stream(things)] == [8], "what the caller holds is held already"
+
+
+def test_a_padded_batch_fills_no_more_than_its_budget(monkeypatch):
+    ours = tiny_embedder(backbone=tiny_backbone("lfm2"), vision=None, projector=None)
+    cells = []
+    ours.model.backbone.register_forward_pre_hook(
+        lambda _, __, told: cells.append(told["input_ids"].numel()), with_kwargs=True
+    )
+    things = ["x" * 99, *(f"{k:09}" for k in range(60))]
+    due = ours.encode(things, batch_tokens=300)
+    assert max(cells) <= 300
+    cells.clear()
+    monkeypatch.setattr(embedder_module, "budget", lambda model: 300)
+    prepared = ours.prepare(things)
+    np.testing.assert_allclose(ours.finish(prepared, ours.compute(prepared.samples)), due, atol=1e-6)
+    assert max(cells) <= 300
 
 
 def test_the_first_bad_row_is_raised_whatever_is_wrong_with_it(tiny):

@@ -77,6 +77,13 @@ def test_an_item_has_one_vector_whatever_its_company(seeing):
     assert apart.min() > 1e-2
 
 
+def test_a_server_gives_the_vectors_of_encode(seeing):
+    items = taken(seeing)
+    prepared = seeing.prepare(items)
+    found = seeing.finish(prepared, seeing.compute(prepared.samples))
+    assert np.abs(found - seeing.encode(items)).max() <= 1e-5
+
+
 @pytest.mark.parametrize("changed", [{"mask": "bidirectional", "pooling": "mean"}, {"positions": "sequential"}])
 @pytest.mark.parametrize("kind", QWEN_VLMS)
 def test_mask_and_positions_change_vectors_and_keep_them_free_of_company(tmp_path, kind, changed):
