@@ -35,8 +35,8 @@ WINDOWS = {"cpu": (1024, 1024), "cuda": (1024, 4096)}
 """Items that are prepared and sorted by length together, the first time and later: enough for long runs of equal length, and
 few at first, so that a device need not wait for many. On a CPU no more come later: 4,096 cost short texts 7 to 10 % there."""
 SEEN = 128
-"""Of them at most so many with images, whose pixels wait for their batch, and as many of the next window: up to 11 MB each in a
-vision-language model."""
+"""Fewer where they hold so many pictures, whose pixels wait for their batch, and as many of the next window: up to 11 MB each in
+a vision-language model."""
 HELD = 2**28
 """And so many bytes of pictures that no list of the caller's holds: 256 MiB."""
 
@@ -338,12 +338,24 @@ def _windows(things: Iterable[Thing], first: int, size: int, later: int) -> Iter
             thing = as_now(thing)
             held += _bytes_held(thing)
         window.append(thing)
-        seen += not isinstance(thing, (str, Text))
-        if len(window) == size or seen == SEEN or held >= HELD:
+        seen += _pictures_in(thing)
+        if len(window) == size or seen >= SEEN or held >= HELD:
             yield first, window
             first, window, seen, held, size = first + len(window), [], 0, 0, later
     if window:
         yield first, window
+
+
+def _pictures_in(thing: Thing) -> int:
+    """Pictures of an item; what is no item may be one."""
+    if isinstance(thing, (str, Text)):
+        return 0
+    if isinstance(thing, tuple):
+        return sum(map(_pictures_in, thing))
+    if isinstance(thing, Mapping):
+        shown: object = thing.get("image", [])
+        return len(shown) if isinstance(shown, list) else 1
+    return 1
 
 
 def _bytes_held(thing: Thing) -> int:

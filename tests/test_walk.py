@@ -209,6 +209,15 @@ def test_pictures_that_a_source_gives_are_held_by_their_bytes_too(tiny, monkeypa
     assert [len(block) for block in tiny.stream(things)] == [8], "what the caller holds is held already"
 
 
+def test_a_window_ends_by_the_pictures_of_its_items_however_they_are_written(tiny, monkeypatch):
+    monkeypatch.setattr(walk, "SEEN", 4)
+    one = picture(0, 8, 8)
+    for pages in ((one, one), ("two", (one, one)), {"text": "two", "image": [one, one]}):
+        assert [len(block) for block in tiny.stream([pages] * 5)] == [2, 2, 1]
+    assert [len(block) for block in tiny.stream([{"image": one}, one] * 4)] == [4, 4]
+    assert [len(block) for block in tiny.stream([("a", "b"), {"text": ["a", "b"]}] * 9)] == [18], "these hold none"
+
+
 def test_a_padded_batch_fills_no_more_than_its_budget(monkeypatch):
     ours = tiny_embedder(backbone=tiny_backbone("lfm2"), vision=None, projector=None)
     cells = []
