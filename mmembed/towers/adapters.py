@@ -41,7 +41,7 @@ OF_TRAINING = {
         "revision",
         "inference_mode",
     ),
-    *("lora_dropout", "loftq_config", "megatron_core", "qalora_group_size", "ensure_weight_tying"),
+    *("lora_dropout", "loftq_config", "eva_config", "megatron_core", "qalora_group_size", "ensure_weight_tying"),
 }
 """Settings that change no vector of a trained adapter."""
 PIECE = re.compile(r"(?P<layer>.+)\.(?P<piece>lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)(?:\..+)?)")

@@ -38,6 +38,7 @@ KINDS: Mapping[str, dict[str, Any]] = {
     "whole": {"target_modules": ATTENTION, "modules_to_save": ["embed_tokens", "norm", "lm_head"]},
     "embeddings": {"target_modules": [*ATTENTION, "embed_tokens"], "lora_bias": False},
     "biases of its own": {"target_modules": ATTENTION, "lora_bias": True},
+    "begun by EVA": {"target_modules": ATTENTION, "init_lora_weights": "eva"},
     "biases below": {"target_modules": ATTENTION, "bias": "lora_only"},
 }
 
