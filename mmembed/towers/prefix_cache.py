@@ -7,8 +7,10 @@ second can look at the keys and values of the first. They are found on ids, neve
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -165,8 +167,11 @@ class PrefixCache:
                 continue
             longer = tuple(own for own in each.others if _alike(own.ids, each.prefix.ids) < len(own.ids))
             held = (each.prefix, *longer)[:TOGETHER]
-            key = (*use.scope, each.prefix.ids[:LEAST].tobytes())
-            self.store.put(key, held, sum(prefix.size for prefix in held))
+            sizes = list(accumulate(prefix.size for prefix in held))
+            fitting = bisect(sizes, self.store.limit)  # of too many together none would be held
+            if fitting:
+                key = (*use.scope, each.prefix.ids[:LEAST].tobytes())
+                self.store.put(key, held[:fitting], sizes[fitting - 1])
 
     def __getstate__(self) -> int:
         return self.store.limit

@@ -212,6 +212,19 @@ def test_no_more_is_kept_than_the_limit():
     assert kept.hits == hits
 
 
+def test_of_prefixes_that_begin_alike_and_do_not_fit_together_the_latest_are_kept():
+    ours, plain = embedder(), without()
+    kept = ours.model.prefix_cache.store
+    each = 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, width, bytes, of one token
+    kept.limit = 100 * each
+    prompts = [f"this instruction begins alike, {letter * 30}: " for letter in "abc"]
+    for prompt in prompts * 2:
+        told = ours.encode(["snow", "rain"], prompt=prompt)
+        assert np.abs(told - plain.encode(["snow", "rain"], prompt=prompt)).max() <= 1e-5
+        assert 0 < kept.used <= kept.limit
+    assert tokens_of(ours, lambda: ours.encode(["snow"], prompt=prompts[-1]))[0] == len("snow") + 1
+
+
 def test_a_prefix_that_lacks_a_layer_is_not_kept():
     """As where the heads of some layers are wider than those of others, and the limit lies between."""
     cache = PrefixCache(limit=100_000)
