@@ -122,8 +122,8 @@ class Embedder:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of spec, weights and precision: vectors of equal fingerprint may be compared. It is taken anew when a weight
-        was changed."""
+        """sha256 of spec, weights and precision: vectors of equal fingerprint may be compared, unless their tokenizers had other
+        files, which it does not read. It is taken anew when a weight was changed."""
         now = generation(self.model)
         if self._taken is None or now is None or self._taken[0] != now:
             self._taken = now, self.model.fingerprint()

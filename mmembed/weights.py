@@ -130,7 +130,8 @@ class Model(nn.Module):
         return model
 
     def fingerprint(self) -> str:
-        """sha256 of the spec and of every weight as it is held: equal exactly when vectors are."""
+        """sha256 of the spec and of every weight as it is held: equal exactly when vectors of the same tokens are. What a
+        tokenizer writes of itself is no part of it, for that changes when it is saved, pads, or is read by another version."""
         said = json.loads(self.spec.to_json())
         for key in ("name", "languages", "licence", "summary", "weights"):
             said.pop(key)
