@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import chain
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -137,7 +138,7 @@ def from_pretrained(
             dtype=torch.float32,
             output_loading_info=True,
         )
-    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: weights of other shapes than it says
+    except (OSError, RuntimeError, UnpicklingError, ValueError) as error:  # RuntimeError: weights of other shapes
         raise LoadError(f"no backbone at {os.fspath(path)!r}: {str(error).splitlines()[0]}") from None
     # A pooler is drawn fresh where an encoder came without one; nothing here reads it.
     missing = [key for key in told["missing_keys"] if not key.startswith("pooler.")]

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from ..errors import LoadError, SpecError, UnknownName
-from .backbone import config_of
+from ..errors import SpecError, UnknownName
+from .backbone import config_of, from_pretrained
 from .dual import DualTowers
 from .vision import Preprocess
 from .vision_transformers import naflex_inputs
@@ -87,24 +85,9 @@ def build(config: Mapping[str, Any], preprocess: Preprocess) -> DualTowers:
 
 
 def load(folder: Path, config: PreTrainedConfig, preprocess: Preprocess) -> DualTowers:
-    """The towers with the weights of a folder. Where it has no safetensors, pytorch_model.bin is read by torch's loader of
-    plain tensors (`weights_only`), which runs no code: the first CLIP was never published otherwise.
+    """The towers with the weights of a folder; the first CLIP was never published but as a torch file.
 
     Raises:
         LoadError: no weights, or some that the files do not hold.
     """
-    try:
-        model, told = AutoModel.from_pretrained(
-            folder,
-            config=config,
-            trust_remote_code=False,
-            local_files_only=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, UnpicklingError) as error:
-        raise LoadError(f"no dual encoder at {str(folder)!r}: {str(error).splitlines()[0]}") from None
-    if told["missing_keys"] or told["mismatched_keys"]:
-        lacking = sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]]))
-        raise LoadError(f"{str(folder)!r} lacks weights: {', '.join(lacking[:5])}")
-    return TransformersDual(model, preprocess)
+    return TransformersDual(from_pretrained(AutoModel, folder, config), preprocess)

@@ -456,6 +456,10 @@ def test_a_folder_gives_the_same_states_and_a_broken_one_an_error(tmp_path):
     model.config.save_pretrained(tmp_path / "whole")
     with pytest.raises(LoadError, match="no backbone at"):
         load_backbone(tmp_path / "whole")
+    (tmp_path / "broken" / "model.safetensors").unlink()
+    torch.save({"embeddings.LayerNorm.weight": tmp_path}, tmp_path / "broken" / "pytorch_model.bin")
+    with pytest.raises(LoadError, match="no backbone at"):
+        load_backbone(tmp_path / "broken")
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
