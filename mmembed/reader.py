@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import prompts
-from .batch import Batch, ChunkSampler, Mark, Narrowing, Sample, Sampler
+from .batch import Batch, Sample
 from .dual import DualEncoder
 from .errors import InputError, SpecError, UnknownName
 from .model import EmbeddingModel
@@ -21,6 +21,7 @@ from .nn.pooling import edge_of
 from .nn.precision import unit
 from .nn.sparse import strongest
 from .outputs import SIDES, STATES, Read, SparseOutput
+from .sampler import ChunkSampler, Mark, Narrowing, Sampler
 from .tokenizer import Tokenizer
 from .towers.native import NativeTower
 from .walk import Output

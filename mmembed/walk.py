@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import memory, prompts
-from .batch import Batch, Sample, Sampler, distinct, pack, plan
+from .batch import Batch, Sample, distinct, pack, plan
 from .dual import DualEncoder
 from .errors import InputError, SpecError, UnknownName
 from .images import Image
@@ -23,6 +23,7 @@ from .model import EmbeddingModel
 from .nn.transfer import fetched
 from .prefetch import Crew, Prefetcher, cores
 from .report import Progress, Report, Skipped, warn
+from .sampler import Sampler
 from .wrapping import Wrapping
 
 if TYPE_CHECKING:
