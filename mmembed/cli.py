@@ -36,7 +36,7 @@ from .cli_shared import (
     print_pairs,
     watched,
 )
-from .errors import InputError, LoadError, MmembedError, TrainingError, UnknownName
+from .errors import InputError, LoadError, MmembedError, TrainingError, UnknownName, check_known
 
 if TYPE_CHECKING:
     from .demo import Answer
@@ -460,8 +460,7 @@ def mine(
     from .train.recipe import read_recipe
 
     read = read_recipe(recipe)
-    if data not in read.data:
-        raise UnknownName("data of this recipe", data, read.data)
+    check_known("data of this recipe", data, read.data)
     source = dataclasses.replace(read.data[data], mined=None)  # that file may be the one that is about to be written
     examples = source.open(data, read.folder)
     found = find(

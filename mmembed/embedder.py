@@ -21,7 +21,7 @@ from scipy.sparse import coo_array, csr_array, vstack
 from .batch import Sample
 from .cache import LRUCache
 from .dual import DualEncoder
-from .errors import InputError, LoadError, SpecError, StoreError, UnknownName
+from .errors import InputError, LoadError, SpecError, StoreError, UnknownName, check_known
 from .hub import ADAPTER
 from .inputs import Image, Thing, ordered
 from .model import EmbeddingModel
@@ -428,8 +428,7 @@ class Embedder:
         """
         if self.model.intervention is not None and self.model.intervention.against is not None:
             raise SpecError(f"{self.spec.name!r} runs an item against another prompt: it has no one sample")
-        if output not in ("vectors", "tokens", "sparse"):
-            raise UnknownName("output", output, ("vectors", "tokens", "sparse"))
+        check_known("output", output, ("vectors", "tokens", "sparse"))
         read: Output[Any] = self.reader.vectors if output == "vectors" else getattr(self.reader, output)(side)
         told = Report()
         options = Options(

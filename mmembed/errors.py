@@ -17,7 +17,7 @@ MmembedError
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 
 class MmembedError(Exception):
@@ -72,6 +72,12 @@ class UnknownName(MmembedError, LookupError):
         known = ", ".join(few) if few else "none"
         known += f" and {len(self.known) - len(few)} others" if len(few) < len(self.known) else ""
         return f"no {self.kind} is called {self.name!r}.{hint} Known: {known}."
+
+
+def check_known(kind: str, name: object, known: Collection[str]) -> None:
+    """Raises: UnknownName: `name` is not among what is known."""
+    if name not in known:
+        raise UnknownName(kind, name, known)
 
 
 class SpecError(MmembedError, ValueError):

@@ -12,7 +12,7 @@ from typing import Any
 
 from . import checkpoints, hub, prompts
 from .checkpoints import Checkpoint
-from .errors import LoadError, SpecError, UnknownName
+from .errors import LoadError, SpecError, UnknownName, check_known
 from .hub import ADAPTER
 from .nn.pooling import pooled_width
 from .outputs import SparseOutput, TokenOutput
@@ -670,8 +670,7 @@ def _head(name: str, path: Path) -> dict[str, Any]:
     # sentence-transformers' Dense without a named activation is a tanh.
     whole = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
     activation = whole.rpartition(".")[2]
-    if activation not in ACTIVATIONS:
-        raise UnknownName("activation of a module Dense", activation, ACTIVATIONS)
+    check_known("activation of a module Dense", activation, ACTIVATIONS)
     if not whole.startswith("torch."):
         raise SpecError(f"{path}: the activation {whole!r} is code of its authors', which is not run")
     residual = {"residual": True} if settings.get("use_residual") else {}

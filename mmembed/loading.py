@@ -15,7 +15,7 @@ import torch
 from . import folders, hub
 from .dual import DualEncoder, load_open_clip
 from .embedder import GOLDEN_FILE, Embedder
-from .errors import LoadError, SpecError, UnknownName
+from .errors import LoadError, SpecError, check_known
 from .model import EmbeddingModel, load_model, reads_logits
 from .nn.int8 import check_int8, in_int8
 from .nn.pooling import pooled_width
@@ -118,8 +118,7 @@ def compose(
     """
     known = {f.name for f in dataclasses.fields(ModelSpec)}
     for key in spec:
-        if key not in known:
-            raise UnknownName("field of the spec", key, known)
+        check_known("field of the spec", key, known)
     if vision is not None and not isinstance(vision, Mapping):
         raise SpecError(f"vision={vision!r}: settings are wanted, such as {{'library': 'timm', 'name': ...}}")
     if projector is not None and (vision is None or vision.get("library") == NATIVE):

@@ -19,7 +19,7 @@ from . import folders
 from .batch import Batch, Picture, Sample, Slots, pack
 from .cache import LRUCache
 from .dual import DualEncoder
-from .errors import SpecError, UnknownName
+from .errors import SpecError, check_known
 from .hub import ADAPTER
 from .nn.interventions import Intervention, Places, build_intervention
 from .nn.mixes import build_mix
@@ -532,8 +532,7 @@ class EmbeddingModel(Model):
         heads = int(backbones.text_config(self.backbone).num_attention_heads)
         made = build_intervention(spec.intervention, depth=self.depth, heads=heads)
         if made.against is not None:
-            if made.against not in spec.prompts:
-                raise UnknownName("prompt", made.against, spec.prompts)
+            check_known("prompt", made.against, spec.prompts)
             backbones.check_projection(self.backbone, made.layer)
         if made.placed:
             backbones.check_embeds(self.backbone, str(spec.mask))

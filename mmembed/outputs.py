@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .errors import SpecError, UnknownName
+from .errors import SpecError, UnknownName, check_known
 from .nn.similarity import MAXSIM
 from .prompts import WORDS
 
@@ -39,8 +39,7 @@ class Read:
     ends: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
-        if self.counted not in COUNTED:
-            raise UnknownName("way of counting", self.counted, COUNTED)
+        check_known("way of counting", self.counted, COUNTED)
         if (self.counted == "span") != (self.span is not None):
             raise SpecError("counted='span' and span=(first token, last token) come together")
         if "kind" not in self.head:
@@ -58,8 +57,7 @@ class Read:
         assert isinstance(said, Mapping)
         known = {f.name for f in dataclasses.fields(cls)}
         for key in said:
-            if key not in known:
-                raise UnknownName(f"key of {cls.__name__}", key, known)
+            check_known(f"key of {cls.__name__}", key, known)
         if "head" not in said:
             raise SpecError("an output needs a head with a 'kind'")
         values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in said.items()}
@@ -78,8 +76,7 @@ class TokenOutput(Read):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.similarity not in MAXSIM:
-            raise UnknownName("similarity of token vectors", self.similarity, MAXSIM)
+        check_known("similarity of token vectors", self.similarity, MAXSIM)
 
 
 @dataclass(frozen=True, kw_only=True)

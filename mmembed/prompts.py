@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from .errors import InputError, SpecError, UnknownName
+from .errors import InputError, SpecError, check_known
 from .images import Image
 from .inputs import MODALITIES, Item, Text, modality
 
@@ -87,8 +87,7 @@ def check(templates: Templates) -> None:
             raise SpecError(f"prompt {name!r} is a template for each modality, or for 'any': {written}")
         for key, template in ((key, each) for key, given in by_modality.items() for each in _several(given)):
             kind = key.partition("@")[0]
-            if kind not in KINDS:
-                raise UnknownName(f"modality of prompt {name!r}", kind, KINDS)
+            check_known(f"modality of prompt {name!r}", kind, KINDS)
             try:
                 slots = {slot for _, slot in pieces(template) if slot is not None}
             except ValueError as error:
@@ -121,8 +120,7 @@ def templates_for(templates: Templates, name: str | None, item: Item, language: 
     """
     if name is None:
         return (PLAIN,)
-    if name not in templates:
-        raise UnknownName("prompt", name, templates)
+    check_known("prompt", name, templates)
     kind = modality(item)
     by_modality = templates[name]
     told = (f"@{language}", "") if language else ("",)

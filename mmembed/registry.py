@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
-from .errors import SpecError, UnknownName
+from .errors import SpecError, UnknownName, check_known
 
 Part = TypeVar("Part", bound=Callable[..., Any])
 
@@ -60,6 +60,5 @@ class Registry(Generic[Part]):
         part = self[name]
         known = [p.name for p in inspect.signature(part).parameters.values() if p.kind is p.KEYWORD_ONLY]
         for key in chosen:
-            if key not in known:
-                raise UnknownName(f"setting of the {self.kind} {name!r}", key, known)
+            check_known(f"setting of the {self.kind} {name!r}", key, known)
         return part(**given, **chosen)

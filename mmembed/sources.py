@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
-from .errors import InputError, LoadError, MissingExtra, UnknownName
+from .errors import InputError, LoadError, MissingExtra, UnknownName, check_known
 from .images import MAX_BYTES, Image, read_file
 from .inputs import Thing
 from .shards import PICTURES, Shard
@@ -71,8 +71,7 @@ class Columns:
         named: dict[str, str | None] = {}
         for each in said:
             what, equals, column = each.partition("=")
-            if what not in ("text", "image", "id"):
-                raise UnknownName("part of a thing", what, ("text", "image", "id"))
+            check_known("part of a thing", what, ("text", "image", "id"))
             if not equals or not column:
                 raise LoadError(f"a column is said as {what}=NAME, not {each!r}")
             named[what] = column

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import prompts
-from .errors import LoadError, SpecError, UnknownName
+from .errors import LoadError, SpecError, UnknownName, check_known
 from .inputs import MODALITIES
 from .outputs import COUNTED, Read, SparseOutput, TokenOutput
 
@@ -189,8 +189,7 @@ class ModelSpec:
             (self.positions if isinstance(self.positions, str) else "auto", "kind of positions", POSITIONS),
             (self.routing or "logits", "routing", ROUTING),
         ):
-            if value not in known:
-                raise UnknownName(kind, value, known)
+            check_known(kind, value, known)
         if self.dual is None and (self.fuse is not None or self.fill):
             raise SpecError(
                 "fuse and fill are said of dual encoders; a shared backbone reads text and pictures together"
@@ -267,8 +266,7 @@ class ModelSpec:
             raise SpecError(f"not a spec of format {FORMAT}: the key 'mmembed' says which")
         fields = {f.name: f for f in dataclasses.fields(cls)}
         for key in values:
-            if key not in fields:
-                raise UnknownName("key of a spec", key, fields)
+            check_known("key of a spec", key, fields)
         missing = [name for name in ("name", "backbone", "tokenizer", "dimension") if name not in values]
         if missing:
             raise SpecError(f"the spec lacks {', '.join(missing)}")

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from .embedder import Embedder
-from .errors import UnknownName
+from .errors import check_known
 from .loading import compose
 
 WIDTH = 32
@@ -257,8 +257,7 @@ def tiny_vlm(
     Raises:
         UnknownName: a kind that is not in `VLMS`.
     """
-    if kind not in VLMS:
-        raise UnknownName("tiny vision-language model", kind, VLMS)
+    check_known("tiny vision-language model", kind, VLMS)
     tokenizer = tokenizer or byte_tokenizer(eos=False, special=VLM_TOKENS[kind])
     number = tokenizer.get_vocab()
     marks = {key: number[token] for key, token in VLM_MARKS[kind].items()}
@@ -279,8 +278,7 @@ def tiny_backbone(kind: str = "qwen3", seed: int = 0, **changed: Any) -> PreTrai
     Raises:
         UnknownName: a kind that is not in `BACKBONES`.
     """
-    if kind not in BACKBONES:
-        raise UnknownName("tiny backbone", kind, BACKBONES)
+    check_known("tiny backbone", kind, BACKBONES)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModel.from_config(AutoConfig.for_model(kind, **{**BACKBONES[kind], **changed}))

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .errors import LoadError, SpecError, UnknownName
+from .errors import LoadError, SpecError, UnknownName, check_known
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -324,8 +324,7 @@ class OpenClipTokenizer:
         return [_whole(self.tokenizer.encode(text), text) for text in texts]
 
     def id_of(self, token: str) -> int:
-        if token not in self.tokenizer.encoder:
-            raise UnknownName("token of open_clip's tokenizer", token, self.tokenizer.encoder)
+        check_known("token of open_clip's tokenizer", token, self.tokenizer.encoder)
         return int(self.tokenizer.encoder[token])
 
     def token_of(self, number: int) -> str:

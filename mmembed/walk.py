@@ -16,7 +16,7 @@ from torch import Tensor
 from . import memory, prompts
 from .batch import Batch, Sample, distinct, pack, plan
 from .dual import DualEncoder
-from .errors import InputError, SpecError, UnknownName
+from .errors import InputError, SpecError, check_known
 from .images import Image
 from .inputs import Text, Thing, as_now, ordered, to_item
 from .model import EmbeddingModel
@@ -78,8 +78,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for kind, known in (("truncate", ("end", "error")), ("on_error", ("raise", "skip"))):
-            if getattr(self, kind) not in known:
-                raise UnknownName(kind, getattr(self, kind), known)
+            check_known(kind, getattr(self, kind), known)
         for what in ("prompt", "instruction"):
             said = getattr(self, what)
             several = (

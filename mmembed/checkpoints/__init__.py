@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import LoadError, SpecError, UnknownName
+from ..errors import LoadError, SpecError, check_known
 from ..prompts import Templates
 from ..spec import ModelSpec
 from .not_here import NOT_HERE
@@ -154,8 +154,7 @@ def read(family: str, text: str) -> list[Checkpoint]:
     for repository, own in tables.items():
         said = {**shared, **own}
         for key, value in said.items():
-            if key not in SCHEMA:
-                raise UnknownName("key of a checkpoint", key, SCHEMA)
+            check_known("key of a checkpoint", key, SCHEMA)
             if type(value) is not SCHEMA[key]:
                 raise SpecError(f"{family}.toml: {repository}: {key} is no {SCHEMA[key].__name__}: {value!r}")
         missing = [key for key in FACTS if key not in said]

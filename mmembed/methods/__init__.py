@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..embedder import Embedder
-from ..errors import SpecError, UnknownName
+from ..errors import SpecError, UnknownName, check_known
 from ..model import EmbeddingModel
 from ..nn.precision import is_fitted
 from . import (
@@ -79,8 +79,7 @@ def apply(embedder: Embedder, name: str, **changed: Any) -> Embedder:
         raise UnknownName("method", name, (*METHODS, *BESIDE)) from None
     known = {f.name for f in dataclasses.fields(embedder.spec)}
     for key in changed:
-        if key not in known:
-            raise UnknownName("field of the spec", key, known)
+        check_known("field of the spec", key, known)
     if not isinstance(embedder.model, EmbeddingModel):
         raise SpecError(
             f"{name} is of one backbone, and this is a dual encoder, whose towers read and pool as they were trained"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..embedder import Embedder, EncodeOptions
-from ..errors import InputError, SpecError, UnknownName
+from ..errors import InputError, SpecError, check_known
 from ..inputs import Thing, ordered
 from ..nn.precision import unit
 
@@ -69,8 +69,7 @@ def check(options: Mapping[str, Any], items: int, known: Sequence[str] = OPTIONS
     """
     told = dict(options)
     for key, given in options.items():
-        if key not in known:
-            raise UnknownName("option", key, known)
+        check_known("option", key, known)
         if key in ("prompt", "instruction") and given is not None and not isinstance(given, str):
             told[key] = list(ordered(given, f"{key}s"))
             if len(told[key]) != items:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from ..embedder import Embedder
-from ..errors import InputError, SpecError, UnknownName
+from ..errors import InputError, SpecError, check_known
 from ..inputs import Thing
 from ..model import EmbeddingModel
 from ..towers import routers
@@ -52,10 +52,8 @@ def fitted(
         InputError: fewer than two texts. SpecError: a backbone without routers, an embedder with heads, or a weight that is no
             number.
     """
-    if prompt not in PROMPTS:
-        raise UnknownName("prompt of MoEE", prompt, PROMPTS)
-    if combine not in ("concat", "sum"):
-        raise UnknownName("combination", combine, ("concat", "sum"))
+    check_known("prompt of MoEE", prompt, PROMPTS)
+    check_known("combination", combine, ("concat", "sum"))
     if not isinstance(alpha, (int, float)) or not 0 <= alpha < math.inf:
         raise SpecError(f"alpha={alpha!r}: the weight of the routers is a number, 0 or more")
     if not isinstance(embedder.model, EmbeddingModel):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import SpecError, UnknownName
+from ..errors import SpecError, check_known
 from ..registry import Registry
 from .precision import unit
 
@@ -40,8 +40,7 @@ class Dense(nn.Module):
         self, width: int, *, out: int, bias: bool = True, activation: str = "identity", residual: bool = False
     ):
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise UnknownName("activation", activation, ACTIVATIONS)
+        check_known("activation", activation, ACTIVATIONS)
         self.out = out
         self.activation = activation
         self.linear = nn.Linear(width, out, bias=bias)

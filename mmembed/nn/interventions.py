@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..errors import UnknownName
+from ..errors import check_known
 from ..registry import Registry
 
 interventions: Registry[Callable[..., Intervention]] = Registry("intervention")
@@ -102,8 +102,7 @@ class Contrast(Intervention):
         self, depth: int, heads: int, *, against: str, layer: int = 4, strength: float = 0.5, how: str = "scaled"
     ):
         super().__init__()
-        if how not in self.HOW:
-            raise UnknownName("way of contrasting", how, self.HOW)
+        check_known("way of contrasting", how, self.HOW)
         self.against, self.layer, self.strength, self.how = against, min(layer, depth - 1), strength, how
         self.heads = heads
 

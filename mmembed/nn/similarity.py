@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import SpecError, UnknownName
+from ..errors import SpecError, check_known
 from .precision import unit
 
 BLOCK = 1 << 24
@@ -55,8 +55,7 @@ def similarity(a: Any, b: Any, *, maxsim: str = "maxsim") -> Float[Tensor, "N M"
     Raises:
         SpecError: two kinds, or two widths. UnknownName: `maxsim` is none of `MAXSIM`.
     """
-    if maxsim not in MAXSIM:
-        raise UnknownName("similarity of token vectors", maxsim, MAXSIM)
+    check_known("similarity of token vectors", maxsim, MAXSIM)
     kinds = kind_of(a), kind_of(b)
     if kinds[0] != kinds[1]:
         raise SpecError(f"{kinds[0]} and {kinds[1]} are not compared: encode both sides the same way")

@@ -10,7 +10,7 @@ from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..errors import UnknownName
+from ..errors import check_known
 from ..registry import Registry
 from .spans import Counted
 
@@ -86,8 +86,7 @@ class Splade(nn.Module):
     ):
         super().__init__()
         for value, kind, known in ((activation, "activation", ACTIVATIONS), (reduce, "reduction", REDUCE)):
-            if value not in known:
-                raise UnknownName(kind, value, known)
+            check_known(kind, value, known)
         self.needs_logits = terms is None
         self.out = vocabulary if terms is None else terms
         self.lexicon = None if terms is None else nn.Linear(width, terms, bias=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ..errors import InputError, UnknownName
+from ..errors import InputError, check_known
 from ..inputs import Thing
 from ..sources import Entry
 from .known import Known, Outcome, at
@@ -87,8 +87,7 @@ def add(
     """Embed what is new among entries and keep it. An error or a kill loses no chunk that was written."""
     from tqdm.auto import tqdm
 
-    if on_error not in ("raise", "skip"):
-        raise UnknownName("on_error", on_error, ("raise", "skip"))
+    check_known("on_error", on_error, ("raise", "skip"))
     report, kinds, files = AddReport(), MetadataColumns(table), Known(table, reread=reread)
     chunk, chunks = Chunk(), 0
     with tqdm(total=total, desc="adding", unit="item", disable=not show_progress_bar) as bar:

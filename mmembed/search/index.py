@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..errors import FingerprintMismatch, InputError, StoreError, UnknownName
+from ..errors import FingerprintMismatch, InputError, StoreError, check_known
 from ..inputs import MODALITIES, Thing, ordered
 from ..sources import Columns, Entry, Source, read
 from .adding import AddReport, OnError, add
@@ -89,8 +89,7 @@ class Index:
             SpecError: the model was not trained for vectors of that many numbers.
             UnknownName: another way to keep them. InputError: no embedder.
         """
-        if store not in STORES:
-            raise UnknownName("store", store, STORES)
+        check_known("store", store, STORES)
         if not hasattr(embedder, "fingerprint"):
             raise InputError(f"an index is made for an embedder, as mmembed.load gives it, not for {embedder!r}")
         width = embedder.encode([], truncate_dim=truncate_dim).shape[1]
@@ -402,8 +401,7 @@ class Index:
             FingerprintMismatch: another index was made in the place of this one.
         """
         _check_count("k", k)
-        if mode not in MODES:
-            raise UnknownName("mode", mode, MODES)
+        check_known("mode", mode, MODES)
         asked = Query.of(query)
         words = terms(asked.words)
         if mode == "text":

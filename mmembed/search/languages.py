@@ -10,7 +10,7 @@ from statistics import median
 
 import numpy as np
 
-from ..errors import UnknownName
+from ..errors import check_known
 from .hits import Hits, columns, isolated, visible
 
 WEAK = 0.5
@@ -29,8 +29,7 @@ class LanguageReport:
     reference: str
 
     def __post_init__(self) -> None:
-        if self.reference not in self.hits:
-            raise UnknownName("language", self.reference, self.hits)
+        check_known("language", self.reference, self.hits)
 
     @cached_property
     def overlap(self) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ..errors import MissingExtra, UnknownName
+from ..errors import MissingExtra, check_known
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,8 +30,7 @@ def plane(
     Raises:
         UnknownName: no such method. MissingExtra: "umap" without umap-learn.
     """
-    if method not in METHODS:
-        raise UnknownName("method", method, METHODS)
+    check_known("method", method, METHODS)
     if len(vectors) < 2:
         return np.zeros((len(vectors), 2), dtype=np.float32)
     moved = vectors.astype(np.float64)

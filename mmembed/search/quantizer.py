@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InputError, LoadError, SpecError, UnknownName
+from ..errors import InputError, LoadError, SpecError, check_known
 from .vectors import unit
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ class Quantizer:
     ranges: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UnknownName("kind of code", self.kind, KINDS)
+        check_known("kind of code", self.kind, KINDS)
         if self.packed:
             if self.ranges is not None:
                 raise SpecError(f"{self.kind} codes are signs: they have no ranges")

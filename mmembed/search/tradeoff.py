@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import InputError, UnknownName
+from ..errors import InputError, check_known
 from .quantizer import Quantizer
 from .vectors import unit
 
@@ -67,8 +67,7 @@ def tradeoff(
         if not 0 < length <= documents.shape[1]:
             raise InputError(f"vectors of {documents.shape[1]} numbers are not cut to {length}")
     for kind in kinds:
-        if kind not in KINDS:
-            raise UnknownName("kind of number", kind, KINDS)
+        check_known("kind of number", kind, KINDS)
     due = _nearest(_cut(queries, queries.shape[1]) @ _cut(documents, documents.shape[1]).T, k)
     found = []
     for length in dimensions:

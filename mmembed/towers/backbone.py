@@ -27,7 +27,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ..errors import InputError, LoadError, SpecError, UnknownName
+from ..errors import InputError, LoadError, SpecError, check_known
 from ..hub import ADAPTER
 from ..nn import attention
 from ..nn.extension import Extension, Turn
@@ -88,8 +88,7 @@ def config_of(said: Mapping[str, Any]) -> PreTrainedConfig:
 
     settings = copied(said)  # transformers fills in what it is given
     kind = settings.pop("model_type", None)
-    if kind not in CONFIG_MAPPING:
-        raise UnknownName("model_type of transformers", kind, CONFIG_MAPPING.keys())
+    check_known("model_type of transformers", kind, CONFIG_MAPPING)
     try:
         return AutoConfig.for_model(kind, **settings)
     except (TypeError, ValueError, StrictDataclassError) as error:

@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..errors import UnknownName
+from ..errors import check_known
 from .vision import Preprocess, Seeing
 
 LIBRARIES = ("transformers", "open_clip")
@@ -44,8 +44,7 @@ def build_dual(settings: Mapping[str, Any]) -> DualTowers:
         settings: `dual` ("transformers" or "open_clip"), `config`, what the library builds them from, and `preprocess`.
     """
     library = settings["dual"]
-    if library not in LIBRARIES:
-        raise UnknownName("library of dual encoders", library, LIBRARIES)
+    check_known("library of dual encoders", library, LIBRARIES)
     towers: DualTowers = import_module(f"{__package__}.dual_{library}").build(
         settings["config"], Preprocess.of(settings["preprocess"])
     )

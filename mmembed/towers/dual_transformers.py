@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from ..errors import SpecError, UnknownName
+from ..errors import SpecError, check_known
 from .backbone import config_of, from_pretrained
 from .dual import DualTowers
 from .vision import Preprocess
@@ -75,8 +75,7 @@ def build(config: Mapping[str, Any], preprocess: Preprocess) -> DualTowers:
         UnknownName: no dual encoder of that model_type. SpecError: the configuration makes no model.
     """
     kind = config["model_type"]
-    if kind not in KINDS:
-        raise UnknownName("dual encoder of transformers", kind, KINDS)
+    check_known("dual encoder of transformers", kind, KINDS)
     try:
         model = AutoModel.from_config(config_of(config), trust_remote_code=False)
     except (TypeError, ValueError) as error:

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..batch import Picture
-from ..errors import InputError, SpecError, UnknownName
+from ..errors import InputError, SpecError, check_known
 from ..nn.precision import alike
 from .backbone import decoder
 from .image_features import ImageFeatures
@@ -119,11 +119,9 @@ class NativeTower:
             UnknownName: a setting, a step or a model that is not known here.
         """
         for key in settings:
-            if key not in SETTINGS:
-                raise UnknownName("setting of a native tower", key, SETTINGS)
+            check_known("setting of a native tower", key, SETTINGS)
         kind = config.model_type
-        if kind not in FAMILIES:
-            raise UnknownName("vision-language model", kind, FAMILIES)
+        check_known("vision-language model", kind, FAMILIES)
         family = import_module(f"{__package__}.native_{FAMILIES[kind]}")
         processor = _processor(settings.get("processor", {}))
         if type(processor).__name__ != family.PROCESSOR:
@@ -278,8 +276,7 @@ def _pixels(tower: NativeTower, image: PIL.Image.Image) -> tuple[NDArray[np.uint
 def _step(settings: Mapping[str, Any]) -> Resize:
     given = dict(settings)
     kind = given.pop("kind", None)
-    if kind not in STEPS:
-        raise UnknownName("step before an image processor", kind, STEPS)
+    check_known("step before an image processor", kind, STEPS)
     try:
         return STEPS[kind](**given)
     except TypeError as error:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from ..errors import SpecError, UnknownName
+from ..errors import SpecError, check_known
 from ..nn.precision import alike
 from ..nn.transfer import to_device
 
@@ -54,12 +54,9 @@ class Preprocess:
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        if self.resize not in RESIZES:
-            raise UnknownName("resize", self.resize, RESIZES)
-        if self.interpolation not in INTERPOLATIONS:
-            raise UnknownName("interpolation", self.interpolation, INTERPOLATIONS)
-        if self.rounding not in ROUNDINGS:
-            raise UnknownName("rounding of a crop", self.rounding, ROUNDINGS)
+        check_known("resize", self.resize, RESIZES)
+        check_known("interpolation", self.interpolation, INTERPOLATIONS)
+        check_known("rounding of a crop", self.rounding, ROUNDINGS)
         if self.crop is not None and self.crop > self.size:
             raise SpecError(f"a crop of {self.crop} pixels is wider than the {self.size} that the picture has")
 
@@ -67,8 +64,7 @@ class Preprocess:
     def of(cls, values: Mapping[str, Any]) -> Preprocess:
         known = {f.name for f in dataclasses.fields(cls)}
         for key in values:
-            if key not in known:
-                raise UnknownName("setting of preprocess", key, known)
+            check_known("setting of preprocess", key, known)
         given = dict(values)
         given["mean"], given["std"] = tuple(given["mean"]), tuple(given["std"])
         return cls(**given)
@@ -272,16 +268,14 @@ def compose_vision(settings: Mapping[str, Any]) -> tuple[VisionTower, dict[str, 
 
 def _library(given: dict[str, Any]) -> Any:
     name = given.pop("library", None)
-    if name not in LIBRARIES:
-        raise UnknownName("vision library", name, LIBRARIES)
+    check_known("vision library", name, LIBRARIES)
     return import_module(f"{__package__}.vision_{name}")
 
 
 def _call(part: Callable[..., Any], **given: Any) -> Any:
     known = inspect.signature(part).parameters
     for key in given:
-        if key not in known:
-            raise UnknownName(f"setting of {part.__module__.rpartition('.')[2]}", key, known)
+        check_known(f"setting of {part.__module__.rpartition('.')[2]}", key, known)
     return part(**given)
 
 

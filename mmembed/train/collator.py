@@ -151,7 +151,7 @@ def _rows(
     first = next(iter(once.values()))
     native = model.native
     apart = [len(s.images) for s in first] if native is not None and native.apart else ()
-    planned = plan(first, stage.batch_tokens, share=share, apart=apart)
+    planned = plan(first, stage.batch_tokens, share=share, apart=apart, padded=model.padded)
     rows = []
     for places in planned:
         packed = {

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import SpecError, UnknownName
+from ..errors import SpecError, check_known
 from ..nn.similarity import MAXSIM
 
 BLOCK = 1 << 26
@@ -261,8 +261,7 @@ def similarity_of(name: str) -> Similarity:
     Raises:
         UnknownName: there is none.
     """
-    if name not in SIMILARITIES:
-        raise UnknownName("similarity", name, SIMILARITIES)
+    check_known("similarity", name, SIMILARITIES)
     return SIMILARITIES[name][0]
 
 

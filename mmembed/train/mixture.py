@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, SpecError, UnknownName
+from ..errors import InputError, SpecError, check_known
 from .data import Example, Examples
 
 
@@ -107,8 +107,7 @@ class Mixture:
         seed: Sequence[int] = (0,),
     ):
         for name in shares or {}:
-            if name not in data:
-                raise UnknownName("data of this task", name, data)
+            check_known("data of this task", name, data)
         self.data, self.batch, self._group, self._seed = dict(data), batch, group or batch, list(seed)
         self.step, self._twins, self._told = 0, twins, set[str]()
         self._names = list(data)

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from .. import loading
-from ..errors import MmembedError, SpecError, UnknownName
+from ..errors import MmembedError, SpecError, UnknownName, check_known
 from ..spec import ModelSpec
 from .augment import augmentations
 from .data import Source
@@ -251,13 +251,11 @@ class Stage:
 
     def __post_init__(self) -> None:
         for part in self.train:
-            if part not in (*PARTS, "all"):
-                raise UnknownName("part of a model", part, (*PARTS, "all"))
+            check_known("part of a model", part, (*PARTS, "all"))
         mine = set(PARTS) if "all" in self.train else {*self.train}
         mine |= {"embeddings"} if "backbone" in mine else {"backbone"} if "embeddings" in mine else set()
         for part in self.rates:
-            if part not in PARTS:
-                raise UnknownName("part of a model", part, PARTS)
+            check_known("part of a model", part, PARTS)
             if part not in mine:
                 raise SpecError(f"stage {self.name!r} has a rate for {part!r} and trains {', '.join(self.train)}")
         for name in ("max_grad_norm", "eval_steps", "early_stopping_patience", "save_steps", "batch_tokens"):
@@ -399,8 +397,7 @@ class Recipe:
             raise SpecError(f"two stages have one name: {', '.join(names)}")
         used = [name for stage in self.stage for task in stage.task for name in task.data]
         for name in sorted(self.read_by(self.stage) | {held.data for held in self.held_out.values()}):
-            if name not in self.data:
-                raise UnknownName("data of this recipe", name, self.data)
+            check_known("data of this recipe", name, self.data)
         known = [f"{name}.{score}" for name, held in self.held_out.items() for score in SCORES[held.measure]]
         for stage in self.stage:
             if stage.keep_best is not None and stage.keep_best not in known:
