@@ -26,6 +26,10 @@ NOT_HERE: Mapping[str, str] = {
         "2024: it reads states of the answer that a model trained on abstractive questions generates, and embedding here "
         "generates nothing"
     ),
+    "promptreps-several-words": (
+        "the variants of PromptReps (arXiv 2404.18424) that read a state, or logits, for each of several words, which the model "
+        "writes one after another: embedding here generates nothing"
+    ),
     "autoprompt": "a search for trigger words by gradient on labelled pairs: training, which gives a prompt to use, not a method",
     "matryoshka-adaptor": "2024: a small network trained on vectors of one's own, to be cut short after it: training",
     "csr": "2025: a sparse autoencoder trained on frozen vectors; sentence-transformers' folders of it are not read",
