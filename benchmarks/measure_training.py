@@ -24,7 +24,7 @@ from benchmarks.side_by_side.systems import Peak
 from benchmarks.side_by_side.texts import of_lengths, tokenizer
 from benchmarks.side_by_side.work import config_of, of_texts
 from benchmarks.side_by_side.workloads import Workload
-from mmembed.train.data import Column, InMemory, TrainingColumns
+from mmembed.train.data import Column, Columns, InMemory
 from mmembed.train.learning import Learning
 from mmembed.train.loop import Run
 from mmembed.train.recipe import Model, Recipe, Stage, Task, Watch
@@ -46,7 +46,7 @@ def pairs_of(count: int) -> list[dict[str, str]]:
 
 
 def recipe_of(model: Path, pairs: list[dict[str, str]], batch: int, steps: int) -> Recipe:
-    columns = TrainingColumns(query=Column(text="query"), positive=Column(text="positive"))
+    columns = Columns(query=Column(text="query"), positive=Column(text="positive"))
     task = Task(data=("pairs",), batch=batch, losses=({"kind": "infonce", "temperature": TEMPERATURE},))
     stage = Stage(
         name="one", steps=steps, train=("all",), task=(task,), lr=LR, weight_decay=0.0, schedule="constant",

@@ -291,7 +291,9 @@ def _print_vectors(stream: Iterable[Any], names: Iterator[str], report: Report) 
     "--key-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), envvar="MMEMBED_KEY_FILE",
     help="File with the key that requests must bear (Authorization: Bearer ...).  [env: MMEMBED_KEY_FILE]",
 )  # fmt: skip
-@click.option("--allow-url", is_flag=True, help="Fetch pictures by URL, from the public internet only.")
+@click.option(
+    "--allow-url", is_flag=True, help="Fetch pictures by URL, from the public internet only, up to 32 MiB a request."
+)
 @model_option("that of the index, else pico")
 @device_option
 def serve(
@@ -510,7 +512,7 @@ def overlap(recipe: Path, least: float, width: int, as_json: bool) -> int:
     held = {own.data for own in read.held_out.values()}
     if not held:
         raise click.UsageError(f"{recipe} measures nothing: [held_out.NAME] names data that is never trained on")
-    trained = read.read_by(read.stage) - held
+    trained = read.read_by(read.stage)
     opened = {name: read.data[name].open(name, read.folder) for name in sorted(trained | held)}
     found = overlaps(
         {name: opened[name] for name in sorted(trained)},

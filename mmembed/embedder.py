@@ -319,9 +319,12 @@ class Embedder:
         """
         output = self.reader.vectors
         found = np.empty((len(samples), self.dimension), dtype=np.float32)
+        begun = []  # all of them, for several may run at once
         for places in batches_of(self.model, samples, budget(self.model)):
             own = [samples[k] for k in places]
-            found[places] = np.asarray(output.read(self._begin(own, places, output)(), own, places))
+            begun.append((places, own, self._begin(own, places, output)))
+        for places, own, done in begun:
+            found[places] = np.asarray(output.read(done(), own, places))
         return found
 
     def finish(

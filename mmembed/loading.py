@@ -16,6 +16,7 @@ from . import folders, hub
 from .dual import DualEncoder, load_open_clip
 from .embedder import GOLDEN_FILE, Embedder
 from .errors import LoadError, SpecError, check_known
+from .memory import is_out_of_memory
 from .model import EmbeddingModel, load_model, reads_logits
 from .nn.int8 import check_int8, in_int8
 from .nn.pooling import pooled_width
@@ -196,10 +197,9 @@ def _held(
         if not isinstance(model, EmbeddingModel):
             raise SpecError("precision='int8' is for backbones; a dual encoder takes 'fp32', 'bf16' or 'fp16'")
         _in_bytes(model)
-    held = lean(model).to(chosen)
-    if isinstance(held, EmbeddingModel) and precision not in ("fp32", INT8):
-        _probed(held, precision)
-    return held
+    elif precision != "fp32" and chosen.type == "cpu" and isinstance(model, EmbeddingModel):
+        _probed(model, precision)
+    return lean(model).to(chosen)
 
 
 def _in_bytes(model: EmbeddingModel) -> None:
@@ -227,6 +227,8 @@ def _probed(model: EmbeddingModel, precision: str) -> torch.Tensor:
         with torch.inference_mode():
             return states(model.backbone, torch.cat(texts), None, spans)
     except Exception as error:  # of bytes, or of numbers of two precisions, where a model did not expect them
+        if is_out_of_memory(error):
+            raise
         kind = model.backbone.config.model_type
         raise SpecError(f"a {kind} backbone does not run in {precision}: {error}; use precision='fp32'") from error
 

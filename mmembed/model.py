@@ -205,7 +205,8 @@ class EmbeddingModel(Model):
             model.mix = build_mix(spec.mix, len(spec.layers), hidden)
             _without_weights(model.mix, "mix of layers", spec.mix)
         model.intervention = model._intervention(spec)
-        model._try_layers()
+        if (spec.layers, spec.mask) != (self.spec.layers, self.spec.mask):
+            model._try_layers()
         model._final_norm = model._norm_of(spec)
         if model.blind is not None and self.blind is None:
             raise SpecError(model.blind)

@@ -258,7 +258,10 @@ def compute(
     if device.type == "cpu":
         memory.keep_freed()
     memory.trim()
-    with torch.inference_mode(), torch.autocast(device.type, enabled=False):  # what it computes in is said, not sensed
+    autocast = model.autocasts and torch.is_autocast_enabled(
+        device.type
+    )  # else what it computes in is said, not sensed
+    with torch.inference_mode(), torch.autocast(device.type, enabled=autocast):
         with memory.uncollected():
             batch = pack(samples, rows, model.spec.mask, share=model.shares, price=model.price)
         batch = batch.to(device)

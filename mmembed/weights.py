@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from .errors import LoadError, SpecError
 from .nn.heads import build_head
 from .nn.int8 import Int8Linear
-from .nn.precision import INT8, PRECISIONS, cast, dtype_of, is_fitted
+from .nn.precision import INT8, PRECISIONS, cast, dtype_of, in_full, is_fitted
 from .spec import FILE as SPEC_FILE
 from .spec import ModelSpec
 from .tensors import tensors
@@ -38,7 +38,12 @@ def making() -> Iterator[None]:
     autocast, which would round what they are tried out on, and his inference mode, in which weights would be of a kind that
     nobody may count the changes of, nor learn from."""
     default = torch.get_default_dtype()
-    with torch.inference_mode(False), torch.device("cpu"), torch.autocast("cpu", enabled=False):
+    with ExitStack() as left:
+        left.enter_context(torch.inference_mode(False))
+        left.enter_context(torch.device("cpu"))
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                left.enter_context(torch.autocast(device, enabled=False))
         torch.set_default_dtype(torch.float32)
         try:
             yield
@@ -51,7 +56,13 @@ class Model(nn.Module):
 
     Args:
         spec: what it is.
+
+    Attributes:
+        autocasts: whether it computes under a caller's autocast, as long as weights that are trained, in fp32, stand beside
+            others in half precision.
     """
+
+    autocasts: bool = False
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
@@ -149,22 +160,18 @@ class Model(nn.Module):
             )
 
     def save(self, folder: Path) -> None:
-        """Write spec.json and weights.safetensors, weights rounded to `spec.weights`, but for those of fitted heads.
+        """Write spec.json and weights.safetensors, weights rounded to `spec.weights`, but for those that `cast` leaves in fp32.
 
         Raises:
             SpecError: a model in int8.
         """
         self.check_whole()
         dtype, twins = dtype_of(self.spec.weights), tied(self)
-        fitted = {f"heads.{k}.{name}" for k, h in enumerate(self.heads) if is_fitted(h) for name in h.state_dict()}
+        own = {name: t for name, t in self.state_dict(keep_vars=True).items() if name not in twins}
+        rounded = {id(t) for t in own.values() if t.is_floating_point()} - in_full(self, dtype)
         state = {
-            name: (t.to(dtype) if t.is_floating_point() and name not in fitted else t)
-            .detach()
-            .cpu()
-            .contiguous()
-            .clone()
-            for name, t in self.state_dict().items()
-            if name not in twins
+            name: (t.to(dtype) if id(t) in rounded else t).detach().cpu().contiguous().clone()
+            for name, t in own.items()
         }
         write_tensors(folder / WEIGHTS_FILE, state)
         (folder / SPEC_FILE).write_text(self.spec.to_json(), encoding="utf-8")

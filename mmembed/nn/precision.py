@@ -44,7 +44,7 @@ def cast(module: M, dtype: torch.dtype) -> M:
     """Weights, and what is saved beside them, in a dtype. What a module computes when it is built stays in fp32: rotary
     frequencies in bf16 (which `module.to` would give) turn token 1000 by up to two radians too much. So does what a model of
     transformers says it needs in fp32 beside half precision, routers of experts mostly, and what was fitted."""
-    full = {id(own) for part in module.modules() for own in _in_full(part, dtype)}
+    full = in_full(module, dtype)
     with torch.no_grad():
         for part in module.modules():
             for weight in part.parameters(recurse=False):
@@ -54,6 +54,11 @@ def cast(module: M, dtype: torch.dtype) -> M:
                 if buffer.is_floating_point() and name not in part._non_persistent_buffers_set:
                     part.register_buffer(name, buffer.to(torch.float32 if id(buffer) in full else dtype))
     return module
+
+
+def in_full(module: nn.Module, dtype: torch.dtype) -> set[int]:
+    """What of a module stays in fp32 beside weights in a dtype, by `id`."""
+    return {id(own) for part in module.modules() for own in _in_full(part, dtype)}
 
 
 def _in_full(part: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:

@@ -368,6 +368,8 @@ class Table:
         """Delete the versions that others took the place of longer than `held` ago. LanceDB goes by when one was written, and the
         one that all were reading until a moment ago may be of last year."""
         now = datetime.now()  # as LanceDB has it, without a zone
+        if (now - timedelta(hours=3)).astimezone().utcoffset() != now.astimezone().utcoffset():
+            return  # in the hours around a change of the clock ages cannot be told by it
         written = [version["timestamp"] for version in self._table.list_versions()]
         last = max((time for time in written if time <= now - held), default=None)  # what was read so long ago
         if last is not None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FingerprintMismatch, InputError, MissingExtra, MmembedError, ReplicaLost, StoreError, UnknownName
+import orjson
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ..errors import FingerprintMismatch, InputError, MmembedError, ReplicaLost, StoreError, UnknownName
 from . import cohere, openai, search, tei
 from .files import page_routes
 from .form import Read, parse
@@ -19,15 +24,6 @@ from .metrics import Metrics, MetricsMiddleware
 from .refusal import refusal
 from .request import Limits, RequestError
 from .service import Service
-
-try:
-    import orjson
-    from starlette.applications import Starlette
-    from starlette.requests import ClientDisconnect, Request
-    from starlette.responses import Response
-    from starlette.routing import Route
-except ImportError as error:
-    raise MissingExtra("starlette", "serve") from error
 
 if TYPE_CHECKING:
     from ..embedder import Embedder
@@ -68,7 +64,7 @@ class _Served:
         self.name = embedder.spec.name
         self.prompts = frozenset(embedder.spec.prompts)
         self.started = int(time.time())
-        self.service: Service | None = None
+        self.running: Service | None = None
         self.metrics = Metrics()
 
     def app(self) -> Starlette:
@@ -90,12 +86,12 @@ class _Served:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[dict[str, Any]]:
-        self.service = Service(self.embedder, limits=self.limits, waiting=self.waiting, seconds=self.seconds)
-        self.metrics.watch(self.service.batcher)
+        self.running = Service(self.embedder, limits=self.limits, waiting=self.waiting, seconds=self.seconds)
+        self.metrics.watch(self.running.batcher)
         try:
-            yield {STOP: self.service.batcher.stop}
+            yield {STOP: self.running.batcher.stop}
         finally:
-            await asyncio.to_thread(self.service.close)
+            await asyncio.to_thread(self.running.close)
 
     # ---- what is asked ----
 
@@ -103,19 +99,19 @@ class _Served:
         form = await self._form(request, openai.Request)
         self._check_model(form.model)
         longest = self.embedder.spec.max_length
-        answer = await self._desk.answer(lambda pictures: openai.read(form, pictures, longest))
+        answer = await self._service.answer(lambda pictures: openai.read(form, pictures, longest))
         return _json(openai.write(form, answer, self.name))
 
     async def cohere(self, request: Request) -> Response:
         form = await self._form(request, cohere.Request)
         self._check_model(form.model)
         width = self.embedder.dimension
-        answer = await self._desk.answer(lambda pictures: cohere.read(form, pictures, self.prompts, width))
+        answer = await self._service.answer(lambda pictures: cohere.read(form, pictures, self.prompts, width))
         return _json(cohere.write(form, answer))
 
     async def tei(self, request: Request) -> Response:
         form = await self._form(request, tei.Request)
-        return _json(tei.write(await self._desk.answer(lambda _: tei.read(form))))
+        return _json(tei.write(await self._service.answer(lambda _: tei.read(form))))
 
     async def search(self, request: Request) -> Response:
         form = await self._form(request, search.Request)
@@ -124,27 +120,28 @@ class _Served:
             raise RequestError("give like, or a query", param="like")
         answer = None
         if form.like is None:
-            answer = await self._desk.answer(lambda pictures: search.read(form, pictures, index.dimension))
-        return _json(search.write(await self._desk.readers.run(search.find, index, form, answer)))
+            answer = await self._service.answer(lambda pictures: search.read(form, pictures, index.dimension))
+        return _json(search.write(await self._service.readers.run(search.find, index, form, answer)))
 
     async def why(self, request: Request) -> Response:
         form = await self._form(request, search.WhyRequest)
         index = self._index
-        answer = await self._desk.answer(lambda pictures: search.read(form, pictures, index.dimension))
-        return _json(await self._desk.explainers.run(search.why, index, self.embedder, form, answer))
+        answer = await self._service.answer(lambda pictures: search.read(form, pictures, index.dimension))
+        return _json(await self._service.explainers.run(search.why, index, self.embedder, form, answer))
 
     async def map(self, request: Request) -> Response:
-        return _json({"items": await self._desk.explainers.run(self._index.layout)})
+        return _json({"items": await self._service.explainers.run(self._index.layout)})
 
     async def thumbnail(self, request: Request) -> Response:
-        found = await self._desk.readers.run(self._index.get, request.query_params.get("id", ""))
-        if found is None or found.thumbnail is None:
-            raise RequestError("no picture is kept under this id", 404)
-        tag = f'"{hashlib.blake2b(found.thumbnail, digest_size=16).hexdigest()}"'
-        headers = {"Cache-Control": "private, no-cache", "ETag": tag}  # an id may be another picture's tomorrow
-        if request.headers.get("if-none-match") == tag:
-            return Response(status_code=304, headers=headers)
-        return Response(found.thumbnail, media_type="image/webp", headers=headers)
+        asked = request.query_params
+        found = await self._service.readers.run(self._index.get, asked.get("id", ""))
+        picture = None if found is None else found.thumbnail
+        if picture is None or asked.get("version") not in (None, search.version(picture)):
+            raise RequestError("no such picture is kept under this id", 404)
+        lasting = (
+            "max-age=31536000, immutable" if "version" in asked else "no-cache"
+        )  # an id may be another picture's tomorrow
+        return Response(picture, media_type="image/webp", headers={"Cache-Control": f"private, {lasting}"})
 
     async def models(self, request: Request) -> Response:
         spec = self.embedder.spec
@@ -161,7 +158,7 @@ class _Served:
         return _json({"object": "list", "data": [entry]})
 
     async def health(self, request: Request) -> Response:
-        return _json({"status": "ok", "model": self.name, "waiting": self._desk.batcher.waiting})
+        return _json({"status": "ok", "model": self.name, "waiting": self._service.batcher.waiting})
 
     async def told(self, request: Request) -> Response:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
@@ -169,9 +166,9 @@ class _Served:
     # ---- what all of them share ----
 
     @property
-    def _desk(self) -> Service:
-        assert self.service is not None, "the app has not been started"
-        return self.service
+    def _service(self) -> Service:
+        assert self.running is not None, "the app has not been started"
+        return self.running
 
     @property
     def _index(self) -> Index:
@@ -181,7 +178,7 @@ class _Served:
 
     async def _form(self, request: Request, form: type[Read]) -> Read:
         """The body as a form, read by a thread: a large one takes its time."""
-        return await self._desk.readers.run(parse, await request.body(), form, self.limits)
+        return await self._service.readers.run(parse, await request.body(), form, self.limits)
 
     def _check_model(self, name: str | None) -> None:
         if name is not None and name != self.name:

@@ -22,7 +22,7 @@ STOP = "stop"
 """The state of an app's lifespan holds under this name what is called once no new connection is taken and those that are open are
 still answered."""
 OPEN = ("/health", "/")
-"""EmbedRequest without a key: by those who watch over a server, and by a browser, whose page then asks for the key."""
+"""Asked without a key: by those who watch over a server, and by a browser, whose page then asks for the key."""
 OPEN_UNDER = "/page/"
 HEAD_BYTES = 16 * 2**10
 BODY_BYTES = 20 * 2**20

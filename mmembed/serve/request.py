@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ..errors import ImageError, InputError
-from ..images import Image, measure
+from ..images import MAX_BYTES, Image, measure
 from ..inputs import Thing
 from .fetch import fetch
 
@@ -71,7 +71,7 @@ class Limits:
     images: int = 32
     megapixels: int = 128
     allow_url: bool = False
-    fetched: int = 20 * 2**20
+    fetched: int = MAX_BYTES
 
     def check(self, asked: EmbedRequest) -> None:
         """Look at what is asked before it is prepared.

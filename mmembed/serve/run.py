@@ -6,15 +6,12 @@ import asyncio
 import socket
 from typing import Any
 
-from ..errors import MissingExtra, SpecError
-from .guard import HEAD_BYTES, STOP, App
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-try:
-    import h11
-    import uvicorn
-    from uvicorn.protocols.http.h11_impl import H11Protocol
-except ImportError as error:
-    raise MissingExtra("uvicorn", "serve") from error
+from ..errors import SpecError
+from .guard import HEAD_BYTES, STOP, App
 
 HEADER_SECONDS = 10.0
 ANSWER_SECONDS = 60.0

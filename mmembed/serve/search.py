@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlencode
 
 from pydantic import BeforeValidator, Field
 
@@ -106,14 +108,20 @@ def find(index: Index, request: Request, answer: EmbedResponse | None) -> Hits:
 
 
 def write(hits: Hits) -> dict[str, Any]:
-    """Hits for JSON: paths of the server's own disk are cut to names."""
+    """Hits for JSON: paths of the server's own disk are cut to names, small pictures are where they are asked for."""
     found = []
     for hit in hits:
         told = hit.as_dict()
         told["path"] = None if hit.path is None else hit.path.replace("\\", "/").rsplit("/", 1)[-1]
-        found.append({**told, "label": hit.label, "thumbnail": hit.thumbnail is not None})
+        named = hit.thumbnail and {"id": hit.id, "version": version(hit.thumbnail)}
+        found.append({**told, "label": hit.label, "thumbnail": f"/thumbnail?{urlencode(named)}" if named else None})
     best = max((hit.relevance for hit in hits if hit.relevance is not None), default=None)
     return {"hits": found, "good_match": None if best is None else best >= NO_MATCH}
+
+
+def version(thumbnail: bytes) -> str:
+    """What tells a small picture from another one that its item has had."""
+    return hashlib.blake2b(thumbnail, digest_size=8).hexdigest()
 
 
 def why(index: Index, embedder: Embedder, request: WhyRequest, answer: EmbedResponse) -> dict[str, Any]:

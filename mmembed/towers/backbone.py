@@ -29,6 +29,7 @@ from transformers import (
 
 from ..errors import InputError, LoadError, SpecError, check_known
 from ..hub import ADAPTER
+from ..memory import is_out_of_memory
 from ..nn import attention
 from ..nn.extension import Extension, Turn
 from ..nn.positions import Groups, Positioning
@@ -228,6 +229,8 @@ def _check_states(model: PreTrainedModel, texts: Sequence[Tensor], due: Tensor, 
                 for row in rows
             ]
     except Exception as error:  # of blocks that were not made for a row, or for several texts
+        if is_out_of_memory(error):
+            raise
         raise SpecError(f"a {kind} backbone does not run {how}: {error}; {advice}") from error
     if not all(alike(own, due) for own in (ours[0], torch.cat(ours[1:] or ours))):
         raise SpecError(f"a {kind} backbone does not compute {how} what it should: {advice}")
@@ -308,6 +311,8 @@ def _on_tokens_alone(model: PreTrainedModel) -> Iterator[None]:
     except SpecError:
         raise
     except Exception as error:  # whatever a model is that was made for something else
+        if is_out_of_memory(error):
+            raise
         raise SpecError(f"{refused}: {type(error).__name__}: {error}") from error
 
 
@@ -461,6 +466,8 @@ def check_layers(model: PreTrainedModel, mask: str, layers: Sequence[int]) -> No
     except SpecError:
         raise
     except Exception as error:  # of what is no tensor of one state a token
+        if is_out_of_memory(error):
+            raise
         raise SpecError(
             f"blocks of a {kind} backbone give no states of its tokens: only the last layer is read"
         ) from error
@@ -517,6 +524,8 @@ def check_embeds(model: PreTrainedModel, mask: str) -> None:
         try:
             ours = states(model, ids, embeds, spans)
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             raise SpecError(f"nothing can be put between the tokens of a {kind} backbone: {error}") from error
     if not alike(ours[: -len(one)], due[: -len(one)]):
         raise SpecError(

@@ -17,6 +17,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from ..errors import SpecError, check_known
+from ..memory import is_out_of_memory
 from ..nn.precision import alike
 from ..nn.transfer import to_device
 
@@ -208,6 +209,8 @@ class VisionTower(Seeing):
             except SpecError as error:
                 raise SpecError(f"{name} is no tower for pictures of {size} pixels: {error}") from None
             except Exception as error:
+                if is_out_of_memory(error):
+                    raise
                 raise SpecError(f"{name} is no tower for pictures of {size} pixels: {error}") from error
         if not alike(both[:1], one):
             raise SpecError(f"{name} gives a picture other features in other company, or each time others")

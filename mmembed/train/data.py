@@ -83,7 +83,7 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingColumns:
+class Columns:
     """What the columns of a table are.
 
     Attributes:
@@ -161,7 +161,7 @@ class Source:
     registry: ClassVar[Registry[Callable[..., Any]]] = sources
 
     path: str
-    columns: TrainingColumns
+    columns: Columns
     images: str | None = None
     query_prompt: str | None = None
     positive_prompt: str | None = None
@@ -281,7 +281,7 @@ class Examples:
         columns = self.source.columns
         own = replace(
             self.source.without_rows(),
-            columns=TrainingColumns(query=columns.query, positive=columns.positive, group=columns.group),
+            columns=Columns(query=columns.query, positive=columns.positive, group=columns.group),
             path="",
             images=None if self.source.images is None else os.path.normpath(self.source.images),
             query_prompt=None,
@@ -302,7 +302,7 @@ class Examples:
         return found
 
     def blocks(self, at_once: int = 1) -> list[NDArray[np.int64]]:
-        """Row numbers in runs that are shuffled together, so small that `at_once` of them are held: each is read once."""
+        """Row numbers in runs that are shuffled together, so small that `at_once` of them are held while they last."""
         ends = [min(end, len(self)) for end in accumulate(_together(self._rows.runs, HELD / 2 / at_once))]
         return [np.arange(first, end) for first, end in pairwise([0, *ends]) if first < end]
 
@@ -677,7 +677,7 @@ class Csv(Source):
 
 
 class _Csv(_Begun):
-    def __init__(self, files: Sequence[Path], delimiter: str, columns: TrainingColumns):
+    def __init__(self, files: Sequence[Path], delimiter: str, columns: Columns):
         self._delimiter, self._columns = delimiter, columns
         opened = [self._opened(file) for file in files]
         super().__init__(files, [starts for _, starts in opened])

@@ -63,6 +63,7 @@ def export(
     embedder.model.eval()
     if recipe.model.precision != "fp32":
         model = embedder.model.cpu().float()
+        model.autocasts = False
         left = model.state_dict().keys() - trained.keys() - tied(model)  # of two names of one tensor the first is told
         restore(recipe, model, left)
     part = output / f".{os.getpid()}.part"

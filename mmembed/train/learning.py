@@ -58,6 +58,7 @@ class Learning:
     def __init__(self, run: Run, number: int, before: int):
         self.run_, self.number, self.before = run, number, before
         self.stage: Stage = run.recipe.stage[number]
+        run.model.eval()  # the stage before may have left dropout or statistics on, and what changes is tried
         self.embedder = run.embedder.respecified(**self.stage.spec, **_resized(run.embedder, self.stage))
         self.seed = [run.recipe.seed, number]
         self.step = 0  # steps that are done
@@ -130,7 +131,6 @@ class Learning:
             {f"{t}_{k}": self._loss(s, task) for t, task in enumerate(stage.task) for k, s in enumerate(task.losses)}
         ).to(run.device)
         self.classes = {t: self._classes(task) for t, task in enumerate(stage.task) if self._proxies(t)}
-        run.model.eval()  # the stage before may have left dropout or statistics on
         for t in self.classes:
             for proxies in self._proxies(t):
                 self._check_start(proxies, self.classes[t], t)

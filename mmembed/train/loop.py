@@ -77,6 +77,7 @@ class Run:
                 raise SpecError(f"{output} is read by the recipe, and would be written over: give another --output")
         self.data = {name: source.open(name, recipe.folder) for name, source in recipe.data.items()}
         self.embedder, self.head = build(recipe, self.device)
+        self.embedder.model.autocasts = recipe.model.precision != "fp32"
         self.stamp = of_model(self.embedder.model, self.embedder.spec)
         if shard and self.head is not None:
             raise SpecError("a loss of a language head reads embeddings outside of the backbone: leave shard out")
@@ -87,7 +88,7 @@ class Run:
         for examples in self.data.values():
             examples.source.prompts(self.embedder.spec)
         recipe.check_views(self.embedder.spec)
-        trained = {name for stage in recipe.stage for task in stage.task for name in task.data}
+        trained = recipe.read_by(recipe.stage)
         for held in recipe.held_out.values():
             check(self.embedder, self.data[held.data], held)
             for name in sorted(trained):

@@ -18,7 +18,7 @@ from ..model import EmbeddingModel
 from ..nn.transfer import to_device
 from ..towers import backbone as backbones
 from .compared import Predicted
-from .data import Example, TrainingColumns
+from .data import Columns, Example
 from .losses.language import mask_tokens
 from .recipe import Masking
 
@@ -174,7 +174,7 @@ def spoken(
     return rows
 
 
-def texts_of(example: Example, chosen: int, columns: TrainingColumns) -> tuple[str, ...]:
+def texts_of(example: Example, chosen: int, columns: Columns) -> tuple[str, ...]:
     """The texts of an example: its query, and the positive where its data has a column for that; a recipe refuses pictures."""
     items = [example.query] if columns.positive is None else [example.query, example.positives[chosen]]
     found = []

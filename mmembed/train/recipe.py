@@ -125,7 +125,7 @@ class Task:
     Attributes:
         data: names of data. batch: examples a step, over all processes.
         losses: `{kind = "...", weight = 1.0, ...}` each, the settings of the loss beside; weights are above 0.
-        teacher: an embedder, by folder or name, whose vectors of the same things losses read; see `TrainingColumns.query_source`.
+        teacher: an embedder, by folder or name, whose vectors of the same things losses read; see `Columns.query_source`.
         augment: what pictures go through, each time drawn anew: `{kind = "...", chance = 1.0, ...}` each, the settings of the
             augmentation beside; see `mmembed.train.augment`.
         ease: a picture's chances are times a random number of its own, between 0 and 1, to this power: some are let off easily,
@@ -395,7 +395,6 @@ class Recipe:
         names = [stage.name for stage in self.stage]
         if len(set(names)) < len(names):
             raise SpecError(f"two stages have one name: {', '.join(names)}")
-        used = [name for stage in self.stage for task in stage.task for name in task.data]
         for name in sorted(self.read_by(self.stage) | {held.data for held in self.held_out.values()}):
             check_known("data of this recipe", name, self.data)
         known = [f"{name}.{score}" for name, held in self.held_out.items() for score in SCORES[held.measure]]
@@ -444,7 +443,7 @@ class Recipe:
                 raise SpecError(
                     f"stage {stage.name!r} trains LoRA: a soup of its factors is no soup of weights; leave soup out"
                 )
-        trained = set(used) & {held.data for held in self.held_out.values()}
+        trained = self.read_by(self.stage) & {held.data for held in self.held_out.values()}
         if trained:
             raise SpecError(f"held out, and trained on: {', '.join(sorted(trained))}")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, T5EncoderModel
 
-from mmembed import compose
+from mmembed import compose, load
 from mmembed.errors import SpecError, UnknownName
 from mmembed.nn.precision import PRECISIONS, cast, dtype_of, unit
 from mmembed.testing import byte_tokenizer, tiny_backbone
@@ -59,3 +59,16 @@ def test_a_model_that_does_not_run_in_half_precision_is_refused_when_it_is_made(
     body = AutoModel.from_config(config)
     with pytest.raises(SpecError, match=r"openai-gpt backbone does not run in bf16: .*; use precision='fp32'"):
         compose(backbone=body, tokenizer=byte_tokenizer(), device="cpu", precision="bf16")
+
+
+def test_what_stays_in_fp32_is_saved_in_it(tmp_path):
+    """T5 keeps the second layers of its MLPs so; replicas read what is saved."""
+    config = AutoConfig.for_model("t5", vocab_size=300, d_model=32, d_ff=48, d_kv=8, num_layers=1, num_heads=4)
+    ours = compose(
+        backbone=T5EncoderModel(config), tokenizer=byte_tokenizer(), device="cpu", precision="fp16", weights="fp16"
+    )
+    ours.save(tmp_path)
+    again = load(tmp_path, device="cpu", precision="fp16")
+    kept = {name for name, own in ours.model.state_dict().items() if own.dtype is torch.float32}
+    assert {name.rpartition(".wo")[2] for name in kept} == {".weight"}
+    assert all(torch.equal(own, again.model.state_dict()[name]) for name, own in ours.model.state_dict().items())

@@ -353,6 +353,16 @@ class TestInABrowser:
         assert "like=" in page.url
         assert page.locator(".card").count() == 60
 
+    def test_what_was_typed_a_moment_before_a_click_is_asked_with_it(self, page):
+        _ask(page, "bicycle")
+        page.press("#text", "s")
+        page.locator("[role=tab][data-tab=image]").click()
+        _until(page, "new URLSearchParams(location.search).has('tab')")
+        asked = page.evaluate(
+            "new URLSearchParams(location.search).get('q') + ' ' + document.querySelector('#text').value"
+        )
+        assert asked == "bicycles bicycles"
+
     def test_a_picture_is_that_of_the_item_that_has_its_id_now(self, browser, tiny, tmp_path):
         index = Index.create(tmp_path / "index", tiny)
         with served(build_app(tiny, index=index)) as base, _watched(browser, base) as page:

@@ -144,7 +144,10 @@ def test_a_disk_that_is_full_at_a_checkpoint_loses_nothing(tmp_path):
     process.join(60)
     said = (tmp_path / "told").read_text()
     assert "the checkpoint of step 6 cannot be written to" in said
-    assert "File too large; 00000004.safetensors is there and whole. Make room and go on with --resume" in said
+    assert (
+        "File too large; 00000004.safetensors is there and whole. Make room and go on with resume=True (--resume)"
+        in said
+    )
     assert [path.name for path in checkpoints.found(run)] == [before.name]
     assert not list(run.glob(".*part"))
     checkpoints.load(run / before.name)

@@ -308,6 +308,9 @@ def test_of_graded_pairs_those_above_a_score_are_answers_and_the_others_negative
     s = cosine(compared.queries, compared.documents).double() / 0.02
     due = sum(float(s[i].logsumexp(0) - s[i, i]) for i in (1, 3, 5)) / 3
     assert gap(loss(compared, "infonce", positive_above=0.5), due) <= SAME
+    told = replace(compared, also=torch.tensor([[0, 2], [1, 2]]))  # of a query without an answer nothing else is one
+    of_one = float(s[1][[0, 1, 3, 4, 5]].logsumexp(0) - s[1].logsumexp(0))
+    assert gap(loss(told, "infonce", positive_above=0.5), due + of_one / 3) <= SAME
     assert loss(compared, "infonce", positive_above=1.0) == 0
     assert gap(loss(compared, "infonce", positive_above=-1.0), loss(compared, "infonce")) <= SAME
     total = {"kind": "sum", "losses": [{"kind": "cosent"}, {"kind": "infonce", "positive_above": 1.0}]}

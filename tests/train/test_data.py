@@ -24,6 +24,7 @@ from mmembed.errors import InputError, SpecError
 from mmembed.train import data
 from mmembed.train.data import (
     Column,
+    Columns,
     Csv,
     HuggingFace,
     ImageFolder,
@@ -31,14 +32,13 @@ from mmembed.train.data import (
     Jsonl,
     Parquet,
     Tar,
-    TrainingColumns,
     digest,
 )
 from mmembed.train.mixture import Mixture, Order
 
 from .runs import write_lines
 
-TEXTS = TrainingColumns(query=Column(text="q"), positive=Column(text="p"))
+TEXTS = Columns(query=Column(text="q"), positive=Column(text="p"))
 
 
 def png(shade: int) -> bytes:
@@ -87,7 +87,7 @@ def test_csv_gives_the_rows_that_were_written_in_any_order(tmp_path):
 def test_cells_of_scores_are_numbers_and_empty_ones_of_groups_are_of_none(tmp_path):
     (tmp_path / "0.csv").write_text("q,p,s,g,l\na,b,1e-1,,\nc,d,-2,1,en\n")
     (tmp_path / "1.csv").write_text("l,q,s,g,p\nde,e,high,1,f")
-    columns = TrainingColumns(query=Column(text="q"), positive=Column(text="p"), score="s", group="g", language="l")
+    columns = Columns(query=Column(text="q"), positive=Column(text="p"), score="s", group="g", language="l")
     found = Csv(path="*.csv", columns=columns).open("x", tmp_path)
     assert [(found[k].scores, found[k].group, found[k].language) for k in (0, 1)] == [
         ((0.1,), None, None),
@@ -148,11 +148,9 @@ def test_pictures_come_as_paths_from_their_folder_as_bytes_and_from_tars(tmp_pat
         (tmp_path / "images" / name).write_bytes(png(int(name[5])))
     (tmp_path / "images/cats/1.txt").write_text("a cat\n")
     (tmp_path / "images/dogs/2.txt").write_text("a dog")
-    folder = ImageFolder(
-        path="images", columns=TrainingColumns(query=Column(text="text"), positive=Column(image="image"))
-    )
+    folder = ImageFolder(path="images", columns=Columns(query=Column(text="text"), positive=Column(image="image")))
     write_lines(tmp_path / "x.jsonl", [{"q": "a cat", "p": "cats/1.png"}, {"q": "a dog", "p": "dogs/2.png"}])
-    pictured = TrainingColumns(query=Column(text="q"), positive=Column(image="p"))
+    pictured = Columns(query=Column(text="q"), positive=Column(image="p"))
     lines = Jsonl(path="x.jsonl", columns=pictured, images="images")
     rows = [{"q": "a cat", "p": png(1)}, {"q": "a dog", "p": png(2)}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
@@ -162,7 +160,7 @@ def test_pictures_come_as_paths_from_their_folder_as_bytes_and_from_tars(tmp_pat
                 info = tarfile.TarInfo(f"shard/{k:03}.{ending}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
-    tar_columns = TrainingColumns(query=Column(text="json.q"), positive=Column(text="txt", image="image"))
+    tar_columns = Columns(query=Column(text="json.q"), positive=Column(text="txt", image="image"))
     found = {
         "folder": folder.open("x", tmp_path),
         "jsonl": lines.open("x", tmp_path),
@@ -188,7 +186,7 @@ def test_pictures_that_are_held_in_memory_are_taken_in_every_form(tmp_path):
         *(picture, pixels, Image(picture), Image(pixels), (pixels / 255).astype(np.float32)),
     ]
     table = [{"q": form, "p": [form, form], "n": "x"} for form in forms]
-    columns = TrainingColumns(query=Column(image="q"), positive=Column(image="p"), negatives=(Column(text="n"),))
+    columns = Columns(query=Column(image="q"), positive=Column(image="p"), negatives=(Column(text="n"),))
     found = InMemory(table=table, columns=columns).open("x", tmp_path)
     for k, form in enumerate(forms):
         assert [len(found[k].positives), found[k].query[0].load().tolist()] == [2, pixels.tolist()], form
@@ -211,7 +209,7 @@ def test_pictures_in_memory_are_told_apart_by_shape_and_pixels_and_stay_as_they_
     pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
     assert digest((Image(pixels),)) == digest((Image(PillowImage.fromarray(pixels)),))
     assert len({digest((Image(own),)) for own in (pixels, pixels.reshape(6, 4, 3), 255 - pixels)}) == 3
-    columns = TrainingColumns(query=Column(text="q"), positive=Column(image="p"))
+    columns = Columns(query=Column(text="q"), positive=Column(image="p"))
     example = InMemory(table=[{"q": "a", "p": pixels}], columns=columns).open("x", tmp_path)[0]
     before = digest(example.positives[0])
     pixels[:] = 0
@@ -221,7 +219,7 @@ def test_pictures_in_memory_are_told_apart_by_shape_and_pixels_and_stay_as_they_
 
 def test_scores_are_numbers_of_any_kind(tmp_path):
     table = [{"q": "a", "p": "b", "s": s} for s in (1, 0.5, np.float32(0.5), np.int64(2), Decimal("0.25"))]
-    columns = TrainingColumns(query=Column(text="q"), positive=Column(text="p"), score="s")
+    columns = Columns(query=Column(text="q"), positive=Column(text="p"), score="s")
     found = InMemory(table=table, columns=columns).open("x", tmp_path)
     assert [found[k].scores for k in range(5)] == [(1.0,), (0.5,), (0.5,), (2.0,), (0.25,)]
     for wrong in (True, np.bool_(True), float("nan"), "1"):
@@ -243,9 +241,7 @@ class Own(Sequence):
 
 
 def test_rows_in_memory_are_known_by_what_their_columns_say():
-    columns = TrainingColumns(
-        query=Column(text="q"), positive=Column(text="p"), negatives=(Column(text="n"),), score="s"
-    )
+    columns = Columns(query=Column(text="q"), positive=Column(text="p"), negatives=(Column(text="n"),), score="s")
     row = {"q": "a", "p": "b", "n": ["c", "d"], "s": np.array([1.0, 0.5, 0.2]), "unused": np.zeros(3)}
 
     def stamp(table):
@@ -261,7 +257,7 @@ def test_rows_in_memory_are_known_by_what_their_columns_say():
 
 
 def test_graded_pairs_triples_and_lists_of_negatives(tmp_path):
-    columns = TrainingColumns(
+    columns = Columns(
         query=Column(text="q"), positive=Column(text="p"), negatives=(Column(text="n"), Column(text="m")), score="s"
     )
     write_lines(tmp_path / "x.jsonl", [{"q": "q", "p": "p", "n": ["n1", "n2"], "m": "m", "s": [1, 0.5, 0, 0.25]}])
@@ -288,7 +284,7 @@ def test_graded_pairs_triples_and_lists_of_negatives(tmp_path):
     ],
 )
 def test_a_bad_row_is_told_by_data_and_row(tmp_path, row, said):
-    columns = TrainingColumns(query=Column(text="q"), positive=Column(text="p"), score="s" if "s" in row else None)
+    columns = Columns(query=Column(text="q"), positive=Column(text="p"), score="s" if "s" in row else None)
     columns = replace(columns, negatives=(Column(text="n"),)) if "n" in row else columns
     write_lines(tmp_path / "x.jsonl", [{"q": "q", "p": "p", "s": 1, "n": []}, row])
     examples = Jsonl(path="x.jsonl", columns=columns).open("words", tmp_path)
@@ -313,7 +309,7 @@ def test_lines_that_nest_too_deeply_are_errors_of_their_rows(tmp_path):
 
 
 def test_an_empty_text_beside_a_picture_is_no_empty_item(tmp_path):
-    columns = TrainingColumns(query=Column(text="q", image="i"))
+    columns = Columns(query=Column(text="q", image="i"))
     found = InMemory(table=[{"q": "", "i": png(1)}], columns=columns).open("x", tmp_path)
     assert found[0].query[1] == Text("")
 
@@ -323,7 +319,7 @@ def test_files_that_hold_nothing_to_learn_from_are_told(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "no.parquet").write_bytes(b"words")
     (tmp_path / "no.tar").write_bytes(b"words")
-    image = TrainingColumns(query=Column(image="image"), positive=Column(text="text"))
+    image = Columns(query=Column(image="image"), positive=Column(text="text"))
     for source, said in (
         (Jsonl(path="empty.jsonl", columns=TEXTS), "holds no rows"),
         (Jsonl(path="gone.jsonl", columns=TEXTS), "no such file"),
@@ -354,7 +350,7 @@ def test_paths_of_pictures_start_from_the_folder_of_their_own_file(tmp_path, mon
         rows = [{"q": f"{name}{k}", "p": "1.png", "s": k} for k in range(2)]
         write_lines(tmp_path / name / "x.jsonl", rows)
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / name / "x.parquet")
-    columns = TrainingColumns(query=Column(text="q"), positive=Column(image="p"))
+    columns = Columns(query=Column(text="q"), positive=Column(image="p"))
     monkeypatch.setenv("HOME", str(tmp_path))
     for source, due in (
         (Jsonl(path="*/x.jsonl", columns=columns, images="~/b"), ["b"] * 4),
@@ -373,7 +369,7 @@ def test_pictures_are_those_of_a_pattern_too(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(png(1))
         (tmp_path / name).with_suffix(".txt").write_text(f"text {name}")
-    columns = TrainingColumns(query=Column(text="text"), positive=Column(image="image"))
+    columns = Columns(query=Column(text="text"), positive=Column(image="image"))
     for path, due in (("*/*.png", ["a/1.png", "b/3.png"]), ("a/*", ["a/1.png", "a/2.jpg"]), ("b/3.png", ["b/3.png"])):
         found = ImageFolder(path=path, columns=columns).open("x", tmp_path)
         assert [found[k].query for k in range(len(found))] == [(Text(f"text {name}"),) for name in due]
@@ -403,7 +399,7 @@ def test_a_dataset_that_was_saved_with_a_format_is_read_as_one_without(tmp_path)
     rows = [{"q": "a", "p": "b", "s": 0.5, "i": png(1)}]
     made = datasets.Dataset.from_list(rows).cast_column("i", datasets.Image())
     made.with_format("torch").save_to_disk(tmp_path / "saved")
-    columns = TrainingColumns(query=Column(text="q", image="i"), positive=Column(text="p"), score="s")
+    columns = Columns(query=Column(text="q", image="i"), positive=Column(text="p"), score="s")
     (example,) = [*HuggingFace(path="saved", columns=columns).open("x", tmp_path)]
     assert (example.query[1], example.scores) == (Text("a"), (0.5,))
     assert example.query[0].load()[0, 0, 0] == 1
@@ -412,7 +408,7 @@ def test_a_dataset_that_was_saved_with_a_format_is_read_as_one_without(tmp_path)
 def test_equal_items_have_equal_digests_and_a_group_makes_rows_positives_of_each_other():
     assert digest((Text("a"),)) == digest((Text("a"),)) != digest((Text("b"),))
     assert digest((Image(b"1"),)) == digest((Image(b"1"),)) != digest((Text("1"),))
-    columns = TrainingColumns(query=Column(text="q"), positive=Column(text="p"), group="g")
+    columns = Columns(query=Column(text="q"), positive=Column(text="p"), group="g")
     table = [{"q": "a", "p": "b", "g": 1}, {"q": "c", "p": "d", "g": 1}, {"q": "e", "p": "f", "g": 2}]
     found = InMemory(table=table, columns=columns).open("x", Path())
     assert found[0].keys & found[1].keys
@@ -423,7 +419,7 @@ def test_a_broken_line_is_told_or_left_out_where_rows_are_told_apart_by_a_column
     (tmp_path / "x.jsonl").write_text(
         '{"q": "a", "p": "b", "lang": "en"}\n{"q": \n{"q": "c", "p": "d", "lang": "de"}\n'
     )
-    columns = TrainingColumns(query=Column(text="q"), positive=Column(text="p"), language="lang")
+    columns = Columns(query=Column(text="q"), positive=Column(text="p"), language="lang")
     with pytest.raises(InputError, match="data 'x', row 1: no JSON"):
         Jsonl(path="x.jsonl", columns=columns).open("x", tmp_path).languages()
     found = Jsonl(path="x.jsonl", columns=columns, on_error="skip").open("x", tmp_path).languages()
@@ -448,12 +444,12 @@ def test_a_column_that_is_not_there_is_told_and_an_empty_cell_is_of_no_group(tmp
         tmp_path / "a.jsonl", [{"q": f"q {k}", "p": f"p {k}", "g": (None, "", "same", "same")[k]} for k in range(4)]
     )
     columns = {"query": Column(text="q"), "positive": Column(text="p")}
-    misspelt = Jsonl(path="a.jsonl", columns=TrainingColumns(**columns, group="gg")).open("x", tmp_path)
+    misspelt = Jsonl(path="a.jsonl", columns=Columns(**columns, group="gg")).open("x", tmp_path)
     with pytest.raises(InputError, match=r"row 0: no column is called 'gg'\. Did you mean 'g'"):
         misspelt[0]
     with pytest.raises(InputError, match=r"row 0: no column is called 'gg'\. Did you mean 'g'"):
         misspelt.groups()
-    found = Jsonl(path="a.jsonl", columns=TrainingColumns(**columns, group="g", language="g")).open("x", tmp_path)
+    found = Jsonl(path="a.jsonl", columns=Columns(**columns, group="g", language="g")).open("x", tmp_path)
     assert [found[k].group for k in range(4)] == [None, None, "same", "same"]
     assert found[0].keys.isdisjoint(found[1].keys)
     assert not found[2].keys.isdisjoint(found[3].keys)
@@ -462,7 +458,7 @@ def test_a_column_that_is_not_there_is_told_and_an_empty_cell_is_of_no_group(tmp
         found.groups(all_of_one=True)
     assert {key: rows.tolist() for key, rows in found.languages().items()} == {"": [0, 1], "same": [2, 3]}
     table = [{"q": f"{k}", "p": f"{k}", "g": own} for k, own in enumerate((np.nan, np.float32("nan"), "nan", 1.0))]
-    pandas = InMemory(table=table, columns=TrainingColumns(**columns, group="g")).open("x", tmp_path)
+    pandas = InMemory(table=table, columns=Columns(**columns, group="g")).open("x", tmp_path)
     assert [pandas[k].group for k in range(4)] == [None, None, "nan", "1.0"]  # Minnan is a language
 
 
@@ -471,7 +467,7 @@ def test_row_groups_are_held_by_what_they_take_in_memory(tmp_path, monkeypatch):
     table = pa.table({"q": [f"a text that is long and comes often {k % 5}" for k in range(6000)], "n": range(6000)})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=1000)
     monkeypatch.setattr(data, "HELD", 300_000)
-    rows = Parquet(path="a.parquet", columns=TrainingColumns(query=Column(text="q"))).open("x", tmp_path)
+    rows = Parquet(path="a.parquet", columns=Columns(query=Column(text="q"))).open("x", tmp_path)
     assert [rows[k].query[0].text[-1] for k in range(0, 6000, 7)] == [str(k % 5) for k in range(0, 6000, 7)]
     held = rows._rows._held
     assert 100_000 < held.used <= 300_000
@@ -484,13 +480,13 @@ def test_row_groups_of_pictures_are_shuffled_as_far_as_they_are_held(tmp_path, m
     table = pa.table({"q": [bytes(1000) for _ in range(400)], "n": [bytes(9000) for _ in range(400)]})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=10, use_dictionary=False)
     monkeypatch.setattr(data, "HELD", 100_000)
-    found = Parquet(path="a.parquet", columns=TrainingColumns(query=Column(image="q"))).open("x", tmp_path)
+    found = Parquet(path="a.parquet", columns=Columns(query=Column(image="q"))).open("x", tmp_path)
     blocks = found.blocks()
     assert [len(block) for block in blocks] == [50] * 8
     order = Order(blocks, [0])
     assert len({found[next(order)].row for _ in range(400)}) == 400
     assert found._rows._held.misses == 40
-    few = Parquet(path="a.parquet", columns=TrainingColumns(query=Column(image="q")), limit=70).open("x", tmp_path)
+    few = Parquet(path="a.parquet", columns=Columns(query=Column(image="q")), limit=70).open("x", tmp_path)
     assert [block.tolist() for block in few.blocks()] == [[*range(50)], [*range(50, 70)]]
 
 
@@ -498,7 +494,7 @@ def test_row_groups_are_read_once_a_language(tmp_path, monkeypatch):
     table = pa.table({"q": [bytes([k % 256]) * 1000 for k in range(800)], "l": ["de", "en", "fr", "sw"] * 200})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=10, use_dictionary=False)
     monkeypatch.setattr(data, "HELD", 200_000)
-    columns = TrainingColumns(query=Column(image="q"), language="l")
+    columns = Columns(query=Column(image="q"), language="l")
     found = Parquet(path="a.parquet", columns=columns).open("x", tmp_path)
     mixture = Mixture({"x": found}, batch=4, language_temperature=1.0, twins=True)
     assert len({example.row for _ in range(180) for example in next(mixture)}) > 600
@@ -523,7 +519,7 @@ def test_rows_are_told_apart_by_a_column_without_their_pictures_and_once(tmp_pat
     else:
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x")
         source, names = Parquet, ("q", "p", "l")
-    columns = TrainingColumns(query=Column(text=names[0]), positive=Column(image=names[1]), language=names[2])
+    columns = Columns(query=Column(text=names[0]), positive=Column(image=names[1]), language=names[2])
     found = source(path="x", columns=columns).open("x", tmp_path)
     seen = []
     plain = type(found._rows).__getitem__
@@ -536,17 +532,13 @@ def test_rows_are_told_apart_by_a_column_without_their_pictures_and_once(tmp_pat
 def test_where_reads_columns_that_are_numbered(tmp_path):
     table = pa.table({"q": ["a", "b", "c"], "l": pa.array(["en", "de", "en"]).dictionary_encode()})
     pq.write_table(table, tmp_path / "a.parquet")
-    rows = Parquet(path="a.parquet", columns=TrainingColumns(query=Column(text="q")), where={"l": "en"}).open(
-        "x", tmp_path
-    )
+    rows = Parquet(path="a.parquet", columns=Columns(query=Column(text="q")), where={"l": "en"}).open("x", tmp_path)
     assert [rows[k].query[0].text for k in range(len(rows))] == ["a", "c"]
 
 
 def test_a_negative_that_is_a_positive_of_its_row_is_none(tmp_path):
     write_lines(tmp_path / "x.jsonl", [{"q": "a", "p": ["b", "c"], "n": ["d", "c", "e"], "s": [4, 1, 3, 2]}])
-    columns = TrainingColumns(
-        query=Column(text="q"), positive=Column(text="p"), negatives=(Column(text="n"),), score="s"
-    )
+    columns = Columns(query=Column(text="q"), positive=Column(text="p"), negatives=(Column(text="n"),), score="s")
     example = Jsonl(path="x.jsonl", columns=columns).open("x", tmp_path)[0]
     assert [item[0].text for item in example.negatives] == ["d", "e"]
     assert example.scores == (4, 1, 2)

@@ -15,7 +15,7 @@ from mmembed.errors import InputError
 from mmembed.testing import tiny_embedder
 from mmembed.train.collator import ROOM, Collator, _read
 from mmembed.train.compared import Embedded
-from mmembed.train.data import Column, Example, InMemory, TrainingColumns
+from mmembed.train.data import Column, Columns, Example, InMemory
 from mmembed.train.drawn import Drawn, compared
 from mmembed.train.recipe import Stage, Task
 from mmembed.train.world import World
@@ -88,7 +88,7 @@ def test_room_that_is_full_is_no_harm(embedder):
 def test_every_item_that_is_cut_is_counted_also_where_it_is_kept(outputs, speaking):
     tokens = {"head": {"kind": "dense", "out": 16}}
     embedder = tiny_embedder(max_length=12, tokens=tokens if "tokens" in outputs else None)
-    columns = TrainingColumns(query=Column(text="q"), positive=Column(text="p"))
+    columns = Columns(query=Column(text="q"), positive=Column(text="p"))
     table = [{"q": "short", "p": "long " * 30}, {"q": "longer " * 30, "p": "long " * 30}, {"q": "a", "p": "b"}]
     rows = InMemory(table=table, columns=columns).open("x", Path())
     stage = Stage(name="one", steps=2, train=("all",), task=(Task(data=("x",), batch=3),))

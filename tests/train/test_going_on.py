@@ -16,7 +16,7 @@ from mmembed.cli import main
 from mmembed.errors import InputError, LoadError, SpecError
 from mmembed.testing import tiny_embedder
 from mmembed.train import checkpoints, learning, stamp
-from mmembed.train.data import Column, InMemory, TrainingColumns
+from mmembed.train.data import Column, Columns, InMemory
 from mmembed.train.loop import Run, train
 from mmembed.train.mining import mine
 from mmembed.train.recipe import read_recipe
@@ -263,7 +263,7 @@ def test_a_picture_is_of_its_folder_wherever_the_other_files_lie(tmp_path, monke
 def test_pictures_that_a_program_holds_are_trained_on_exported_and_resumed(tmp_path):
     recipe = read_recipe(lay(tmp_path, PICTURES))
     pixels = [np.full((32, 32, 3), 20 * k, np.uint8) for k in range(12)]
-    columns = TrainingColumns(query=Column(image="seen"), positive=Column(text="name"))
+    columns = Columns(query=Column(image="seen"), positive=Column(text="name"))
 
     def held():
         rows = [{"seen": own, "name": f"shade {k}", "unused": np.zeros(3)} for k, own in enumerate(pixels)]

@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from mmembed.errors import SpecError
 from mmembed.testing import tiny_embedder
 from mmembed.train import held_out
-from mmembed.train.data import Column, HuggingFace, ImageFolder, InMemory, Jsonl, Parquet, TrainingColumns
+from mmembed.train.data import Column, Columns, HuggingFace, ImageFolder, InMemory, Jsonl, Parquet
 from mmembed.train.held_out import check, check_apart, measure, rank_of
 from mmembed.train.loop import Run
 from mmembed.train.recipe import HeldOut, read_recipe
@@ -26,7 +26,7 @@ PAIRS = [{"q": f"question {k}", "p": [f"answer {k}", f"other {k % 7}"], "s": k %
 
 def of(**columns):
     table = [{**row, "one": row["p"][0]} for row in PAIRS]
-    return InMemory(table=table, columns=TrainingColumns(query=Column(text="q"), **columns)).open("x", Path())
+    return InMemory(table=table, columns=Columns(query=Column(text="q"), **columns)).open("x", Path())
 
 
 def test_of_equal_scores_the_right_one_counts_as_last():
@@ -53,9 +53,7 @@ def test_what_answers_an_equal_query_or_one_of_its_group_is_right(tiny):
     table = [{"q": "a", "p": "x", "g": "1"}, {"q": "a", "p": "y", "g": "2"}, {"q": "b", "p": "z", "g": "2"}]
     columns = {"query": Column(text="q"), "positive": Column(text="p")}
     apart, grouped = (
-        measure(
-            tiny, InMemory(table=table, columns=TrainingColumns(**columns, **more)).open("x", Path()), HeldOut(data="x")
-        )
+        measure(tiny, InMemory(table=table, columns=Columns(**columns, **more)).open("x", Path()), HeldOut(data="x"))
         for more in ({}, {"group": "g"})
     )
     scores = tiny.encode(["a", "a", "b"]) @ tiny.encode(["x", "y", "z"]).T
@@ -100,7 +98,7 @@ def test_what_cannot_be_measured_is_told_before(tiny):
 
 
 def test_likeness_to_equal_scores_is_told_before_and_a_model_that_tells_nothing_apart_has_none(tiny):
-    columns = TrainingColumns(query=Column(text="q"), positive=Column(text="p"), score="s")
+    columns = Columns(query=Column(text="q"), positive=Column(text="p"), score="s")
 
     def data(*rows):
         return InMemory(table=[dict(zip("qps", row, strict=True)) for row in rows], columns=columns).open("x", Path())
@@ -114,7 +112,7 @@ def test_likeness_to_equal_scores_is_told_before_and_a_model_that_tells_nothing_
 
 
 def test_rows_that_are_trained_on_are_not_held_out_by_another_name(tmp_path):
-    columns = TrainingColumns(query=Column(text="q"), positive=Column(text="q"))
+    columns = Columns(query=Column(text="q"), positive=Column(text="q"))
     write_lines(tmp_path / "a.jsonl", [{"q": f"{k}"} for k in range(6)])
     write_lines(tmp_path / "b.jsonl", [{"q": f"{k}"} for k in range(3)])
     (tmp_path / "link.jsonl").symlink_to("a.jsonl")
@@ -125,7 +123,7 @@ def test_rows_that_are_trained_on_are_not_held_out_by_another_name(tmp_path):
     for name in ("all/dev", "all/train"):
         (tmp_path / name).mkdir(parents=True)
         PillowImage.new("RGB", (4, 4)).save(tmp_path / name / "1.png")
-    pictures = TrainingColumns(query=Column(image="image"), positive=Column(text="folder"))
+    pictures = Columns(query=Column(image="image"), positive=Column(text="folder"))
 
     def lines(path, **more):
         return Jsonl(path=path, columns=columns, **more)
@@ -169,7 +167,7 @@ def test_splits_of_a_dataset_are_apart_and_one_is_not_by_another_name(tmp_path):
     rows = datasets.Dataset.from_dict({"q": ["a", "b"]})
     datasets.DatasetDict({"train": rows, "dev": rows}).save_to_disk(str(tmp_path / "set"))
     dev, train, again = (
-        HuggingFace(path=path, columns=TrainingColumns(query=Column(text="q")), split=split).open("x", tmp_path)
+        HuggingFace(path=path, columns=Columns(query=Column(text="q")), split=split).open("x", tmp_path)
         for path, split in (("set", "dev"), ("set", "train"), ("set/dev", None))
     )
     check_apart(dev, train)

@@ -371,6 +371,12 @@ def test_a_stage_may_look_at_smaller_pictures(tmp_path):
         assert run.embedder.spec.vision == due.spec.vision
     assert told[None] == told[32]
     assert told[None] != told[16]
+    stage = RECIPE[RECIPE.index("[[stage]]") :].replace("steps = 6", "steps = 1")
+    learnt = stage.replace('"backbone", "projector"]', '"tower"]\nbatch_norm = "learnt"').replace('"pairs", ', "")
+    smaller = stage.replace('"first"', '"second"').replace("lr = 1e-3", "lr = 1e-3\nimage_size = 16")
+    two = lay(tmp_path, RECIPE[: RECIPE.index("[[stage]]")] + learnt + smaller)
+    assert trained(two, tmp_path / "two", "model.load='sees'").embedder.spec.vision == due.spec.vision
+    path = lay(tmp_path)
     small = Run(read_recipe(path, ["stage.0.image_size=16"]), tmp_path / "vit", device="cpu")
     with pytest.raises(SpecError, match="does not take pictures of 16 x 16 pixels"):
         small.train()

@@ -12,7 +12,7 @@ import torch
 from mmembed.errors import InputError, SpecError
 from mmembed.testing import tiny_embedder
 from mmembed.train.compared import Embedded
-from mmembed.train.data import Column, InMemory, Jsonl, TrainingColumns, digest
+from mmembed.train.data import Column, Columns, InMemory, Jsonl, digest
 from mmembed.train.drawn import Drawn, compared
 from mmembed.train.mining import _answers, mine, write_mined
 from mmembed.train.recipe import read_recipe
@@ -26,7 +26,7 @@ WORDS = [f"{a} {b}" for a in ("red", "green", "blue") for b in ("car", "cat", "s
 
 def of(table, **columns):
     columns = {"query": Column(text="q"), "positive": Column(text="p"), **columns}
-    return InMemory(table=table, columns=TrainingColumns(**columns)).open("x", Path())
+    return InMemory(table=table, columns=Columns(**columns)).open("x", Path())
 
 
 def test_negatives_are_the_nearest_below_the_positive(tiny):
@@ -94,7 +94,7 @@ def test_pictures_are_mined_and_the_file_is_read_by_a_recipe(tmp_path, tiny):
 
 def test_what_was_mined_of_a_row_of_its_group_is_no_negative_of_a_query(tmp_path):
     written(tmp_path / "rows.jsonl", [{"q": f"q{k}", "p": f"p{k}", "g": f"g{k // 2}"} for k in range(6)])
-    columns = TrainingColumns(query=Column(text="q"), positive=Column(text="p"), group="g")
+    columns = Columns(query=Column(text="q"), positive=Column(text="p"), group="g")
     plain = Jsonl(path="rows.jsonl", columns=columns).open("x", tmp_path)
     written(tmp_path / "mined.jsonl", [{"mined_of": plain.numbered}, {"row": 0, "negatives": [3, 4]}])
     rows = Jsonl(path="rows.jsonl", columns=columns, mined="mined.jsonl").open("x", tmp_path)

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from mmembed.errors import InputError, SpecError, UnknownName
-from mmembed.train.data import Column, InMemory, TrainingColumns
+from mmembed.train.data import Column, Columns, InMemory
 from mmembed.train.mixture import Mixture, Order
 
 
 def of(table, name="x", **more):
     columns = {"query": Column(text="q"), "positive": Column(text="p")}
     columns |= {key: more.pop(key) for key in ("language", "group", "score") if key in more}
-    return InMemory(table=table, columns=TrainingColumns(**columns), **more).open(name, Path())
+    return InMemory(table=table, columns=Columns(**columns), **more).open(name, Path())
 
 
 def rows(count, name="r", **more):

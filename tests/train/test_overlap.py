@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from mmembed.errors import InputError
-from mmembed.train.data import Column, InMemory, TrainingColumns
+from mmembed.train.data import Column, Columns, InMemory
 from mmembed.train.overlap import overlaps, runs_of
 
 
 def of(name, texts):
-    columns = TrainingColumns(query=Column(text="q"))
+    columns = Columns(query=Column(text="q"))
     return {name: InMemory(table=[{"q": text} for text in texts], columns=columns).open(name, Path())}
 
 
@@ -55,7 +55,7 @@ def test_of_texts_half_alike_most_are_found():
 
 
 def test_rows_that_cannot_be_read_are_no_rows_without_overlap(tmp_path):
-    table, columns = [{"q": sentence(0)}, {"query": "a"}], TrainingColumns(query=Column(text="q"))
+    table, columns = [{"q": sentence(0)}, {"query": "a"}], Columns(query=Column(text="q"))
     bad, some = (InMemory(table=table, columns=columns, on_error=do).open("t", tmp_path) for do in ("raise", "skip"))
     with pytest.raises(InputError, match="data 't', row 1: no column is called 'q'"):
         overlaps({"t": bad}, of("e", [sentence(0)]))

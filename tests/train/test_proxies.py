@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import mmembed
 from mmembed.errors import MmembedError, SpecError
 from mmembed.train.compared import Compared
-from mmembed.train.data import Column, Join, Parquet, TrainingColumns
+from mmembed.train.data import Column, Columns, Join, Parquet
 from mmembed.train.learning import Learning
 from mmembed.train.loop import Run
 from mmembed.train.losses import build_loss
@@ -156,7 +156,7 @@ def test_rows_have_columns_of_a_joined_table(tmp_path):
     pq.write_table(
         pa.Table.from_pylist([{"code": k, "png": f"{k}".encode()} for k in range(4)]), tmp_path / "images.parquet"
     )
-    columns = TrainingColumns(query=Column(image="png"), positive=Column(text="name"))
+    columns = Columns(query=Column(image="png"), positive=Column(text="name"))
     said = {"path": "tables/names.parquet", "on": "code", "where": {"lang": "en"}}
     found = Parquet(path="images.parquet", columns=columns, join=Join(**said)).open("x", tmp_path)
     assert [[item[0].text for item in found[k].positives] for k in range(3)] == [

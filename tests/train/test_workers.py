@@ -16,7 +16,7 @@ from PIL import Image as PillowImage
 
 from mmembed.errors import InputError, TrainingError
 from mmembed.train import checkpoints
-from mmembed.train.data import Column, Example, InMemory, TrainingColumns
+from mmembed.train.data import Column, Columns, Example, InMemory
 from mmembed.train.learning import Learning
 from mmembed.train.loop import Run
 from mmembed.train.recipe import read_recipe
@@ -64,7 +64,7 @@ def learning(path):
     """A stage with pictures in files, and others in memory."""
     table = [{"q": f"shade {k}", "p": PillowImage.new("RGB", (32, 32), (6 * k, 9, 9))} for k in range(40)]
     recipe = read_recipe(path, ["stage.0.steps=40"])
-    held = InMemory(table=table, columns=TrainingColumns(query=Column(text="q"), positive=Column(image="p")))
+    held = InMemory(table=table, columns=Columns(query=Column(text="q"), positive=Column(image="p")))
     learning = Learning(
         Run(replace(recipe, data={**recipe.data, "pairs": held}), path.parent / "none", device="cpu"), 0, 0
     )

@@ -68,12 +68,19 @@ async function call(path, body, signal) {
   return answer;
 }
 
-async function picture(id) {
-  if (!pictures.has(id)) {
-    const answer = await call(`/thumbnail?${new URLSearchParams({ id })}`);
-    pictures.set(id, URL.createObjectURL(await answer.blob()));
+// An address is of one picture: an item that gets another one has another address.
+function picture(address) {
+  if (!pictures.has(address)) pictures.set(address, fetched(address));
+  return pictures.get(address);
+}
+
+async function fetched(address) {
+  try {
+    return URL.createObjectURL(await (await call(address)).blob());
+  } catch (error) {
+    pictures.delete(address);
+    throw error;
   }
-  return pictures.get(id);
 }
 
 const query = () => ({ ...(asked.text.trim() && { text: asked.text }), ...(asked.image && { image: asked.image }) });
@@ -94,8 +101,6 @@ async function search() {
     const answer = await call("/search", { ...body, ...SHOWN[asked.tab], k: HITS, balanced: asked.balanced }, running.signal);
     const found = await answer.json();
     hits = found.hits;
-    for (const url of pictures.values()) URL.revokeObjectURL(url);
-    pictures.clear(); // an id may be another picture's by now
     at("took").textContent = `· ${Math.round(performance.now() - began)} ms`;
     say(!hits.length ? words.nothing : found.good_match === false ? words.no_good_match : words.found.replace("{}", hits.length));
   } catch (error) {
@@ -120,9 +125,15 @@ function drop() {
 
 let waiting = null; // what was typed a moment ago, and is not asked yet
 
-function ask(change) {
+function settle() {
   clearTimeout(waiting);
-  asked = { ...asked, ...change };
+  const typed = waiting === null ? {} : { text: at("text").value, like: null };
+  waiting = null;
+  return typed;
+}
+
+function ask(change) {
+  asked = { ...asked, ...settle(), ...change };
   const told = new URLSearchParams();
   if (asked.text) told.set("q", asked.text);
   if (asked.like) told.set("like", asked.like);
@@ -134,7 +145,7 @@ function ask(change) {
 }
 
 function recall(state) {
-  clearTimeout(waiting);
+  settle();
   const told = new URLSearchParams(location.search);
   const tab = told.get("tab") in SHOWN ? told.get("tab") : "all";
   asked = { text: told.get("q") ?? "", like: told.get("like"), image: state?.image ?? null, name: state?.name ?? "", tab, balanced: !told.has("raw") };
@@ -176,7 +187,7 @@ function card(hit) {
   item.dataset.id = hit.id;
   if (hit.thumbnail) {
     const image = made("img", item, { alt: hit.label, loading: "lazy" });
-    picture(hit.id).then((url) => (image.src = url), () => image.remove());
+    picture(hit.thumbnail).then((url) => (image.src = url), () => image.remove());
   }
   made("div", item, { className: "label", dir: "auto", textContent: hit.label });
   const told = made("div", item, { className: "told" });
@@ -202,7 +213,7 @@ async function why(hit) {
     at("why-text").replaceChildren();
     const said = [];
     if (told.picture) {
-      made("img", at("why-picture"), { src: await picture(hit.id), alt: hit.label });
+      made("img", at("why-picture"), { src: await picture(hit.thumbnail), alt: hit.label });
       heat(made("canvas", at("why-picture")), told.picture);
       said.push(`${words.strongest}: ${place(told.picture)}`);
     }
@@ -320,8 +331,8 @@ at("ask").addEventListener("submit", (event) => {
   ask({ text: at("text").value, like: null });
 });
 at("text").addEventListener("input", (event) => {
-  clearTimeout(waiting);
-  if (!event.isComposing) waiting = setTimeout(() => ask({ text: at("text").value, like: null }), 400);
+  settle();
+  if (!event.isComposing) waiting = setTimeout(() => ask({}), 400);
 });
 at("text").addEventListener("compositionend", () => at("text").dispatchEvent(new InputEvent("input")));
 at("file").addEventListener("change", () => {

@@ -101,7 +101,7 @@ def infonce(
     """
     _together({"directions": directions, "joint": joint, "margin": margin, "relative": relative, "by": by})
     if positive_above is not None:
-        compared = replace(compared, positive=compared.positive & (compared.scores > positive_above))
+        compared = _answering(compared, positive_above)
     queries, documents = compared.queries, compared.documents
     positives = compared.positive.nonzero().flatten()
     if not len(positives):
@@ -158,6 +158,15 @@ def infonce(
         return right_logit - torch.stack([part.logsumexp(1) for part in parts]).mean(0)
 
     return -blockwise(log_share, positives, len(directions) * len(documents)).mean()
+
+
+def _answering(compared: Compared, above: float) -> Compared:
+    """The same, of whose pairs only those with a score `above` are answers, and so is what else answers their queries."""
+    positive = compared.positive & (compared.scores > above)
+    also = compared.also
+    if also is not None:
+        also = also[torch.isin(also[:, 0], compared.owner[positive])]
+    return replace(compared, positive=positive, also=also)
 
 
 def _nearest(logits: Logits, off: Off, pair: Off, most: int) -> Logits:
