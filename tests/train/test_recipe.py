@@ -205,7 +205,7 @@ def test_a_model_is_loaded_or_composed_not_both(tmp_path):
 def test_what_is_held_out_is_not_trained_on(tmp_path):
     with pytest.raises(SpecError, match="held out, and trained on: pairs"):
         read(tmp_path, RECIPE + '\n[held_out.names]\ndata = "pairs"\n')
-    start = RECIPE.replace('kind = "infonce"', 'kind = "proxies"\n  start = "names"')
+    start = RECIPE.replace('kind = "infonce", temperature = 0.05', 'kind = "proxies", start = "names"')
     names = '\n[data.names]\nkind = "jsonl"\npath = "names.jsonl"\ncolumns = { query = { text = "q" } }\n'
     with pytest.raises(SpecError, match="held out, and trained on: names"):
         read(tmp_path, start + names + '[held_out.names]\ndata = "names"\n')
