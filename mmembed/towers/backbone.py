@@ -319,9 +319,10 @@ def _on_tokens_alone(model: PreTrainedModel) -> Iterator[None]:
 def probe(model: PreTrainedModel) -> list[Int[Tensor, " T"]]:
     """Two short texts of ordinary tokens; one is longer than four, over which some models sum up what they have read."""
     rows, ordinary = model.get_input_embeddings().num_embeddings, list[int]()
+    special = _special(model)
     for place in range(7):
         token = place * (rows // 11) + rows // 3
-        while token in ordinary or token in _special(model):
+        while token in ordinary or token in special:
             token += 1
         ordinary.append(token)
     return list(torch.tensor(ordinary, device=model.device).split([5, 2]))

@@ -47,6 +47,27 @@ NAMES = {
 }
 SIZES = {name: size for size, names in NAMES.items() for name in names.split()}
 """Sizes of a tiny model by what configurations call them."""
+READ = """
+    afmoe albert apertus arcee aria aria_text audioflamingo3 aya_vision bamba beam bert bert-generation big_bird biogpt
+    bitnet bloom camembert clip_text_model codegen cohere cohere2 cohere2_moe cohere2_vision cosmos3_omni ctrl cwm
+    data2vec-text deberta deberta-v2 deepseek_v4 deepseek_vl deepseek_vl_hybrid diffllama distilbert doge electra ernie
+    ernie4_5 eurobert exaone4 exaone4_5 exaone_moe falcon falcon_mamba flex_olmo flint fuyu gemma gemma2 gemma3
+    gemma3_text git glm glm4 glm4_moe glmasr got_ocr2 gpt-sw3 gpt2 gpt_bigcode gpt_neox gpt_neox_japanese gpt_oss gptj
+    granite granite_docling_text granite_swa granitemoe granitemoe_swa granitemoehybrid granitemoeshared gte helium
+    hrm_text hy_v3 hyperclovax hyperclovax_vision_v2 idefics2 idefics3 imagegpt inkling2_text inkling_text internlm3
+    internvl iquestcoder jais2 jamba jetmoe jina_embeddings_v3 kolibri1 laguna layoutlm lfm2 lfm2_vl lfm3 lfm3_vl
+    lighton_ocr llama llama4_text llava llava_next llava_next_video llava_onevision longformer mamba markuplm
+    megatron-bert mellum mimo_v2_flash minicpm_ocr minicpmv4_6 minicpmv4_7 minimax minimax_m2 minimax_m3_vl
+    minimax_m3_vl_text ministral3 mistral mistral3 mixtral mllama mobilebert modernbert modernbert-decoder modernvbert
+    molmo2_text moshi moss_transcribe_diarize mpnet mpt mt5 muse_glimmer_text muse_spark_text musicflamingo nanochat
+    nemotron_h nomic_bert olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt openai_privacy_filter opt ovis2 persimmon phi phi3
+    phi4_multimodal phimoe qianfan_ocr qwen2 qwen2_audio qwen2_moe qwen3 qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text
+    qwen3_asr qwen3_moe qwen3_next qwen3_omni_moe_thinker qwen3_vl qwen3_vl_moe qwen3_vl_moe_text qwen3_vl_text
+    recurrent_gemma rembert roberta roberta-prelayernorm roc_bert roformer rwkv seed_oss smollm3 smolvlm solar_open
+    splinter squeezebert stablelm starcoder2 t5 tapas tipsv2_text_model ultrabert ultravbert umt5 vaultgemma video_llama_3
+    video_llava vipllava visual_bert voxtral xglm xlm-roberta xlm-roberta-xl xlnet xlstm zaya
+"""
+"""Those that are read: to refuse one of them would be a step back. What is not here may be refused, or read as it is."""
 KINDS = sorted(kind for kind in MODEL_MAPPING_NAMES if kind in CONFIG_MAPPING)
 
 
@@ -91,6 +112,7 @@ def test_a_model_that_reads_text_is_read_as_it_is_or_refused(kind, tmp_path):
     try:
         ours = compose(backbone=tmp_path, tokenizer=tokenizer, device="cpu", pooling="mean")
     except MmembedError:
+        assert kind not in READ.split()
         return
     plain.config.get_text_config().use_cache = False
     found, bound = ours.encode(TEXTS), ROUNDED.get(kind, 1e-5)
