@@ -71,7 +71,7 @@ def _plain(numbers: Tensor) -> bool:
 
 def alone(numbers: Tensor) -> bool:
     """On a CPU, where neither gradients nor autocast have a say."""
-    return numbers.device.type == "cpu" and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    return numbers.is_cpu and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
 @cache

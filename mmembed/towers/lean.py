@@ -5,9 +5,9 @@ time that transformers' modules take. Here three kinds of parts get another `for
 
 - a linear layer goes through oneDNN, which on AMD's processors multiplies a fifth faster than the MKL behind torch's own, and,
   where there is memory for a copy, on weights laid out as oneDNN reads them, those of layers that read the same input in one
-  piece: half the time of ten rows, a short query;
-- an RMS norm walks over its input three times instead of six (five times in bf16), and on CUDA is one kernel of torch's
-  instead of seven;
+  piece: half the time of ten rows, a short query; few rows read that copy by a kernel of our own where oneDNN waits for it;
+- an RMS norm is one kernel in place of seven, ours, or torch's on CUDA, or walks over its input three times instead of six
+  (five times in bf16);
 - a block's MLP takes 512 rows at a time, so that what it widens to stays in the cache; BERT's and its kin's too.
 
 But for that kernel all of this is for fp32 on the CPU, copies of weights and norms for bf16 there too. Nothing else of a part
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..memory import spare
+from ..nn import kernels
 from ..nn.dense import ONEDNN, alone
 from ..nn.int8 import Int8Linear
 from ..nn.stamps import Stamp, stamp
@@ -142,17 +143,19 @@ class LeanLinear(nn.Linear):
     place: int
 
     def forward(self, input: Float[Tensor, "*R D"]) -> Float[Tensor, "*R E"]:  # noqa: A002 - nn.Linear's own name
-        if type(self.weight) is not nn.Parameter:  # shared out or quantised
+        beside, compiling = self.beside, torch.compiler.is_dynamo_compiling()  # another thread may end the one
+        if beside is not None and not compiling and alone(input) and (made := beside.taken(self, input)) is not None:
+            return made
+        weight, bias = self.weight, self.bias
+        if type(weight) is not nn.Parameter:  # shared out or quantised
             return super().forward(input)
-        if not _quick(input, self.weight, copied=self.packed is not None):
-            return nn.functional.linear(input, self.weight, self.bias)
-        beside = self.beside  # another thread may end it
-        if torch.compiler.is_dynamo_compiling():
+        if not _quick(input, weight, copied=self.packed is not None):
+            return nn.functional.linear(input, weight, bias)
+        if compiling:
             return _in_graph(self, input) if beside is None else beside.in_graph(self, input)
-        if beside is not None and not self.weight.is_inference():  # such weights are not packed
+        if beside is not None and not weight.is_inference():  # such weights are not packed
             return beside.product(self, input)
-        weight = self.weight if self.packed is None else self.packed.of(self.weight)
-        return _product(input, weight, self.bias)
+        return _product(input, weight if self.packed is None else self.packed.of(weight), bias)
 
     def tell_compilers(self) -> None:
         """Let a graph find the copy of the weights."""
@@ -196,8 +199,19 @@ class Beside:
         if layers:
             _TOGETHER[layers[0].weight] = self.packed
 
+    def taken(self, layer: LeanLinear, states: Float[Tensor, "*R D"]) -> Float[Tensor, "*R E"] | None:
+        """What the first one's product gave for this layer, once, if these are the states that it was asked with."""
+        given, waiting = getattr(self._now, "held", _NOTHING)
+        if given is not states or id(layer) not in waiting:
+            return None
+        own: Tensor = waiting.pop(id(layer))
+        if not waiting:
+            del self._now.held
+            self._now.missed = 0
+        return own
+
     def product(self, layer: LeanLinear, states: Float[Tensor, "*R D"]) -> Float[Tensor, "*R E"]:
-        """What one of the layers gives."""
+        """What one of the layers gives that has nothing to take."""
         if self.layers and layer is self.layers[0]:
             biases: list[Tensor] = [each.bias for each in self.layers if each.bias is not None]
             weight = self.packed.of(*(each.weight for each in self.layers))
@@ -205,14 +219,6 @@ class Beside:
             first, *others = whole.split([each.out_features for each in self.layers], dim=-1)
             self._now.held = states, dict(zip(map(id, self.layers[1:]), others, strict=True))
             return first
-        held: tuple[Tensor | None, dict[int, Tensor]] = getattr(self._now, "held", (None, {}))
-        given, waiting = held
-        if given is states and id(layer) in waiting:
-            own: Tensor = waiting.pop(id(layer))
-            if not waiting:
-                del self._now.held
-                self._now.missed = 0
-            return own
         self._now.missed = getattr(self._now, "missed", 0) + 1
         if self._now.missed > TRIES or not self.layers:
             self.packed = Packed()
@@ -237,6 +243,9 @@ class Beside:
 
     def __reduce__(self) -> tuple[type[Beside], tuple[()]]:
         return Beside, ()
+
+
+_NOTHING: tuple[None, dict[int, Tensor]] = (None, {})
 
 
 def _put_together(layers: Sequence[object]) -> None:
@@ -264,8 +273,10 @@ def _quick(states: Tensor, weight: Tensor, copied: bool = False) -> bool:
 
 
 def _product(states: Float[Tensor, "*R D"], weight: Tensor, bias: Float[Tensor, " E"] | None) -> Float[Tensor, "*R E"]:
-    """The product, by oneDNN."""
+    """The product, by oneDNN or, of few rows, by a kernel that reads the same copy of the weights."""
     count = states.shape[:-1].numel()
+    if count <= kernels.MOST and weight.is_mkldnn and weight.dtype == torch.float32 and kernels.pays(*weight.shape):
+        return kernels.product(states, weight, bias)
     rows = states if states.ndim > 1 else states[None]
     if count > STEP:  # a query alone does not wait for a copy of itself
         rows = states.reshape(count, -1)
@@ -350,6 +361,7 @@ class LeanNorm(Over):
 
     weight: Tensor
     _fuses: ClassVar[bool] = True
+    _around: ClassVar[float] = 0.0
 
     def scaled(self, normed: Float[Tensor, "*R D"], dtype: torch.dtype) -> Float[Tensor, "*R D"]:
         """What is of length one in fp32, and ours to write to, times the weight, in a dtype."""
@@ -360,6 +372,8 @@ class LeanNorm(Over):
             return nn.functional.rms_norm(states, self.weight.shape, self.weight, _eps(self))
         if not serves(states, torch.bfloat16) or self.weight.dtype != states.dtype:
             return super().forward(states)  # type: ignore[misc]
+        if states.dtype == torch.float32 and states.shape[-1] % kernels.LANES == 0 and kernels.able():
+            return kernels.rms_norm(states, self.weight, _eps(self), self._around)
         exact = states.float()
         length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
         inverse = torch.addcmul(_constant(_eps(self)), length, length, value=1 / states.shape[-1]).rsqrt_()
@@ -370,6 +384,7 @@ class LeanNormAroundOne(LeanNorm):
     """x / rms(x) * (1 + weight), Gemma's."""
 
     _fuses = False  # 1 + weight has more digits than half precision holds
+    _around = 1.0
 
     def scaled(self, normed: Float[Tensor, "*R D"], dtype: torch.dtype) -> Float[Tensor, "*R D"]:
         return normed.mul_(1 + self.weight.float()).to(dtype)

@@ -1,0 +1,198 @@
+"""The kernels of `kernels`, written in the language of LLVM.
+
+Each is a function of one argument, a row of numbers of 64 bits (addresses, counts, and fp32 numbers by their bits), the last of
+which is how many units of work there are: a thread of OpenMP that calls it does its share of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from llvmlite import ir
+
+from .kernels import LANES, PANEL, ROWS, THREADS, WIDE
+
+AHEAD = 64
+"""Inputs between a weight and the one that is asked for."""
+WORD, INDEX, SINGLE, POINTER = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.PointerType()
+VECTOR = ir.VectorType(SINGLE, LANES)
+NOTHING = ir.VoidType()
+
+
+def written() -> str:
+    """The module: `product` and `rms_norm`."""
+    module = ir.Module()
+    _product(module)
+    _rms_norm(module)
+    return str(module)
+
+
+def _product(module: ir.Module) -> None:
+    """product(x, w, start, out, count, tall, inputs, outputs): `count` rows of x by weights in panels, behind what each output
+    starts with, `tall` rows by 32 outputs at a time."""
+    tiles = [_tile(module, rows) for rows in range(1, ROWS + 1)]
+    with _shared_out(module, "product", 8) as (build, job, unit):
+        x, w, start, out = (build.inttoptr(number, POINTER) for number in job[:4])
+        count, tall, inputs, _ = job[4:]
+        outputs = build.mul(job[-1], INDEX(LANES * WIDE))
+        output = build.mul(unit, INDEX(LANES * WIDE))
+        weight, following = (
+            _weights(build, w, first, inputs) for first in (output, build.add(output, INDEX(LANES * WIDE)))
+        )
+        with _each(build, INDEX(0), count, tall) as (row, _):
+            states = _behind(build, x, build.mul(row, inputs))
+            to = _behind(build, out, build.add(build.mul(row, outputs), output))
+            given = [states, weight, following, _behind(build, start, output), to, inputs, outputs]
+            left = build.sub(count, row)
+            rows = build.select(build.icmp_unsigned("<", left, tall), left, tall)
+            blocks = [build.append_basic_block() for _ in tiles]
+            after = build.append_basic_block()
+            which = build.switch(rows, blocks[-1])
+            for number, (tile, block) in enumerate(zip(tiles, blocks, strict=True), start=1):
+                if number < ROWS:
+                    which.add_case(INDEX(number), block)
+                build.position_at_end(block)
+                build.call(tile, given)
+                build.branch(after)
+            build.position_at_end(after)
+
+
+def _weights(build: ir.IRBuilder, w: Any, output: Any, inputs: Any) -> Any:
+    """Where those of an output begin, those of the next beside them."""
+    within = build.urem(output, INDEX(PANEL))
+    return _behind(build, w, build.add(build.mul(build.sub(output, within), inputs), within))
+
+
+def _tile(module: ir.Module, rows: int) -> ir.Function:
+    """tile(x, w, following, start, out, inputs, outputs): so many rows by 32 outputs; towards its end it asks for the weights
+    that follow."""
+    tile = _declared(module, f"tile_{rows}", NOTHING, *[POINTER] * 5, INDEX, INDEX)
+    tile.linkage = "internal"
+    build = ir.IRBuilder(tile.append_basic_block())
+    x, w, following, start, out, inputs, outputs = tile.args
+    prefetch = _declared(module, "llvm.prefetch.p0", NOTHING, POINTER, WORD, WORD, WORD)
+    begun = [_loaded(build, _behind(build, start, INDEX(LANES * v)), VECTOR) for v in range(WIDE)]
+    with _each(build, INDEX(0), inputs, INDEX(1), begun * rows) as (i, sums):
+        here = _behind(build, w, build.mul(i, INDEX(PANEL)))
+        places = [_behind(build, here, INDEX(LANES * v)) for v in range(WIDE)]
+        later = build.add(i, INDEX(AHEAD))
+        mine = build.icmp_unsigned("<", later, inputs)
+        steps = build.mul(build.select(mine, later, build.sub(later, inputs)), INDEX(PANEL))
+        asked = _behind(build, build.select(mine, w, following), steps)
+        for v in range(WIDE):  # to read, into the second cache, data
+            build.call(prefetch, [_behind(build, asked, INDEX(LANES * v)), WORD(0), WORD(2), WORD(1)])
+        weights = [_loaded(build, place, VECTOR) for place in places]
+        for r in range(rows):
+            own = _behind(build, x, build.add(build.mul(inputs, INDEX(r)), i))
+            number = _everywhere(build, _loaded(build, own, SINGLE))
+            for v, weight in enumerate(weights):
+                sums[r * WIDE + v] = _fma(build, number, weight, sums[r * WIDE + v])
+    for r in range(rows):
+        for v in range(WIDE):
+            to = build.add(build.mul(outputs, INDEX(r)), INDEX(LANES * v))
+            _store(build, sums[r * WIDE + v], _behind(build, out, to))
+    build.ret_void()
+    return tile
+
+
+def _rms_norm(module: ir.Module) -> None:
+    """rms_norm(x, weight, out, eps, around, width, inner, stride, rows): x / rms(x) * (around + weight), of rows of `width`
+    numbers, `inner` of which lie together and so many numbers behind those before them."""
+    root = _declared(module, "llvm.sqrt.f32", SINGLE, SINGLE)
+    with _shared_out(module, "rms_norm", 9) as (build, job, row):
+        x, weight, out = (build.inttoptr(number, POINTER) for number in job[:3])
+        eps, around = (build.bitcast(build.trunc(number, WORD), SINGLE) for number in job[3:5])
+        width, inner, stride = job[5:8]
+        apart = build.mul(build.udiv(row, inner), stride)
+        own = _behind(build, x, build.add(apart, build.mul(build.urem(row, inner), width)))
+        to = _behind(build, out, build.mul(row, width))
+        with _each(build, INDEX(0), width, INDEX(LANES), [VECTOR([0.0] * LANES)]) as (i, sums):
+            some = _loaded(build, _behind(build, own, i), VECTOR)
+            sums[0] = _fma(build, some, some, sums[0])
+        total = _extracted(build, sums[0])
+        mean = build.fdiv(total, build.uitofp(width, SINGLE))
+        inverse = build.fdiv(SINGLE(1.0), build.call(root, [build.fadd(mean, eps)]))
+        scale, shift = _everywhere(build, inverse), _everywhere(build, around)
+        with _each(build, INDEX(0), width, INDEX(LANES)) as (i, _):
+            normed = build.fmul(_loaded(build, _behind(build, own, i), VECTOR), scale)
+            by = build.fadd(shift, _loaded(build, _behind(build, weight, i), VECTOR))
+            _store(build, build.fmul(normed, by), _behind(build, to, i))
+
+
+@contextmanager
+def _shared_out(module: ir.Module, name: str, count: int) -> Iterator[tuple[ir.IRBuilder, list[Any], Any]]:
+    """A function over a row of numbers; what is built inside is done for each unit of a thread's share."""
+    function = _declared(module, name, NOTHING, POINTER)
+    build = ir.IRBuilder(function.append_basic_block())
+    row = [build.gep(function.args[0], [INDEX(i)], source_etype=INDEX) for i in range(count)]
+    job = [build.load(place, typ=INDEX) for place in row]
+    me, threads = (build.zext(build.call(_declared(module, each, WORD), []), INDEX) for each in THREADS)
+    first = build.udiv(build.mul(job[-1], me), threads)
+    last = build.udiv(build.mul(job[-1], build.add(me, INDEX(1))), threads)
+    with build.if_then(build.icmp_unsigned("<", first, last)), _each(build, first, last, INDEX(1)) as (unit, _):
+        yield build, job, unit
+    build.ret_void()
+
+
+@contextmanager
+def _each(
+    build: ir.IRBuilder, first: Any, last: Any, step: Any, carried: Sequence[Any] = ()
+) -> Iterator[tuple[Any, list[Any]]]:
+    """for number in range(first, last, step), once at least. What goes from one turn into the next stands in the list: in it what
+    came in, behind the loop what came out."""
+    before, body, after = build.block, build.append_basic_block(), build.append_basic_block()
+    build.branch(body)
+    build.position_at_end(body)
+    number = build.phi(INDEX)
+    number.add_incoming(first, before)
+    held = [build.phi(value.type) for value in carried]
+    for phi, value in zip(held, carried, strict=True):
+        phi.add_incoming(value, before)
+    values: list[Any] = list(held)
+    yield number, values
+    following = build.add(number, step)
+    for phi, value in zip((number, *held), (following, *values), strict=True):
+        phi.add_incoming(value, build.block)
+    build.cbranch(build.icmp_unsigned("<", following, last), body, after)
+    build.position_at_end(after)
+
+
+def _declared(module: ir.Module, name: str, result: ir.Type, *arguments: ir.Type) -> ir.Function:
+    known = module.globals.get(name)
+    return known if known is not None else ir.Function(module, ir.FunctionType(result, arguments), name)
+
+
+def _behind(build: ir.IRBuilder, address: Any, numbers: Any) -> Any:
+    return build.gep(address, [numbers], source_etype=SINGLE)
+
+
+def _loaded(build: ir.IRBuilder, address: Any, kind: ir.Type) -> Any:
+    value = build.load(address, typ=kind)
+    value.align = 4
+    return value
+
+
+def _store(build: ir.IRBuilder, value: Any, address: Any) -> None:
+    build.store(value, address).align = 4
+
+
+def _fma(build: ir.IRBuilder, factor: Any, other: Any, added: Any) -> Any:
+    fma: Callable[..., Any] = _declared(build.module, f"llvm.fma.v{LANES}f32", VECTOR, VECTOR, VECTOR, VECTOR)
+    return build.call(fma, [factor, other, added])
+
+
+def _everywhere(build: ir.IRBuilder, value: Any) -> Any:
+    one = build.insert_element(VECTOR(ir.Undefined), value, WORD(0))
+    return build.shuffle_vector(one, VECTOR(ir.Undefined), ir.Constant(ir.VectorType(WORD, LANES), [0] * LANES))
+
+
+def _extracted(build: ir.IRBuilder, vector: Any) -> Any:
+    """The sum of a register, halves first."""
+    lanes = LANES
+    while lanes > 1:
+        lanes //= 2
+        upper = ir.Constant(ir.VectorType(WORD, LANES), [i + lanes if i < lanes else i for i in range(LANES)])
+        vector = build.fadd(vector, build.shuffle_vector(vector, vector, upper))
+    return build.extract_element(vector, WORD(0))

@@ -1,0 +1,119 @@
+"""Kernels of our own beside torch's double, alone and in company, on one thread and several."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmembed.nn import kernels
+
+pytestmark = pytest.mark.skipif(not kernels.able(), reason="no AVX-512, another OpenMP than GNU's, or no llvmlite")
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=[1, 2, 5])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def packed(weights: Tensor) -> Tensor:
+    assert kernels.are_panels(*weights.shape)
+    return torch.ops.mkldnn._reorder_linear_weight(weights, 512)
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(64, 16), (128, 48), (448, 512), (1536, 512), (512, 1536), (384, 384)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_product_is_the_product(threads, outputs, inputs, biased):
+    weights, bias = drawn(outputs, inputs, seed=1), drawn(outputs, seed=2) if biased else None
+    laid = packed(weights)
+    every = drawn(37, inputs)
+    whole = kernels.product(every, laid, bias)
+    due = F.linear(every.double(), weights.double(), None if bias is None else bias.double())
+    assert (whole - due).norm() <= 1e-6 * due.norm()
+    for count in (0, 1, 2, 7, 11, 12, 13, 24, 25, 36):
+        some = kernels.product(every[:count], laid, bias)
+        assert some.shape == (count, outputs)
+        assert torch.equal(some, whole[:count]), f"{count} rows alone"
+
+
+def test_product_takes_states_of_any_shape():
+    weights = drawn(64, 32)
+    states = drawn(3, 5, 64)[..., ::2]
+    due = F.linear(states, weights)
+    assert torch.allclose(kernels.product(states, packed(weights), None), due, atol=1e-5)
+    assert torch.allclose(kernels.product(states[0, 0], packed(weights), None), due[0, 0], atol=1e-5)
+
+
+def test_broken_numbers_stay_broken():
+    weights = drawn(64, 32)
+    states = drawn(2, 32)
+    states[0, 3] = torch.nan
+    states[1, 3] = torch.inf
+    out = kernels.product(states, packed(weights), None)
+    assert out[0].isnan().all()
+    assert not out[1].isfinite().any()
+    normed = kernels.rms_norm(states, drawn(32), 1e-6)
+    assert normed[0].isnan().all()
+    assert not normed[1, 3].isfinite()
+
+
+def test_what_onednn_lays_out_otherwise_is_told():
+    assert not kernels.are_panels(96, 64)  # one panel and a half
+    assert not kernels.are_panels(64, 7)  # filled up to 16 inputs
+    assert not kernels.pays(64, 7)
+
+
+@pytest.mark.parametrize("around", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "states",
+    [
+        pytest.param(drawn(1, 10, 512), id="states"),
+        pytest.param(drawn(1, 10, 1024)[..., 256:768].view(1, 10, 8, 64), id="heads among other outputs"),
+        pytest.param(drawn(1, 8, 10, 64).transpose(1, 2), id="heads, turned"),
+        pytest.param(drawn(10, 1024)[:, 512:], id="half of each row"),
+        pytest.param(drawn(700, 64)[::2], id="each second row"),
+        pytest.param(drawn(32), id="one row"),
+        pytest.param(drawn(0, 32), id="none"),
+        pytest.param(drawn(5, 16) * 1e-4, id="small numbers"),
+        pytest.param(drawn(5, 16) * 1e15, id="large numbers"),
+    ],
+)
+def test_rms_norm_is_the_norm(threads, states, around):
+    weight, eps = drawn(states.shape[-1], seed=1), 1e-6
+    before = states.clone()
+    found = kernels.rms_norm(states, weight, eps, around)
+    exact = states.double()
+    due = exact * (exact.square().mean(-1, keepdim=True) + eps).rsqrt() * (around + weight.double())
+    assert found.shape == states.shape
+    assert torch.allclose(found.double(), due, rtol=2e-6, atol=1e-6)
+    assert torch.equal(states, before)
+    if states.ndim > 1 and len(states) > 1:
+        assert torch.equal(kernels.rms_norm(states[1:], weight, eps, around), found[1:])
+
+
+def test_threads_of_python_have_their_own_numbers():
+    weights = drawn(512, 256)
+    laid = packed(weights)
+    inputs = [drawn(n, 256, seed=n) for n in range(1, 17)]
+    due = [kernels.product(each, laid, None) for each in inputs]
+    wrong: list[int] = []
+
+    def work(n: int) -> None:
+        wrong.extend(n for _ in range(50) if not torch.equal(kernels.product(inputs[n], laid, None), due[n]))
+
+    workers = [threading.Thread(target=work, args=(n,)) for n in range(len(inputs))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
