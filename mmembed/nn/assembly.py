@@ -17,15 +17,16 @@ from .kernels import LANES, PANEL, ROWS, THREADS, WIDE
 AHEAD = 64
 """Inputs between a weight and the one that is asked for."""
 WORD, INDEX, SINGLE, POINTER = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.PointerType()
-VECTOR = ir.VectorType(SINGLE, LANES)
+VECTOR, WORDS = ir.VectorType(SINGLE, LANES), ir.VectorType(WORD, LANES)
 NOTHING = ir.VoidType()
 
 
 def written() -> str:
-    """The module: `product` and `rms_norm`."""
+    """The module: `product`, `rms_norm` and `rounded`."""
     module = ir.Module()
     _product(module)
     _rms_norm(module)
+    _rounded(module)
     return str(module)
 
 
@@ -108,10 +109,10 @@ def _rms_norm(module: ir.Module) -> None:
         apart = build.mul(build.udiv(row, inner), stride)
         own = _behind(build, x, build.add(apart, build.mul(build.urem(row, inner), width)))
         to = _behind(build, out, build.mul(row, width))
-        with _each(build, INDEX(0), width, INDEX(LANES), [VECTOR([0.0] * LANES)]) as (i, sums):
+        with _each(build, INDEX(0), width, INDEX(LANES), [_same(0.0)]) as (i, sums):
             some = _loaded(build, _behind(build, own, i), VECTOR)
             sums[0] = _fma(build, some, some, sums[0])
-        total = _extracted(build, sums[0])
+        total = _folded(build, sums[0], build.fadd)
         mean = build.fdiv(total, build.uitofp(width, SINGLE))
         inverse = build.fdiv(SINGLE(1.0), build.call(root, [build.fadd(mean, eps)]))
         scale, shift = _everywhere(build, inverse), _everywhere(build, around)
@@ -119,6 +120,32 @@ def _rms_norm(module: ir.Module) -> None:
             normed = build.fmul(_loaded(build, _behind(build, own, i), VECTOR), scale)
             by = build.fadd(shift, _loaded(build, _behind(build, weight, i), VECTOR))
             _store(build, build.fmul(normed, by), _behind(build, to, i))
+
+
+def _rounded(module: ir.Module) -> None:
+    """rounded(x, codes, largest, width, rows): of each row the largest magnitude, at least the smallest number that has all its
+    digits, and round(x * (127 / largest)) + 128 as bytes."""
+    byte = ir.VectorType(ir.IntType(8), LANES)
+    largest_of, magnitude, nearest = (
+        _declared(module, f"llvm.{name}.v{LANES}f32", VECTOR, *[VECTOR] * count)
+        for name, count in (("maximum", 2), ("fabs", 1), ("rint", 1))
+    )
+    with _shared_out(module, "rounded", 5) as (build, job, row):
+        x, codes, largest = (build.inttoptr(number, POINTER) for number in job[:3])
+        width = job[3]
+        before = build.mul(row, width)
+        own = _behind(build, x, before)
+        with _each(build, INDEX(0), width, INDEX(LANES), [_same(2.0**-126)]) as (i, most):
+            some = build.call(magnitude, [_loaded(build, _behind(build, own, i), VECTOR)])
+            most[0] = build.call(largest_of, [most[0], some])
+        most_of_all = _folded(build, most[0], lambda one, other: build.call(largest_of, [one, other]))
+        _store(build, most_of_all, _behind(build, largest, row))
+        scale = _everywhere(build, build.fdiv(SINGLE(127.0), most_of_all))
+        with _each(build, INDEX(0), width, INDEX(LANES)) as (i, _):
+            number = build.fmul(_loaded(build, _behind(build, own, i), VECTOR), scale)
+            whole = build.fptosi(build.call(nearest, [number]), WORDS)
+            code = build.xor(build.trunc(whole, byte), ir.Constant(byte, [-128] * LANES))
+            build.store(code, build.gep(codes, [build.add(before, i)], source_etype=ir.IntType(8))).align = 1
 
 
 @contextmanager
@@ -185,14 +212,18 @@ def _fma(build: ir.IRBuilder, factor: Any, other: Any, added: Any) -> Any:
 
 def _everywhere(build: ir.IRBuilder, value: Any) -> Any:
     one = build.insert_element(VECTOR(ir.Undefined), value, WORD(0))
-    return build.shuffle_vector(one, VECTOR(ir.Undefined), ir.Constant(ir.VectorType(WORD, LANES), [0] * LANES))
+    return build.shuffle_vector(one, VECTOR(ir.Undefined), ir.Constant(WORDS, [0] * LANES))
 
 
-def _extracted(build: ir.IRBuilder, vector: Any) -> Any:
-    """The sum of a register, halves first."""
+def _same(number: float) -> Any:
+    return ir.Constant(VECTOR, [number] * LANES)
+
+
+def _folded(build: ir.IRBuilder, vector: Any, both: Callable[[Any, Any], Any]) -> Any:
+    """What all numbers of a register give together, halves first."""
     lanes = LANES
     while lanes > 1:
         lanes //= 2
-        upper = ir.Constant(ir.VectorType(WORD, LANES), [i + lanes if i < lanes else i for i in range(LANES)])
-        vector = build.fadd(vector, build.shuffle_vector(vector, vector, upper))
+        upper = ir.Constant(WORDS, [i + lanes if i < lanes else i for i in range(LANES)])
+        vector = both(vector, build.shuffle_vector(vector, vector, upper))
     return build.extract_element(vector, WORD(0))

@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from ..errors import SpecError
+from . import kernels
 
 
 def check_int8(device: torch.device) -> None:
@@ -53,9 +54,7 @@ class Int8Linear(nn.Module):
             return input.new_empty(*input.shape[:-1], self.out_features)
         if self._packed is None:  # oneDNN's own layout, made once
             self._packed = torch.ops.onednn.qlinear_prepack(self.weight, None)
-        largest = rows.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
-        # u8 = s8 + 128 is the sign bit turned over; oneDNN has no fast product of s8 by s8, and torch no fast cast to u8
-        codes = (rows * (127 / largest)).round_().to(torch.int8).bitwise_xor_(-128).view(torch.uint8)
+        codes, largest = _rounded(rows)
         zeros = torch.zeros(self.out_features, dtype=torch.int32, device="cpu")
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
             codes, 1 / 127, 128, self._packed, self.scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
@@ -70,6 +69,16 @@ class Int8Linear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+def _rounded(rows: Float[Tensor, "R D"]) -> tuple[UInt8[Tensor, "R D"], Float[Tensor, "R 1"]]:
+    """round(rows * (127 / largest)) + 128, and the largest magnitude of each row."""
+    if rows.dtype == torch.float32 and rows.shape[-1] % kernels.LANES == 0 and kernels.able():
+        return kernels.rounded(rows)
+    largest = rows.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
+    # u8 = s8 + 128 is the sign bit turned over; oneDNN has no fast product of s8 by s8, and torch no fast cast to u8
+    codes = (rows * (127 / largest)).round_().to(torch.int8).bitwise_xor_(-128)
+    return codes.view(torch.uint8), largest
 
 
 def in_int8(blocks: nn.Module) -> None:

@@ -101,6 +101,21 @@ def test_rms_norm_is_the_norm(threads, states, around):
         assert torch.equal(kernels.rms_norm(states[1:], weight, eps, around), found[1:])
 
 
+@pytest.mark.parametrize("count", [0, 1, 3, 2000])
+def test_rounded_is_what_the_largest_allows(threads, count):
+    rows = drawn(count, 48) * torch.logspace(-30, 30, 48)
+    codes, largest = kernels.rounded(rows)
+    assert torch.equal(largest, rows.abs().amax(-1, keepdim=True))
+    due = rows.double() * (127 / largest.double())
+    assert not count or ((codes.double() - 128) - due).abs().max() <= 0.5 + 1e-4
+
+
+def test_rows_of_zeros_are_codes_of_zero():
+    codes, largest = kernels.rounded(torch.zeros(2, 16))
+    assert (codes == 128).all()
+    assert torch.equal(largest, torch.full((2, 1), torch.finfo(torch.float32).tiny))
+
+
 def test_threads_of_python_have_their_own_numbers():
     weights = drawn(512, 256)
     laid = packed(weights)
