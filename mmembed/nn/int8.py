@@ -16,6 +16,10 @@ from torch import Tensor, nn
 from ..errors import SpecError
 from . import kernels
 
+VALUES = ("v_proj", "value")
+"""What attention's values are made by stays whole: an error there goes straight into the states, which softmax damps in queries
+and keys. Of the ten nearest stay, with values in int8 and without, .955 and .967 of all-MiniLM-L6-v2, .980 and .984 of 30 M."""
+
 
 def check_int8(device: torch.device) -> None:
     """Raise `SpecError` where products of bytes are not exact or not fast."""
@@ -82,8 +86,8 @@ def _rounded(rows: Float[Tensor, "R D"]) -> tuple[UInt8[Tensor, "R D"], Float[Te
 
 
 def in_int8(blocks: nn.Module) -> None:
-    """Replace the linear layers inside `blocks`."""
+    """Replace the linear layers inside `blocks`, but `VALUES`."""
     for module in list(blocks.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
+            if isinstance(child, nn.Linear) and name not in VALUES:
                 setattr(module, name, Int8Linear(child))
