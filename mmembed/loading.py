@@ -61,8 +61,9 @@ def load(
             folder beside it or of the hub.
         device: "cpu", "cuda", ...; None takes CUDA where there is one.
         precision: "fp32", "bf16" or "fp16": what weights and products are kept in; or "int8" on a CPU: the linear layers of
-            the backbone's blocks but attention's values in bytes, one scale an output and one a token, the rest in fp32. Vectors then move by a few
-            hundredths (`benchmarks/measure_precision.py`), and are not to be saved or compared with those of fp32.
+            the backbone's blocks but attention's values in bytes, one scale an output and one a token, the rest in fp32.
+            Vectors then move by a few hundredths (`benchmarks/measure_precision.py`), and are not to be saved or compared
+            with those of fp32.
         revision: of a hub repository.
     """
     dtype = dtype_of(precision, COMPUTED)
