@@ -12,7 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from .kernels import LANES, PANEL, ROWS, THREADS, WIDE
+from .kernels import LANES, NARROW_ROWS, PANEL, ROWS, THREADS, WIDE
 
 AHEAD = 64
 """Inputs between a weight and the one that is asked for."""
@@ -22,26 +22,31 @@ NOTHING = ir.VoidType()
 
 
 def written() -> str:
-    """The module: `product`, `rms_norm` and `rounded`."""
+    """The module: `product`, `narrow`, `rms_norm` and `rounded`."""
     module = ir.Module()
-    _product(module)
+    _product(module, "product", narrow=False)
+    _product(module, "narrow", narrow=True)
     _rms_norm(module)
     _rounded(module)
     return str(module)
 
 
-def _product(module: ir.Module) -> None:
-    """product(x, w, start, out, count, tall, inputs, outputs): `count` rows of x by weights in panels, behind what each output
-    starts with, `tall` rows by 32 outputs at a time."""
-    tiles = [_tile(module, rows) for rows in range(1, ROWS + 1)]
-    with _shared_out(module, "product", 8) as (build, job, unit):
+def _product(module: ir.Module, name: str, narrow: bool) -> None:
+    """product(x, w, start, out, count, tall, inputs, outputs / 32): `count` rows of x by weights, behind what each output starts
+    with, `tall` rows by 32 outputs at a time.
+
+    Weights lie in panels of 64 outputs, of each input one number an output; or, `narrow`, in panels of 32 outputs, of each two
+    inputs one word an output: both numbers in bf16, the first one in the lower half.
+    """
+    panel, inputs_of_step, most = (LANES * WIDE, 2, NARROW_ROWS) if narrow else (PANEL, 1, ROWS)
+    tiles = [_tile(module, f"{name}_{rows}", rows, panel, inputs_of_step) for rows in range(1, most + 1)]
+    with _shared_out(module, name, 8) as (build, job, unit):
         x, w, start, out = (build.inttoptr(number, POINTER) for number in job[:4])
         count, tall, inputs, _ = job[4:]
         outputs = build.mul(job[-1], INDEX(LANES * WIDE))
-        output = build.mul(unit, INDEX(LANES * WIDE))
-        weight, following = (
-            _weights(build, w, first, inputs) for first in (output, build.add(output, INDEX(LANES * WIDE)))
-        )
+        output, next_one = (build.mul(each, INDEX(LANES * WIDE)) for each in (unit, build.add(unit, INDEX(1))))
+        steps = build.udiv(inputs, INDEX(inputs_of_step))
+        weight, following = (_weights(build, w, each, steps, panel) for each in (output, next_one))
         with _each(build, INDEX(0), count, tall) as (row, _):
             states = _behind(build, x, build.mul(row, inputs))
             to = _behind(build, out, build.add(build.mul(row, outputs), output))
@@ -52,7 +57,7 @@ def _product(module: ir.Module) -> None:
             after = build.append_basic_block()
             which = build.switch(rows, blocks[-1])
             for number, (tile, block) in enumerate(zip(tiles, blocks, strict=True), start=1):
-                if number < ROWS:
+                if number < most:
                     which.add_case(INDEX(number), block)
                 build.position_at_end(block)
                 build.call(tile, given)
@@ -60,36 +65,45 @@ def _product(module: ir.Module) -> None:
             build.position_at_end(after)
 
 
-def _weights(build: ir.IRBuilder, w: Any, output: Any, inputs: Any) -> Any:
+def _weights(build: ir.IRBuilder, w: Any, output: Any, steps: Any, panel: int) -> Any:
     """Where those of an output begin, those of the next beside them."""
-    within = build.urem(output, INDEX(PANEL))
-    return _behind(build, w, build.add(build.mul(build.sub(output, within), inputs), within))
+    within = build.urem(output, INDEX(panel))
+    return _behind(build, w, build.add(build.mul(build.sub(output, within), steps), within))
 
 
-def _tile(module: ir.Module, rows: int) -> ir.Function:
+def _tile(module: ir.Module, name: str, rows: int, panel: int, inputs_of_step: int) -> ir.Function:
     """tile(x, w, following, start, out, inputs, outputs): so many rows by 32 outputs; towards its end it asks for the weights
     that follow."""
-    tile = _declared(module, f"tile_{rows}", NOTHING, *[POINTER] * 5, INDEX, INDEX)
+    tile = _declared(module, name, NOTHING, *[POINTER] * 5, INDEX, INDEX)
     tile.linkage = "internal"
     build = ir.IRBuilder(tile.append_basic_block())
     x, w, following, start, out, inputs, outputs = tile.args
     prefetch = _declared(module, "llvm.prefetch.p0", NOTHING, POINTER, WORD, WORD, WORD)
     begun = [_loaded(build, _behind(build, start, INDEX(LANES * v)), VECTOR) for v in range(WIDE)]
-    with _each(build, INDEX(0), inputs, INDEX(1), begun * rows) as (i, sums):
-        here = _behind(build, w, build.mul(i, INDEX(PANEL)))
-        places = [_behind(build, here, INDEX(LANES * v)) for v in range(WIDE)]
-        later = build.add(i, INDEX(AHEAD))
-        mine = build.icmp_unsigned("<", later, inputs)
-        steps = build.mul(build.select(mine, later, build.sub(later, inputs)), INDEX(PANEL))
-        asked = _behind(build, build.select(mine, w, following), steps)
+    steps = build.udiv(inputs, INDEX(inputs_of_step))
+    with _each(build, INDEX(0), steps, INDEX(1), begun * rows) as (step, sums):
+        here = _behind(build, w, build.mul(step, INDEX(panel)))
+        later = build.add(step, INDEX(AHEAD))
+        mine = build.icmp_unsigned("<", later, steps)
+        distance = build.mul(build.select(mine, later, build.sub(later, steps)), INDEX(panel))
+        asked = _behind(build, build.select(mine, w, following), distance)
         for v in range(WIDE):  # to read, into the second cache, data
             build.call(prefetch, [_behind(build, asked, INDEX(LANES * v)), WORD(0), WORD(2), WORD(1)])
-        weights = [_loaded(build, place, VECTOR) for place in places]
-        for r in range(rows):
-            own = _behind(build, x, build.add(build.mul(inputs, INDEX(r)), i))
-            number = _everywhere(build, _loaded(build, own, SINGLE))
-            for v, weight in enumerate(weights):
-                sums[r * WIDE + v] = _fma(build, number, weight, sums[r * WIDE + v])
+        places = [_behind(build, here, INDEX(LANES * v)) for v in range(WIDE)]
+        if inputs_of_step == 1:
+            weights = [[_loaded(build, place, VECTOR) for place in places]]
+        else:
+            pairs = [_loaded(build, place, WORDS) for place in places]
+            first = [build.shl(pair, ir.Constant(WORDS, [16] * LANES)) for pair in pairs]
+            second = [build.and_(pair, ir.Constant(WORDS, [0xFFFF0000] * LANES)) for pair in pairs]
+            weights = [[build.bitcast(word, VECTOR) for word in words] for words in (first, second)]
+        before = build.mul(step, INDEX(inputs_of_step))
+        for i, of_input in enumerate(weights):
+            for r in range(rows):
+                own = _behind(build, x, build.add(build.add(build.mul(inputs, INDEX(r)), before), INDEX(i)))
+                number = _everywhere(build, _loaded(build, own, SINGLE))
+                for v, weight in enumerate(of_input):
+                    sums[r * WIDE + v] = _fma(build, number, weight, sums[r * WIDE + v])
     for r in range(rows):
         for v in range(WIDE):
             to = build.add(build.mul(outputs, INDEX(r)), INDEX(LANES * v))

@@ -22,7 +22,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, cached_property
 from inspect import signature
 from itertools import zip_longest
 from typing import Any, ClassVar, TypeVar
@@ -65,7 +65,9 @@ M = TypeVar("M", bound=nn.Module)
 def lean(model: M) -> M:
     """The model itself, with leaner parts where they give the same to fp32 rounding."""
     linear = [part for part in model.modules() if isinstance(part, nn.Linear)]
-    doubled = sum(layer.weight.nbytes for layer in linear) <= max(PACKED, spare())
+    doubled = sum(layer.weight.nbytes for layer in linear) <= max(
+        PACKED, spare() * 2 // 3
+    )  # and half a copy for few rows
     forms: dict[tuple[type, str], type | None] = {}  # parts of one class are alike: one of them is tried out
     for name, part in list(model.named_modules()):
         own: Any = type(part)
@@ -103,25 +105,51 @@ def _fused(states: Tensor, weight: Tensor) -> bool:
     )
 
 
+class Copy:
+    """Weights, one below the other, laid out for products: each layout is made when it is first asked for."""
+
+    def __init__(self, weights: Sequence[Tensor]):
+        self._own = [weight.detach() for weight in weights]  # held, so that none that comes later lies where they lay
+
+    @cached_property
+    def laid(self) -> Tensor:
+        """As oneDNN reads them."""
+        whole = self._own[0] if len(self._own) == 1 else torch.cat(self._own)
+        laid: Tensor = torch.ops.mkldnn._reorder_linear_weight(whole, ROWS)
+        return laid
+
+    @cached_property
+    def narrow(self) -> Tensor | None:
+        """In half the bytes, where they are numbers of bf16 in fp32: for few rows."""
+        return kernels.narrowed(*self._own) if self._own[0].dtype == torch.float32 else None
+
+
 class Packed:
-    """Weights, one below the other, in oneDNN's own layout: made when asked for and again when one is another, or holds other
-    numbers; copies hold none. The weights that were packed are held too, so that none that comes later lies where they lay.
+    """Products by a `Copy` of weights: made when asked for and again when one is another, or holds other numbers; copies hold
+    none.
     """
 
     def __init__(self) -> None:
-        self._held: tuple[list[Stamp], list[Tensor], Tensor] | None = None
+        self._held: tuple[list[Stamp], Copy] | None = None
 
-    def of(self, *weights: Tensor) -> Tensor:
-        """The weights as oneDNN reads them."""
+    def product(
+        self, states: Float[Tensor, "*R D"], bias: Float[Tensor, " E"] | None, *weights: Tensor
+    ) -> Float[Tensor, "*R E"]:
+        """By all of the weights, one below the other."""
         if any(weight.is_inference() for weight in weights):  # no one counts its changes
-            return weights[0] if len(weights) == 1 else torch.cat(weights)
+            return _product(states, weights[0] if len(weights) == 1 else torch.cat(weights), bias)
+        copied = self.of(*weights)
+        few = states.numel() <= kernels.FEW * states.shape[-1]
+        if few and copied.narrow is not None:
+            return kernels.product(states, copied.narrow, bias)
+        return _product(states, copied.laid, bias)
+
+    def of(self, *weights: Tensor) -> Copy:
         stamps = [stamp(weight) for weight in weights]
         held = self._held
         if held is None or held[0] != stamps:
-            own = [weight.detach() for weight in weights]
-            whole = own[0] if len(own) == 1 else torch.cat(own)
-            held = self._held = stamps, own, torch.ops.mkldnn._reorder_linear_weight(whole, ROWS)
-        return held[2]
+            held = self._held = stamps, Copy(weights)
+        return held[1]
 
     def let_go(self) -> None:
         """Hold nothing until asked again."""
@@ -155,7 +183,7 @@ class LeanLinear(nn.Linear):
             return _in_graph(self, input) if beside is None else beside.in_graph(self, input)
         if beside is not None and not weight.is_inference():  # such weights are not packed
             return beside.product(self, input)
-        return _product(input, weight if self.packed is None else self.packed.of(weight), bias)
+        return _product(input, weight, bias) if self.packed is None else self.packed.product(input, bias, weight)
 
     def tell_compilers(self) -> None:
         """Let a graph find the copy of the weights."""
@@ -214,8 +242,8 @@ class Beside:
         """What one of the layers gives that has nothing to take."""
         if self.layers and layer is self.layers[0]:
             biases: list[Tensor] = [each.bias for each in self.layers if each.bias is not None]
-            weight = self.packed.of(*(each.weight for each in self.layers))
-            whole = _product(states, weight, torch.cat(biases) if biases else None)
+            bias = torch.cat(biases) if biases else None
+            whole = self.packed.product(states, bias, *(each.weight for each in self.layers))
             first, *others = whole.split([each.out_features for each in self.layers], dim=-1)
             self._now.held = states, dict(zip(map(id, self.layers[1:]), others, strict=True))
             return first
@@ -225,7 +253,7 @@ class Beside:
             for each in (layer, *self.layers):
                 each.beside = None
         assert layer.packed is not None
-        return _product(states, layer.packed.of(layer.weight), layer.bias)
+        return layer.packed.product(states, layer.bias, layer.weight)
 
     def in_graph(self, layer: LeanLinear, states: Float[Tensor, "*R D"]) -> Float[Tensor, "*R E"]:
         """The same while a graph is traced; what the first one's product gave is forgotten when the last has its own."""
@@ -313,7 +341,7 @@ def _operator(states: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Te
     """
     packed: Packed | None = (_COPIES if len(weights) == 1 else _TOGETHER).get(weights[0])
     if packed is not None and not weights[0].is_inference():
-        return _product(states, packed.of(*weights), torch.cat(biases) if biases else None)
+        return packed.product(states, torch.cat(biases) if biases else None, *weights)
     each = [_product(states, weight, bias) for weight, bias in zip_longest(weights, biases)]
     return torch.cat(each, dim=-1)
 

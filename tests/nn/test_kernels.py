@@ -46,6 +46,22 @@ def test_product_is_the_product(threads, outputs, inputs, biased):
         assert torch.equal(some, whole[:count]), f"{count} rows alone"
 
 
+@pytest.mark.parametrize(("outputs", "inputs"), [(64, 16), (448, 512), (512, 1536)])
+def test_numbers_of_bf16_take_half_the_bytes_and_give_the_same(threads, outputs, inputs, monkeypatch):
+    monkeypatch.setattr(kernels, "pays", kernels.are_panels)  # on any processor
+    weights, bias = drawn(outputs, inputs, seed=1).bfloat16().float(), drawn(outputs, seed=2)
+    narrow = kernels.narrowed(weights)
+    assert narrow is not None
+    assert narrow.nbytes == weights.nbytes // 2
+    assert torch.equal(kernels.narrowed(weights[:32], weights[32:]), narrow)
+    laid = packed(weights)
+    for count in (1, 2, 7, 8, 9, 16, 17, 48):
+        states = drawn(count, inputs)
+        assert torch.equal(kernels.product(states, narrow, bias), kernels.product(states, laid, bias))
+    weights[1, 3] += weights[1, 3] * 2**-12
+    assert kernels.narrowed(weights) is None
+
+
 def test_product_takes_states_of_any_shape():
     weights = drawn(64, 32)
     states = drawn(3, 5, 64)[..., ::2]

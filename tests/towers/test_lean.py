@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mmembed import compose
+from mmembed.nn import kernels
 from mmembed.testing import BACKBONES, VLMS, byte_tokenizer, tiny_backbone, tiny_embedder, tiny_vlm
 from mmembed.towers import lean as lean_module
 from mmembed.towers.compiled import CompiledBlock
@@ -248,12 +249,12 @@ def test_a_packed_weight_holds_nothing_of_its_own_but_the_copy_and_nothing_once_
     x = torch.randn(5, 24)
     with torch.no_grad():
         made(x)
-        (_, own, copy_of_all) = made.q_proj.beside.packed._held
-        assert [weight.data_ptr() for weight in own] == [each.weight.data_ptr() for each in made.children()]
+        (_, copied) = made.q_proj.beside.packed._held
+        assert [weight.data_ptr() for weight in copied._own] == [each.weight.data_ptr() for each in made.children()]
         lone = lean(nn.Sequential(nn.Linear(24, 16)))[0]
         lone(x)
-        gone = [weakref.ref(held) for held in (copy_of_all, lone.packed._held[2], *own)]
-        del own, copy_of_all
+        gone = [weakref.ref(held) for held in (copied.laid, lone.packed._held[1].laid, *copied._own)]
+        del copied
         made.to(torch.bfloat16)
         lone.to(torch.bfloat16)
     assert [held() for held in gone] == [None] * len(gone)
@@ -271,7 +272,8 @@ def test_a_large_model_keeps_a_second_copy_of_its_weights_where_there_is_memory_
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(lean_module, "PACKED", 0)
-    for spare, copied in ((48 * 32 * dtype.itemsize - 1, False), (48 * 32 * dtype.itemsize, True)):
+    room = 48 * 32 * dtype.itemsize * 3 // 2
+    for spare, copied in ((room - 1, False), (room, True)):
         monkeypatch.setattr(lean_module, "spare", lambda spare=spare: spare)
         layer = lean(nn.Sequential(nn.Linear(48, 32, dtype=dtype)))[0]
         assert (layer.packed is not None) == copied
@@ -279,6 +281,24 @@ def test_a_large_model_keeps_a_second_copy_of_its_weights_where_there_is_memory_
             rows = torch.randn(10, 48, dtype=dtype)
             due = nn.functional.linear(rows, layer.weight, layer.bias)
             assert torch.allclose(layer(rows), due, atol=1e-6 if dtype == torch.float32 else 0.02)
+
+
+@pytest.mark.skipif(not kernels.able(), reason="no AVX-512, another OpenMP than GNU's, or no llvmlite")
+def test_few_rows_read_numbers_of_bf16_in_half_the_bytes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kernels, "pays", kernels.are_panels)
+    made = nn.Sequential(nn.Linear(64, 128, dtype=torch.bfloat16)).float()
+    layer = lean(copy.deepcopy(made))[0]
+    with torch.no_grad():
+        for rows, copies in ((1, {"narrow"}), (kernels.FEW, {"narrow"}), (kernels.FEW + 1, {"narrow", "laid"})):
+            states = torch.randn(1, rows, 64, generator=torch.Generator().manual_seed(rows))
+            assert torch.allclose(layer(states), made(states), atol=1e-5)
+            held = layer.packed._held[1]
+            assert copies == held.__dict__.keys() & {"narrow", "laid"}
+            assert held.narrow is not None
+        made[0].weight[5, 5] += 1e-6  # no number of bf16 any more
+        layer.weight.copy_(made[0].weight)
+        assert torch.allclose(layer(states[:, :3]), made(states[:, :3]), atol=1e-5)
+        assert layer.packed._held[1].narrow is None
 
 
 @pytest.mark.skipif(not lean_module.BF16, reason="no oneDNN in bf16 here")
