@@ -169,6 +169,7 @@ class Conductor:
                 "model": {
                     "name": self.model,
                     "said": shape.said,
+                    "numbers": shape.numbers,
                     **shape.sizes,
                     **({"vision": shape.sight} if shape.sight else {}),
                 },

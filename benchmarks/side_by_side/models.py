@@ -37,6 +37,11 @@ class Shape:
     pixels: tuple[int, int] = (64 * 64, 1024 * 1024)
     encodes: bool = False
 
+    @property
+    def numbers(self) -> str:
+        """Of which its weights are, written in fp32: of bf16, as those of released decoders, or of fp32, as BERT's."""
+        return "fp32" if self.encodes else "bf16"
+
 
 def _bert(width: int, inner: int, layers: int, heads: int) -> dict[str, int]:
     return {
@@ -98,10 +103,10 @@ def folder_of(name: str, shelf: Path) -> Path:
 def _mark(shape: Shape) -> str:
     import hashlib
 
-    return hashlib.sha256(repr((shape, QUERY, TEMPLATE)).encode()).hexdigest()[:8]
+    return hashlib.sha256(repr((shape, shape.numbers, QUERY, TEMPLATE)).encode()).hexdigest()[:8]
 
 
-def _random(kind: str, settings: dict[str, Any]) -> Any:
+def _random(kind: str, settings: dict[str, Any], numbers: str) -> Any:
     """Random weights under which a mistake would show: norms away from 1, attention that is not flat (see mmembed.testing)."""
     import torch
     from transformers import AutoConfig, AutoModel
@@ -112,6 +117,10 @@ def _random(kind: str, settings: dict[str, Any]) -> Any:
         torch.manual_seed(0)
         model = AutoModel.from_config(AutoConfig.for_model(kind, **settings), dtype=torch.float32)
         sharpen(model)
+    if numbers == "bf16":
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.copy_(weight.bfloat16())
     return model.eval()
 
 
@@ -124,7 +133,7 @@ def _write(shape: Shape, folder: Path) -> None:
     limits = {"vocab_size": len(words), "max_position_embeddings": longest, "tie_word_embeddings": True}
     before = "" if shape.encodes else QUERY
     mmembed.compose(
-        backbone=_random("bert" if shape.encodes else "qwen3", {**shape.sizes, **limits, **ids}),
+        backbone=_random("bert" if shape.encodes else "qwen3", {**shape.sizes, **limits, **ids}, shape.numbers),
         tokenizer=words,
         pooling="mean" if shape.encodes else "last",
         prompts={"query": {"text": before + "{text}"}, "document": {"text": "{text}"}},
@@ -152,7 +161,9 @@ def _write_seeing(shape: Shape, folder: Path) -> None:
     sections = [third - 2 * (third // 3), third // 3, third // 3]
     rope = {"rope_type": "default", "rope_theta": 5_000_000.0, "mrope_section": sections, "mrope_interleaved": True}
     reads = {**shape.sizes, "vocab_size": len(words), "max_position_embeddings": 8192, "rope_parameters": rope}
-    _random("qwen3_vl", {"text_config": reads, "vision_config": shape.sight, **marks}).save_pretrained(folder)
+    _random("qwen3_vl", {"text_config": reads, "vision_config": shape.sight, **marks}, shape.numbers).save_pretrained(
+        folder
+    )
     size = dict(zip(("shortest_edge", "longest_edge"), shape.pixels, strict=True))
     half = [0.5] * 3
     images = Qwen2VLImageProcessor(patch_size=16, image_mean=half, image_std=half, size=size)

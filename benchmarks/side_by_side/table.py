@@ -124,7 +124,7 @@ def written(results: Path) -> str:
         found = entries[-1]["versions"]
         packages = ", ".join(f"{p} {found[p]}" for p in ("torch", "transformers", PEER) if p in found)
         lines += [
-            f"**{model}**, random weights, {precision}, {device}: {machine}; {packages}",
+            f"**{model}**, {_weights(entries)}, {precision}, {device}: {machine}; {packages}",
             "",
             *of_model(entries),
             "",
@@ -133,6 +133,13 @@ def written(results: Path) -> str:
         entry = json.loads(path.read_text(encoding="utf-8"))
         lines += [f"**Fresh processes**, {_machine(entry)}", "", *started(entry), ""]
     return "\n".join(lines[:-1]) + "\n"
+
+
+def _weights(entries: Sequence[dict[str, Any]]) -> str:
+    """Which the models have; what was measured before they were rounded does not say."""
+    numbers = {entry["model"].get("numbers") for entry in entries}
+    rounded = "random weights, rounded to bf16 as released decoders are"
+    return "random weights" if "bf16" not in numbers else rounded + ", but BERT's" * ("fp32" in numbers)
 
 
 def _machine(entry: dict[str, Any]) -> str:
@@ -162,7 +169,7 @@ def shortened(results: Path) -> str:
             other = min(others, key=lambda row: row["median_s"], default=None)
             said = "" if other is None else f"{other['system']} {_ratio(other, ours)}"
             rows.append([entry["model"]["said"], entry["said"], speed(ours, alone), ratios, said])
-        lines += [f"**{_machine(shown[0])}**, {shown[0]['precision']}, random weights", "", *_rows(head, rows), ""]
+        lines += [f"**{_machine(shown[0])}**, {shown[0]['precision']}, {_weights(shown)}", "", *_rows(head, rows), ""]
     return "\n".join(lines[:-1]) + "\n"
 
 

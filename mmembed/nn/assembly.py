@@ -12,7 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from .kernels import LANES, NARROW_ROWS, PANEL, ROWS, THREADS, WIDE
+from .kernels import BLOCK, LANES, NARROW_ROWS, PANEL, PARTS, ROWS, THREADS, WIDE
 
 AHEAD = 64
 """Inputs between a weight and the one that is asked for."""
@@ -22,10 +22,11 @@ NOTHING = ir.VoidType()
 
 
 def written() -> str:
-    """The module: `product`, `narrow`, `rms_norm` and `rounded`."""
+    """The module: `product`, `narrow`, `tiled`, `rms_norm` and `rounded`."""
     module = ir.Module()
     _product(module, "product", narrow=False)
     _product(module, "narrow", narrow=True)
+    _tiled(module)
     _rms_norm(module)
     _rounded(module)
     return str(module)
@@ -110,6 +111,122 @@ def _tile(module: ir.Module, name: str, rows: int, panel: int, inputs_of_step: i
             _store(build, sums[r * WIDE + v], _behind(build, out, to))
     build.ret_void()
     return tile
+
+
+def _tiled(module: ir.Module) -> None:
+    """tiled(x, w, start, out, scratch, shape, count, tall, inputs, outputs / 32, chunks): the product of many rows by `narrow`
+    weights, on AMX, `tall` rows at a time.
+
+    A number of fp32 is the sum of three of bf16, eight digits each, to the last bit; each is multiplied by weights that are of
+    bf16, without rounding, and all sums are of fp32.
+
+    Args:
+        scratch: of each thread what `tall` rows are cut into, and 64 bytes. shape: of the tiles, as LDTILECFG reads it.
+        count: rows of x; `out` has room for a multiple of 32.
+    """
+    first, further = (_block(module, name, asks=asks) for name, asks in (("first_block", True), ("block", False)))
+    configure, configured = (_declared(module, f"llvm.x86.{name}tilecfg", NOTHING, POINTER) for name in ("ld", "st"))
+    with _shared_out(module, "tiled", 11) as (build, job, chunk):
+        x, w, start, out, scratch, shape = (build.inttoptr(number, POINTER) for number in job[:6])
+        count, tall, inputs, units = job[6:10]
+        part = build.mul(build.mul(tall, inputs), INDEX(2))
+        whole = build.mul(part, INDEX(PARTS))
+        me = build.zext(build.call(_declared(module, THREADS[0], WORD), []), INDEX)
+        parts = _bytes_behind(build, scratch, build.mul(me, build.add(whole, INDEX(64))))
+        before = build.mul(chunk, tall)
+        left = build.sub(count, before)
+        rows = build.select(build.icmp_unsigned("<", left, tall), left, tall)
+        filled = _multiple(build, rows)
+        _cut(
+            build,
+            _behind(build, x, build.mul(before, inputs)),
+            parts,
+            part,
+            build.mul(rows, inputs),
+            build.mul(filled, inputs),
+        )
+        others = _bytes_behind(build, parts, whole)  # oneDNN may come back to its own tiles
+        build.call(configured, [others])
+        build.call(configure, [shape])
+        outputs, panel = build.mul(units, INDEX(BLOCK)), build.mul(inputs, INDEX(2 * BLOCK))
+        with _each(build, INDEX(0), units, INDEX(1)) as (unit, _):
+            weights, following = (
+                _bytes_behind(build, w, build.mul(each, panel)) for each in (unit, build.add(unit, INDEX(1)))
+            )
+            output = build.mul(unit, INDEX(BLOCK))
+            with _each(build, INDEX(0), filled, INDEX(BLOCK)) as (row, _):
+                own = _bytes_behind(build, parts, build.mul(build.mul(row, inputs), INDEX(2)))
+                to = _behind(build, out, build.add(build.mul(build.add(before, row), outputs), output))
+                given = [own, part, weights, following, _behind(build, start, output), to, inputs, outputs]
+                with build.if_else(build.icmp_unsigned("==", row, INDEX(0))) as (begins, goes_on):
+                    with begins:
+                        build.call(first, given)
+                    with goes_on:
+                        build.call(further, given)
+        build.call(configure, [others])
+
+
+def _cut(build: ir.IRBuilder, x: Any, parts: Any, part: Any, numbers: Any, filled: Any) -> None:
+    """Numbers of fp32 as sums of three of bf16, each a part; zeros up to `filled`."""
+    halves, upper = ir.VectorType(ir.IntType(16), LANES), ir.Constant(WORDS, [0xFFFF0000] * LANES)
+
+    def put(half: Any, number: int, i: Any) -> None:
+        place = build.add(build.mul(part, INDEX(number)), build.mul(i, INDEX(2)))
+        build.store(half, _bytes_behind(build, parts, place)).align = 2
+
+    with _each(build, INDEX(0), numbers, INDEX(LANES)) as (i, _):
+        rest = _loaded(build, _behind(build, x, i), VECTOR)
+        for number in range(PARTS):
+            bits = build.and_(build.bitcast(rest, WORDS), upper)
+            put(build.trunc(build.lshr(bits, ir.Constant(WORDS, [16] * LANES)), halves), number, i)
+            rest = build.fsub(rest, build.bitcast(bits, VECTOR))
+    short = build.icmp_unsigned("<", numbers, filled)
+    with build.if_then(short), _each(build, numbers, filled, INDEX(LANES)) as (i, _):
+        for number in range(PARTS):
+            put(ir.Constant(halves, [0] * LANES), number, i)
+
+
+def _block(module: ir.Module, name: str, asks: bool) -> ir.Function:
+    """block(parts, part, w, following, start, out, inputs, outputs): 32 rows by 32 outputs, in four tiles of sums. The first one
+    of a panel asks for the one that follows."""
+    block = _declared(module, name, NOTHING, POINTER, INDEX, *[POINTER] * 4, INDEX, INDEX)
+    block.linkage = "internal"
+    build = ir.IRBuilder(block.append_basic_block())
+    parts, part, w, following, start, out, inputs, outputs = block.args
+    tile = ir.IntType(8)
+    load, store = (
+        _declared(module, f"llvm.x86.tile{name}64", NOTHING, tile, POINTER, INDEX) for name in ("loadd", "stored")
+    )
+    multiply = _declared(module, "llvm.x86.tdpbf16ps", NOTHING, tile, tile, tile)
+    prefetch = _declared(module, "llvm.prefetch.p0", NOTHING, POINTER, WORD, WORD, WORD)
+    of_rows, of_weights, line = [tile(4), tile(5)], [tile(6), tile(7)], 4 * LANES
+    places = [(r, c, tile(2 * r + c)) for r in range(2) for c in range(2)]
+    for _, c, sums in places:
+        build.call(load, [sums, _behind(build, start, INDEX(LANES * c)), INDEX(0)])
+    with _each(build, INDEX(0), build.udiv(inputs, INDEX(BLOCK)), INDEX(1)) as (step, _):
+        reached = build.mul(step, INDEX(line * BLOCK))  # a panel has a line of two registers for each two inputs
+        for i in range(BLOCK if asks else 0):
+            asked = _bytes_behind(build, following, build.add(reached, INDEX(line * i)))
+            build.call(prefetch, [asked, WORD(0), WORD(2), WORD(1)])
+        for c, weights in enumerate(of_weights):
+            build.call(load, [weights, _bytes_behind(build, w, build.add(reached, INDEX(line * c))), INDEX(2 * line)])
+        for number in range(PARTS):
+            own = _bytes_behind(build, parts, build.add(build.mul(part, INDEX(number)), build.mul(step, INDEX(line))))
+            for r, rows in enumerate(of_rows):
+                below = _bytes_behind(build, own, build.mul(inputs, INDEX(2 * LANES * r)))
+                build.call(load, [rows, below, build.mul(inputs, INDEX(2))])
+            for r, c, sums in places:
+                build.call(multiply, [sums, of_rows[r], of_weights[c]])
+    for r, c, sums in places:
+        to = _behind(build, out, build.add(build.mul(outputs, INDEX(LANES * r)), INDEX(LANES * c)))
+        build.call(store, [sums, to, build.mul(outputs, INDEX(4))])
+    build.ret_void()
+    return block
+
+
+def _multiple(build: ir.IRBuilder, rows: Any) -> Any:
+    """The next multiple of a block."""
+    return build.and_(build.add(rows, INDEX(BLOCK - 1)), INDEX(-BLOCK))
 
 
 def _rms_norm(module: ir.Module) -> None:
@@ -207,6 +324,10 @@ def _declared(module: ir.Module, name: str, result: ir.Type, *arguments: ir.Type
 
 def _behind(build: ir.IRBuilder, address: Any, numbers: Any) -> Any:
     return build.gep(address, [numbers], source_etype=SINGLE)
+
+
+def _bytes_behind(build: ir.IRBuilder, address: Any, count: Any) -> Any:
+    return build.gep(address, [count], source_etype=ir.IntType(8))
 
 
 def _loaded(build: ir.IRBuilder, address: Any, kind: ir.Type) -> Any:

@@ -33,14 +33,17 @@ WIDE = 2
 """Registers of outputs of a tile."""
 ROWS, NARROW_ROWS = 12, 8
 """Rows of a tile at most: 12 x 2 sums, and what they are made of, fill the 32 registers; two inputs at a time need more."""
+BLOCK, PARTS = 32, 3
+"""On AMX, rows and outputs of four tiles of sums, and inputs of a step; numbers of bf16 that a number of fp32 is cut into."""
 THREADS = ("omp_get_thread_num", "omp_get_num_threads")
 """Functions of OpenMP that the kernels call."""
 MOST = 128
 """Rows up to which `product` is faster than oneDNN's: 64 rows take 560 us of its 740, 128 rows .76 to .95 of its time, 250 as
 long or a tenth longer."""
-FEW = 48
-"""Rows up to which it is faster on numbers of bf16: the products of a query in 41 M parameters, 4, 10, 32 and 48 rows: 1.7, 3.3,
-6.9 and 10.7 ms, on fp32 5.3, 5.9, 10.4 and 13, by oneDNN 7.3, 8.3, 12.2 and 14."""
+FEW = 32
+"""Rows up to which narrow weights are read row by row, and more by tiles where every thread has some."""
+SCRATCH = 2**20
+"""Bytes that a thread cuts rows into at a time, half of a second cache."""
 ALONE = 2**14
 """Numbers up to which one thread norms or rounds them."""
 
@@ -74,9 +77,15 @@ def are_panels(outputs: int, inputs: int) -> bool:
     return torch.equal(lying, weights.view(-1, PANEL, inputs).transpose(1, 2).flatten())
 
 
+@cache
+def has_tiles() -> bool:
+    """Whether the processor multiplies tiles of bf16 (AMX), and Linux lets this process."""
+    return able() and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
+
+
 def narrowed(*weights: Float[Tensor, "_ D"]) -> Int32[Tensor, "P C W"] | None:
     """Weights one below the other as `product` reads them in half the bytes, two inputs a word, panels of 32 outputs; None where
-    they are no numbers of bf16, or the kernel is not for them."""
+    they are no numbers of bf16, or the kernels are not for them."""
     outputs, inputs = sum(map(len, weights)), weights[0].shape[1]
     if not pays(outputs, inputs) or any((each.view(torch.int32) & 0xFFFF).any() for each in weights):
         return None
@@ -85,22 +94,29 @@ def narrowed(*weights: Float[Tensor, "_ D"]) -> Int32[Tensor, "P C W"] | None:
     return panels.transpose(1, 2).contiguous().view(torch.int32).squeeze(-1)
 
 
+def reads_narrow(count: int, inputs: int) -> bool:
+    """Whether so many rows are for `narrowed` weights: few, or on AMX enough for all threads."""
+    return count <= FEW or (count > BLOCK * (torch.get_num_threads() - 1) and inputs % BLOCK == 0 and has_tiles())
+
+
 def product(states: Float[Tensor, "*R D"], weights: Tensor, bias: Float[Tensor, " E"] | None) -> Float[Tensor, "*R E"]:
     """What `torch.nn.functional.linear` gives.
 
     Args:
         states: fp32 on the CPU, as `bias`.
         weights: (E, D) as `torch.ops.mkldnn._reorder_linear_weight` gives them, of a shape that `are_panels` knows; or as
-            `narrowed` gives them.
+            `narrowed` gives them, if `reads_narrow`.
     """
     *lead, inputs = states.shape
     laid = weights.is_mkldnn
     units = weights.shape[0] // (LANES * WIDE) if laid else weights.shape[0]
     outputs = units * LANES * WIDE
+    count = states.numel() // inputs
+    states, start = states.contiguous(), _zeros(outputs) if bias is None else bias.contiguous()
+    if not laid and count > FEW:
+        return _tiled(states, weights, start, count, units).view(*lead, outputs)
     out = states.new_empty((*lead, outputs))
-    count = out.numel() // outputs
     if count:
-        states, start = states.contiguous(), _zeros(outputs) if bias is None else bias.contiguous()
         most, run, place = (
             (ROWS, _made().product, _address(weights)) if laid else (NARROW_ROWS, _made().narrow, weights.data_ptr())
         )
@@ -108,6 +124,25 @@ def product(states: Float[Tensor, "*R D"], weights: Tensor, bias: Float[Tensor, 
         addresses = states.data_ptr(), place, start.data_ptr(), out.data_ptr()
         run(torch.get_num_threads(), *addresses, count, tall, inputs, units)
     return out
+
+
+def _tiled(states: Tensor, weights: Tensor, start: Tensor, count: int, units: int) -> Float[Tensor, "R E"]:
+    """The product of many rows, on AMX: chunks of them, as many to each thread."""
+    threads, inputs = torch.get_num_threads(), states.shape[-1]
+    room = max(BLOCK, SCRATCH // (2 * PARTS * inputs) // BLOCK * BLOCK)
+    turns = -(-count // (room * threads))
+    tall = -(-count // (turns * threads * BLOCK)) * BLOCK
+    out = states.new_empty(-(-count // BLOCK) * BLOCK, units * LANES * WIDE)
+    scratch = torch.empty(threads, 2 * PARTS * tall * inputs + len(_SHAPE), dtype=torch.uint8, device="cpu")
+    addresses = (each.data_ptr() for each in (states, weights, start, out, scratch))
+    _made().tiled(threads, *addresses, ctypes.addressof(_SHAPE), count, tall, inputs, units, -(-count // tall))
+    return out[:count]
+
+
+_SHAPE = (ctypes.c_uint8 * 64).from_buffer_copy(
+    struct.pack("<BB14x16H16B", 1, 0, *[64] * 8, *[0] * 8, *[16] * 8, *[0] * 8)
+)
+"""Eight tiles of 16 rows and 64 bytes, as LDTILECFG reads it."""
 
 
 def rms_norm(
@@ -201,7 +236,9 @@ class _Made:
             llvm.add_symbol(name, ctypes.cast(openmp[name], ctypes.c_void_p).value)
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
-        features = llvm.get_host_cpu_features().flatten() + ",-prefer-256-bit"
+        features = (
+            llvm.get_host_cpu_features().flatten() + ",-prefer-256-bit,+amx-tile,+amx-bf16"
+        )  # whether or not they run here
         target = llvm.Target.from_default_triple()
         machine = target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features, opt=2)
         self._code = llvm.create_mcjit_compiler(llvm.parse_assembly(written()), machine)
@@ -209,9 +246,9 @@ class _Made:
         parallel = openmp["GOMP_parallel"]
         parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         parallel.restype = None
-        self.product, self.narrow, self.rms_norm, self.rounded = (
+        self.product, self.narrow, self.tiled, self.rms_norm, self.rounded = (
             _Kernel(self._code.get_function_address(name), count, parallel)
-            for name, count in (("product", 8), ("narrow", 8), ("rms_norm", 9), ("rounded", 5))
+            for name, count in (("product", 8), ("narrow", 8), ("tiled", 11), ("rms_norm", 9), ("rounded", 5))
         )
 
 

@@ -120,7 +120,7 @@ class Copy:
 
     @cached_property
     def narrow(self) -> Tensor | None:
-        """In half the bytes, where they are numbers of bf16 in fp32: for few rows."""
+        """In half the bytes, where they are numbers of bf16 in fp32."""
         return kernels.narrowed(*self._own) if self._own[0].dtype == torch.float32 else None
 
 
@@ -139,8 +139,8 @@ class Packed:
         if any(weight.is_inference() for weight in weights):  # no one counts its changes
             return _product(states, weights[0] if len(weights) == 1 else torch.cat(weights), bias)
         copied = self.of(*weights)
-        few = states.numel() <= kernels.FEW * states.shape[-1]
-        if few and copied.narrow is not None:
+        inputs = states.shape[-1]
+        if kernels.reads_narrow(states.numel() // inputs, inputs) and copied.narrow is not None:
             return kernels.product(states, copied.narrow, bias)
         return _product(states, copied.laid, bias)
 

@@ -55,11 +55,52 @@ def test_numbers_of_bf16_take_half_the_bytes_and_give_the_same(threads, outputs,
     assert narrow.nbytes == weights.nbytes // 2
     assert torch.equal(kernels.narrowed(weights[:32], weights[32:]), narrow)
     laid = packed(weights)
-    for count in (1, 2, 7, 8, 9, 16, 17, 48):
+    for count in (1, 2, 7, 8, 9, 16, 17, kernels.FEW):
         states = drawn(count, inputs)
         assert torch.equal(kernels.product(states, narrow, bias), kernels.product(states, laid, bias))
     weights[1, 3] += weights[1, 3] * 2**-12
     assert kernels.narrowed(weights) is None
+
+
+@pytest.mark.skipif(not kernels.has_tiles(), reason="no AMX")
+@pytest.mark.parametrize(("outputs", "inputs"), [(64, 32), (448, 96), (512, 1536)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_many_rows_go_through_tiles_and_lose_no_digit(threads, outputs, inputs, biased, monkeypatch):
+    monkeypatch.setattr(kernels, "pays", kernels.are_panels)
+    weights = drawn(outputs, inputs, seed=1).bfloat16().float()
+    bias, narrow = drawn(outputs, seed=2) if biased else None, kernels.narrowed(weights)
+    every = drawn(3000, inputs) * torch.logspace(-3, 3, inputs)
+    exact = F.linear(every.double(), weights.double(), None if bias is None else bias.double())
+    whole = kernels.product(every, narrow, bias)
+    assert (whole - exact).norm() <= 3e-7 * exact.norm()
+    assert (whole - exact).norm() <= 2 * (F.linear(every, weights, bias) - exact).norm()
+    for count in (kernels.FEW + 1, 64, 95, 96, 97, 700):
+        for first in (0, 5):
+            rows = slice(first, first + count)
+            assert torch.equal(kernels.product(every[rows], narrow, bias), whole[rows]), (first, count)
+
+
+@pytest.mark.skipif(not kernels.has_tiles(), reason="no AMX")
+def test_tiles_are_left_as_onednn_had_them(threads, monkeypatch):
+    monkeypatch.setattr(kernels, "pays", kernels.are_panels)
+    rows, weights = drawn(300, 256), drawn(128, 256, seed=1).bfloat16().float()
+    narrow = kernels.narrowed(weights)
+    in_bf16 = rows.bfloat16(), weights.bfloat16()
+    due, ours = F.linear(*in_bf16), kernels.product(rows, narrow, None)
+    for _ in range(20):
+        assert torch.equal(F.linear(*in_bf16), due)
+        assert torch.equal(kernels.product(rows, narrow, None), ours)
+
+
+@pytest.mark.parametrize("threads_at_hand", [1, 2, 16])
+def test_tiles_are_for_rows_enough_for_all_threads(threads_at_hand, monkeypatch):
+    monkeypatch.setattr(kernels, "has_tiles", lambda: True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads_at_hand)
+    most = max(kernels.FEW, kernels.BLOCK * (threads_at_hand - 1))
+    assert kernels.reads_narrow(kernels.FEW, 64)
+    assert kernels.reads_narrow(most + 1, 64)
+    assert not kernels.reads_narrow(most + 1, 48)
+    assert kernels.reads_narrow(most, 64) == (most == kernels.FEW)
 
 
 def test_product_takes_states_of_any_shape():
@@ -78,6 +119,10 @@ def test_broken_numbers_stay_broken():
     out = kernels.product(states, packed(weights), None)
     assert out[0].isnan().all()
     assert not out[1].isfinite().any()
+    if kernels.has_tiles() and (narrow := kernels.narrowed(weights.bfloat16().float())) is not None:
+        many = kernels.product(states.repeat(50, 1), narrow, None)
+        assert many[::2].isnan().all()
+        assert not many[1::2].isfinite().any()
     normed = kernels.rms_norm(states, drawn(32), 1e-6)
     assert normed[0].isnan().all()
     assert not normed[1, 3].isfinite()

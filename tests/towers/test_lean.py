@@ -286,6 +286,7 @@ def test_a_large_model_keeps_a_second_copy_of_its_weights_where_there_is_memory_
 @pytest.mark.skipif(not kernels.able(), reason="no AVX-512, another OpenMP than GNU's, or no llvmlite")
 def test_few_rows_read_numbers_of_bf16_in_half_the_bytes(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kernels, "pays", kernels.are_panels)
+    monkeypatch.setattr(kernels, "has_tiles", lambda: False)
     made = nn.Sequential(nn.Linear(64, 128, dtype=torch.bfloat16)).float()
     layer = lean(copy.deepcopy(made))[0]
     with torch.no_grad():
