@@ -18,6 +18,7 @@ from .embedder import GOLDEN_FILE, Embedder
 from .errors import LoadError, SpecError, check_known
 from .memory import is_out_of_memory
 from .model import EmbeddingModel, load_model, reads_logits
+from .nn import kernels
 from .nn.int8 import check_int8, in_int8
 from .nn.pooling import pooled_width
 from .nn.precision import BYTES, COMPUTED, INT8, alike, cast, dtype_of
@@ -200,6 +201,8 @@ def _held(
         _in_bytes(model)
     elif precision != "fp32" and chosen.type == "cpu" and isinstance(model, EmbeddingModel):
         _probed(model, precision)
+    if chosen.type == "cpu":
+        kernels.make()  # now, not at the first text: by then a server may have given away the right to read what is installed
     return lean(model).to(chosen)
 
 

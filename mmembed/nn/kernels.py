@@ -58,6 +58,12 @@ def able() -> bool:
     )
 
 
+def make() -> None:
+    """Make the kernels where they run, or leave it: .15 s, once a process."""
+    if able():
+        _made()
+
+
 @cache
 def pays(outputs: int, inputs: int) -> bool:
     """Whether `product` is for weights (outputs, inputs): where it was measured, on Intel's processors."""
