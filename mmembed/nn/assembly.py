@@ -261,6 +261,7 @@ def _rounded(module: ir.Module) -> None:
         _declared(module, f"llvm.{name}.v{LANES}f32", VECTOR, *[VECTOR] * count)
         for name, count in (("maximum", 2), ("fabs", 1), ("rint", 1))
     )
+    to_words = _declared(module, f"llvm.fptosi.sat.v{LANES}i32.v{LANES}f32", WORDS, VECTOR)  # of no number: 0
     with _shared_out(module, "rounded", 5) as (build, job, row):
         x, codes, largest = (build.inttoptr(number, POINTER) for number in job[:3])
         width = job[3]
@@ -274,7 +275,7 @@ def _rounded(module: ir.Module) -> None:
         scale = _everywhere(build, build.fdiv(SINGLE(127.0), most_of_all))
         with _each(build, INDEX(0), width, INDEX(LANES)) as (i, _):
             number = build.fmul(_loaded(build, _behind(build, own, i), VECTOR), scale)
-            whole = build.fptosi(build.call(nearest, [number]), WORDS)
+            whole = build.call(to_words, [build.call(nearest, [number])])
             code = build.xor(build.trunc(whole, byte), ir.Constant(byte, [-128] * LANES))
             build.store(code, build.gep(codes, [build.add(before, i)], source_etype=ir.IntType(8))).align = 1
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from ..errors import SpecError
 from . import kernels
 
-VALUES = ("v_proj", "value")
-"""What attention's values are made by stays whole: an error there goes straight into the states, which softmax damps in queries
-and keys. Of the ten nearest stay, with values in int8 and without, .955 and .967 of all-MiniLM-L6-v2, .980 and .984 of 30 M."""
+VALUES = ("v_proj", "value", "v_lin", "v")
+"""What attention's values are made by, where it is a layer of its own, stays whole: an error there goes straight into the states,
+which softmax damps in queries and keys. Of the ten nearest stay, with values in int8 and without, .955 and .967 of
+all-MiniLM-L6-v2, .980 and .984 of 30 M."""
 
 
 def check_int8(device: torch.device) -> None:
@@ -77,7 +78,7 @@ class Int8Linear(nn.Module):
 
 def _rounded(rows: Float[Tensor, "R D"]) -> tuple[UInt8[Tensor, "R D"], Float[Tensor, "R 1"]]:
     """round(rows * (127 / largest)) + 128, and the largest magnitude of each row."""
-    if rows.dtype == torch.float32 and rows.shape[-1] % kernels.LANES == 0 and kernels.able():
+    if rows.shape[-1] % kernels.LANES == 0 and kernels.serve(rows):
         return kernels.rounded(rows)
     largest = rows.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
     # u8 = s8 + 128 is the sign bit turned over; oneDNN has no fast product of s8 by s8, and torch no fast cast to u8

@@ -10,7 +10,8 @@
   which AMX multiplies without rounding and sums in fp32: no digit of fp32 is lost, and 512 rows of 41 M parameters take half the
   time of oneDNN's fp32.
 
-An output is one sum in the order of the inputs, to the last bit the same whatever rows there are beside it.
+An output is one sum in the order of the inputs: of the same kernel to the last bit the same, whatever rows there are beside it.
+What is smaller than 1e-33 may be lost on AMX, which takes numbers below 2**-126 for zeros; an infinite number gives NaN there.
 
 `rms_norm`: one walk instead of three, and one call instead of five. `rounded`: the same for what int8 rounds on the way.
 
@@ -25,10 +26,11 @@ from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int32, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 PANEL = 64
 """Outputs of a panel of weights, as oneDNN lays them out."""
@@ -64,21 +66,45 @@ def able() -> bool:
 
 
 def make() -> None:
-    """Make the kernels where they run, or leave it: .15 s, once a process."""
+    """Make the kernels where they run, or leave it: .15 s, once a process; nothing is read from disk later."""
     if able():
         _made()
+        is_intel(), has_tiles()
+
+
+def serve(*tensors: Tensor) -> bool:
+    """Whether the kernels may read these: they run here, the numbers are fp32 on the CPU, and nothing watches torch's operators
+    in place of which they stand (graphs that are traced, modes of dispatch, `torch.func`)."""
+    if torch.compiler.is_dynamo_compiling() or torch.jit.is_tracing() or not able():
+        return False
+    for each in tensors:
+        if type(each) not in _PLAIN or not each.is_cpu or each.dtype != torch.float32:
+            return False
+    return not torch._C._len_torch_dispatch_stack() and torch._C._functorch.peek_interpreter_stack() is None
+
+
+_PLAIN = (Tensor, nn.Parameter)
+
+
+@cache
+def is_intel() -> bool:
+    """Where products were measured."""
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
 
 
 @cache
 def pays(outputs: int, inputs: int) -> bool:
-    """Whether `product` is for weights (outputs, inputs): where it was measured, on Intel's processors."""
-    return are_panels(outputs, inputs) and "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    """Whether `product` is for weights (outputs, inputs)."""
+    return is_intel() and are_panels(outputs, inputs)
 
 
 @cache
 def are_panels(outputs: int, inputs: int) -> bool:
     """Whether oneDNN lays out weights (outputs, inputs) as `product` reads them: looked at once for each shape."""
-    if not able() or outputs % PANEL or not hasattr(torch.ops.mkldnn, "data_ptr"):
+    if not able() or not inputs or outputs % PANEL or not hasattr(torch.ops.mkldnn, "data_ptr"):
         return False
     weights = torch.arange(outputs * inputs, dtype=torch.float32, device="cpu").view(outputs, inputs)
     packed = torch.ops.mkldnn._reorder_linear_weight(weights, 512)
@@ -98,10 +124,10 @@ def narrowed(*weights: Float[Tensor, "_ D"]) -> Int32[Tensor, "P C W"] | None:
     """Weights one below the other as `product` reads them in half the bytes, two inputs a word, panels of 32 outputs; None where
     they are no numbers of bf16, or the kernels are not for them."""
     outputs, inputs = sum(map(len, weights)), weights[0].shape[1]
-    weights = tuple(each.contiguous() for each in weights)
     if not pays(outputs, inputs) or any((each.view(torch.int32) & 0xFFFF).any() for each in weights):
         return None
-    bits = torch.cat([each.view(torch.int16)[:, 1::2] for each in weights])  # the upper halves: a little-endian machine
+    halves = [each.contiguous().view(torch.int16) for each in weights]
+    bits = torch.cat([each[:, 1::2] for each in halves])  # the upper ones: a little-endian machine
     panels = bits.view(outputs // (LANES * WIDE), LANES * WIDE, inputs // 2, 2)
     return panels.transpose(1, 2).contiguous().view(torch.int32).squeeze(-1)
 
@@ -118,10 +144,17 @@ def product(states: Float[Tensor, "*R D"], weights: Tensor, bias: Float[Tensor, 
         states: fp32 on the CPU, as `bias`.
         weights: (E, D) as `torch.ops.mkldnn._reorder_linear_weight` gives them, of a shape that `are_panels` knows; or as
             `narrowed` gives them, if `reads_narrow`.
+
+    Raises:
+        RuntimeError: states of another width than the weights.
     """
     *lead, inputs = states.shape
     laid = weights.is_mkldnn
-    units = weights.shape[0] // (LANES * WIDE) if laid else weights.shape[0]
+    units, due = (
+        (weights.shape[0] // (LANES * WIDE), weights.shape[1]) if laid else (len(weights), 2 * weights.shape[1])
+    )
+    if inputs != due:
+        raise RuntimeError(f"a linear layer of {due} inputs was given states {tuple(states.shape)}")
     outputs = units * LANES * WIDE
     count = states.numel() // inputs
     states, start = states.contiguous(), _zeros(outputs) if bias is None else bias.contiguous()
@@ -221,10 +254,11 @@ def _openmp() -> ctypes.CDLL | None:
 
 
 class _Kernel:
-    """A function over so many numbers, which one thread calls or each of several."""
+    """A function over so many numbers, which one thread calls or each of several; it holds the code that it lies in."""
 
-    def __init__(self, address: int, count: int, parallel: Callable[..., None]):
-        self._address, self._numbers, self._parallel = address, ctypes.c_int64 * count, parallel
+    def __init__(self, code: Any, name: str, count: int, parallel: Callable[..., None]):
+        address = code.get_function_address(name)
+        self._code, self._address, self._numbers, self._parallel = code, address, ctypes.c_int64 * count, parallel
         self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
 
     def __call__(self, threads: int, *numbers: int) -> None:
@@ -235,7 +269,7 @@ class _Kernel:
 
 
 class _Made:
-    """The kernels, and the machine code that they lie in."""
+    """The kernels."""
 
     def __init__(self) -> None:
         import llvmlite.binding as llvm
@@ -253,13 +287,13 @@ class _Made:
         )  # whether or not they run here
         target = llvm.Target.from_default_triple()
         machine = target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features, opt=2)
-        self._code = llvm.create_mcjit_compiler(llvm.parse_assembly(written()), machine)
-        self._code.finalize_object()
+        code = llvm.create_mcjit_compiler(llvm.parse_assembly(written()), machine)
+        code.finalize_object()
         parallel = openmp["GOMP_parallel"]
         parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         parallel.restype = None
         self.product, self.narrow, self.tiled, self.rms_norm, self.rounded = (
-            _Kernel(self._code.get_function_address(name), count, parallel)
+            _Kernel(code, name, count, parallel)
             for name, count in (("product", 8), ("narrow", 8), ("tiled", 11), ("rms_norm", 9), ("rounded", 5))
         )
 

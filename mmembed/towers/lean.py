@@ -6,11 +6,11 @@ time that transformers' modules take. Here three kinds of parts get another `for
 - a linear layer goes through oneDNN, which on AMD's processors multiplies a fifth faster than the MKL behind torch's own, and,
   where there is memory for a copy, on weights laid out as oneDNN reads them, those of layers that read the same input in one
   piece: half the time of ten rows, a short query; few rows read that copy by a kernel of our own where oneDNN waits for it;
-- an RMS norm is one kernel in place of seven, ours, or torch's on CUDA, or walks over its input three times instead of six
-  (five times in bf16);
+- an RMS norm is one kernel in place of seven, ours in fp32, torch's on CUDA; in bf16 on the CPU it walks over its input five
+  times;
 - a block's MLP takes 512 rows at a time, so that what it widens to stays in the cache; BERT's and its kin's too.
 
-But for that kernel all of this is for fp32 on the CPU, copies of weights and norms for bf16 there too. Nothing else of a part
+But for torch's kernel all of this is for fp32 on the CPU, copies of weights and norms for bf16 there too. Nothing else of a part
 changes: names, weights, hooks, `isinstance`, what is saved. Wherever gradients are recorded, in other precisions and on other
 devices its own forward runs, and under compilers too, but that linear layers stay oneDNN's, as an operator that no compiler
 looks into. Parts that are built otherwise are left as they are: a norm must give what its own forward gives, an MLP must treat
@@ -139,8 +139,8 @@ class Packed:
         if any(weight.is_inference() for weight in weights):  # no one counts its changes
             return _product(states, weights[0] if len(weights) == 1 else torch.cat(weights), bias)
         copied = self.of(*weights)
-        inputs = states.shape[-1]
-        if kernels.reads_narrow(states.numel() // inputs, inputs) and copied.narrow is not None:
+        narrow = kernels.reads_narrow(states.shape[:-1].numel(), states.shape[-1])
+        if narrow and kernels.serve(states, *_given(bias)) and copied.narrow is not None:
             return kernels.product(states, copied.narrow, bias)
         return _product(states, copied.laid, bias)
 
@@ -297,13 +297,15 @@ def product(
 def _quick(states: Tensor, weight: Tensor, copied: bool = False) -> bool:
     """Whether oneDNN is to multiply these, in bf16 only where it has a copy of the weights."""
     known = weight.dtype == torch.float32 or (copied and BF16 and weight.dtype == torch.bfloat16)
-    return bool(ONEDNN and known and states.dtype == weight.dtype and alone(states) and torch.backends.mkldnn.enabled)
+    known = known and states.dtype == weight.dtype and weight.numel() > 0
+    return bool(ONEDNN and known and alone(states) and torch.backends.mkldnn.enabled)
 
 
 def _product(states: Float[Tensor, "*R D"], weight: Tensor, bias: Float[Tensor, " E"] | None) -> Float[Tensor, "*R E"]:
     """The product, by oneDNN or, of few rows, by a kernel that reads the same copy of the weights."""
     count = states.shape[:-1].numel()
-    if count <= kernels.MOST and weight.is_mkldnn and weight.dtype == torch.float32 and kernels.pays(*weight.shape):
+    few = count <= kernels.MOST and weight.is_mkldnn and kernels.pays(*weight.shape)
+    if few and kernels.serve(states, *_given(bias)):
         return kernels.product(states, weight, bias)
     rows = states if states.ndim > 1 else states[None]
     if count > STEP:  # a query alone does not wait for a copy of itself
@@ -312,6 +314,10 @@ def _product(states: Float[Tensor, "*R D"], weight: Tensor, bias: Float[Tensor, 
     even = _filled(rows, more) if more else rows
     out: Tensor = torch.ops.mkldnn._linear_pointwise(even, weight, bias, "none", [], "")
     return (out[:count] if more else out).view(*states.shape[:-1], out.shape[-1])
+
+
+def _given(bias: Tensor | None) -> tuple[Tensor, ...]:
+    return () if bias is None else (bias,)
 
 
 def _filled(rows: Float[Tensor, "R D"], more: int) -> Float[Tensor, "S D"]:
@@ -396,12 +402,14 @@ class LeanNorm(Over):
         return normed.to(dtype).mul_(self.weight)
 
     def forward(self, states: Float[Tensor, "*R D"]) -> Float[Tensor, "*R D"]:
-        if self._fuses and _fused(states, self.weight):
-            return nn.functional.rms_norm(states, self.weight.shape, self.weight, _eps(self))
-        if not serves(states, torch.bfloat16) or self.weight.dtype != states.dtype:
+        weight = self.weight
+        if self._fuses and _fused(states, weight):
+            return nn.functional.rms_norm(states, weight.shape, weight, _eps(self))
+        if not serves(states, torch.bfloat16) or weight.dtype != states.dtype:
             return super().forward(states)  # type: ignore[misc]
-        if states.dtype == torch.float32 and states.shape[-1] % kernels.LANES == 0 and kernels.able():
-            return kernels.rms_norm(states, self.weight, _eps(self), self._around)
+        fits = weight.shape == states.shape[-1:] and len(weight) % kernels.LANES == 0 and weight.is_contiguous()
+        if fits and kernels.serve(states, weight):
+            return kernels.rms_norm(states, weight, _eps(self), self._around)
         exact = states.float()
         length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
         inverse = torch.addcmul(_constant(_eps(self)), length, length, value=1 / states.shape[-1]).rsqrt_()

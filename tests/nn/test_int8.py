@@ -106,3 +106,11 @@ def test_a_backbone_that_reads_weights_past_its_layers_is_refused():
         mmembed.compose(
             backbone=AutoModel.from_config(config), tokenizer=byte_tokenizer(), device="cpu", precision="int8"
         )
+
+
+def test_a_compiler_sees_operators_of_torch_alone():
+    layer = Int8Linear(nn.Linear(32, 16))
+    rows = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        compiled = torch.compile(layer, fullgraph=True, backend="eager")
+        assert torch.allclose(compiled(rows), layer(rows), atol=1e-5)

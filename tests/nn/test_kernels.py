@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmembed.nn import kernels
 
@@ -175,6 +176,30 @@ def test_rows_of_zeros_are_codes_of_zero():
     codes, largest = kernels.rounded(torch.zeros(2, 16))
     assert (codes == 128).all()
     assert torch.equal(largest, torch.full((2, 1), torch.finfo(torch.float32).tiny))
+
+
+def test_what_the_kernels_may_not_read_is_left_to_torch():
+    plain = drawn(4, 16)
+    assert kernels.serve(plain, torch.nn.Parameter(plain))
+    assert not kernels.serve(plain, plain.bfloat16())
+    assert not kernels.serve(plain.to("meta"))
+    with FlopCounterMode(display=False):
+        assert not kernels.serve(plain)
+    served: list[bool] = []
+
+    def asks(row: Tensor) -> Tensor:
+        served.append(kernels.serve(row))
+        return row * 2
+
+    torch.func.vmap(asks)(plain)
+    torch.jit.trace(asks, plain, check_trace=False)
+    assert served == [False, False]
+
+
+def test_states_of_another_width_are_refused():
+    weights = drawn(64, 32)
+    with pytest.raises(RuntimeError, match="of 32 inputs was given states"):
+        kernels.product(drawn(3, 16), packed(weights), None)
 
 
 def test_threads_of_python_have_their_own_numbers():

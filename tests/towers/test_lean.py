@@ -302,6 +302,27 @@ def test_few_rows_read_numbers_of_bf16_in_half_the_bytes(monkeypatch: pytest.Mon
         assert layer.packed._held[1].narrow is None
 
 
+def test_a_norm_whose_weight_is_no_row_of_its_own_is_torch_s():
+    made = lean(nn.Sequential(nn.RMSNorm(32)))
+    wide = torch.rand(64, generator=torch.Generator().manual_seed(0))
+    rows = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        made[0].weight = nn.Parameter(wide[::2])
+        assert torch.allclose(made(rows), nn.functional.rms_norm(rows, (32,), wide[::2]), atol=1e-6)
+        with pytest.raises(RuntimeError):
+            made(torch.randn(3, 16))
+
+
+@pytest.mark.parametrize("rows", [3, 200])
+def test_a_layer_refuses_what_torch_refuses(rows: int):
+    layer = lean(nn.Sequential(nn.Linear(64, 64)))[0]
+    with torch.no_grad(), pytest.raises(RuntimeError):
+        layer(torch.randn(rows, 32))
+    nothing = lean(nn.Sequential(nn.Linear(0, 64)))[0]
+    with torch.no_grad():
+        assert torch.equal(nothing(torch.randn(rows, 0)), nothing.bias.expand(rows, 64))
+
+
 @pytest.mark.skipif(not lean_module.BF16, reason="no oneDNN in bf16 here")
 def test_in_bf16_products_are_of_a_copy_and_as_exact(products: list[int]):
     """Held to fp64: both round sums of fp32 once."""
