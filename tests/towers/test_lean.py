@@ -302,6 +302,31 @@ def test_few_rows_read_numbers_of_bf16_in_half_the_bytes(monkeypatch: pytest.Mon
         assert layer.packed._held[1].narrow is None
 
 
+@pytest.mark.skipif(not kernels.has_tiles(), reason="no AMX")
+def test_a_decoder_of_bf16_numbers_gives_on_amx_what_transformers_gives(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kernels, "pays", kernels.are_panels)
+    seen: list[int] = []
+    tiled = kernels._tiled
+    monkeypatch.setattr(kernels, "_tiled", lambda *given: (seen.append(given[3]), tiled(*given))[1])
+    body = tiny_backbone(hidden_size=64, intermediate_size=192, num_attention_heads=4, head_dim=32)
+    with torch.no_grad():
+        for weight in body.parameters():
+            weight.copy_(weight.bfloat16())
+    words = byte_tokenizer()
+    texts = ["one", "two words", "a longer text " * 20, "and another of many tokens " * 11]
+    due = []
+    with torch.no_grad():
+        for text in texts:
+            states = copy.deepcopy(body).double()(torch.tensor([words(text)["input_ids"]])).last_hidden_state
+            due.append(nn.functional.normalize(states[0].mean(0), dim=0).numpy())
+    embedder = compose(backbone=body, tokenizer=words, pooling="mean", device="cpu")
+    together = embedder.encode(texts)
+    assert seen
+    assert np.abs(together - np.stack(due)).max() < 1e-6
+    alone = np.concatenate([embedder.encode([text]) for text in texts])
+    assert np.abs(alone - together).max() < 1e-6
+
+
 def test_a_norm_whose_weight_is_no_row_of_its_own_is_torch_s():
     made = lean(nn.Sequential(nn.RMSNorm(32)))
     wide = torch.rand(64, generator=torch.Generator().manual_seed(0))
