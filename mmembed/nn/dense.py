@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from .kernels import is_intel
+
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 """Whether torch has oneDNN's products as an operator."""
 LEAST = 2**18
@@ -77,8 +79,7 @@ def alone(numbers: Tensor) -> bool:
 @cache
 def slowed() -> bool:
     """Whether torch multiplies by MKL on a processor of another maker than Intel, and has oneDNN beside it."""
-    listed = Path("/proc/cpuinfo")
-    other = listed.exists() and "GenuineIntel" not in listed.read_text()
+    other = Path("/proc/cpuinfo").exists() and not is_intel()
     return other and torch.backends.mkl.is_available() and ONEDNN
 
 

@@ -88,7 +88,7 @@ _PLAIN = (Tensor, nn.Parameter)
 
 @cache
 def is_intel() -> bool:
-    """Where products were measured."""
+    """Whether the processor is Intel's, as far as Linux says: there the products were measured."""
     try:
         return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -282,9 +282,8 @@ class _Made:
             llvm.add_symbol(name, ctypes.cast(openmp[name], ctypes.c_void_p).value)
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
-        features = (
-            llvm.get_host_cpu_features().flatten() + ",-prefer-256-bit,+amx-tile,+amx-bf16"
-        )  # whether or not they run here
+        tiles = ",+amx-tile,+amx-bf16"  # written whether or not they run here: `has_tiles` is asked before
+        features = llvm.get_host_cpu_features().flatten() + ",-prefer-256-bit" + tiles
         target = llvm.Target.from_default_triple()
         machine = target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features, opt=2)
         code = llvm.create_mcjit_compiler(llvm.parse_assembly(written()), machine)

@@ -65,9 +65,8 @@ M = TypeVar("M", bound=nn.Module)
 def lean(model: M) -> M:
     """The model itself, with leaner parts where they give the same to fp32 rounding."""
     linear = [part for part in model.modules() if isinstance(part, nn.Linear)]
-    doubled = sum(layer.weight.nbytes for layer in linear) <= max(
-        PACKED, spare() * 2 // 3
-    )  # and half a copy for few rows
+    room = max(PACKED, spare() * 2 // 3)  # there may be half a copy more, of numbers of bf16
+    doubled = sum(layer.weight.nbytes for layer in linear) <= room
     forms: dict[tuple[type, str], type | None] = {}  # parts of one class are alike: one of them is tried out
     for name, part in list(model.named_modules()):
         own: Any = type(part)
